@@ -1,0 +1,98 @@
+"""clt-plugins: train cross-layer transcoders, with everything that is a choice in a plugin.
+
+The names below are the public API: plugins use nothing else of the engine.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from clt_plugins.hookspecs import hookimpl
+from clt_plugins.spec import API_VERSION, Context, Selected, Spec
+
+if TYPE_CHECKING:
+    from clt_plugins.batch import Batch
+    from clt_plugins.features import Features, Pairs
+    from clt_plugins.initial import parameter, uniform
+    from clt_plugins.interfaces import Forward
+    from clt_plugins.kinds import HubOrPath
+    from clt_plugins.options import with_plugins, with_recipe
+    from clt_plugins.run import run
+    from clt_plugins.selection import Above, Top
+    from clt_plugins.sparse import Layout
+    from clt_plugins.sparse import decode as sparse_decode
+    from clt_plugins.toml import document as toml_text
+    from clt_plugins.transcoder import CrossLayerTranscoder
+
+__version__ = "0.1.0"
+
+# What needs torch is imported at first use, so that `--help`, `plugins` and `validate` start without it.
+_LAZY = {
+    "Above": "clt_plugins.selection",
+    "Batch": "clt_plugins.batch",
+    "CrossLayerTranscoder": "clt_plugins.transcoder",
+    "Features": "clt_plugins.features",
+    "Forward": "clt_plugins.interfaces",
+    "HubOrPath": "clt_plugins.kinds",
+    "Layout": "clt_plugins.sparse",
+    "Pairs": "clt_plugins.features",
+    "Top": "clt_plugins.selection",
+    "parameter": "clt_plugins.initial",
+    "run": "clt_plugins.run",
+    "sparse_decode": "clt_plugins.sparse:decode",
+    "toml_text": "clt_plugins.toml:document",
+    "uniform": "clt_plugins.initial",
+    "with_plugins": "clt_plugins.options",
+    "with_recipe": "clt_plugins.options",
+}
+
+__all__ = [
+    "API_VERSION",
+    "Above",
+    "Batch",
+    "Context",
+    "CrossLayerTranscoder",
+    "Features",
+    "Forward",
+    "HubOrPath",
+    "Layout",
+    "Pairs",
+    "Selected",
+    "Spec",
+    "Top",
+    "__version__",
+    "hookimpl",
+    "parameter",
+    "run",
+    "sparse_decode",
+    "toml_text",
+    "uniform",
+    "with_plugins",
+    "with_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    place = _LAZY.get(name)
+    if place is None:
+        raise AttributeError(f"module 'clt_plugins' has no attribute {name!r}")
+    module, _, inner = place.partition(":")
+    return getattr(import_module(module), inner or name)
+
+
+class _Package(ModuleType):
+    """Keeps the name `clt_plugins.run` for the function: importing the module of that name would take it."""
+
+    @property
+    def run(self) -> Any:
+        return __getattr__("run")
+
+    @run.setter
+    def run(self, module: ModuleType) -> None:
+        """The import system's; the module stays in `sys.modules`."""
+
+
+sys.modules[__name__].__class__ = _Package

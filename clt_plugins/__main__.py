@@ -1,0 +1,28 @@
+"""`python -m clt_plugins`, and the console script `clt-plugins`."""
+
+from __future__ import annotations
+
+import logging
+
+
+class Lines(logging.Formatter):
+    """`warning: text`; information without a level in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def main() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("clt_plugins").setLevel(logging.INFO)
+
+    from clt_plugins.cli import main_group
+
+    main_group()
+
+
+if __name__ == "__main__":
+    main()

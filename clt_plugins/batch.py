@@ -1,0 +1,58 @@
+"""A batch of activations, as every source hands it over.
+
+Shapes: B tokens, L layers, D d_model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    import torch
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """MLP inputs and outputs of B tokens at every layer.
+
+    Raises:
+        ValueError: inputs and targets are not two tensors of the same shape [B, L, D].
+    """
+
+    inputs: torch.Tensor
+    """What each MLP read, [B, L, D]."""
+    targets: torch.Tensor
+    """What each MLP wrote, [B, L, D]."""
+    token_ids: torch.Tensor | None = None
+    """The vocabulary id of each token, [B] int64, where the source knows it."""
+    positions: torch.Tensor | None = None
+    """The place of each token: (context, position in it), [B, 2] int64, where the source knows it."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.inputs.dim() != 3 or self.inputs.shape != self.targets.shape:
+            raise ValueError(
+                f"a batch holds inputs and targets of one shape [tokens, layers, d_model], "
+                f"got {tuple(self.inputs.shape)} and {tuple(self.targets.shape)}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        return self.inputs.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """The same batch on another device; asynchronous where the memory is pinned."""
+        return attrs.evolve(
+            self,
+            inputs=self.inputs.to(device, dtype, non_blocking=True),
+            targets=self.targets.to(device, dtype, non_blocking=True),
+        )
+
+    def rows(self, index: torch.Tensor | slice) -> Batch:
+        """Some tokens of this batch, in the order of `index`."""
+
+        def pick(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x[index]
+
+        return Batch(self.inputs[index], self.targets[index], pick(self.token_ids), pick(self.positions))

@@ -1,0 +1,181 @@
+"""The commands. Messages go to stderr, results to stdout; an error is one line, without a stack trace unless `-v`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import re
+import traceback
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clt_plugins import __version__
+from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.options import RECIPE, VERBOSE, load_plugins, verbose, with_plugins, with_recipe
+
+if TYPE_CHECKING:
+    from clt_plugins.loading import Plugins
+    from clt_plugins.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class Commands(click.Group):
+    """The engine's commands and those of plugins; turns exceptions into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from clt_plugins.loading import PluginError
+
+        try:
+            found = self._from_plugins(ctx)
+        except PluginError as error:  # only a strict environment raises; help is shown all the same
+            logger.warning("%s", error)
+            found = {}
+        return [*self.commands, *sorted(found.keys() - self.commands.keys())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self.commands.get(cmd_name) or self._from_plugins(ctx).get(cmd_name)
+
+    def _from_plugins(self, ctx: click.Context) -> dict[str, click.Command]:
+        if ctx.obj is None:
+            ctx.obj = load_plugins(()).commands()
+        return ctx.obj
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from clt_plugins.loading import PluginError
+
+        error: BaseException
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Stopped as stop:
+            error, code, text = stop, stop.code, str(stop)
+        except KeyboardInterrupt as interrupt:
+            error, code, text = interrupt, ExitCode.INTERRUPTED, "interrupted"
+        except ValueError as wrong:
+            error, code, text = wrong, ExitCode.USAGE, _place(str(wrong), ctx.meta.get(RECIPE))
+        except OSError as failure:
+            if failure.errno == errno.EPIPE:
+                raise
+            error, code, text = failure, ExitCode.FAILED, str(failure)
+        except PluginError as failure:
+            error, code, text = failure, ExitCode.FAILED, str(failure)
+        except Exception as failure:
+            hint = "" if VERBOSE in ctx.meta else " (-v shows where)"
+            text = f"{type(failure).__name__}: {' '.join(str(failure).split())}{hint}"
+            error, code = failure, ExitCode.FAILED
+        if VERBOSE in ctx.meta:
+            traceback.print_exception(error)
+        click.echo(text, err=True)
+        raise click.exceptions.Exit(code)
+
+
+def _place(text: str, recipe: str | None) -> str:
+    """Put the recipe's file before a fault that names a setting, `model.path: no such folder`."""
+    from clt_plugins.listing import tables
+
+    setting = re.match(r"(\w+)[\w.\[\]]*: ", text)
+    return f"{recipe}: {text}" if recipe and setting and setting[1] in tables() else text
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="clt-plugins %(version)s")
+@verbose
+def main_group() -> None:
+    """Train cross-layer transcoders, with everything that is a choice in a plugin."""
+
+
+class RunCommand(click.Command):
+    """`--resume` may stand before RECIPE without taking it for the name of a checkpoint."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        name = re.compile(r"latest|(step_)?\d+")
+        args = [
+            "--resume=latest" if arg == "--resume" and not name.fullmatch(after) else arg
+            for arg, after in pairwise([*args, ""])
+        ]
+        return super().parse_args(ctx, args)
+
+
+@main_group.command(cls=RunCommand)
+@with_recipe
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/<name>/<time> if not given.")
+@click.option("--resume", metavar="[NAME]", help="Go on from the latest checkpoint in the folder, or from NAME.")
+@click.option("--dry-run", is_flag=True, help="Build everything, print sizes, train nothing.")
+def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, dry_run: bool) -> None:
+    """Train the transcoder that RECIPE describes."""
+    from clt_plugins import run as engine
+
+    if dry_run:
+        from clt_plugins.run import dry_run as measure
+
+        click.echo(_sizes(measure(recipe, plugins)))
+        return
+    engine(recipe, out=out, resume=resume, plugins=plugins)
+
+
+@main_group.command()
+@with_recipe
+def validate(recipe: Recipe, plugins: Plugins) -> None:
+    """Check RECIPE and print it with every default written out."""
+    from clt_plugins.recipe import as_toml
+
+    click.echo(as_toml(recipe), nl=False)
+
+
+@main_group.command("plugins")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--check", is_flag=True, help="Also look for what is undocumented.")
+@with_plugins
+def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bool) -> None:
+    """List plugins and what they offer, or only what has NAME: a plugin, distribution, table or choice.
+
+    Ends with 1 if a plugin failed to load.
+    """
+    from clt_plugins.listing import as_text, listing, undocumented
+
+    plugins.commands()  # so that one that fails is listed
+    found = listing(plugins, name)
+    faults = undocumented(plugins) if check else []
+    if as_json:
+        click.echo(json.dumps({**found, "undocumented": faults} if check else found, indent=2))
+    else:
+        click.echo("\n".join([as_text(found), *(f"! {fault}" for fault in faults)]))
+    if found["failures"] or faults:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+@main_group.command()
+@click.option("-o", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write to a new file.")
+@with_plugins
+def init(plugins: Plugins, file: Path | None) -> None:
+    """Print a recipe made from the defaults, every setting explained."""
+    from clt_plugins.starter import starter
+
+    text = starter(plugins)
+    if file is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        raise ValueError(f"{file}: already there; give another name with -o") from None
+
+
+def _sizes(found: dict[str, Any]) -> str:
+    """The result of a dry run, for people."""
+    lines = [
+        f"layers {found['layers']}, d_model {found['d_model']}, features {found['features']:,} per layer",
+        f"parameters {found['parameters']:,}",
+        *(f"  {name} {count:,}" for name, count in found["parameters_by_name"].items()),
+        f"memory {found['total_bytes'] / 2**30:.3f} GiB",
+        *(f"  {name} {size / 2**30:.3f} GiB" for name, size in found["bytes"].items()),
+    ]
+    return "\n".join(lines)

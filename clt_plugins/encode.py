@@ -1,0 +1,68 @@
+"""The encoder: pre-activations `x_l · W_l + b_l`, all at once or a layer at a time under selections.
+
+The blockwise form never holds more than one [B, F] block. The product may run in bfloat16; what is selected by it
+is then computed anew from the float32 weights, so features have float32 values whatever the product's type.
+
+Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clt_plugins.features import Pairs
+from clt_plugins.interfaces import Kernels, Selection
+from clt_plugins.sparse import Layout, pre_activations
+
+
+def encode_dense(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """All pre-activations, [B, L, F]; differentiable.
+
+    Args:
+        inputs: [B, L, D], normalised; weight: [L, F, D]; bias: [L, F].
+    """
+    # Where weights are kept in bfloat16, this reference still computes in the inputs' type.
+    weight, bias = weight.to(inputs.dtype), bias.to(inputs.dtype)
+    by_layer = torch.baddbmm(bias[:, None], inputs.transpose(0, 1), weight.transpose(1, 2))
+    return by_layer.transpose(0, 1)
+
+
+def encode_selected(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    selections: Sequence[Selection],
+    kernels: Kernels,
+    product: torch.dtype | None = None,
+) -> list[tuple[Pairs, Tensor]]:
+    """What each selection keeps of the pre-activations: its pairs, and their pre-activations [N], differentiable.
+
+    Args:
+        inputs: [B, L, D], normalised; weight: [L, F, D]; bias: [L, F].
+        product: the type of the matrix product, if not that of the weights.
+    """
+    with torch.no_grad():
+        product = product or weight.dtype
+        exact = product == inputs.dtype
+        block = inputs.new_empty(inputs.shape[0], weight.shape[1])
+        for layer in range(weight.shape[0]):
+            if exact:
+                torch.addmm(bias[layer], inputs[:, layer], weight[layer].T, out=block)
+            else:
+                rough = inputs[:, layer].to(product) @ weight[layer].to(product).T
+                torch.add(rough, bias[layer], out=block)
+            for selection in selections:
+                selection.see(layer, block)
+    kept = []
+    for selection in selections:
+        pairs, found = selection.finish()
+        with torch.no_grad():
+            if not exact:
+                layout = Layout.own_layer(pairs.layers, pairs.features)
+                kernels.grad_values(inputs, pairs, layout, weight.view(layout.rows, -1), found)
+                found += bias.flatten()[pairs.feature]
+        kept.append((pairs, pre_activations(found, inputs, weight, bias, pairs, kernels)))
+    return kept

@@ -1,0 +1,234 @@
+"""What `build` returns for each kind of choice: the protocols, with shapes.
+
+Nothing here needs to be inherited from. Activations, tyings and losses with parameters of their own are
+`torch.nn.Module`s; a parameter with one entry or row per feature says along which axis, by an attribute
+`feature_axis`, so that it can be split over ranks and its slices saved.
+
+Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clt_plugins.batch import Batch
+    from clt_plugins.features import Features, Pairs
+    from clt_plugins.sparse import Layout
+
+
+class Selection(Protocol):
+    """Finds the pairs worth keeping while the pre-activations of a batch go by, one layer at a time."""
+
+    def see(self, layer: int, pre: Tensor) -> None:
+        """Take what is needed of one layer's pre-activations [B, F]; the block is gone afterwards. No gradient."""
+
+    def finish(self) -> tuple[Pairs, Tensor]:
+        """After the last layer: the pairs, and the pre-activation of each, [N]."""
+
+
+class Activation(Protocol):
+    """Turns pre-activations into features: which pairs are kept, and the value of each."""
+
+    fixed_size: bool
+    """Whether `selection` keeps the same number of pairs in every batch (TopK), or as many as pass (ReLU).
+    The second kind runs dense while its features are."""
+
+    def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Selection:
+        """Start on a batch of B tokens.
+
+        Every pair whose value or gradient can be non-zero must be kept.
+
+        Args:
+            norms: gives the decoder norms [L, F], detached; costs a pass over the decoder, so call it only if used.
+        """
+
+    def __call__(self, pre: Tensor, feature: Tensor | None) -> Tensor:
+        """The value of each kept pair; differentiable, never negative.
+
+        Args:
+            pre: [N] with `feature`; or [B, L, F] without.
+            feature: layer * F + f of each pair, [N]; None where `pre` is dense.
+        """
+
+
+class Tying(Protocol):
+    """The decoder: which weights carry a feature of layer s to layer t >= s."""
+
+    def decode(self, features: Features) -> Tensor:
+        """What the features write, [B, L, D], without bias or skip; features may be sparse or dense."""
+
+    def affine(self, inputs: Tensor) -> Tensor:
+        """What does not depend on features: bias and skip; broadcasts to [B, L, D]. `inputs` are normalised."""
+
+    def norms(self) -> Tensor:
+        """‖decoder‖ of each feature over all the layers it writes to, [L, F], detached."""
+
+    def expand(self, layer: int) -> Tensor:
+        """The decoder rows of one source layer as if untied, [F, L - layer, D], factors included, detached.
+
+        Raises:
+            ValueError: where no such matrix exists (a per-target offset), saying why.
+        """
+
+    def views(self) -> Mapping[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
+        """How parameters are cut for files: file name -> (parameter name, view of it, feature axis of the view)."""
+
+
+@attrs.frozen(eq=False)
+class Forward:
+    """One forward pass, as the losses see it. All tensors but the raw targets are in normalised units."""
+
+    batch: Batch
+    """Raw activations."""
+    inputs: Tensor
+    """[B, L, D]."""
+    targets: Tensor
+    """[B, L, D]."""
+    features: Features
+    reconstruction: Tensor
+    """[B, L, D]; of all ranks together."""
+    scale: Tensor
+    """Raw units per normalised unit of the targets, [L, D]: `(reconstruction - targets) * scale` is the raw error."""
+    variance: Tensor
+    """Variance of the raw targets, [L]: mean over dimensions of the variance over tokens."""
+    norms: Callable[[], Tensor]
+    """Gives the decoder norms [L, F], detached; computed once per step, at the first call."""
+    idle_tokens: Tensor
+    """Tokens since each feature was last active, [L, F] int64."""
+    decode: Callable[[Features], Tensor]
+    """Decodes other features (AuxK), summed over ranks: [B, L, D], without bias or skip."""
+    sum_features: Callable[[Tensor], Tensor]
+    """The sum over the ranks that share the features: wrap what a term adds up over features (no-op on one)."""
+    extra: Features | None
+    """The pre-activations that this loss's `selection` kept, rectified; None if it has none."""
+    pre: Tensor | None
+    """All pre-activations [B, L, F], where a loss of the recipe says `needs_pre = True`; else None."""
+    progress: float
+    """Training steps done, as a share of all."""
+
+
+class Loss(Protocol):
+    """A term of the training loss."""
+
+    needs_pre: bool
+    """Whether `Forward.pre` is wanted. It keeps the whole [B, L, F] alive: avoid it where a selection will do."""
+
+    def selection(self, tokens: int, idle_tokens: Tensor) -> Selection | None:
+        """A selection of its own, fed by the same encoder pass as the activation's; None for most losses."""
+
+    def __call__(self, forward: Forward) -> Mapping[str, Tensor]:
+        """The term, or several, by name, each a scalar, already weighted; logged under `loss/`."""
+
+
+class Source(Protocol):
+    """An endless, resumable stream of activation batches.
+
+    A source that holds threads, files or connections also has `close()`, called when the run ends.
+    """
+
+    layers: int
+    d_model: int
+
+    def next(self) -> Batch:
+        """The next training batch, of exactly `context.batch_tokens` tokens (divided by the data ranks).
+
+        Raises:
+            ValueError: there is no (more) data, saying where it was looked for.
+        """
+
+    def held_out(self, tokens: int) -> Iterator[Batch]:
+        """Batches of tokens never trained on, the same ones at each call, `tokens` in all or what there is."""
+
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """Stored statistics (`mean`, `std` [L, D] and `rms` [L], each under `inputs.` and `targets.`), or None:
+        then they are estimated from the first batches."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, as JSON; small, whatever the size of the data."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`: the next batch is the one that would have come next, bit for bit."""
+
+
+class Logger(Protocol):
+    """A sink of metrics. Only rank 0 has one. Must not block the training step for long."""
+
+    def start(self, recipe: Mapping[str, Any], step: int) -> None:
+        """Before the first step; `recipe` is the resolved recipe as plain TOML data, `step` > 0 when resumed:
+        what was logged beyond that step by the interrupted run will come again."""
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics by `group/name`: numbers; or CPU tensors [L] (one value per layer) and [L, F] (a histogram)."""
+
+    def close(self, status: str) -> None:
+        """At the end, `status` one of "finished", "interrupted", "failed"; also called on a crash: flush."""
+
+
+class Kernels(Protocol):
+    """Sparse products for one kind of device. `layout` says which rows of a weight [R, D] a pair touches, and
+    which layers of a dense [B, L, D] they belong to; `values` are [N], or [N, L] with a column per target layer.
+
+    Sums are accumulated in at least float32 whatever the weight's type. Results do not depend on the number of
+    threads.
+    """
+
+    name: str
+
+    def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
+        """out[b, t] = sum over pairs at token b of value * their row for t. `out` [B, L, D] is overwritten."""
+
+    def grad_values(self, grad: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
+        """out[n] = sum over targets t of grad[b, t] · row; one sum per target where `out` is [N, L], 0 if t < s."""
+
+    def grad_rows(
+        self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, *, overwrite: bool
+    ) -> None:
+        """out[row] (+)= sum over pairs and targets of value * dense[b, t]. With `overwrite`, rows that no pair
+        touches become 0: `out` [R, D] may hold anything before."""
+
+
+class Parallel(Protocol):
+    """How features (tensor parallel) and tokens (data parallel) are split over ranks."""
+
+    rank: int
+    world: int
+    tensor_rank: int
+    tensor_ranks: int
+    data_rank: int
+    data_ranks: int
+
+    def shard(self, features: int) -> range:
+        """The features of each layer that this rank owns, of F."""
+
+    def sum_features(self, x: Tensor) -> Tensor:
+        """The sum over the ranks that share the features; the gradient passes through unchanged."""
+
+    def total(self, x: Tensor) -> Tensor:
+        """A detached sum over the ranks that share the features."""
+
+    def reduce_gradients(self, parameters: list[Any]) -> None:
+        """Average the gradients over the ranks that share the tokens; sum those of parameters that are whole on
+        every tensor rank but whose gradient is not."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class Exporter(Protocol):
+    """Writes a trained transcoder in another tool's format."""
+
+    def export(self, transcoder: Any, folder: Any) -> None:
+        """Write the files into an empty folder.
+
+        Raises:
+            ValueError: the format cannot hold this transcoder, saying what stands in the way and the remedy.
+        """

@@ -1,0 +1,87 @@
+"""Which types a recipe can hold, and what they are called in messages."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
+
+import attrs
+
+from clt_plugins.spec import Selected
+from clt_plugins.toml import inline
+
+HubOrPath = NewType("HubOrPath", str)
+"""A folder or file where there is one of that name beside the recipe or in the working directory, else a hub id."""
+
+
+def is_union(tp: Any) -> bool:
+    return get_origin(tp) in (Union, types.UnionType)
+
+
+def is_choice(tp: Any) -> bool:
+    return get_origin(tp) is Annotated and get_args(tp)[0] is Selected
+
+
+def describe(tp: Any) -> str:
+    """A type in a reader's words: `int or list of int`."""
+    if get_origin(tp) is Literal:
+        options = ", ".join(inline(option) for option in get_args(tp))
+        return f"one of {options}" if len(get_args(tp)) > 1 else options
+    if is_union(tp):
+        return " or ".join(describe(member) for member in get_args(tp) if member is not type(None))
+    if get_origin(tp) is list:
+        return f"list of {describe(get_args(tp)[0])}"
+    if get_origin(tp) is dict:
+        return f"table of {describe(get_args(tp)[1])}"
+    if is_choice(tp):
+        return get_args(tp)[1]
+    if tp is Path:
+        return "a path"
+    if tp is HubOrPath:
+        return "a hub id or a path"
+    return "a table" if attrs.has(tp) else getattr(tp, "__name__", str(tp))
+
+
+def check_config(cls: Any) -> None:
+    """Whether recipes can hold a config class.
+
+    Raises:
+        TypeError: no, saying what to change.
+    """
+    if not (isinstance(cls, type) and attrs.has(cls)):
+        raise TypeError(f"config must be an attrs class (@attrs.frozen(kw_only=True)), got {cls!r}")
+    if not attrs.inspect(cls).is_frozen:
+        raise TypeError(f"{cls.__name__} must be frozen: @attrs.frozen(kw_only=True)")
+    try:
+        attrs.resolve_types(cls)
+    except NameError as error:
+        raise TypeError(
+            f"{cls.__name__}: {error}: types of fields must be importable when the plugin loads, "
+            "not under TYPE_CHECKING"
+        ) from error
+    for a in attrs.fields(cls):
+        if a.alias == "name":
+            raise TypeError(f"{cls.__name__}.name: a recipe's table says its choice there; call the field otherwise")
+        if a.type is None:
+            raise TypeError(f"{cls.__name__}.{a.name}: has no type")
+        if not _is_supported(a.type):
+            raise TypeError(
+                f"{cls.__name__}.{a.name}: a recipe cannot hold {a.type}; use bool, int, float, str, Path, "
+                "HubOrPath, Literal, list, dict[str, ...], unions of them, or another such class"
+            )
+
+
+def _is_supported(tp: Any) -> bool:
+    if tp in (bool, int, float, str, Path, HubOrPath) or get_origin(tp) is Literal or is_choice(tp):
+        return True
+    if is_union(tp):
+        return all(member is type(None) or _is_supported(member) for member in get_args(tp))
+    if get_origin(tp) is list:
+        return _is_supported(get_args(tp)[0])
+    if get_origin(tp) is dict:
+        return get_args(tp)[0] is str and _is_supported(get_args(tp)[1])
+    if attrs.has(tp):
+        attrs.resolve_types(tp)
+        return all(a.type is not None and _is_supported(a.type) for a in attrs.fields(tp))
+    return False

@@ -1,0 +1,192 @@
+"""What plugins offer, as data and as text: every choice with its settings, their types, defaults and documentation."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import typing
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import attrs
+
+from clt_plugins.hookspecs import SLOTS
+from clt_plugins.kinds import HubOrPath
+from clt_plugins.loading import Choice, Plugins
+from clt_plugins.recipe import Recipe, plain
+from clt_plugins.settings import ModelConfig, TrainConfig, TranscoderConfig
+from clt_plugins.structure import did_you_mean
+from clt_plugins.toml import inline
+
+ENGINE_TABLES: dict[str, type] = {"model": ModelConfig, "transcoder": TranscoderConfig, "train": TrainConfig}
+
+
+def tables() -> list[str]:
+    """The keys a recipe may have at its top."""
+    return [a.name for a in attrs.fields(Recipe)]
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string literals under an attrs class's fields, its bases' included."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not attrs.has(base):
+            continue
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):
+            continue  # typed in at a prompt: there is no source to read
+        body = typing.cast("ast.ClassDef", ast.parse(source).body[0]).body
+        for statement, after in pairwise(body):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def summary(cls: type) -> str:
+    """The first paragraph of a config's own docstring. (attrs gives none of its own; bases are not asked.)"""
+    return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def type_text(tp: Any) -> str:
+    """A type as it would be written: `int | list[int]`, `"global" | "layer"`."""
+    if get_origin(tp) is Literal:
+        return " | ".join(inline(option) for option in get_args(tp))
+    if get_origin(tp) in (list, dict):
+        return f"{get_origin(tp).__name__}[{', '.join(map(type_text, get_args(tp)))}]"
+    if get_origin(tp) is not None and get_origin(tp) is not typing.Annotated:
+        return " | ".join(type_text(member) for member in get_args(tp) if member is not type(None))
+    return "hub id or path" if tp is HubOrPath else getattr(tp, "__name__", "choice")
+
+
+def fields(cls: Any) -> list[dict[str, Any]]:
+    """The settings of a config class: name, type, whether required, default (None: not given) and doc."""
+    attrs.resolve_types(cls)
+    docs = field_docs(cls)
+    found = []
+    for a in attrs.fields(cls):
+        default = a.default.factory() if isinstance(a.default, attrs.Factory) else a.default  # type: ignore[arg-type]
+        required = default is attrs.NOTHING
+        found.append(
+            {
+                "name": a.alias,
+                "type": type_text(a.type),
+                "required": required,
+                "default": None if required else plain(default),
+                "doc": docs.get(a.name, ""),
+            }
+        )
+    return found
+
+
+def listing(plugins: Plugins, name: str | None = None) -> dict[str, Any]:
+    """Plugins, choices by table, the engine's own tables, and failures: plain data.
+
+    Args:
+        name: only what has this name: a plugin, a distribution, a table, or a choice.
+
+    Raises:
+        ValueError: nothing has it.
+    """
+    found: dict[str, Any] = {
+        "plugins": [attrs.asdict(info) for info in plugins.infos],
+        "choices": {slot: [_choice(choice) for choice in plugins.choices(slot).values()] for slot in SLOTS.values()},
+        "tables": {table: {"summary": summary(cls), "fields": fields(cls)} for table, cls in ENGINE_TABLES.items()},
+        "failures": [
+            {"plugin": each.plugin, "distribution": each.distribution, "error": str(each).split(": ", 1)[1]}
+            for each in plugins.failures
+        ],
+    }
+    return found if name is None else _only(found, name)
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "name": choice.spec.name,
+        "aliases": list(choice.spec.aliases),
+        "plugin": choice.plugin,
+        "distribution": choice.distribution,
+        "summary": summary(choice.spec.config),
+        "fields": fields(choice.spec.config),
+    }
+
+
+def _only(found: dict[str, Any], name: str) -> dict[str, Any]:
+    def of_plugin(item: Mapping[str, Any], key: str) -> bool:
+        return name in (item[key], item["distribution"], item["distribution"].split()[0])
+
+    kept: dict[str, Any] = {
+        "plugins": [item for item in found["plugins"] if of_plugin(item, "name")],
+        "choices": {
+            slot: [c for c in offered if name in (slot, c["name"], *c["aliases"]) or of_plugin(c, "plugin")]
+            for slot, offered in found["choices"].items()
+        },
+        "tables": {table: value for table, value in found["tables"].items() if table == name},
+        "failures": [item for item in found["failures"] if of_plugin(item, "plugin")],
+    }
+    if not (kept["plugins"] or any(kept["choices"].values()) or kept["tables"] or name in SLOTS.values()):
+        known = [*(item["name"] for item in found["plugins"]), *SLOTS.values(), *ENGINE_TABLES]
+        known += [c["name"] for offered in found["choices"].values() for c in offered]
+        raise ValueError(f"no plugin, table or choice is called {name!r}{did_you_mean(name, known)}")
+    return kept
+
+
+def undocumented(plugins: Plugins) -> list[str]:
+    """What a reader of the listing would miss: configs and fields without a word on them."""
+    faults = []
+    for slot in SLOTS.values():
+        for choice in plugins.choices(slot).values():
+            config = choice.spec.config
+            where = f"{choice}: {slot} {choice.spec.name!r}: {config.__name__}"
+            if not summary(config):
+                faults.append(f"{where} has no docstring")
+            faults += [
+                f"{where}.{each['name']} has no doc: put a string literal under it"
+                for each in fields(config)
+                if not each["doc"]
+            ]
+    return faults
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The listing for people."""
+    lines = []
+    for info in found["plugins"]:
+        status = "" if info["status"] == "active" else f"  {info['status'].upper()}"
+        lines.append(f"{info['name']}  {info['distribution']}{status}  {_short(info['file'])}")
+        if info["hooks"]:
+            lines.append(f"    {', '.join(info['hooks'])}")
+    for slot, offered in found["choices"].items():
+        if offered:
+            lines += ["", f"[[{slot}]]" if slot in ("losses", "loggers", "exports") else f"[{slot}]"]
+        for choice in offered:
+            also = f" (also {', '.join(choice['aliases'])})" if choice["aliases"] else ""
+            lines.append(f"  {choice['name']}{also} - {choice['summary']}  <{choice['plugin']}>")
+            lines += map(_field_text, choice["fields"])
+    for table, described in found["tables"].items():
+        lines += ["", f"[{table}] - {described['summary']}", *map(_field_text, described["fields"])]
+    if found["failures"]:
+        lines.append("")
+    lines += [f"! {each['plugin']} ({each['distribution']}): {each['error']}" for each in found["failures"]]
+    return "\n".join(lines)
+
+
+def _field_text(each: dict[str, Any]) -> str:
+    default = ", required" if each["required"] else ", optional"
+    if each["default"] is not None:
+        default = f" = {inline(each['default'])}"
+    return f"      {each['name']}: {each['type']}{default}  {each['doc']}"
+
+
+def _short(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if file and path.is_relative_to(Path.cwd()) else file

@@ -1,0 +1,277 @@
+"""Entry points -> plugins -> the choices a recipe has.
+
+A broken plugin is recorded and passed over: it stops only a recipe that needs it, or a strict run. Plugins are
+taken in sorted order, so that ranks agree, and everything is loaded before threads and process groups start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pluggy
+
+from clt_plugins.discovery import Found, find_plugins, source_file, warn_of_mixed_install
+from clt_plugins.hookspecs import SLOTS, Hooks
+from clt_plugins.kinds import check_config
+from clt_plugins.spec import API_VERSION, Spec
+from clt_plugins.structure import did_you_mean
+
+if TYPE_CHECKING:
+    import click
+
+    from clt_plugins.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class PluginError(Exception):
+    """A plugin is broken, or two are in each other's way; the text names plugin and distribution."""
+
+
+@attrs.frozen
+class Choice:
+    """One choice, and who offers it."""
+
+    spec: Spec
+    plugin: str
+    distribution: str
+    """With version: `clt-plugins 0.1.0`."""
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} ({self.distribution})"
+
+
+@attrs.frozen
+class Failure:
+    """A plugin that could not be used, or not wholly."""
+
+    plugin: str
+    distribution: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        text = " ".join(str(self.error).split())
+        return f"{self.plugin} ({self.distribution}): {type(self.error).__name__}: {text}"
+
+
+@attrs.frozen
+class Info:
+    """What is known of a plugin, for listings and `versions.json`."""
+
+    name: str
+    distribution: str
+    """With version."""
+    status: str
+    """`active`, `failed` or `blocked`."""
+    file: str = ""
+    hooks: tuple[str, ...] = ()
+
+
+class Plugins:
+    """The plugins of one run. Made by `load`; frozen afterwards."""
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+        self.infos: list[Info] = []
+        self._manager = pluggy.PluginManager("clt_plugins")
+        self._manager.add_hookspecs(Hooks)
+        self._offers: dict[tuple[str, str], list[Choice]] = {}
+        """(table, name or alias) -> who offers it; more than one is a clash."""
+
+    def choices(self, slot: str) -> dict[str, Choice]:
+        """All choices for a recipe's table, by name (without aliases and clashes), sorted."""
+        assert slot in SLOTS.values(), slot
+        named = {name: offers[0] for (table, name), offers in self._offers.items() if table == slot and not offers[1:]}
+        return {name: named[name] for name in sorted(named) if named[name].spec.name == name}
+
+    def pick(self, slot: str, name: str) -> Choice:
+        """The choice of that name (or alias) for a recipe's table.
+
+        Raises:
+            ValueError: there is none, or two; names the nearest, all that are known, and plugins that failed.
+        """
+        offers = self._offers.get((slot, name), [])
+        if len(offers) == 1:
+            return offers[0]
+        if offers:
+            raise ValueError(_clash(name, offers))
+        known = sorted(word for table, word in self._offers if table == slot)
+        text = f"unknown name {name!r}{did_you_mean(name, known)} (known: {', '.join(self.choices(slot)) or 'none'})"
+        if self.failures:
+            text += f"; these plugins failed to load: {', '.join(sorted({each.plugin for each in self.failures}))}"
+        blocked = [info.name for info in self.infos if info.status == "blocked"]
+        raise ValueError(text + (f"; blocked: {', '.join(blocked)}" if blocked else ""))
+
+    def checks(self, recipe: Recipe) -> list[str]:
+        """The complaints of all plugins about a typed recipe.
+
+        Raises:
+            PluginError: a plugin's `clt_check` is broken.
+        """
+        complaints: list[str] = []
+        for impl in self._impls("clt_check"):
+            try:
+                returned = impl.function(*([recipe] if "recipe" in impl.argnames else []))
+                found = [] if isinstance(returned, str) else list(returned)
+                if isinstance(returned, str) or not all(isinstance(text, str) for text in found):
+                    raise TypeError(f"must return a list of str, got {returned!r}")
+            except Exception as error:
+                raise PluginError(self._named(impl.plugin_name, "clt_check", error)) from error
+            complaints += found
+        return complaints
+
+    def commands(self) -> dict[str, click.Command]:
+        """The sub-commands that plugins add. A plugin whose hook fails is recorded and passed over."""
+        found: dict[str, click.Command] = {}
+        for impl in self._impls("clt_commands"):
+            try:
+                for command in impl.function():
+                    if not isinstance(getattr(command, "name", None), str):
+                        raise TypeError(f"must return click commands, got {command!r}")
+                    if command.name in found:
+                        raise ValueError(f"another plugin has a command {command.name!r} already")
+                    found[command.name] = command
+            except Exception as error:
+                wrapped = PluginError(self._named(impl.plugin_name, "clt_commands", error))
+                self._fail(impl.plugin_name, self._distribution(impl.plugin_name), wrapped)
+                logger.warning("plugin failed: %s", self.failures[-1])
+        return found
+
+    def _impls(self, hook: str) -> list[Any]:
+        return sorted(getattr(self._manager.hook, hook).get_hookimpls(), key=lambda impl: impl.plugin_name)
+
+    def _distribution(self, plugin: str) -> str:
+        return next(info.distribution for info in self.infos if info.name == plugin and info.status == "active")
+
+    def _named(self, plugin: str, hook: str, error: BaseException) -> str:
+        return f"plugin {plugin!r} ({self._distribution(plugin)}), {hook}: {type(error).__name__}: {error}"
+
+    def _fail(self, plugin: str, distribution: str, error: BaseException) -> None:
+        self.failures.append(Failure(plugin, distribution, error))
+
+    # -- loading, used by `load` only ---------------------------------------------------------------------------
+
+    def _add(self, name: str, distribution: str, importer: Callable[[], Any]) -> None:
+        """Import and register one plugin; a failure leaves nothing of it behind."""
+        plugin = None
+        try:
+            if holder := next((i for i in self.infos if i.name == name and i.status == "active"), None):
+                raise PluginError(
+                    f"entry point name {name!r} is already used by {holder.distribution}: "
+                    f"block one with -p no:DISTRIBUTION, such as -p no:{distribution.split()[0]}"
+                )
+            plugin = importer()
+            api = getattr(plugin, "CLT_API", API_VERSION)
+            if api != API_VERSION:
+                raise PluginError(f"written for plugin API {api}, this is {API_VERSION}: install versions that agree")
+            self._manager.register(plugin, name)
+            self._refuse_unknown_hooks(plugin)
+            if not self._manager.get_hookcallers(plugin):
+                raise PluginError("has no hooks: mark its functions with @clt_plugins.hookimpl")
+            offers = self._collect(plugin, name, distribution)
+        except (Exception, SystemExit) as error:
+            if plugin is not None and self._manager.get_plugin(name) is plugin:
+                self._manager.unregister(plugin)
+            self.infos.append(Info(name, distribution, "failed", source_file(plugin)))
+            self._fail(name, distribution, error)
+            return
+        hooks = sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or [])
+        self.infos.append(Info(name, distribution, "active", source_file(plugin), tuple(hooks)))
+        for slot, choice in offers:
+            for word in (choice.spec.name, *choice.spec.aliases):
+                others = self._offers.setdefault((slot, word), [])
+                others.append(choice)
+                if len(others) > 1:
+                    self._fail(name, distribution, PluginError(f"{slot}: {_clash(word, others)}"))
+
+    def _refuse_unknown_hooks(self, plugin: Any) -> None:
+        """pluggy's `check_pending` for one plugin, with a suggestion."""
+        known = [name for name in vars(Hooks) if name.startswith("clt_")]
+        for caller in self._manager.get_hookcallers(plugin) or []:
+            required = [i for i in caller.get_hookimpls() if i.plugin is plugin and not i.optionalhook]
+            if not caller.has_spec() and required:
+                raise PluginError(f"unknown hook {caller.name!r}{did_you_mean(caller.name, known)}")
+
+    def _collect(self, plugin: Any, name: str, distribution: str) -> list[tuple[str, Choice]]:
+        """What a plugin's slot hooks return, checked."""
+        offers: list[tuple[str, Choice]] = []
+        for hook, slot in SLOTS.items():
+            own = [i for i in getattr(self._manager.hook, f"clt_{hook}").get_hookimpls() if i.plugin is plugin]
+            for impl in own:
+                try:
+                    specs = list(impl.function())
+                    for spec in specs:
+                        _check_spec(spec)
+                    words = [word for spec in specs for word in (spec.name, *spec.aliases)]
+                    if twice := {word for word in words if words.count(word) > 1}:
+                        raise ValueError(f"offers a name twice: {', '.join(sorted(twice))}")
+                except Exception as error:
+                    text = f"plugin {name!r}, clt_{hook}: {type(error).__name__}: {error}"
+                    raise PluginError(text) from error
+                offers += [(slot, Choice(spec, name, distribution)) for spec in specs]
+        return offers
+
+
+def load(
+    *, block: Sequence[str] = (), extra: Sequence[str] = (), autoload: bool = True, strict: bool = False
+) -> Plugins:
+    """Load plugins: those installed, and more by name.
+
+    Args:
+        block: plugins or distributions not to import (`-p no:NAME`).
+        extra: importable modules that are no installed plugins (`-p package.module`); or, where `autoload` is off,
+            names of installed plugins or distributions to load all the same.
+        autoload: load what is installed; also switched off by CLT_PLUGINS_DISABLE_AUTOLOAD=1.
+        strict: a plugin that fails is fatal; also switched on by CLT_PLUGINS_STRICT=1.
+
+    Raises:
+        PluginError: a plugin failed, and it is one of `extra`, or `strict` is on.
+    """
+    autoload = autoload and os.environ.get("CLT_PLUGINS_DISABLE_AUTOLOAD", "") in ("", "0")
+    strict = strict or os.environ.get("CLT_PLUGINS_STRICT", "") not in ("", "0")
+    plugins = Plugins()
+    found = find_plugins()
+    for each in found:
+        if _names(each) & set(block):
+            plugins.infos.append(Info(each.name, each.distribution, "blocked"))
+        elif autoload or _names(each) & set(extra):
+            plugins._add(each.name, each.distribution, each.entry.load)
+    modules = [name for name in extra if not any(name in _names(each) for each in found)]
+    for module in modules:
+        plugins._add(module, "by -p", partial(import_module, module))
+    fatal = [each for each in plugins.failures if strict or each.plugin in extra]
+    if fatal:
+        raise PluginError("; ".join(map(str, fatal)))
+    for failure in plugins.failures:
+        logger.warning("plugin failed: %s", failure)
+    warn_of_mixed_install(plugins.infos)
+    return plugins
+
+
+def _names(found: Found) -> set[str]:
+    return {found.name, found.distribution.split()[0]}
+
+
+def _clash(name: str, offers: Iterable[Choice]) -> str:
+    offers = list(offers)
+    blocks = " or ".join(f"-p no:{each.plugin}" for each in offers)
+    return f"{name!r} is offered by {' and '.join(map(str, offers))}: block one with {blocks}"
+
+
+def _check_spec(spec: Any) -> None:
+    if not isinstance(spec, Spec):
+        raise TypeError(f"must return a list of Spec, got {spec!r} in it")
+    if not isinstance(spec.name, str) or not spec.name:
+        raise TypeError(f"the name of a Spec must be a non-empty str, got {spec.name!r}")
+    if not callable(spec.build):
+        raise TypeError(f"{spec.name!r}: build must be callable, got {spec.build!r}")
+    try:
+        check_config(spec.config)
+    except TypeError as error:
+        raise TypeError(f"{spec.name!r}: {error}") from error

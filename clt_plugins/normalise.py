@@ -1,0 +1,136 @@
+"""Normalisation of activations: statistics that travel inside the transcoder, so that it works on raw activations.
+
+Every method is a shift and a scale per layer and dimension, so one pair of tensors holds them all:
+
+| method | shift | scale |
+| --- | --- | --- |
+| `none` | 0 | 1 |
+| `mean_std` | mean of each dimension | standard deviation of each dimension |
+| `rms` | 0 | root of the mean square, one number per layer |
+| `sqrt_d_model` | 0 | 1 / sqrt(D) |
+
+Shapes: B tokens, L layers, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from clt_plugins.batch import Batch
+
+Method = Literal["none", "mean_std", "rms", "sqrt_d_model"]
+
+EPSILON = 1e-6
+"""Added to standard deviations, as the reference library does: a dimension that never moves stays finite."""
+
+
+class Moments:
+    """Streamed mean, standard deviation and root mean square of the inputs and targets, in float64."""
+
+    def __init__(self, layers: int, d_model: int, device: torch.device | str = "cpu"):
+        self.count = 0
+        self.sums = {
+            side: torch.zeros(2, layers, d_model, dtype=torch.float64, device=device) for side in ("inputs", "targets")
+        }
+        # Sums of squares about zero lose digits where a mean is large; a shift near the mean keeps them.
+        self.shift: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Take a batch of B tokens into account."""
+        self.count += batch.tokens
+        for side, sums in self.sums.items():
+            x = getattr(batch, side).to(sums.device, torch.float64)
+            shift = self.shift.setdefault(side, x.mean(0))
+            sums[0] += (x - shift).sum(0)
+            sums[1] += (x - shift).square().sum(0)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """`inputs.mean`, `inputs.std` (n - 1) [L, D], `inputs.rms` [L], and the same for targets; float64.
+
+        Raises:
+            ValueError: fewer than two tokens were seen.
+        """
+        if self.count < 2:
+            raise ValueError(f"statistics need at least 2 tokens, got {self.count}")
+        found = {}
+        for side, (first, second) in self.sums.items():
+            mean = first / self.count
+            variance = (second - self.count * mean.square()).clamp_min(0) / (self.count - 1)
+            raw_mean = mean + self.shift[side]
+            square = variance * (self.count - 1) / self.count + raw_mean.square()
+            found[f"{side}.mean"] = raw_mean
+            found[f"{side}.std"] = variance.sqrt()
+            found[f"{side}.rms"] = square.mean(-1).sqrt()
+        return found
+
+
+def estimate(batches: Iterable[Batch], layers: int, d_model: int) -> dict[str, Tensor]:
+    """Statistics of some batches: see `Moments.statistics`."""
+    moments = Moments(layers, d_model)
+    for batch in batches:
+        moments.add(batch)
+    return moments.statistics()
+
+
+class Normaliser(nn.Module):
+    """Shifts and scales raw activations to normalised ones, and reconstructions back.
+
+    Buffers, [L, D]: `input_shift`, `input_scale`, `target_shift`, `target_scale`; and `target_variance` [L], the
+    variance of the raw targets (mean over dimensions), by which errors are compared between layers.
+    """
+
+    input_shift: Tensor
+    input_scale: Tensor
+    target_shift: Tensor
+    target_scale: Tensor
+    target_variance: Tensor
+
+    def __init__(self, layers: int, d_model: int, dtype: torch.dtype = torch.float32, device: object = "cpu"):
+        super().__init__()
+        for side in ("input", "target"):
+            self.register_buffer(f"{side}_shift", torch.zeros(layers, d_model, dtype=dtype, device=device))
+            self.register_buffer(f"{side}_scale", torch.ones(layers, d_model, dtype=dtype, device=device))
+        self.register_buffer("target_variance", torch.ones(layers, dtype=dtype, device=device))
+
+    def fit(self, method: Method, statistics: Mapping[str, Tensor]) -> None:
+        """Set shift and scale for a method from `Moments.statistics` (or what a data set stored).
+
+        Raises:
+            ValueError: the statistics are of other shapes, or not finite.
+        """
+        shape = self.input_shift.shape
+        for name, value in statistics.items():
+            if value.shape not in (shape, shape[:1]) or not bool(torch.isfinite(value).all()):
+                raise ValueError(
+                    f"statistics {name}: expected finite numbers of shape {tuple(shape)}, got {tuple(value.shape)}"
+                )
+        for side in ("input", "target"):
+            shift, scale = getattr(self, f"{side}_shift"), getattr(self, f"{side}_scale")
+            shift.zero_()
+            if method == "none":
+                scale.fill_(1)
+            elif method == "sqrt_d_model":
+                scale.fill_(shape[1] ** -0.5)
+            elif method == "rms":
+                scale.copy_(statistics[f"{side}s.rms"][:, None].clamp_min(EPSILON).expand(shape))
+            else:
+                shift.copy_(statistics[f"{side}s.mean"])
+                scale.copy_(statistics[f"{side}s.std"] + EPSILON)
+        self.target_variance.copy_(statistics["targets.std"].square().mean(1).clamp_min(EPSILON**2))
+
+    def inputs(self, raw: Tensor) -> Tensor:
+        """Raw MLP inputs [B, L, D] -> normalised."""
+        return (raw.to(self.input_shift.dtype) - self.input_shift) / self.input_scale
+
+    def targets(self, raw: Tensor) -> Tensor:
+        """Raw MLP outputs [B, L, D] -> normalised."""
+        return (raw.to(self.target_shift.dtype) - self.target_shift) / self.target_scale
+
+    def restore(self, reconstruction: Tensor) -> Tensor:
+        """A normalised reconstruction [B, L, D] -> raw units."""
+        return reconstruction * self.target_scale + self.target_shift

@@ -1,0 +1,80 @@
+"""The training loss of a batch: one forward pass, seen by every term.
+
+Shapes: B tokens, L layers, D d_model, F features per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import attrs
+from torch import Tensor
+
+from clt_plugins.batch import Batch
+from clt_plugins.features import Features
+from clt_plugins.interfaces import Forward, Loss
+from clt_plugins.transcoder import CrossLayerTranscoder
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """A batch's loss and what it came from."""
+
+    total: Tensor
+    """The sum of the terms, a scalar to call `backward` on."""
+    terms: dict[str, Tensor]
+    """Each term, detached."""
+    features: Features
+    reconstruction: Tensor
+    """[B, L, D], normalised."""
+    targets: Tensor
+    """[B, L, D], normalised."""
+
+
+def objective(
+    transcoder: CrossLayerTranscoder, losses: Sequence[Loss], batch: Batch, idle_tokens: Tensor, progress: float
+) -> Outcome:
+    """The loss of a batch of raw activations.
+
+    Args:
+        idle_tokens: tokens since each feature was last active, [L, F] int64.
+        progress: steps done, as a share of all.
+
+    Raises:
+        ValueError: two losses give a term of the same name.
+    """
+    normaliser = transcoder.normaliser
+    x, targets = normaliser.inputs(batch.inputs), normaliser.targets(batch.targets)
+    encoded = transcoder.encode_normalised(
+        x,
+        [loss.selection(batch.tokens, idle_tokens) for loss in losses],
+        keep_pre=any(loss.needs_pre for loss in losses),
+    )
+    reconstruction = transcoder.reconstruct(encoded.features, x)
+    norms = lru_cache(maxsize=1)(transcoder.tying.norms)
+    terms: dict[str, Tensor] = {}
+    for loss, extra in zip(losses, encoded.extras, strict=True):
+        forward = Forward(
+            batch=batch,
+            inputs=x,
+            targets=targets,
+            features=encoded.features,
+            reconstruction=reconstruction,
+            scale=normaliser.target_scale,
+            variance=normaliser.target_variance,
+            norms=norms,
+            idle_tokens=idle_tokens,
+            decode=transcoder.decode_normalised,
+            sum_features=transcoder.context.parallel.sum_features,
+            extra=extra,
+            pre=encoded.pre,
+            progress=progress,
+        )
+        for name, value in loss(forward).items():
+            if name in terms:
+                raise ValueError(f"losses: two of them give a term {name!r}: use each loss once")
+            terms[name] = value
+    total = sum(terms.values(), start=reconstruction.new_zeros(()))
+    detached = {name: value.detach() for name, value in terms.items()}
+    return Outcome(total, detached, encoded.features, reconstruction.detach(), targets)

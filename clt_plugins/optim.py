@@ -1,0 +1,66 @@
+"""Adam and AdamW, learning-rate schedules, gradient norms.
+
+Kingma & Ba 2015 (arXiv 1412.6980); Loshchilov & Hutter 2019 (arXiv 1711.05101).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from clt_plugins.recipe import TrainConfig
+
+LINEAR_END = 0.1
+"""The linear schedule ends at this share of the learning rate, as the reference library's does."""
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Fused Adam(W) over a model's parameters. Weight decay applies to matrices, not to biases and thresholds."""
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    matrices = [p for name, p in model.named_parameters() if _is_matrix(name)]
+    others = [p for name, p in model.named_parameters() if not _is_matrix(name)]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    beta1, beta2 = config.betas
+    return kind(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+def _is_matrix(name: str) -> bool:
+    return name == "W_enc" or name in ("tying.weight", "tying.skip")
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step (counted from 0): warm-up from lr / warmup_steps, then the schedule.
+
+    `linear` falls to a tenth, `cosine` to 0, `linear_final20` is constant for 80 % of the steps, then falls to 0.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return config.lr * (1 - (1 - LINEAR_END) * share)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    if config.schedule == "linear_final20":
+        done = step / config.steps
+        return config.lr * min(1.0, (1 - done) / 0.2)
+    return config.lr
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients together, a scalar on their device."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return torch.stack(torch._foreach_norm(grads)).norm()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Scale all gradients by limit / norm where the norm is larger; without reading it back."""
+    factor = (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)

@@ -1,0 +1,74 @@
+"""What commands share: the recipe argument, `--set`, `-p`, `--strict`, `-v`, also for commands that plugins add."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from clt_plugins.loading import Plugins
+
+VERBOSE = "clt_plugins.verbose"
+RECIPE = "clt_plugins.recipe"
+
+
+def load_plugins(names: Sequence[str], strict: bool = False) -> Plugins:
+    """Load plugins as the `-p` options say: `no:NAME` blocks, anything else is loaded as well."""
+    from clt_plugins.loading import load
+
+    block = [name.removeprefix("no:") for name in names if name.startswith("no:")]
+    return load(block=block, extra=[name for name in names if not name.startswith("no:")], strict=strict)
+
+
+def _verbose(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[VERBOSE] = True
+        logging.getLogger().setLevel(logging.INFO)
+        logging.getLogger("clt_plugins").setLevel(logging.DEBUG)
+
+
+def _remember(context: click.Context, _: click.Parameter, value: str) -> str:
+    context.meta[RECIPE] = value
+    return value
+
+
+verbose = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_verbose,
+    help="More messages; stack traces of errors.",
+)
+
+
+def with_plugins(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `-p`, `--strict` and `-v`; the command gets `plugins`."""
+
+    @click.option("-p", "names", multiple=True, metavar="[no:]NAME", help="Load a module as a plugin, or block one.")
+    @click.option("--strict", is_flag=True, help="A plugin that fails to load is fatal.")
+    @verbose
+    @functools.wraps(command)
+    def wrapped(*, names: tuple[str, ...], strict: bool, **rest: Any) -> Any:
+        return command(plugins=load_plugins(names, strict), **rest)
+
+    return wrapped
+
+
+def with_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds RECIPE, `--set` and what `with_plugins` adds; the command gets `recipe` (typed) and `plugins`."""
+
+    @click.argument("recipe", metavar="RECIPE", callback=_remember)
+    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting: train.steps=100.")
+    @with_plugins
+    @functools.wraps(command)
+    def wrapped(*, recipe: str, settings: tuple[str, ...], plugins: Plugins, **rest: Any) -> Any:
+        from clt_plugins.recipe import read_recipe
+
+        return command(recipe=read_recipe(recipe, settings, plugins), plugins=plugins, **rest)
+
+    return wrapped

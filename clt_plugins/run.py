@@ -1,0 +1,242 @@
+"""A recipe's run: prepare the folder, build, train, save. `python -m clt_plugins run RECIPE` and `clt_plugins.run`."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clt_plugins.checkpoint import Progress, find_checkpoint, load_checkpoint
+from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.normalise import estimate
+from clt_plugins.optim import make_optimizer
+from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
+from clt_plugins.setup import Parts, build
+from clt_plugins.sparse import reuse_gradients
+from clt_plugins.store import save_transcoder, write_json
+from clt_plugins.train import train
+
+if TYPE_CHECKING:
+    from clt_plugins.interfaces import Logger
+    from clt_plugins.loading import Plugins
+    from clt_plugins.transcoder import CrossLayerTranscoder
+
+logger = logging.getLogger(__name__)
+
+FREE_ON_RESUME = ("train", "loggers", "exports", "requires", "name")
+"""Tables of a recipe that may differ when a run is resumed; the rest is what the checkpoint was made with."""
+
+
+def run(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    resume: str | None = None,
+    plugins: Plugins | None = None,
+) -> CrossLayerTranscoder:
+    """Train the transcoder a recipe describes.
+
+    Args:
+        recipe: typed, or a recipe file, or its tables as a dictionary.
+        out: the run's folder; `runs/<name>/<time>` if not given.
+        resume: go on from a checkpoint in `out`: "latest", or one's name ("step_000100").
+
+    Returns:
+        The trained transcoder, also saved in `out/transcoder`.
+
+    Raises:
+        RecipeError: the recipe has faults.
+        ValueError: something the recipe names does not fit or is not there.
+        Stopped: interrupted, or stopped by a guard.
+    """
+    from clt_plugins.loading import load
+
+    plugins = plugins or load()
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe, plugins=plugins)
+    folder = Path(out) if out is not None else _default_folder(recipe, resume)
+    _prepare(folder, recipe, resume)
+    place = find_checkpoint(folder / "checkpoints", resume) if resume else None
+    with ExitStack() as stack, _stop_signals() as wants_stop:
+        parts = build(recipe, plugins, folder)
+        stack.callback(_close, parts)
+        return _train(parts, recipe, plugins, folder, place, wants_stop)
+
+
+def _train(
+    parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, place: Path | None, wants_stop: Any
+) -> CrossLayerTranscoder:
+    transcoder, source = parts.transcoder, parts.source
+    optimizer = make_optimizer(transcoder, recipe.train)
+    idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
+    progress = Progress(step=0, tokens=0, idle_tokens=idle)
+    if place is None:
+        _fit_normaliser(parts, recipe)
+    else:
+        progress = load_checkpoint(place, transcoder, optimizer, source)
+        logger.info("resumed from %s", place)
+    reuse_gradients(p for name, p in transcoder.named_parameters() if name in ("W_enc", "tying.weight"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(as_toml(recipe))
+    write_json(folder / "versions.json", versions(plugins))
+    loggers: list[Logger] = []
+    status = "failed"
+    try:
+        for chosen in recipe.loggers:
+            loggers.append(chosen.build(parts.context))
+            loggers[-1].start(as_data(recipe), progress.step)
+        transcoder.train()
+        train(parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", wants_stop)
+        save_transcoder(transcoder, folder / "transcoder")
+        status = "finished"
+    except Stopped as stop:
+        status = "interrupted" if stop.code == ExitCode.INTERRUPTED else "failed"
+        raise
+    finally:
+        with ExitStack() as closing:
+            for each in loggers:
+                closing.callback(each.close, status)
+    return transcoder.eval()
+
+
+def dry_run(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
+    """Build everything without training, the transcoder without memory: what a run would need.
+
+    Returns:
+        Sizes: `parameters` (by name and in all), `bytes` of parameters, gradients, optimizer states, batch and
+        pre-activation blocks, and in all.
+    """
+    parts = build(recipe, plugins, None, torch.device("meta"))
+    try:
+        return _estimate(parts, recipe)
+    finally:
+        _close(parts)
+
+
+def _estimate(parts: Parts, recipe: Recipe) -> dict[str, Any]:
+    transcoder = parts.transcoder
+    sizes = {name: p.numel() for name, p in transcoder.named_parameters()}
+    item = parts.context.dtype.itemsize
+    count = sum(sizes.values())
+    tokens, compute = recipe.train.batch_tokens, max(4, item)
+    layers, d_model, features = transcoder.layers, transcoder.d_model, transcoder.features
+    blocks = layers if transcoder.runs_dense or any(loss.needs_pre for loss in parts.losses) else 2
+    need = {
+        "parameters": count * item,
+        "gradients": count * item,
+        "optimizer": 2 * count * item,
+        # Raw and normalised inputs and targets, the reconstruction and its gradient.
+        "batch": 6 * tokens * layers * d_model * compute,
+        "pre_activations": blocks * tokens * features * compute,
+    }
+    return {
+        "layers": layers,
+        "d_model": d_model,
+        "features": features,
+        "parameters": count,
+        "parameters_by_name": sizes,
+        "bytes": need,
+        "total_bytes": sum(need.values()),
+    }
+
+
+def _default_folder(recipe: Recipe, resume: str | None) -> Path:
+    base = Path("runs") / recipe.name
+    if resume is None:
+        return base / time.strftime("%Y%m%d-%H%M%S")
+    known = sorted(path for path in base.glob("*") if (path / "checkpoints").is_dir()) if base.is_dir() else []
+    if not known:
+        raise ValueError(f"--resume: no run with checkpoints in {base}: give its folder with --out")
+    return known[-1]
+
+
+def _prepare(folder: Path, recipe: Recipe, resume: str | None) -> None:
+    """Refuse a folder in use, or a resumed run that is not the same."""
+    if resume is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: already there: go on with --resume, or give another folder with --out")
+        return
+    import tomllib
+
+    saved = folder / "recipe.toml"
+    if not saved.is_file():
+        raise ValueError(f"{folder}: nothing to resume: no recipe.toml in it")
+    before, now = tomllib.loads(saved.read_text()), tomllib.loads(as_toml(recipe))
+    for table in sorted(before.keys() | now.keys()):
+        if table not in FREE_ON_RESUME and before.get(table) != now.get(table):
+            raise ValueError(
+                f"{table}: differs from the run in {folder}: it was {before.get(table)}, now it is {now.get(table)}; "
+                "a resumed run must be the same"
+            )
+    fixed = ("batch_tokens", "optimizer", "states")
+    for key in fixed:
+        if before.get("train", {}).get(key) != now["train"].get(key):
+            raise ValueError(f"train.{key}: differs from the run in {folder}; a resumed run must be the same")
+
+
+def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
+    """Set the transcoder's statistics: the source's own, or those of its first batches (which are still trained on)."""
+    source, settings = parts.source, recipe.transcoder
+    found = source.statistics()
+    if found is None:
+        state = source.state()
+        count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
+        batches = islice(iter(source.next, None), count)
+        found = estimate(batches, source.layers, source.d_model)
+        source.load_state(state)
+    parts.transcoder.normaliser.fit(settings.normalisation, found)
+
+
+def versions(plugins: Plugins) -> dict[str, Any]:
+    """What ran: the interpreter, libraries, and every plugin with its distribution."""
+    from importlib.metadata import version
+
+    from clt_plugins import __version__
+
+    libraries = ("torch", "transformers", "nnsight", "datasets", "numba", "numpy", "safetensors")
+    return {
+        "clt_plugins": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in libraries},
+        "plugins": {info.name: info.distribution for info in plugins.infos},
+        "command": sys.argv,
+    }
+
+
+def _close(parts: Parts) -> None:
+    if hasattr(parts.source, "close"):
+        parts.source.close()
+    parts.context.parallel.close()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Any]:
+    """Ctrl-C and SIGTERM ask the loop to stop after its step; a second one stops at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("stopping after this step (again to stop at once)", file=sys.stderr)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        before = {}  # signals belong to the main thread; elsewhere the caller has them
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,120 @@
+"""The tables of a recipe that belong to the engine: [model], [transcoder], [train]."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal
+
+from attrs import Attribute, field, frozen, validators
+
+from clt_plugins.kinds import HubOrPath
+
+positive: Any = validators.gt(0)
+not_negative: Any = validators.ge(0)
+
+
+def _one_slot(_: Any, attribute: Attribute[Any], value: str | None) -> None:
+    if value is not None and value.count("{}") != 1:
+        raise ValueError(f"'{attribute.name}' must hold one {{}} where the layer's number goes: {value!r}")
+
+
+def _ascending(_: Any, attribute: Attribute[Any], value: list[int] | None) -> None:
+    if value is not None and (not value or value[0] < 0 or any(a >= b for a, b in pairwise(value))):
+        raise ValueError(f"'{attribute.name}' must be at least one number >= 0, ascending: {value}")
+
+
+def _within_steps(config: Any, attribute: Attribute[Any], value: int) -> None:
+    if value >= config.steps:
+        raise ValueError(f"'{attribute.name}' must be < steps ({config.steps}): {value}")
+
+
+@frozen(kw_only=True)
+class ModelConfig:
+    """The language model whose MLPs are transcribed; sources that need none do without this table."""
+
+    path: HubOrPath = field(metadata={"example": "openai-community/gpt2"})
+    """A folder with a Hugging Face model, or a hub id."""
+    gguf_file: str | None = None
+    """The GGUF file in that folder or repository, where the model is one."""
+    tokenizer: HubOrPath | None = None
+    """A tokenizer from elsewhere than `path`."""
+    revision: str | None = None
+    """The hub's revision: a branch, tag or commit."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type the model runs in."""
+    device: str = "auto"
+    """Where the model runs; "auto" is the GPU where there is one."""
+    inputs: str | None = field(default=None, validator=_one_slot)
+    """The module whose input each MLP reads, such as `transformer.h.{}.mlp`; found by itself for known families."""
+    outputs: str | None = field(default=None, validator=_one_slot)
+    """The module whose output is the MLP's, such as `transformer.h.{}.mlp`; found by itself for known families."""
+    layers: list[int] | None = field(default=None, validator=_ascending)
+    """Which layers are transcribed; all if not given."""
+
+
+@frozen(kw_only=True)
+class TranscoderConfig:
+    """The transcoder's size and arithmetic."""
+
+    features: int = field(validator=positive, metadata={"example": 4096})
+    """F: features per layer."""
+    normalisation: Literal["none", "mean_std", "rms", "sqrt_d_model"] = "mean_std"
+    """Of inputs and targets: per dimension, one scale per layer, or one scale to a norm of sqrt(d_model)."""
+    normalisation_tokens: int = field(default=65536, validator=positive)
+    """Tokens that statistics are estimated from, where the source stores none."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """The type of the parameters."""
+    device: str = "auto"
+    """Where the transcoder lives; "auto" is the GPU where there is one."""
+    path: Literal["auto", "sparse", "dense"] = "auto"
+    """Sparse products, matrix products, or by measured density."""
+
+
+@frozen(kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = field(validator=positive, metadata={"example": 10000})
+    """Optimizer steps."""
+    batch_tokens: int = field(default=4096, validator=positive)
+    """B: tokens in a batch, of all ranks together."""
+    lr: float = field(default=1e-3, validator=positive)
+    """Learning rate at its highest."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or Adam with decoupled weight decay."""
+    betas: list[float] = field(
+        factory=lambda: [0.9, 0.999],
+        validator=[
+            validators.min_len(2),
+            validators.max_len(2),
+            validators.deep_iterable(validators.and_(not_negative, validators.lt(1))),
+        ],
+    )
+    """Adam's decay of the first and second moment."""
+    eps: float = field(default=1e-8, validator=positive)
+    """Added to the root of Adam's second moment."""
+    weight_decay: float = field(default=0.0, validator=not_negative)
+    """Of the encoder's and decoder's matrices."""
+    schedule: Literal["constant", "linear", "cosine", "linear_final20"] = "linear"
+    """Of the learning rate, after the warm-up: constant; linear to a tenth; cosine to 0; constant, then to 0 over the
+    last 20 %."""
+    warmup_steps: int = field(default=0, validator=[not_negative, _within_steps])
+    """Steps over which the learning rate rises to `lr`."""
+    clip_norm: float | None = field(default=None, validator=validators.optional(positive))
+    """Gradients are scaled down to this 2-norm; not clipped if not given."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The type of the encoder's matrix product; values and gradients are float32 in either case."""
+    states: Literal["fp32", "bf16"] = "fp32"
+    """The type of Adam's moments."""
+    log_every: int = field(default=50, validator=positive)
+    """Steps between lines of the log."""
+    eval_every: int = field(default=500, validator=positive)
+    """Steps between evaluations on held-out tokens; the last step is always evaluated."""
+    eval_tokens: int = field(default=16384, validator=positive)
+    """Held-out tokens per evaluation."""
+    checkpoint_every: int = field(default=500, validator=positive)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = field(default=2, validator=positive)
+    """How many checkpoints are kept, the newest."""
+    dead_after_tokens: int = field(default=1_000_000, validator=positive)
+    """A feature that was active at none of so many tokens counts as dead."""

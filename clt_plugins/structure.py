@@ -1,0 +1,282 @@
+"""TOML data -> typed configs, strictly: every fault found, each named by its dotted path.
+
+cattrs picks the hook for a type; the hooks are ours, since its own turn `"5"`, `2.7` and `true` into numbers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import attrs
+
+from clt_plugins.kinds import HubOrPath, describe, is_choice, is_union
+from clt_plugins.spec import Selected, Spec
+from clt_plugins.toml import inline
+
+if TYPE_CHECKING:
+    import cattrs
+
+    from clt_plugins.loading import Plugins
+
+Pick = Callable[[str, str], Spec]
+"""(slot, name) -> the choice; raises ValueError with the reason."""
+
+Where = tuple[str | int, ...]
+
+
+@attrs.frozen
+class Fault:
+    """One thing wrong, and where."""
+
+    where: Where
+    text: str
+
+    @property
+    def path(self) -> str:
+        """`losses[0].layers[1]`"""
+        dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.where)
+        return dotted.removeprefix(".")
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.where else self.text
+
+
+class Faults(ValueError):
+    """All that is wrong with some data."""
+
+    def __init__(self, faults: Iterable[Fault]):
+        self.faults = list(faults)
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+def fault(text: str, *where: str | int) -> Faults:
+    """A single fault, to be raised."""
+    return Faults([Fault(where, text)])
+
+
+def did_you_mean(word: str, known: Iterable[str], quote: str = "'") -> str:
+    """ ", did you mean 'x'?", or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {quote}{near[0]}{quote}?" if near else ""
+
+
+def converter(pick: Pick, folder: Path | None = None) -> cattrs.Converter:
+    """A strict reader of plain data.
+
+    Args:
+        pick: finds the choice a table names.
+        folder: where relative paths are looked for first.
+    """
+    import cattrs  # not needed for `--help`, which should be quick
+
+    made = cattrs.Converter(detailed_validation=False)
+    for kind in (bool, int, float, str):
+        made.register_structure_hook(kind, _scalar)
+    made.register_structure_hook(Path, lambda value, _: _path(value, folder))
+    hooks: list[tuple[Callable[[Any], bool], Callable[[Any, Any], Any]]] = [
+        (lambda t: t is HubOrPath, lambda value, _: _hub_or_path(value, folder)),
+        (lambda t: get_origin(t) is Literal, _literal),
+        (is_union, lambda value, t: _union(value, t, made)),
+        (lambda t: get_origin(t) is list, lambda value, t: _list(value, t, made)),
+        (lambda t: get_origin(t) is dict, lambda value, t: _dict(value, t, made)),
+        (lambda t: attrs.has(t), lambda value, t: _record(value, t, made)),
+        (is_choice, lambda value, t: _choice(value, get_args(t)[1], made, pick)),
+    ]
+    for applies, hook in hooks:
+        made.register_structure_hook_func(applies, hook)
+    return made
+
+
+def structure_choice(plugins: Plugins, slot: str, value: Any, where: str = "") -> Selected:
+    """A choice from plain data, `{"name": ..., ...}` or its bare name.
+
+    Raises:
+        ValueError: with all faults, a line each, beginning with `where`.
+    """
+
+    def pick(slot: str, name: str) -> Spec:
+        return plugins.pick(slot, name).spec
+
+    faults: list[Fault] = []
+    with _under(faults, slot):
+        return _choice(value, slot, converter(pick), pick)
+    raise ValueError("\n".join(f"{where}: {each}" if where else str(each) for each in faults))
+
+
+@contextmanager
+def _under(faults: list[Fault], part: str | int) -> Iterator[None]:
+    """Collect the faults found inside, with `part` put before their paths."""
+    try:
+        yield
+    except Faults as error:
+        faults += [attrs.evolve(each, where=(part, *each.where)) for each in error.faults]
+
+
+def _scalar(value: Any, kind: Any) -> Any:
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            raise fault(f"too large for a float: {value}") from None
+    raise fault(f"expected {describe(kind)}, got {inline(value)}")
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise fault(f"expected {what}, got {inline(value)}")
+    return value
+
+
+def _found(text: str, folder: Path | None) -> Path | None:
+    """The file or folder of that name beside the recipe, else in the working directory, as an absolute path."""
+    for base in (folder, Path()):
+        if base is not None and (base / Path(text).expanduser()).exists():
+            return (base / Path(text).expanduser()).resolve()
+    return None
+
+
+def _path(value: Any, folder: Path | None) -> Path:
+    if isinstance(value, Path):
+        return value
+    text = _text(value, "a path")
+    return _found(text, folder) or Path(text).expanduser()
+
+
+def _hub_or_path(value: Any, folder: Path | None) -> str:
+    text = _text(str(value) if isinstance(value, Path) else value, "a hub id or a path")
+    return str(_found(text, folder) or text)
+
+
+def _literal(value: Any, tp: Any) -> Any:
+    options = get_args(tp)
+    for option in options:
+        if type(value) is type(option) and value == option:
+            return option
+    near = did_you_mean(value, (o for o in options if isinstance(o, str)), '"') if isinstance(value, str) else ""
+    raise fault(f"expected {describe(tp)}, got {inline(value)}{near}")
+
+
+def _union(value: Any, tp: Any, made: cattrs.Converter) -> Any:
+    members = [member for member in get_args(tp) if member is not type(None)]
+    if value is None and len(members) < len(get_args(tp)):
+        return None
+    if type(value) in members:  # an int stays one in `float | int`
+        return value
+    for member in members:
+        try:
+            return made.structure(value, member)
+        except Faults as error:
+            # A fault inside the value (`layers[1]`) says more than that no member fits; so does the only member's.
+            if len(members) == 1 or any(each.where for each in error.faults):
+                raise
+    options = [o for member in members if get_origin(member) is Literal for o in get_args(member)]
+    near = did_you_mean(value, (o for o in options if isinstance(o, str)), '"') if isinstance(value, str) else ""
+    raise fault(f"expected {describe(tp)}, got {inline(value)}{near}")
+
+
+def _list(value: Any, tp: Any, made: cattrs.Converter) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise fault(f"expected {describe(tp)}, got {inline(value)}")
+    found: list[Any] = []
+    faults: list[Fault] = []
+    for index, item in enumerate(value):
+        with _under(faults, index):
+            found.append(made.structure(item, get_args(tp)[0]))
+    if faults:
+        raise Faults(faults)
+    return found
+
+
+def _dict(value: Any, tp: Any, made: cattrs.Converter) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise fault(f"expected {describe(tp)}, got {inline(value)}")
+    found: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for name, item in value.items():
+        with _under(faults, name):
+            found[name] = made.structure(item, get_args(tp)[1])
+    if faults:
+        raise Faults(faults)
+    return found
+
+
+def _choice(value: Any, slot: str, made: cattrs.Converter, pick: Pick) -> Selected:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise fault(f"expected a table with a name, got {inline(value)}")
+    if value.get("name") is None:
+        raise fault("required, but missing", "name")
+    if not isinstance(value["name"], str):
+        raise fault(f"expected str, got {inline(value['name'])}", "name")
+    try:
+        spec = pick(slot, value["name"])
+    except ValueError as error:
+        raise fault(str(error)) from error
+    return Selected(spec, made.structure({k: v for k, v in value.items() if k != "name"}, spec.config))
+
+
+def _record(value: Any, cls: Any, made: cattrs.Converter) -> Any:
+    """An attrs class from a table. None stands for "not given": TOML has no such value, a dictionary may."""
+    if not isinstance(value, Mapping):
+        raise fault(f"expected a table, got {inline(value)}")
+    attrs.resolve_types(cls)
+    fields = {a.alias: a for a in attrs.fields(cls) if a.init}
+    given = {key: raw for key, raw in value.items() if raw is not None}
+    found: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for key, raw in given.items():
+        with _under(faults, key):
+            if key not in fields:
+                raise fault(f"unknown key{did_you_mean(key, fields) or _known(fields)}")
+            found[key] = made.structure(raw, fields[key].type)
+    for key, a in fields.items():
+        if key not in given and a.default is attrs.NOTHING:
+            faults.append(Fault((key,), "required, but missing"))
+    if not faults:
+        try:
+            return cls(**found)
+        except (ValueError, TypeError) as error:
+            refused = _refused(cls, found)
+            raise Faults(refused or [Fault((), _plain_text(error, ""))]) from error
+    raise Faults(faults + _refused(cls, found))
+
+
+def _known(fields: Iterable[str]) -> str:
+    return f" (known: {', '.join(sorted(fields)) or 'none'})"
+
+
+def _refused(cls: Any, found: dict[str, Any]) -> list[Fault]:
+    """What the validators say, all of them; attrs itself stops at the first."""
+    draft = object.__new__(cls)
+    for a in attrs.fields(cls):
+        default = a.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory(draft) if default.takes_self else default.factory()  # type: ignore[union-attr]
+        if a.alias in found or default is not attrs.NOTHING:
+            object.__setattr__(draft, a.name, found.get(a.alias, default))
+    faults = []
+    for a in attrs.fields(cls):
+        if a.validator is None or a.alias not in found:
+            continue
+        try:
+            a.validator(draft, a, found[a.alias])
+        except AttributeError:
+            continue  # it looks at another field, which has a fault of its own
+        except (ValueError, TypeError) as error:
+            faults.append(Fault((a.alias,), _plain_text(error, a.name)))
+    return faults
+
+
+def _plain_text(error: Exception, name: str) -> str:
+    """A validator's text, without the field's name in front: the path says it."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    text = re.sub(rf"^Length of '{name}'", "length", text)
+    return re.sub(rf"^'{name}' ", "", text)

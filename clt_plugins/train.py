@@ -1,0 +1,208 @@
+"""The training loop.
+
+Nothing in a step reads a number back from a GPU, except at the log interval; on a CPU, where reading is free, a loss that
+is not finite stops the run at its own step, before it reaches a weight.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from clt_plugins.checkpoint import Progress, save_checkpoint
+from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.metrics import evaluate_batches
+from clt_plugins.objective import Outcome, objective
+from clt_plugins.optim import clip_gradients, gradient_norm, learning_rate
+
+if TYPE_CHECKING:
+    from clt_plugins.batch import Batch
+    from clt_plugins.interfaces import Logger
+    from clt_plugins.recipe import TrainConfig
+    from clt_plugins.setup import Parts
+
+
+def train(
+    parts: Parts,
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    loggers: list[Logger],
+    folder: Path,
+    wants_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """Train from `progress.step` to `config.steps`; returns the last held-out metrics.
+
+    Args:
+        folder: where checkpoints go.
+        wants_stop: asked after each step; if so, a checkpoint is written and the run stops.
+
+    Raises:
+        Stopped: interrupted (after a checkpoint), or the loss was not finite (the last good checkpoint stays).
+        OSError: a checkpoint could not be written; earlier ones are untouched.
+    """
+    transcoder, source, device = parts.transcoder, parts.source, parts.context.device
+    parameters = list(transcoder.parameters())
+    watch = Stopwatch()
+    evaluated: dict[str, Any] = {}
+    saved_step = progress.step
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True)
+
+    def log(metrics: dict[str, Any]) -> None:
+        for logger in loggers:
+            logger.log(progress.step, {"tokens": progress.tokens, **metrics})
+
+    def checkpoint() -> None:
+        nonlocal saved_step
+        save_checkpoint(folder, progress, transcoder, optimizer, source, config.keep_checkpoints)
+        saved_step = progress.step
+
+    while progress.step < config.steps:
+        due = _due(config, progress.step + 1)
+
+        batch = source.next().to(device)
+        watch.lap("data_s")
+
+        lr = learning_rate(config, progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        share = progress.step / config.steps
+        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, share)
+        outcome.total.backward()
+        norm = gradient_norm(parameters) if config.clip_norm is not None or due["log"] else None
+        if device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]:
+            _guard(parts, outcome, norm, batch, progress.step, saved_step)
+        if config.clip_norm is not None and norm is not None:
+            clip_gradients(parameters, norm, config.clip_norm)
+        optimizer.step()
+
+        counts = outcome.features.counts()
+        progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + batch.tokens)
+        progress.tokens += batch.tokens
+        progress.step += 1
+        bar.update()
+        watch.lap("step_s")
+
+        if due["log"]:
+            metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
+            metrics.update(watch.means(batch.tokens))
+            transcoder.settle(metrics["train/l0"] / (transcoder.layers * transcoder.features))
+            bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
+            log(metrics)
+        if due["eval"]:
+            evaluated = evaluate_batches(transcoder, source.held_out(config.eval_tokens))
+            log({f"eval/{name}": value for name, value in evaluated.items()})
+        stopping = progress.step < config.steps and wants_stop()
+        if due["checkpoint"] or stopping:
+            checkpoint()
+        if stopping:
+            bar.close()
+            raise Stopped(
+                ExitCode.INTERRUPTED, f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
+            )
+        watch.skip()
+    bar.close()
+    return evaluated
+
+
+def _due(config: TrainConfig, step: int) -> dict[str, bool]:
+    """What happens after this step (counted from 1)."""
+    last = step == config.steps
+    every = {"log": config.log_every, "eval": config.eval_every, "checkpoint": config.checkpoint_every}
+    return {name: last or step % interval == 0 for name, interval in every.items()}
+
+
+def _step_metrics(
+    outcome: Outcome,
+    counts: Tensor,
+    norm: Tensor | None,
+    lr: float,
+    parts: Parts,
+    config: TrainConfig,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The numbers of one training step; reads them back from the device."""
+    normaliser = parts.transcoder.normaliser
+    error = ((outcome.reconstruction - outcome.targets) * normaliser.target_scale).square().mean((0, 2))
+    nmse = (error / normaliser.target_variance).float().cpu()
+    dead = (progress.idle_tokens >= config.dead_after_tokens).double().mean()
+    metrics: dict[str, Any] = {f"loss/{name}": float(value) for name, value in outcome.terms.items()}
+    metrics["loss/total"] = float(outcome.total.detach())
+    metrics["train/nmse"] = float(nmse.mean())
+    metrics["train/nmse_by_layer"] = nmse
+    metrics["train/l0"] = float(counts.sum()) / outcome.targets.shape[0]
+    metrics["train/dead_fraction"] = float(dead)
+    metrics["optim/lr"] = lr
+    if norm is not None:
+        metrics["optim/grad_norm"] = float(norm)
+    return metrics
+
+
+def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, step: int, saved_step: int) -> None:
+    """Stop before a loss or gradient that is not finite reaches the weights (on a GPU: before it reaches a file).
+
+    Raises:
+        Stopped: naming the step, what was not finite, and the first layer where it was not.
+    """
+    loss = float(outcome.total.detach())
+    if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
+        return
+    suspects: list[tuple[str, Tensor]] = [
+        ("the source's inputs", batch.inputs.transpose(0, 1)),
+        ("the source's targets", batch.targets.transpose(0, 1)),
+        ("the encoder's weights", parts.transcoder.W_enc),
+        ("the reconstruction", outcome.reconstruction.transpose(0, 1)),
+    ]
+    grads = parts.transcoder.W_enc.grad
+    if grads is not None:
+        suspects.append(("the encoder's gradient", grads))
+    where = "no single layer"
+    for name, by_layer in suspects:
+        bad = ~torch.isfinite(by_layer.flatten(1)).all(1)
+        if bool(bad.any()):
+            where = f"{name} at layer {int(bad.nonzero()[0])}"
+            break
+    terms = ", ".join(f"{name} {float(value):g}" for name, value in outcome.terms.items())
+    kept = f"the checkpoint of step {saved_step} is good" if saved_step else "there is no checkpoint yet"
+    raise Stopped(
+        ExitCode.GUARD,
+        f"step {step + 1}: loss or gradient not finite ({terms}): first in {where}; {kept}; "
+        "lower train.lr, or set train.clip_norm",
+    )
+
+
+@attrs.define
+class Stopwatch:
+    """Where the seconds of a step go, averaged over the steps between two logs."""
+
+    last: float = attrs.field(factory=time.perf_counter)
+    sums: dict[str, float] = attrs.field(factory=dict)
+    steps: int = 0
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap."""
+        now = time.perf_counter()
+        self.sums[name] = self.sums.get(name, 0.0) + now - self.last
+        self.last = now
+        self.steps += name == "step_s"
+
+    def skip(self) -> None:
+        """Book the time since the last lap to nobody (evaluation, checkpoints)."""
+        self.last = time.perf_counter()
+
+    def means(self, batch_tokens: int) -> dict[str, float]:
+        """Seconds per step and tokens per second since the last call."""
+        steps, total = max(1, self.steps), max(1e-9, sum(self.sums.values()))
+        out = {f"time/{name}": value / steps for name, value in self.sums.items()}
+        out["time/tokens_per_s"] = steps * batch_tokens / total
+        self.sums, self.steps = {}, 0
+        return out

@@ -1,0 +1,228 @@
+"""The cross-layer transcoder: normalisation, encoder, activation and tying put together.
+
+It works on raw activations: [B, L, D] in, [B, L, D] out. (Lindsey et al. 2025, "Circuit Tracing".)
+
+Shapes: B tokens, L layers, D d_model, F features per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from clt_plugins.encode import encode_dense, encode_selected
+from clt_plugins.features import Features
+from clt_plugins.initial import parameter, uniform
+from clt_plugins.normalise import Normaliser
+from clt_plugins.spec import Context, Selected
+
+if TYPE_CHECKING:
+    from clt_plugins.interfaces import Activation, Selection, Tying
+    from clt_plugins.loading import Plugins
+
+DENSE_ABOVE = 0.04
+"""Share of active features above which an activation without a fixed size runs dense; below half of it, sparse."""
+
+
+@attrs.frozen(eq=False)
+class Encoded:
+    """What one encoder pass gives."""
+
+    features: Features
+    extras: list[Features | None]
+    """What further selections kept, rectified."""
+    pre: Tensor | None
+    """All pre-activations [B, L, F], where they were asked for."""
+
+
+class CrossLayerTranscoder(nn.Module):
+    """Reads the MLP inputs of every layer and reconstructs the MLP outputs.
+
+    Args:
+        context: sizes, device, dtype, kernels, parallel.
+        activation: the choice for `[activation]`.
+        tying: the choice for `[tying]`.
+        normalisation: see `normalise`; `fit` its statistics through `normaliser`.
+        path: "sparse", "dense" (the reference), or "auto": sparse unless the activation's features are dense.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        activation: Selected,
+        tying: Selected,
+        *,
+        normalisation: str = "none",
+        path: str = "auto",
+    ):
+        super().__init__()
+        self.layers = context.layers
+        self.d_model = context.d_model
+        self.features = context.features
+        self.context = context
+        self.choices = {"activation": activation, "tying": tying}
+        self.normalisation = normalisation
+        self.path = path
+        shape = context.layers, context.features, context.d_model
+        weight = uniform("W_enc", shape, context.features**-0.5, context, feature_axis=1)
+        self.W_enc = parameter(weight, 1)
+        self.b_enc = parameter(weight.new_zeros(weight.shape[:2]), 1)
+        self.activation: Activation = activation.build(context)
+        self.tying: Tying = tying.build(context)
+        compute = torch.promote_types(context.dtype, torch.float32)
+        self.normaliser = Normaliser(context.layers, context.d_model, compute, context.device)
+        self.described_model: dict[str, Any] | None = None
+        self.product: torch.dtype | None = None
+        """The type of the encoder's matrix product; that of its weights if None."""
+        self.runs_dense = path == "dense" or (path == "auto" and not self.activation.fixed_size)
+
+    # -- the model on raw activations ---------------------------------------------------------------------------
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Raw MLP inputs [B, L, D] -> reconstructed raw MLP outputs [B, L, D]."""
+        self._check(inputs)
+        x = self.normaliser.inputs(inputs)
+        return self.normaliser.restore(self.reconstruct(self.encode_normalised(x).features, x))
+
+    def encode(self, inputs: Tensor) -> Features:
+        """Raw MLP inputs [B, L, D] -> features; `.dense()` makes them [B, L, F]."""
+        self._check(inputs)
+        return self.encode_normalised(self.normaliser.inputs(inputs)).features
+
+    def decode(self, features: Features | Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Features (or a dense [B, L, F]) -> reconstructed raw MLP outputs [B, L, D].
+
+        Args:
+            inputs: the raw MLP inputs [B, L, D], which a skip path reads.
+
+        Raises:
+            ValueError: the tying has a skip path and no inputs are given.
+        """
+        if isinstance(features, Tensor):
+            features = Features(features)
+        if inputs is None:
+            if getattr(self.tying, "skip", None) is not None:
+                raise ValueError("decode: this transcoder has a skip path: give `inputs` too")
+            inputs = features.values.new_zeros(features.shape[0], self.layers, self.d_model)
+        return self.normaliser.restore(self.reconstruct(features, self.normaliser.inputs(inputs)))
+
+    def _check(self, inputs: Tensor) -> None:
+        if inputs.dim() != 3 or tuple(inputs.shape[1:]) != (self.layers, self.d_model):
+            raise ValueError(
+                f"expected activations of shape [tokens, {self.layers}, {self.d_model}], got {list(inputs.shape)}"
+            )
+
+    # -- in normalised units ------------------------------------------------------------------------------------
+
+    def encode_normalised(
+        self, x: Tensor, extras: Sequence[Selection | None] = (), *, keep_pre: bool = False
+    ) -> Encoded:
+        """Normalised inputs [B, L, D] -> features, in one encoder pass that further selections may share.
+
+        Args:
+            extras: selections besides the activation's; None entries give None.
+            keep_pre: keep all pre-activations [B, L, F] and their gradient.
+        """
+        if self.runs_dense or keep_pre:
+            return self._encode_kept(x, extras)
+        selection = self.activation.selection(x.shape[0], self.tying.norms)
+        wanted = [selection, *(extra for extra in extras if extra is not None)]
+        kept = encode_selected(x, self.W_enc, self.b_enc, wanted, self.context.kernels, self.product)
+        pairs, pre = kept[0]
+        others = iter(Features(pre.relu(), pairs) for pairs, pre in kept[1:])
+        features = Features(self.activation(pre, pairs.feature), pairs)
+        return Encoded(features, [None if extra is None else next(others) for extra in extras], None)
+
+    def _encode_kept(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
+        """The same with all pre-activations alive: the dense path, and losses that read them."""
+        pre = encode_dense(x, self.W_enc, self.b_enc)
+
+        def select(selection: Selection) -> Features:
+            with torch.no_grad():
+                for layer in range(self.layers):
+                    selection.see(layer, pre[:, layer])
+                pairs, _ = selection.finish()
+            return Features(pre.flatten(1)[pairs.token, pairs.feature], pairs)
+
+        others = []
+        for extra in extras:
+            found = None if extra is None else select(extra)
+            others.append(None if found is None else Features(found.values.relu(), found.pairs))
+        if self.runs_dense and not self.activation.fixed_size:
+            return Encoded(Features(self.activation(pre, None)), others, pre)
+        chosen = select(self.activation.selection(x.shape[0], self.tying.norms))
+        assert chosen.pairs is not None
+        if self.runs_dense:
+            mask = Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
+            return Encoded(Features(self.activation(pre, None) * mask), others, pre)
+        return Encoded(Features(self.activation(chosen.values, chosen.pairs.feature), chosen.pairs), others, pre)
+
+    def decode_normalised(self, features: Features) -> Tensor:
+        """What features of all ranks write, [B, L, D], without bias or skip."""
+        return self.context.parallel.sum_features(self.tying.decode(features))
+
+    def reconstruct(self, features: Features, x: Tensor) -> Tensor:
+        """The normalised reconstruction [B, L, D] from features and normalised inputs."""
+        return self.decode_normalised(features) + self.tying.affine(x)
+
+    def settle(self, density: float) -> None:
+        """Choose between dense and sparse by the share of features measured active (path "auto")."""
+        if self.path == "auto" and not self.activation.fixed_size:
+            self.runs_dense = density > (DENSE_ABOVE if not self.runs_dense else DENSE_ABOVE / 2)
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
+        """How parameters are cut for files: file name -> (parameter, view of it, feature axis of the view)."""
+        views: dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]] = {}
+        for name in ("W_enc", "b_enc"):
+            views[name] = (name, _whole, 1)
+        for name, (inner, view, axis) in self.tying.views().items():
+            views[name] = (f"tying.{inner}", view, axis)
+        assert isinstance(self.activation, nn.Module)
+        for name, value in self.activation.named_parameters():
+            views[name] = (f"activation.{name}", _whole, getattr(value, "feature_axis", None))
+        return views
+
+    def model_described(self) -> dict[str, Any]:
+        """The language model whose activations it was trained on, as the recipe names it; empty if unknown."""
+        if self.described_model is None and self.context.recipe is not None:
+            from clt_plugins.recipe import plain
+
+            return plain(self.context.recipe.model) if self.context.recipe.model is not None else {}
+        return self.described_model or {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a saved transcoder holds, by file name: views, not copies."""
+        parameters = dict(self.named_parameters())
+        out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in self.views().items()}
+        out.update({f"normaliser.{name}": value for name, value in self.normaliser.named_buffers()})
+        return out
+
+    def save(self, folder: str | Path) -> None:
+        """Write `transcoder.safetensors` and `transcoder.json`; see `load`."""
+        from clt_plugins.store import save_transcoder
+
+        save_transcoder(self, Path(folder))
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str = "cpu", plugins: Plugins | None = None, kernels: str = "auto"
+    ) -> CrossLayerTranscoder:
+        """A saved transcoder (a run's `transcoder/`, or a checkpoint), ready for raw activations, in eval mode.
+
+        Raises:
+            ValueError: the folder is not a whole transcoder, or needs a plugin that is not installed; says which.
+        """
+        from clt_plugins.store import load_transcoder
+
+        return load_transcoder(Path(folder), device=device, plugins=plugins, kernels=kernels)
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x

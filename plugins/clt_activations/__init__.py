@@ -1,0 +1,93 @@
+"""Activation functions: relu, jumprelu, topk, batchtopk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen, validators
+
+from clt_plugins import Spec, hookimpl
+
+if TYPE_CHECKING:
+    from clt_plugins import Context
+
+
+@frozen(kw_only=True)
+class ReLUConfig:
+    """Every positive pre-activation is a feature; sparsity comes from the losses."""
+
+
+@frozen(kw_only=True)
+class JumpReLUConfig:
+    """Pre-activations above a learned threshold per feature (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+    threshold: float = field(default=0.03, validator=validators.gt(0))
+    """First value of every threshold, in units of pre-activations."""
+    bandwidth: float = field(default=0.1, validator=validators.gt(0))
+    """Width of the window around the threshold in which it gets a gradient (straight-through, rectangle kernel)."""
+
+
+@frozen(kw_only=True)
+class TopKConfig:
+    """The k highest-ranked pre-activations of each token (Gao et al. 2024, arXiv 2406.04093)."""
+
+    k: int | float = field(default=100, validator=validators.gt(0))
+    """Features kept per token: a count, or below 1 a share of all features in scope."""
+    scope: Literal["global", "layer"] = "global"
+    """Whether k counts over all layers together or in each layer."""
+    ranking: Literal["raw", "norm", "zscore"] = "raw"
+    """What is compared: the pre-activation; times the decoder norm; or standardised over the tokens of the batch."""
+
+
+@frozen(kw_only=True)
+class BatchTopKConfig(TopKConfig):
+    """The k·B highest-ranked pre-activations of a batch of B tokens (Bussmann et al. 2024, arXiv 2412.06410)."""
+
+
+def build_relu(config: ReLUConfig, context: Context) -> Any:
+    from clt_activations.threshold import ReLU
+
+    return ReLU(context)
+
+
+def build_jumprelu(config: JumpReLUConfig, context: Context) -> Any:
+    from clt_activations.threshold import JumpReLU
+
+    return JumpReLU(config, context)
+
+
+def build_topk(config: TopKConfig, context: Context) -> Any:
+    from clt_activations.topk import TopK
+
+    return TopK(config, context, per="token")
+
+
+def build_batchtopk(config: BatchTopKConfig, context: Context) -> Any:
+    from clt_activations.topk import TopK
+
+    return TopK(config, context, per="batch")
+
+
+@hookimpl
+def clt_activations() -> list[Spec]:
+    return [
+        Spec("relu", ReLUConfig, build_relu),
+        Spec("jumprelu", JumpReLUConfig, build_jumprelu),
+        Spec("topk", TopKConfig, build_topk),
+        Spec("batchtopk", BatchTopKConfig, build_batchtopk),
+    ]
+
+
+@hookimpl
+def clt_check(recipe: Any) -> list[str]:
+    config = recipe.activation.config
+    if not isinstance(config, TopKConfig):
+        return []
+    faults = []
+    if config.k >= 1 and config.k != int(config.k):
+        faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")
+    if config.scope == "layer" and config.k > recipe.transcoder.features:
+        faults.append(f"activation.k: {config.k} of each layer, but transcoder.features is {recipe.transcoder.features}")
+    if config.ranking == "zscore" and recipe.train.batch_tokens < 2:
+        faults.append('activation.ranking: "zscore" needs train.batch_tokens of at least 2')
+    return faults

@@ -1,0 +1,59 @@
+"""TopK per token and BatchTopK over the batch; kept pre-activations pass a ReLU.
+
+Shapes: B tokens, L layers, F features per layer, N pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from clt_plugins import Context, Top
+
+if TYPE_CHECKING:
+    from clt_activations import TopKConfig
+
+
+class TopK(nn.Module):
+    """The k highest-ranked pre-activations of each token (per "token"), or k · B of a batch (per "batch")."""
+
+    fixed_size = True
+
+    def __init__(self, config: TopKConfig, context: Context, *, per: Literal["token", "batch"]):
+        super().__init__()
+        room = context.features * (context.layers if config.scope == "global" else 1)
+        self.k = math.ceil(config.k * room) if config.k < 1 else int(config.k)
+        if self.k > room:
+            raise ValueError(f"activation.k: {self.k} features are wanted of {room} in scope: lower it")
+        self.config = config
+        self.per = per
+        self.context = context
+        self.shape = context.layers, len(context.parallel.shard(context.features))
+
+    def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:
+        rank = None
+        if self.config.ranking == "norm":
+            by_layer = norms()
+            rank = lambda layer, pre: pre * by_layer[layer]  # noqa: E731
+        elif self.config.ranking == "zscore":
+            rank = _standardise
+        return Top(
+            self.k,
+            tokens,
+            *self.shape,
+            per=self.per,
+            scope=self.config.scope,
+            rank=rank,
+            parallel=self.context.parallel,
+        )
+
+    def forward(self, pre: Tensor, feature: Tensor | None) -> Tensor:
+        return pre.relu()
+
+
+def _standardise(layer: int, pre: Tensor) -> Tensor:
+    """(pre - mean) / std of each feature over the tokens of the batch, as the reference library ranks."""
+    return (pre - pre.mean(0)) / (pre.std(0) + 1e-6)

@@ -1,0 +1,62 @@
+"""Sparse products per device: torch (any), numba (CPU), triton (CUDA)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from clt_plugins import Spec, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+
+@frozen(kw_only=True)
+class TorchConfig:
+    """Stock PyTorch operations: the reference, on any device."""
+
+
+@frozen(kw_only=True)
+class NumbaConfig:
+    """Compiled for the CPU by Numba; the first use of a machine compiles for some seconds."""
+
+
+@frozen(kw_only=True)
+class TritonConfig:
+    """Compiled for CUDA GPUs by Triton. Tested under Triton's interpreter, not yet run on a GPU."""
+
+
+def build_torch(config: TorchConfig, device: torch.device) -> Any:
+    from clt_kernels.torch_kernels import TorchKernels
+
+    return TorchKernels()
+
+
+def build_numba(config: NumbaConfig, device: torch.device) -> Any:
+    if device.type != "cpu":
+        raise ValueError(f'kernels: "numba" runs on the CPU only, not on {device}: use "auto" or "torch"')
+    from clt_kernels.numba_kernels import NumbaKernels
+
+    return NumbaKernels()
+
+
+def build_triton(config: TritonConfig, device: torch.device) -> Any:
+    import os
+
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f'kernels: "triton" runs on CUDA GPUs only, not on {device}: use "auto" or "torch"')
+    try:
+        from clt_kernels.triton_kernels import TritonKernels
+    except ModuleNotFoundError as error:
+        raise ValueError(f'kernels: "triton" cannot be imported ({error}): install it, or use "torch"') from error
+    return TritonKernels()
+
+
+@hookimpl
+def clt_kernels() -> list[Spec]:
+    return [
+        Spec("torch", TorchConfig, build_torch),
+        Spec("numba", NumbaConfig, build_numba),
+        Spec("triton", TritonConfig, build_triton),
+    ]

@@ -1,0 +1,166 @@
+"""The sparse products in stock PyTorch: the reference, and what runs where no faster kernel does.
+
+On a GPU every shape is fixed by the number of pairs and nothing is read back: pairs that do not touch a target are
+taken along with value 0. On a CPU they are dropped. Gather-sums are `embedding_bag`s, so each sum has one owner and
+one order.
+
+Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from clt_plugins import Layout, Pairs
+
+CHUNK = 2**24
+"""Numbers in a temporary block, at most (64 MB of float32)."""
+
+
+@lru_cache(maxsize=64)
+def _constants(layout: Layout, device: torch.device) -> dict[str, Tensor]:
+    """The layout's numbers as tensors [L]. Kept, because copying them to a GPU each time would wait for it."""
+    names = "first", "step", "stride", "count"
+    return {name: torch.tensor(getattr(layout, name), device=device) for name in names}
+
+
+def _touched(pairs: Pairs, layout: Layout, target: Tensor | int) -> tuple[Tensor, Tensor]:
+    """For each pair, the row that writes to its target (a layer, or one for each pair), and whether there is one."""
+    of = {name: x[pairs.layer] for name, x in _constants(layout, pairs.layer.device).items()}
+    j = target - pairs.layer
+    valid = (j >= 0) & (j < of["count"])
+    row = of["first"] + (pairs.feature - pairs.layer * pairs.features) * of["step"] + j * of["stride"]
+    return torch.where(valid, row, 0), valid
+
+
+def _value(values: Tensor, target: Tensor | int, dtype: torch.dtype) -> Tensor:
+    """The value of each pair for a target (a layer, or one for each pair), [N]."""
+    if values.dim() == 1:
+        return values.to(dtype)
+    if isinstance(target, int):
+        return values[:, target].to(dtype)
+    return values.gather(1, target[:, None])[:, 0].to(dtype)
+
+
+def _gather_sum(source: Tensor, row: Tensor, value: Tensor, valid: Tensor, start: Tensor) -> Tensor:
+    """Sum of value · source[row] over each bag's valid entries, in float32 at least: [bags, D].
+
+    Args:
+        source: [R, D]; row, value, valid: [N], grouped by bag.
+        start: where each bag begins, and the end, [bags + 1].
+    """
+    if len(row) == 0:
+        return torch.zeros(len(start) - 1, source.shape[1], dtype=value.dtype, device=source.device)
+    if source.device.type == "cpu":
+        kept = valid.nonzero()[:, 0]
+        start = torch.cat([valid.new_zeros(1, dtype=torch.int64), valid.cumsum(0)])[start]
+        row, value = row[kept], value[kept]
+    else:
+        value = torch.where(valid, value, 0)
+    if source.dtype == value.dtype:
+        return _bags(row, source, value, start)
+    # embedding_bag wants one type for both: widen the rows, a block of pairs at a time.
+    out = torch.zeros(len(start) - 1, source.shape[1], dtype=value.dtype, device=source.device)
+    block = max(1, CHUNK // source.shape[1])
+    for low in range(0, len(row), block):
+        wide = source[row[low : low + block]].to(value.dtype)
+        index = torch.arange(len(wide), device=row.device)
+        out += _bags(index, wide, value[low : low + block], (start - low).clamp(0, len(wide)))
+    return out
+
+
+def _bags(row: Tensor, source: Tensor, value: Tensor, start: Tensor) -> Tensor:
+    return embedding_bag(row, source, start, mode="sum", per_sample_weights=value, include_last_offset=True)
+
+
+class TorchKernels:
+    """`interfaces.Kernels` for any device and any floating type."""
+
+    name = "torch"
+    devices: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
+
+    def preference(self, device: torch.device) -> int:
+        """How good these are for a device; `auto` takes the highest."""
+        return 0
+
+    @torch.no_grad()
+    def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
+        """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""
+        wide = _accumulator(out.dtype)
+        for target in range(layout.layers):
+            row, valid = _touched(pairs, layout, target)
+            out[:, target] = _gather_sum(weight, row, _value(values, target, wide), valid, pairs.token_start)
+
+    @torch.no_grad()
+    def grad_values(self, grad: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
+        """out[n] = sum over targets t of grad[b, t] · row; one sum per target where `out` is [N, L], 0 if t < s."""
+        wide = _accumulator(out.dtype)
+        sums = torch.zeros_like(out, dtype=wide)
+        block = max(1, CHUNK // weight.shape[1])
+        for j in range(max(layout.count)):
+            # Masked pairs may point beyond the last layer: they add 0 to it.
+            target = (pairs.layer + j).clamp(max=layout.layers - 1)
+            row, valid = _touched(pairs, layout, pairs.layer + j)
+            places = torch.arange(len(row), device=row.device)
+            if row.device.type == "cpu":
+                places = valid.nonzero()[:, 0]
+            for some in places.split(block):
+                dense = grad[pairs.token[some], target[some]].to(wide)
+                dot = torch.where(valid[some], (dense * weight[row[some]].to(wide)).sum(1), 0)
+                if out.dim() == 1:
+                    sums[some] += dot
+                else:
+                    sums[some, target[some]] += dot
+        out.copy_(sums)
+
+    @torch.no_grad()
+    def grad_rows(
+        self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, *, overwrite: bool
+    ) -> None:
+        """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `interfaces.Kernels`."""
+        wide = _accumulator(dense.dtype)
+        order, start = pairs.by_feature, pairs.feature_start
+        passes = range(max(layout.count))
+        blocks = [(layout.first[s] + j * layout.stride[s], layout.step[s]) for j in passes for s in _sources(layout, j)]
+        # Several sources or targets may add to one row: then sum in full width before rounding to the rows' type.
+        shared = len(set(blocks)) < len(blocks) and out.dtype != wide
+        sums = torch.zeros_like(out, dtype=wide) if shared else out
+        seen = set() if overwrite or shared else set(blocks)
+        if overwrite and len(set(blocks)) * layout.features < layout.rows:
+            out.zero_()
+        width = max(1, CHUNK // (layout.layers * layout.features))
+        flat = dense.reshape(-1, dense.shape[-1])
+        for columns in torch.arange(dense.shape[-1]).split(width):
+            part = slice(int(columns[0]), int(columns[-1]) + 1)
+            source = flat[:, part].contiguous()
+            done = set(seen)
+            for j in passes:
+                target = (pairs.layer + j).clamp(max=layout.layers - 1)
+                _, valid = _touched(pairs, layout, pairs.layer + j)
+                place, value = pairs.token * layout.layers + target, _value(values, target, wide)
+                found = _gather_sum(source, place[order], value[order], valid[order], start)
+                for s in _sources(layout, j):
+                    first, step = layout.first[s] + j * layout.stride[s], layout.step[s]
+                    rows = sums[first : first + (layout.features - 1) * step + 1 : step, part]
+                    add = found[s * layout.features : (s + 1) * layout.features]
+                    if (first, step) in done:
+                        rows += add
+                    else:
+                        rows.copy_(add)
+                        done.add((first, step))
+        if shared:
+            out.copy_(sums if overwrite else sums.add_(out))
+
+
+def _sources(layout: Layout, j: int) -> list[int]:
+    """The source layers whose features have a row j."""
+    return [s for s in range(layout.layers) if layout.count[s] > j]
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """At least float32."""
+    return torch.promote_types(dtype, torch.float32)

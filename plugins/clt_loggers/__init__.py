@@ -1,0 +1,78 @@
+"""Sinks of metrics: tensorboard, jsonl, console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen, validators
+
+from clt_plugins import Spec, hookimpl
+
+if TYPE_CHECKING:
+    from clt_plugins import Context
+
+
+@frozen(kw_only=True)
+class TensorBoardConfig:
+    """Event files for TensorBoard in the run's folder, `tensorboard/`: curves, values and histograms by layer, recipe."""
+
+    flush_seconds: float = field(default=10.0, validator=validators.ge(0))
+    """Metrics wait at most so long for the next one to take them to the file; 0 writes each at once."""
+
+
+@frozen(kw_only=True)
+class JSONLinesConfig:
+    """`metrics.jsonl` in the run's folder: a JSON object for each time something is logged, histograms left out."""
+
+
+@frozen(kw_only=True)
+class ConsoleConfig:
+    """A line on stderr for each time something is logged."""
+
+    metrics: list[str] = field(
+        factory=lambda: [
+            "tokens",
+            "loss/total",
+            "optim/lr",
+            "time/tokens_per_s",
+            "eval/nmse",
+            "eval/l0",
+            "eval/dead_fraction",
+        ],
+        validator=validators.min_len(1),
+    )
+    """The columns after the step, in this order; a line shows those that were logged with it."""
+
+
+def build_tensorboard(config: TensorBoardConfig, context: Context) -> Any:
+    from clt_loggers.tensorboard import TensorBoard
+
+    return TensorBoard(_folder(context, "tensorboard") / "tensorboard", config.flush_seconds)
+
+
+def build_jsonl(config: JSONLinesConfig, context: Context) -> Any:
+    from clt_loggers.jsonl import JSONLines
+
+    return JSONLines(_folder(context, "jsonl") / "metrics.jsonl")
+
+
+def build_console(config: ConsoleConfig, context: Context) -> Any:
+    from clt_loggers.console import Console
+
+    return Console(config.metrics)
+
+
+def _folder(context: Context, name: str) -> Path:
+    if context.folder is None:
+        raise ValueError(f"loggers: {name} needs a folder to write in, and this run has none; take another logger")
+    return context.folder
+
+
+@hookimpl
+def clt_loggers() -> list[Spec]:
+    return [
+        Spec("tensorboard", TensorBoardConfig, build_tensorboard),
+        Spec("jsonl", JSONLinesConfig, build_jsonl),
+        Spec("console", ConsoleConfig, build_console),
+    ]

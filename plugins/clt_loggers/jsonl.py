@@ -1,0 +1,81 @@
+"""Metrics as JSON lines: `{"step": 10, "tokens": 40960, "loss/total": 0.53, "train/nmse_by_layer": [0.4, 0.6]}`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clt_loggers.files import Growing
+
+
+class JSONLines:
+    """One JSON object per call, in the file before the call returns.
+
+    Tensors [L] are lists; tensors [L, F] are left out. NaN and the infinities, which JSON does not have, are `null`,
+    so that every reader takes the column for numbers.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: Growing | None = None
+
+    def start(self, recipe: Mapping[str, Any], step: int) -> None:
+        """Open the file, dropping what an interrupted run logged beyond `step`, or had half written when it died.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the file holds something else than logged lines.
+        """
+        if self.path.exists():
+            self._drop_beyond(step)
+        self._file = Growing(self.path, "ab")
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        assert self._file is not None, "log before start"
+        kept = {name: _plain(value) for name, value in metrics.items() if getattr(value, "ndim", 0) < 2}
+        self._file.write(json.dumps({"step": step, **kept}, allow_nan=False).encode() + b"\n")
+
+    def close(self, status: str) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _drop_beyond(self, step: int) -> None:
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = []
+        for number, line in enumerate(lines, start=1):
+            logged_at = _step(line)
+            if logged_at is None and number < len(lines):
+                raise ValueError(f"{self.path}: line {number} is not one of this log: mend it, or move the file away")
+            if logged_at is not None and logged_at <= step:
+                kept.append(line.rstrip(b"\n") + b"\n")
+        if kept == lines:
+            return
+        # A crash between here and the end leaves the old file whole.
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        file = Growing(partial, "wb")
+        file.write(b"".join(kept))
+        file.close(sync=True)
+        os.replace(partial, self.path)
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line, None if it is torn (a JSON object cut short is none) or not ours."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and tensors as JSON has them."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

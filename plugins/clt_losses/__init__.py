@@ -1,0 +1,90 @@
+"""Terms of the training loss: mse, tanh_sparsity, preactivation, auxk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen, validators
+
+from clt_plugins import Spec, hookimpl
+
+if TYPE_CHECKING:
+    from clt_plugins import Context
+
+
+@frozen(kw_only=True)
+class MSEConfig:
+    """Squared error of the reconstruction: the sum over layers of the mean over tokens and dimensions."""
+
+    weight: float = field(default=1.0, validator=validators.ge(0))
+    """Multiplies the term."""
+    scale: Literal["variance", "raw"] = "variance"
+    """Divide each layer's error by the variance of its targets (then it is the NMSE), or take raw units."""
+
+
+@frozen(kw_only=True)
+class TanhSparsityConfig:
+    """λ · mean over tokens of the sum of tanh(c · decoder norm · activation) (Lindsey et al. 2025, "Circuit Tracing")."""
+
+    weight: float = field(default=1e-3, validator=validators.ge(0))
+    """λ at the end of its schedule."""
+    c: float = field(default=1.0, validator=validators.gt(0))
+    """How soon the penalty saturates."""
+    schedule: Literal["constant", "linear", "delayed"] = "linear"
+    """λ over the run: as it is; rising from 0; or 0 for the share `delay`, then rising."""
+    delay: float = field(default=0.1, validator=[validators.ge(0), validators.lt(1)])
+    """With "delayed": the share of the run without a penalty."""
+
+
+@frozen(kw_only=True)
+class PreactivationConfig:
+    """Mean of relu(-pre): pulls features towards activity. It reads all pre-activations, which are then kept in memory."""
+
+    weight: float = field(default=3e-6, validator=validators.ge(0))
+    """Multiplies the term."""
+    scope: Literal["dead", "all"] = "dead"
+    """Only features without activity for train.dead_after_tokens, or every feature, as the reference library does."""
+
+
+@frozen(kw_only=True)
+class AuxKConfig:
+    """Dead features reconstruct what the others left over (Gao et al. 2024, arXiv 2406.04093, appendix A.2)."""
+
+    weight: float = field(default=1 / 32, validator=validators.ge(0))
+    """Multiplies the term."""
+    k: int | None = field(default=None, validator=validators.optional(validators.gt(0)))
+    """Dead features taken per token, over all layers; half of d_model if not given."""
+
+
+def build_mse(config: MSEConfig, context: Context) -> Any:
+    from clt_losses.terms import MSE
+
+    return MSE(config)
+
+
+def build_tanh_sparsity(config: TanhSparsityConfig, context: Context) -> Any:
+    from clt_losses.terms import TanhSparsity
+
+    return TanhSparsity(config)
+
+
+def build_preactivation(config: PreactivationConfig, context: Context) -> Any:
+    from clt_losses.terms import Preactivation
+
+    return Preactivation(config, context)
+
+
+def build_auxk(config: AuxKConfig, context: Context) -> Any:
+    from clt_losses.auxk import AuxK
+
+    return AuxK(config, context)
+
+
+@hookimpl
+def clt_losses() -> list[Spec]:
+    return [
+        Spec("mse", MSEConfig, build_mse),
+        Spec("tanh_sparsity", TanhSparsityConfig, build_tanh_sparsity),
+        Spec("preactivation", PreactivationConfig, build_preactivation),
+        Spec("auxk", AuxKConfig, build_auxk),
+    ]

@@ -1,0 +1,54 @@
+"""AuxK: the dead features nearest to activity reconstruct the residual (Gao et al. 2024, arXiv 2406.04093, A.2).
+
+Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clt_plugins import Context, Forward, Top
+
+if TYPE_CHECKING:
+    from clt_losses import AuxKConfig
+
+
+class AuxK:
+    """Normalised squared error between the detached residual and what the k best dead features write.
+
+    The dead features of a token are found in the same encoder pass as its features, decoded through the same
+    (cross-layer) decoder without bias, and pass a ReLU as all features do.
+    """
+
+    needs_pre = False
+
+    def __init__(self, config: AuxKConfig, context: Context):
+        self.weight = config.weight
+        self.k = config.k or max(1, context.d_model // 2)
+        self.dead_after = context.recipe.train.dead_after_tokens
+        self.parallel = context.parallel
+
+    def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:
+        dead = idle_tokens >= self.dead_after
+        # Reading the device to skip the work costs nothing on a CPU; on a GPU it would stop the step.
+        if dead.device.type == "cpu" and not bool(self.parallel.total(dead.sum()) > 0):
+            return None
+        outside = torch.where(dead, 0.0, -torch.inf)
+        layers, features = dead.shape
+
+        def rank(layer: int, pre: Tensor) -> Tensor:
+            return pre + outside[layer].to(pre.dtype)
+
+        return Top(self.k, tokens, layers, features, per="token", rank=rank, parallel=self.parallel)
+
+    def __call__(self, forward: Forward) -> dict[str, Tensor]:
+        residual = (forward.targets - forward.reconstruction).detach()
+        if forward.extra is None:
+            return {"auxk": residual.new_zeros(())}
+        written = forward.decode(forward.extra)
+        error = (written - residual).square().mean((0, 2))
+        power = residual.square().mean((0, 2)).clamp_min(torch.finfo(residual.dtype).tiny)
+        return {"auxk": self.weight * (error / power).mean()}

@@ -1,0 +1,78 @@
+"""Losses that read one forward pass: reconstruction, sparsity and dead-feature pressure.
+
+Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clt_plugins import Context, Forward
+
+if TYPE_CHECKING:
+    from clt_losses import MSEConfig, PreactivationConfig, TanhSparsityConfig
+
+
+class Term:
+    """A loss without a selection of its own."""
+
+    needs_pre = False
+
+    def selection(self, tokens: int, idle_tokens: Tensor) -> None:
+        return None
+
+
+class MSE(Term):
+    """Sum over layers of the mean squared error over tokens and dimensions."""
+
+    def __init__(self, config: MSEConfig):
+        self.config = config
+
+    def __call__(self, forward: Forward) -> dict[str, Tensor]:
+        scale = forward.scale
+        if self.config.scale == "variance":
+            scale = scale / forward.variance.sqrt()[:, None]
+        error = (forward.reconstruction - forward.targets) * scale
+        return {"mse": self.config.weight * error.square().sum() / (error.shape[0] * error.shape[2])}
+
+
+class TanhSparsity(Term):
+    """λ · mean over tokens of Σ tanh(c · ‖decoder‖ · activation); decoder norms are constants to it."""
+
+    def __init__(self, config: TanhSparsityConfig):
+        self.config = config
+
+    def _weight(self, progress: float) -> float:
+        if self.config.schedule == "constant":
+            return self.config.weight
+        delay = self.config.delay if self.config.schedule == "delayed" else 0.0
+        return self.config.weight * min(1.0, max(0.0, (progress - delay) / (1 - delay)))
+
+    def __call__(self, forward: Forward) -> dict[str, Tensor]:
+        features = forward.features
+        norms = features.per_feature(forward.norms().to(features.values.dtype))
+        total = torch.tanh(self.config.c * norms * features.values).sum()
+        mean = forward.sum_features(total) / features.shape[0]
+        return {"tanh_sparsity": self._weight(forward.progress) * mean}
+
+
+class Preactivation(Term):
+    """Mean over tokens and features of relu(-pre), of dead features or of all."""
+
+    needs_pre = True
+
+    def __init__(self, config: PreactivationConfig, context: Context):
+        self.config = config
+        self.dead_after = context.recipe.train.dead_after_tokens
+        self.total_features = context.layers * context.features
+
+    def __call__(self, forward: Forward) -> dict[str, Tensor]:
+        assert forward.pre is not None
+        below = (-forward.pre).relu()
+        if self.config.scope == "dead":
+            below = below * (forward.idle_tokens >= self.dead_after)
+        mean = forward.sum_features(below.sum()) / (below.shape[0] * self.total_features)
+        return {"preactivation": self.config.weight * mean}

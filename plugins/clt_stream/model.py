@@ -1,0 +1,59 @@
+"""Loading the language model and its tokenizer: a hub id, a local folder, or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clt_stream.text import one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """The model, ready to be read, and its tokenizer.
+
+    Args:
+        settings: the recipe's `[model]`: `path`, `gguf_file`, `tokenizer`, `revision`, `dtype`, `device`.
+        device: where the model goes if its own `device` is "auto".
+
+    Raises:
+        ValueError: there is no such folder, file or hub model, or the hub cannot be reached.
+    """
+    import transformers
+
+    path, gguf_file = str(settings.path), settings.gguf_file
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf" and not gguf_file:
+        local, gguf_file = local.parent, local.name
+    is_local = local.exists() or path.startswith(("/", ".", "~")) or path.endswith(".gguf")
+    if is_local:
+        path = str(local)
+        if not local.is_dir():
+            raise ValueError(f"model.path: no folder {path!r}")
+        if gguf_file and not (local / gguf_file).is_file():
+            raise ValueError(f"model.gguf_file: no file {gguf_file!r} in {path!r}")
+        if not gguf_file and not (local / "config.json").is_file():
+            raise ValueError(f"model.path: {path!r} holds no model: there is no config.json in it")
+    options: dict[str, Any] = {} if is_local or not settings.revision else {"revision": settings.revision}
+    if gguf_file:
+        options["gguf_file"] = gguf_file
+    try:
+        if settings.tokenizer:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(settings.tokenizer))
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings.dtype), **options)
+    except (OSError, ValueError, ImportError) as error:
+        where = "" if is_local else " (not a local folder; on the hub or in its cache: is the network there?)"
+        raise ValueError(f"model.path: cannot load {path!r}{where}: {one_line(error)}") from error
+    # Tensors of a model in training mode are random where it has dropout.
+    model.eval().requires_grad_(False)
+    # Packed contexts have no mask; without a padding token the model does not look for padding (and warn) at each pass.
+    model.config.pad_token_id = None
+    place = device if settings.device == "auto" else torch.device(settings.device)
+    model.to(place)  # type: ignore[arg-type]
+    return model, tokenizer

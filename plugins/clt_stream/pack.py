@@ -1,0 +1,239 @@
+"""From documents to context windows: tokenise, cut, pack.
+
+Documents come in chunks. Each document is cut into pieces of at most one context; the short pieces of a chunk are
+packed together, best fit first, and the chunk's contexts are then shuffled, so that neighbours come from different
+documents. Nothing is cut that fits in a context, and nothing is dropped.
+
+Packed pieces do not see each other: each one's positions start at 0, and without an attention mask `transformers` reads
+a restart of the positions as the start of another sequence. Padding after the last piece is one more such sequence.
+
+Shapes: C contexts, T tokens in the longest.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from clt_stream.text import Texts, generator, part
+
+if TYPE_CHECKING:
+    from clt_stream import StreamConfig
+
+CHUNK_DOCUMENTS = 64
+CHUNK_CHARACTERS = 200_000
+"""A chunk has at least this many documents and characters, so that padding its last context costs next to nothing."""
+
+
+@attrs.frozen(eq=False)
+class Contexts:
+    """What the model reads in one forward pass, and which rows of it count."""
+
+    ids: Tensor
+    """[C, T] int64, padded on the right."""
+    position_ids: Tensor
+    """[C, T] int64."""
+    attention_mask: Tensor | None
+    """[C, T] int64, 0 at padding; None where contexts are packed."""
+    rows: Tensor
+    """Positions that go into batches, as indices into C * T, [R]: no padding, special tokens or first positions."""
+    first: int
+    """The number of the first context; the others follow."""
+
+    def places(self, rows: Tensor) -> Tensor:
+        """(context, position in it) of some rows, [R, 2]."""
+        length = self.ids.shape[1]
+        return torch.stack([self.first + rows // length, rows % length], 1)
+
+
+@attrs.frozen
+class Cursor:
+    """A place between two contexts."""
+
+    mark: dict[str, Any]
+    """Where the chunk begins in the text."""
+    first: int
+    """The number of the chunk's first context."""
+    done: int
+    """How many of the chunk's contexts were handed out."""
+
+
+class Packer:
+    """Contexts of the trained part of the text, endlessly; or of the held-out part, once."""
+
+    def __init__(
+        self,
+        texts: Texts,
+        tokenizer: Any,
+        config: StreamConfig,
+        seed: int,
+        vocabulary: int,
+        *,
+        packed: bool,
+        held_out: bool = False,
+    ):
+        self.texts, self.tokenizer, self.config, self.seed, self.packed = texts, tokenizer, config, seed, packed
+        self.vocabulary, self.held_out = vocabulary, held_out
+        self.special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
+        self.start = _start(tokenizer, config.bos)
+        self.chunk: list[Pieces] = []
+        """The contexts at hand."""
+        self.mark: dict[str, Any] = texts.mark()
+        self.first = self.done = 0
+        self.seek(self.cursor())
+
+    def cursor(self) -> Cursor:
+        """Where the next context stands."""
+        return Cursor(self.mark, self.first, self.done)
+
+    def seek(self, cursor: Cursor) -> None:
+        """Go to a cursor: the contexts that follow are those that followed it before."""
+        if self.chunk and (cursor.mark, cursor.first) == (self.mark, self.first):
+            self.done = cursor.done
+            return
+        self.texts.seek(cursor.mark)
+        self.documents = part(self.texts, self.config.held_out, held_out=self.held_out)
+        self.mark, self.first, self.done = cursor.mark, cursor.first, 0
+        self.chunk = []
+        if cursor.done:
+            self._read_chunk()
+            self.done = cursor.done
+
+    def next(self) -> Contexts | None:
+        """The next `model_batch` contexts; of the held-out part also fewer, and None at its end.
+
+        Raises:
+            ValueError: a whole epoch holds nothing to train on.
+        """
+        chosen: list[Pieces] = []
+        number = self.first + self.done
+        wanted, barren_epochs = self.config.model_batch, 0
+        while len(chosen) < wanted:
+            if self.done == len(self.chunk):
+                self.first, self.done, self.mark = self.first + self.done, 0, self.texts.mark()
+                if not self._read_chunk():
+                    if self.held_out and not self.chunk:
+                        break
+                    # The first end may close an epoch that was read up to here; a second one closes an empty epoch.
+                    barren_epochs = 0 if self.chunk else barren_epochs + 1
+                    if barren_epochs > 1:
+                        raise ValueError(f"source.text: {self.config.text!r} holds no text to train on")
+            taken = self.chunk[self.done : self.done + wanted - len(chosen)]
+            chosen += taken
+            self.done += len(taken)
+        return self._collate(chosen, number) if chosen else None
+
+    def rows_in_epoch(self, limit: int) -> int:
+        """How many rows the first epoch gives, counted until they are `limit`."""
+        here, rows, chunks, more = self.cursor(), 0, 0, True
+        while more and rows < limit:
+            more = self._read_chunk()
+            chunks += 1
+            rows += sum(int(self._kept(torch.tensor(piece)).sum()) for pieces in self.chunk for piece in pieces)
+        if chunks > 1:
+            self.chunk = []
+        self.seek(here)
+        return rows
+
+    def _read_chunk(self) -> bool:
+        """Set `chunk` to the contexts of the next documents; False if they are the last of the epoch."""
+        texts: list[str] = []
+        characters = 0
+        more = True
+        while len(texts) < CHUNK_DOCUMENTS or characters < CHUNK_CHARACTERS:
+            text = next(self.documents)
+            if text is None:
+                more = False
+                break
+            texts.append(text)
+            characters += len(text)
+        whole: Pieces = []
+        short: Pieces = []
+        for tokens in self._tokenise(texts):
+            for piece in self._cut(tokens):
+                (whole if len(piece) == self.config.context else short).append(piece)
+        alone = [[piece] for piece in whole]
+        packed = fill(short, self.config.context) if self.packed else [[piece] for piece in short]
+        contexts = alone + packed
+        order = torch.randperm(len(contexts), generator=generator(self.seed, "contexts", self.first))
+        self.chunk = [contexts[place] for place in order.tolist()]
+        return more
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    def _cut(self, tokens: list[int]) -> Iterator[list[int]]:
+        """The pieces of one document; without those too short to have a row."""
+        if max(tokens, default=0) >= self.vocabulary:
+            raise ValueError(
+                f"model.tokenizer: gives token {max(tokens)}, but the model has {self.vocabulary}: name the right one"
+            )
+        room = self.config.context - len(self.start)
+        for begin in range(0, len(tokens), room):
+            piece = self.start + tokens[begin : begin + room]
+            if len(piece) > self.config.skip_first:
+                yield piece
+
+    def _kept(self, piece: Tensor) -> Tensor:
+        """Which positions of a piece go into batches."""
+        kept = ~torch.isin(piece, self.special)
+        kept[: self.config.skip_first] = False
+        return kept
+
+    def _collate(self, contexts: list[Pieces], first: int) -> Contexts:
+        length = max(sum(map(len, pieces)) for pieces in contexts)
+        shape = len(contexts), length
+        ids = torch.zeros(shape, dtype=torch.int64)
+        places = torch.zeros(shape, dtype=torch.int64)
+        kept = torch.zeros(shape, dtype=torch.bool)
+        mask = None if self.packed else torch.zeros(shape, dtype=torch.int64)
+        for row, pieces in enumerate(contexts):
+            at = 0
+            for piece in pieces:
+                tokens = torch.tensor(piece)
+                end = at + len(piece)
+                ids[row, at:end] = tokens
+                places[row, at:end] = torch.arange(len(piece))
+                kept[row, at:end] = self._kept(tokens)
+                at = end
+            places[row, at:] = torch.arange(length - at)
+            if mask is not None:
+                mask[row, :at] = 1
+        return Contexts(ids, places, mask, kept.flatten().nonzero().squeeze(1), first)
+
+
+Pieces = list[list[int]]
+"""The token ids of one context: of one piece of a document, or of several."""
+
+
+def fill(pieces: Pieces, size: int) -> list[Pieces]:
+    """Pack pieces into contexts of `size` tokens: the longest first, each where it leaves the least room."""
+    contexts: list[Pieces] = []
+    room: list[tuple[int, int]] = []
+    for piece in sorted(pieces, key=len, reverse=True):
+        at = bisect_left(room, (len(piece), -1))
+        if at == len(room):
+            left, index = size, len(contexts)
+            contexts.append([])
+        else:
+            left, index = room.pop(at)
+        contexts[index].append(piece)
+        insort(room, (left - len(piece), index))
+    return contexts
+
+
+def _start(tokenizer: Any, choice: str) -> list[int]:
+    """The tokens that each piece begins with."""
+    bos = tokenizer.bos_token_id
+    if choice == "never" or (choice == "auto" and (bos is None or tokenizer("a")["input_ids"][0] != bos)):
+        return []
+    if bos is None:
+        raise ValueError('source.bos: the tokenizer has no beginning-of-sequence token: use "never"')
+    return [bos]

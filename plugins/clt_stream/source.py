@@ -1,0 +1,211 @@
+"""The stream of activations: the model reads a block of tokens, the block is shuffled and handed out batch by batch.
+
+Forward passes form one endless sequence that depends on the text, the settings and the seed only, so their rows do
+too. Block n takes the next `buffer_tokens` rows per data rank; the rank's own rows are one stretch of it, and only the
+passes that touch the stretch are run. So a position is a forward pass, a number of rows to leave out of it, and how
+much of the block was handed out: the same on every rank, and small. To resume, the block is computed again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from clt_plugins import Batch
+from clt_stream.model import load_model
+from clt_stream.pack import Cursor, Packer
+from clt_stream.sites import find_sites
+from clt_stream.text import generator, open_texts
+from clt_stream.trace import Reader, Rows, packs
+
+if TYPE_CHECKING:
+    from clt_plugins import Context
+    from clt_stream import StreamConfig
+
+log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class Start:
+    """Where a block begins: at a forward pass, of whose rows the first `skip` belong to the block before."""
+
+    cursor: Cursor
+    skip: int
+
+
+class Stream:
+    """An `interfaces.Source` of a language model's activations.
+
+    Raises:
+        ValueError: the model, its sites or the text are not to be had, or there is less text than a batch.
+    """
+
+    def __init__(self, config: StreamConfig, context: Context):
+        settings = context.recipe.model if context.recipe is not None else None
+        if settings is None:
+            raise ValueError('model: required, but missing: the source "stream" reads a language model')
+        parallel = context.parallel
+        self.config, self.seed = config, context.seed
+        self.rank, self.ranks = parallel.data_rank, parallel.data_ranks
+        if context.batch_tokens % self.ranks:
+            raise ValueError(
+                f"train.batch_tokens: {context.batch_tokens} cannot be divided among {self.ranks} data ranks"
+            )
+        self.batch_tokens = context.batch_tokens // self.ranks
+        if config.buffer_tokens < self.batch_tokens:
+            raise ValueError(
+                f"source.buffer_tokens: {config.buffer_tokens} is less than a batch of {self.batch_tokens} tokens"
+            )
+        self.size = config.buffer_tokens // self.batch_tokens * self.batch_tokens
+        """Rows of a block on this rank: whole batches."""
+
+        device = torch.device("cpu") if context.device.type == "meta" else context.device
+        self.model, self.tokenizer = load_model(settings, device)
+        _check_length(self.model, config)
+        self.reader = Reader(self.model, find_sites(self.model, settings.inputs, settings.outputs, settings.layers))
+        self.layers, self.d_model = self.reader.layers, self.reader.d_model
+        self.packed = config.pack and packs(self.reader)
+        if config.pack and not self.packed:
+            log.warning(
+                "%s cannot keep packed documents apart: each has a context of its own", type(self.model).__name__
+            )
+
+        self.packer = self._packer(held_out=False)
+        self._check_amount(context.batch_tokens)
+        self.number = self.offset = 0
+        self.start = self.following = Start(self.packer.cursor(), 0)
+        self.filled = False
+        self.block: Rows | None = None
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.passed = 0
+        """Rows of the forward pass read last."""
+        self.carried: int | None = None
+        """How many of them lie beyond the end of the block, ready for the next one; None if they must be read again."""
+        self.evaluation: list[Batch] = []
+
+    # -- the Source protocol ------------------------------------------------------------------------------------
+
+    def next(self) -> Batch:
+        """The next batch; runs the model when a block is used up."""
+        if self.filled and self.offset == self.size:
+            self.number, self.offset, self.start, self.filled = self.number + 1, 0, self.following, False
+        if not self.filled:
+            self._fill()
+        assert self.block is not None
+        index = self.order[self.offset : self.offset + self.batch_tokens]
+        self.offset += self.batch_tokens
+        return self.block.batch(index)
+
+    def held_out(self, tokens: int) -> Iterator[Batch]:
+        """Batches of held-out documents, unshuffled; read at the first call, then kept in memory."""
+        if sum(batch.tokens for batch in self.evaluation) < tokens:
+            self.evaluation = self._read_held_out(tokens)
+        left = tokens
+        for batch in self.evaluation:
+            if left <= 0:
+                return
+            yield batch if batch.tokens <= left else batch.rows(slice(0, left))
+            left -= batch.tokens
+
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """None: a stream has no stored statistics."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands; the same on every data rank."""
+        spent = self.filled and self.offset == self.size
+        start = self.following if spent else self.start
+        return {
+            "block": self.number + spent,
+            "offset": 0 if spent else self.offset,
+            "skip": start.skip,
+            "cursor": attrs.asdict(start.cursor),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go to a state; the block it lies in is read again at the next batch."""
+        self.number, self.offset = state["block"], state["offset"]
+        self.start = Start(Cursor(**state["cursor"]), state["skip"])
+        self.filled, self.carried = False, None
+
+    # -- blocks -------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Read the block that begins at `self.start`: rows `begin` to `end` of it are this rank's."""
+        begin, total = self.rank * self.size, self.ranks * self.size
+        end = begin + self.size
+        if self.block is None:
+            # The last pass is read to its end, beyond that of the block.
+            self.block = self._rows(self.size + self.config.model_batch * self.config.context)
+        cursor = self.start.cursor
+        if self.carried is None:
+            self.packer.seek(cursor)
+            at = -self.start.skip
+        else:
+            self.block.move(slice(self.size, self.size + self.carried), 0)
+            at = self.carried
+        while at < total:
+            cursor, contexts = self.packer.cursor(), self.packer.next()
+            assert contexts is not None, "the trained part of a text never ends"
+            first = max(0, begin - at)
+            if at < end and first < len(contexts.rows):
+                self.reader.read(contexts, contexts.rows[first:], self.block, at + first - begin)
+            self.passed = len(contexts.rows)
+            at += self.passed
+        beyond = at - total
+        self.following = Start(cursor, self.passed - beyond) if beyond else Start(self.packer.cursor(), 0)
+        self.carried = beyond if self.ranks == 1 else None
+        order = torch.randperm(self.size, generator=generator(self.seed, "rows", self.number, self.rank))
+        self.order = order.to(self.block.inputs.device)
+        self.filled = True
+
+    def _read_held_out(self, tokens: int) -> list[Batch]:
+        """The first rows of the held-out documents, cut into batches."""
+        packer = self._packer(held_out=True)
+        rows = self._rows(tokens + self.config.model_batch * self.config.context)
+        count = 0
+        while count < tokens and (contexts := packer.next()) is not None:
+            self.reader.read(contexts, contexts.rows, rows, count)
+            count += len(contexts.rows)
+        if not count:
+            raise ValueError(
+                f"source.held_out: no held-out text in {self.config.text!r} at a share of {self.config.held_out}: "
+                f"raise it, or give more documents (source.sample_by cuts text files into smaller ones)"
+            )
+        count = min(count, tokens)
+        edges = range(0, count, self.batch_tokens)
+        return [rows.batch(slice(edge, min(edge + self.batch_tokens, count))) for edge in edges]
+
+    def _rows(self, count: int) -> Rows:
+        device = self.reader.device if self.config.buffer_device == "auto" else torch.device(self.config.buffer_device)
+        return Rows(count, self.layers, self.d_model, self.reader.dtype, device)
+
+    def _packer(self, *, held_out: bool) -> Packer:
+        texts = open_texts(self.config, self.seed)
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        return Packer(
+            texts, self.tokenizer, self.config, self.seed, vocabulary, packed=self.packed, held_out=held_out
+        )
+
+    def _check_amount(self, batch_tokens: int) -> None:
+        """Refuse a text with less than a batch in it, or nothing held out though asked for."""
+        rows = self.packer.rows_in_epoch(batch_tokens)
+        if not rows:
+            raise ValueError(f"source.text: {self.config.text!r} holds no text to train on")
+        if rows < batch_tokens:
+            raise ValueError(
+                f"train.batch_tokens: a batch of {batch_tokens} tokens is larger than the data: the trained part of "
+                f"{self.config.text!r} has {rows}"
+            )
+
+
+def _check_length(model: Any, config: StreamConfig) -> None:
+    """Refuse contexts longer than the model was made for."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and config.context > longest:
+        raise ValueError(f"source.context: {config.context} is longer than the model's {longest} positions")

@@ -1,0 +1,138 @@
+"""Decoders shared between layers: one per source layer, or one per target layer.
+
+g_t(a) = (a + offset_t) · scale_t on active features, both optional and indexed by target layer and feature number.
+Offset and scale are folded into the values, which then differ by target. A feature just below a learned threshold has
+value 0 but may have a gradient: the offset is left out of it, the slope stays.
+
+Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clt_plugins import Context, Features, Layout, parameter, sparse_decode, uniform
+from clt_tyings.untied import Decoder, View, _whole
+
+if TYPE_CHECKING:
+    from clt_tyings import TiedConfig
+
+
+class Tied(Decoder):
+    """A weight [L, F, D], indexed by source or by target, and g_t."""
+
+    def __init__(self, config: TiedConfig, context: Context):
+        super().__init__(context, skip=config.skip)
+        bound = (context.layers * context.d_model) ** -0.5
+        shape = context.layers, context.features, context.d_model
+        self.weight = parameter(uniform("W_dec", shape, bound, context, feature_axis=1), 1)
+        per_target = torch.zeros(context.layers, self.features, dtype=context.dtype, device=context.device)
+        self.offset = parameter(per_target, 1) if config.feature_offset else None
+        # The reference library starts the first layer at 1 and later ones at 0.1.
+        first_scale = torch.full_like(per_target, 0.1)
+        first_scale[:1] = 1
+        self.scale = parameter(first_scale, 1) if config.feature_scale else None
+
+    def _values(self, features: Features) -> Tensor:
+        """g_t of the active features: [N, L] with a column per target, or [N] as they are without g."""
+        values, pairs = features.values, features.pairs
+        if pairs is None or (self.offset is None and self.scale is None):
+            return values
+        number = pairs.feature % pairs.features
+        out = values[:, None].expand(-1, self.layers)
+        if self.offset is not None:
+            out = out + self.offset[:, number].T * (values > 0)[:, None]
+        if self.scale is not None:
+            out = out * self.scale[:, number].T
+        return out.contiguous()
+
+    def _dense_values(self, acts: Tensor, target: int) -> Tensor:
+        """g_t of dense activations [..., F]."""
+        out = acts
+        if self.offset is not None:
+            out = out + self.offset[target] * (acts > 0)
+        if self.scale is not None:
+            out = out * self.scale[target]
+        return out
+
+    def _factors(self, layer: int) -> Tensor:
+        """scale_t for the targets of a source layer, [F, L - layer, 1]."""
+        if self.scale is None:
+            return self.weight.new_ones(self.features, self.layers - layer, 1)
+        return self.scale.detach()[layer:].T[..., None]
+
+    def expand(self, layer: int) -> Tensor:
+        """The decoder of one source layer as if untied, scales folded in: [F, L - layer, D], detached.
+
+        Raises:
+            ValueError: there is a feature_offset, which no matrix can hold.
+        """
+        if self.offset is not None:
+            raise ValueError(
+                "tying.feature_offset: an offset per target layer cannot be folded into decoder rows; "
+                "train without it to export"
+            )
+        return self._rows(layer) * self._factors(layer)
+
+    def _rows(self, layer: int) -> Tensor:
+        """The rows of a source layer's features for each target, before scales: [F, L - layer, D], detached."""
+        raise NotImplementedError
+
+    def norms(self) -> Tensor:
+        """Norm of all that a feature writes per unit of activation, scales included: [L, F], detached."""
+        rows = ((self._rows(layer) * self._factors(layer)).float() for layer in range(self.layers))
+        return torch.stack([each.flatten(1).norm(dim=1) for each in rows])
+
+    def views(self) -> dict[str, View]:
+        """W_dec [L, F, D], feature_offset and feature_scale [L, F]."""
+        views = self.shared_views()
+        views["W_dec"] = ("weight", _whole, 1)
+        if self.offset is not None:
+            views["feature_offset"] = ("offset", _whole, 1)
+        if self.scale is not None:
+            views["feature_scale"] = ("scale", _whole, 1)
+        return views
+
+
+class PerSource(Tied):
+    """y_t = sum over s <= t of g_t(a_s) W_s. Without g this is a running sum over layers of what each layer writes."""
+
+    def decode(self, features: Features) -> Tensor:
+        """What the features write, [B, L, D]."""
+        plain = self.offset is None and self.scale is None
+        if features.pairs is not None:
+            layout = (Layout.own_layer if plain else Layout.per_source)(self.layers, self.features)
+            out = sparse_decode(self._values(features), features.pairs, self.weight, layout, self.kernels)
+            return out.cumsum(1) if plain else out
+        acts = features.dense()
+        weight = self.weight.to(acts.dtype)
+        if plain:
+            return torch.einsum("bsf,sfd->bsd", acts, weight).cumsum(1)
+        targets = [
+            torch.einsum("bsf,sfd->bd", self._dense_values(acts[:, : t + 1], t), weight[: t + 1])
+            for t in range(self.layers)
+        ]
+        return torch.stack(targets, 1)
+
+    def _rows(self, layer: int) -> Tensor:
+        return self.weight.detach()[layer][:, None].expand(-1, self.layers - layer, -1)
+
+
+class PerTarget(Tied):
+    """y_t = (sum over s <= t of g_t(a_s)) W_t."""
+
+    def decode(self, features: Features) -> Tensor:
+        """What the features write, [B, L, D]."""
+        if features.pairs is not None:
+            layout = Layout.per_target(self.layers, self.features)
+            return sparse_decode(self._values(features), features.pairs, self.weight, layout, self.kernels)
+        acts = features.dense()
+        weight = self.weight.to(acts.dtype)
+        targets = [self._dense_values(acts[:, : t + 1], t).sum(1) @ weight[t] for t in range(self.layers)]
+        return torch.stack(targets, 1)
+
+    def _rows(self, layer: int) -> Tensor:
+        return self.weight.detach()[layer:].transpose(0, 1)

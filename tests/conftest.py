@@ -1,0 +1,84 @@
+"""What all tests share. No test needs the network, a GPU, or more than two threads."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+from hypothesis import settings
+
+from clt_plugins.loading import Plugins, load
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def plugins() -> Plugins:
+    """All installed plugins, freshly loaded."""
+    return load()
+
+
+@pytest.fixture
+def clt(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m clt_plugins` in `tmp_path`, from which modules can be imported too."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        return subprocess.run(
+            [sys.executable, "-m", "clt_plugins", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+class Distributions:
+    """Writes distributions into a folder as an installer would: a `.dist-info` and modules."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.modules: list[str] = []
+
+    def module(self, name: str, source: str) -> None:
+        self.modules.append(name)
+        (self.folder / f"{name}.py").write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+
+    def install(self, name: str, version: str, plugins: Mapping[str, str]) -> None:
+        """Install a distribution whose entry points are `plugins`: name -> source of a module of its own."""
+        info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = ["[clt_plugins]"]
+        for plugin, source in plugins.items():
+            module = f"{name}_{plugin}".replace("-", "_")
+            self.module(module, source)
+            lines.append(f"{plugin} = {module}")
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Distributions]:
+    """Fake third-party distributions in `tmp_path`, visible to this process (and to those that `clt` starts)."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = Distributions(tmp_path)
+    yield made
+    for name in made.modules:
+        sys.modules.pop(name, None)

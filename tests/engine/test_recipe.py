@@ -1,0 +1,326 @@
+"""Recipes: the nine kinds of fault, `--set`, `requires`, paths, and that a resolved recipe is the recipe."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clt_plugins import toml
+from clt_plugins.loading import Plugins, load
+from clt_plugins.overrides import parse
+from clt_plugins.recipe import Recipe, RecipeError, as_data, as_toml, read_recipe
+
+if TYPE_CHECKING:
+    from tests.conftest import Distributions
+
+STUB = """
+from typing import Literal
+from attrs import field, frozen, validators
+from clt_plugins import HubOrPath, Spec, hookimpl
+
+@frozen(kw_only=True)
+class Activation:
+    '''Keeps some.'''
+    k: int = field(default=64, validator=validators.gt(0))
+    '''How many.'''
+    warmup: int = 0
+    '''Steps.'''
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    '''Type.'''
+
+@frozen(kw_only=True)
+class Loss:
+    '''A term.'''
+    layers: int | list[int] = 0
+    '''Which.'''
+    model: HubOrPath | None = None
+    '''From where.'''
+
+@hookimpl
+def clt_activations():
+    return [Spec("some", Activation, lambda config, context: config)]
+
+@hookimpl
+def clt_losses():
+    return [Spec("layered", Loss, lambda config, context: config)]
+
+@hookimpl
+def clt_check(recipe):
+    if recipe.activation.name == "some" and recipe.activation.config.k > recipe.transcoder.features:
+        yield f"activation.k: must be <= transcoder.features ({recipe.transcoder.features})"
+"""
+
+GOOD: dict[str, Any] = {
+    "name": "x",
+    "source": "synthetic",
+    "transcoder": {"features": 64},
+    "activation": "some",
+    "train": {"steps": 10},
+}
+
+NINE = """
+name = "x"
+source = "synthetic"
+[transcoder]
+features = 64
+[activation]
+name = "some"
+k = "abc"
+warmpu = 3
+dtype = "bf16"
+[[losses]]
+name = "msee"
+[[losses]]
+name = "layered"
+layers = [0, "x"]
+[train]
+log_every = true
+lr = -3
+"""
+
+
+@pytest.fixture
+def stubbed(distributions: Distributions) -> Plugins:
+    distributions.module("stub_choices", STUB)
+    return load(extra=["stub_choices"])
+
+
+def merged(**changes: Any) -> dict[str, Any]:
+    return {**GOOD, **changes}
+
+
+def faults(recipe: Any, plugins: Plugins, *settings: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(recipe, settings, plugins)
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    return caught.value.faults
+
+
+def test_the_kinds_of_fault_give_one_line_each_all_at_once(
+    stubbed: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(NINE)
+    known = ", ".join(stubbed.choices("losses"))
+    assert faults("recipe.toml", stubbed) == [
+        'recipe.toml: activation.k: expected int, got "abc"',
+        "recipe.toml: activation.warmpu: unknown key, did you mean 'warmup'?",
+        'recipe.toml: activation.dtype: expected one of "float32", "bfloat16", got "bf16", did you mean "bfloat16"?',
+        f"recipe.toml: losses[0]: unknown name 'msee', did you mean 'mse'? (known: {known})",
+        'recipe.toml: losses[1].layers[1]: expected int, got "x"',
+        "recipe.toml: train.log_every: expected int, got true",
+        "recipe.toml: train.steps: required, but missing",
+        "recipe.toml: train.lr: must be > 0: -3.0",
+    ]
+
+
+def test_a_syntax_fault_has_its_line_and_column(
+    plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text("[activation\n")
+    line = "recipe.toml: Expected ']' at the end of a table declaration (at line 1, column 12)"
+    assert faults("recipe.toml", plugins) == [line]
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(plugins: Plugins, tmp_path: Path) -> None:
+    latin, folder, absent = tmp_path / "latin.toml", tmp_path, tmp_path / "absent.toml"
+    latin.write_bytes(b'name = "caf\xe9"')
+    assert faults(latin, plugins) == [f"{latin}: not UTF-8 text: invalid continuation byte at byte 11"]
+    assert faults(absent, plugins) == [f"{absent}: no such file"]
+    assert faults(folder, plugins) == [f"{folder}: cannot be read: Is a directory"]
+
+
+def test_an_unknown_table_and_a_bad_name_are_faults(stubbed: Plugins) -> None:
+    assert faults(merged(trian={}), stubbed) == ["recipe: trian: unknown key, did you mean 'train'?"]
+    for name in ("../up", "a/b", "", ".hidden"):
+        assert faults(merged(name=name), stubbed) == [
+            f"recipe: name: must be letters, digits, '-', '_' and '.', to name a folder: {name!r}"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ({"train": {"steps": 10, "betas": [0.9]}}, "train.betas: length must be >= 2: 1"),
+        ({"train": {"steps": 10, "betas": [0.9, 1.0]}}, "train.betas: must be < 1: 1.0"),
+        ({"train": {"steps": 10, "warmup_steps": 10}}, "train.warmup_steps: must be < steps (10): 10"),
+        ({"train": {"steps": 10, "lr": math.nan}}, "train.lr: must be > 0: nan"),
+        (
+            {"model": {"path": "m", "inputs": "h.0.mlp"}},
+            "model.inputs: must hold one {} where the layer's number goes: 'h.0.mlp'",
+        ),
+        (
+            {"model": {"path": "m", "layers": [2, 1]}},
+            "model.layers: must be at least one number >= 0, ascending: [2, 1]",
+        ),
+        ({"seed": -1}, "seed: must be >= 0: -1"),
+    ],
+)
+def test_settings_out_of_range_are_faults(stubbed: Plugins, table: dict[str, Any], line: str) -> None:
+    assert faults(merged(**table), stubbed) == [f"recipe: {line}"]
+
+
+def test_what_a_recipe_does_not_say_has_its_default(stubbed: Plugins) -> None:
+    recipe = read_recipe(GOOD, plugins=stubbed)
+    assert recipe.tying.name == "untied"
+    assert [loss.name for loss in recipe.losses] == ["mse"]
+    assert [sink.name for sink in recipe.loggers] == ["tensorboard", "jsonl", "console"]
+    assert recipe.parallel.name == "single"
+    assert recipe.kernels.name == "auto"
+    assert recipe.exports == []
+    assert recipe.model is None
+    assert recipe.train.betas == [0.9, 0.999]
+
+
+# -- --set ------------------------------------------------------------------------------------------------------
+
+
+def test_set_changes_settings_before_they_are_checked(stubbed: Plugins) -> None:
+    changes = ["activation.k=7", "train.lr=3e-4", "losses.0.weight=5", "losses.1.name=layered", "losses.1.layers=[1]"]
+    recipe = read_recipe(GOOD, [*changes, "name=run-2024", "model.path=org/name"], stubbed)
+    assert recipe.activation.config.k == 7
+    assert recipe.train.lr == 3e-4
+    assert recipe.losses[0].config.weight == 5
+    assert recipe.losses[1].config.layers == [1]
+    assert recipe.name == "run-2024"
+    assert recipe.model is not None
+    assert recipe.model.path == "org/name"
+    whole = read_recipe(GOOD, ['activation={name="some",k=9}'], stubbed)
+    assert whole.activation.config.k == 9
+    assert GOOD["activation"] == "some"
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("activation.k=abc", '--set activation.k=abc: expected int, got "abc"'),
+        ("activation.warmpu=1", "--set activation.warmpu=1: unknown key, did you mean 'warmup'?"),
+        ("activation.k=-3", "--set activation.k=-3: must be > 0: -3"),
+        ("losses.0.weight=x", '--set losses.0.weight=x: expected float, got "x"'),
+        ("losses.2.weight=1", "--set losses.2.weight=1: losses has 1 items, counted from 0"),
+        ("losses.first.weight=1", "--set losses.first.weight=1: losses has 1 items, counted from 0"),
+        ("name.x=1", "--set name.x=1: name is not a table"),
+        ("activation.k", "--set activation.k: expected KEY=VALUE, such as train.steps=100"),
+        ("=3", "--set =3: expected KEY=VALUE, such as train.steps=100"),
+        ('activation={name="some",k="a"}', '--set activation={name="some",k="a"}: activation.k: expected int, got "a"'),
+        ("activation.k=65", "--set activation.k=65: must be <= transcoder.features (64)"),
+    ],
+)
+def test_a_fault_that_comes_from_a_flag_names_the_flag(stubbed: Plugins, setting: str, line: str) -> None:
+    assert faults(GOOD, stubbed, setting) == [line]
+
+
+def test_an_unknown_name_from_a_flag_names_the_flag(stubbed: Plugins) -> None:
+    (line,) = faults(GOOD, stubbed, "losses.0.name=msee")
+    assert line.startswith("--set losses.0.name=msee: unknown name 'msee', did you mean 'mse'?")
+
+
+def test_the_last_of_two_flags_holds_and_is_blamed(stubbed: Plugins) -> None:
+    assert read_recipe(GOOD, ["activation.k=a", "activation.k=3"], stubbed).activation.config.k == 3
+    assert faults(GOOD, stubbed, "activation.k=3", "activation.k=a") == ['--set activation.k=a: expected int, got "a"']
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("3e-4", 3e-4),
+        ("true", True),
+        ('"3"', "3"),
+        ("[1, 2]", [1, 2]),
+        ("{a = 1}", {"a": 1}),
+        ("runs/x", "runs/x"),
+        ("2024-01-01", "2024-01-01"),
+        ("", ""),
+        ("1\nother = 2", "1\nother = 2"),
+    ],
+)
+def test_a_flags_value_is_toml_or_a_bare_string(text: str, value: Any) -> None:
+    assert parse(text) == value
+    assert type(parse(text)) is type(value)
+
+
+# -- requires, checks, paths --------------------------------------------------------------------------------------
+
+
+def test_required_distributions_must_be_there_in_that_version(stubbed: Plugins, distributions: Distributions) -> None:
+    distributions.install("clt-gated", "0.9", {})
+    assert read_recipe(merged(requires=["clt-gated>=0.5,<1"]), plugins=stubbed).requires == ["clt-gated>=0.5,<1"]
+    assert faults(merged(requires=["clt-gated>=1.0", "clt-none", "?!", 3]), stubbed) == [
+        "recipe: requires[3]: expected str, got 3",
+        "recipe: requires[0]: clt-gated>=1.0 is needed, but clt-gated 0.9 is installed",
+        "recipe: requires[1]: clt-none is not installed: pip install 'clt-none'",
+        'recipe: requires[2]: expected a requirement such as "clt-gated>=1.0", got "?!"',
+    ]
+
+
+def test_plugins_complaints_come_when_the_recipe_is_typed(stubbed: Plugins) -> None:
+    big = merged(activation={"name": "some", "k": 65})
+    assert faults(big, stubbed) == ["recipe: activation.k: must be <= transcoder.features (64)"]
+
+
+def test_paths_are_looked_for_beside_the_recipe(
+    stubbed: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "models" / "small").mkdir(parents=True)
+    file = folder / "recipe.toml"
+    losses = [{"name": "layered", "model": "models/small"}]
+    file.write_text(toml.document(merged(model={"path": "models/small", "tokenizer": "org/tokens"}, losses=losses)))
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe("recipes/recipe.toml", plugins=stubbed)
+    assert recipe.model is not None
+    assert recipe.model.path == recipe.losses[0].config.model == str(folder / "models" / "small")
+    assert recipe.model.tokenizer == "org/tokens"
+
+
+# -- the resolved recipe -------------------------------------------------------------------------------------------
+
+
+def test_the_resolved_recipe_is_the_recipe(stubbed: Plugins, tmp_path: Path) -> None:
+    table = merged(
+        model={"path": "org/name", "layers": [0, 2]},
+        losses=["mse", {"name": "layered", "layers": [1]}],
+        train={"steps": 10, "eps": 1e-16},
+        kernels="auto",
+    )
+    recipe = read_recipe(table, plugins=stubbed)
+    file = tmp_path / "resolved.toml"
+    file.write_text(as_toml(recipe))
+    assert read_recipe(file, plugins=stubbed) == recipe
+    assert read_recipe(as_data(recipe), plugins=stubbed) == recipe
+    data = tomllib.loads(as_toml(recipe))
+    assert data == as_data(recipe)
+    assert data["train"]["lr"] == 1e-3
+    assert "clip_norm" not in data["train"]
+
+
+def test_none_in_a_dictionary_means_not_given(stubbed: Plugins) -> None:
+    assert read_recipe(merged(model=None, tying=None, seed=None), plugins=stubbed) == read_recipe(GOOD, plugins=stubbed)
+
+
+def test_a_recipe_is_not_changed_by_reading_it(stubbed: Plugins) -> None:
+    table = merged(losses=[{"name": "mse"}])
+    before = repr(table)
+    assert isinstance(read_recipe(table, ["losses.0.weight=3"], stubbed), Recipe)
+    assert repr(table) == before
+
+
+scalars = st.text(st.characters(exclude_categories=["Cs"])) | st.booleans() | st.integers(-(2**63), 2**63 - 1)
+values = st.recursive(
+    scalars | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values, max_size=5))
+def test_what_is_written_as_toml_is_read_back(table: dict[str, Any]) -> None:
+    assert tomllib.loads(toml.document(table)) == table

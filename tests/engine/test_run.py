@@ -1,0 +1,236 @@
+"""Whole runs: what they write, how they stop, and that they go on as if they had never stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from clt_plugins import CrossLayerTranscoder, run
+from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.loading import load
+from clt_plugins.recipe import as_toml, read_recipe
+from clt_plugins.store import read_tensors
+from tests.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
+
+INTERRUPTING = "tests.interrupting"
+
+
+def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint."""
+    return read_tensors(checkpoint / "transcoder.safetensors") | read_tensors(checkpoint / "training.safetensors")
+
+
+def assert_bit_identical(one: Path, other: Path) -> None:
+    first, second = everything(one), everything(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    states = [json.loads((place / "training.json").read_text()) for place in (one, other)]
+    assert states[0] == states[1], "step, tokens and the source's place in the data"
+
+
+def cli(*arguments: str, preexec=None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "clt_plugins", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=preexec, timeout=120)
+
+
+def test_a_run_writes_what_is_promised(tmp_path):
+    run(tables(loggers=[{"name": "tensorboard"}, {"name": "jsonl"}, {"name": "console"}]), out=tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= {"recipe.toml", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints", "transcoder"}
+    assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == [
+        "step_000004",
+        "step_000008",
+        "step_000012",
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    seen = {key for line in lines for key in line}
+    assert seen >= {"step", "tokens", "loss/total", "eval/nmse", "eval/l0", "eval/dead_fraction"}
+    assert lines[-1]["step"] == 12 and lines[-1]["tokens"] == 12 * 16
+    versions = json.loads((tmp_path / "run/versions.json").read_text())
+    assert versions["plugins"]["activations"].startswith("clt-plugins")
+    again = read_recipe(tmp_path / "run/recipe.toml", plugins=load())
+    assert as_toml(again) == (tmp_path / "run/recipe.toml").read_text()
+
+
+def test_training_lowers_the_held_out_error(tmp_path):
+    run(tables(train={"steps": 200, "lr": 3e-2, "eval_every": 100}), out=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    nmse = [line["eval/nmse"] for line in lines if "eval/nmse" in line]
+    assert nmse[-1] < 0.7 < nmse[0] + 0.3, "the zero predictor has 1"
+
+
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("seed", range(4))
+def test_interrupted_at_a_random_step_and_resumed_it_is_as_if_never_stopped(tmp_path, kind, seed):
+    at = random.Random(f"{seed}{kind}").randrange(1, 12)
+    losses = [{"name": "mse"}, {"name": "auxk"}]
+    whole = tables(losses=losses)
+    run(whole, out=tmp_path / "whole")
+    broken = tables(losses=losses, loggers=[{"name": "interrupt", "at": at, "kind": kind}], train={"log_every": 1})
+    with pytest.raises(Stopped) as stop:
+        run(broken, out=tmp_path / "broken", plugins=load(extra=[INTERRUPTING]))
+    assert stop.value.code == ExitCode.INTERRUPTED == 130
+    assert f"step_{at:06}" in {path.name for path in (tmp_path / "broken/checkpoints").iterdir()}
+    run(whole, out=tmp_path / "broken", resume="latest")
+    assert_bit_identical(tmp_path / "whole/checkpoints/step_000012", tmp_path / "broken/checkpoints/step_000012")
+
+
+def test_killed_at_a_step_and_resumed_it_is_as_if_never_stopped(tmp_path):
+    run(tables(), out=tmp_path / "whole")
+    (tmp_path / "whole.toml").write_text(as_toml(recipe()))
+    killing = recipe_text(loggers=[{"name": "interrupt", "at": 7, "kind": "SIGKILL"}], train={"log_every": 1})
+    (tmp_path / "broken.toml").write_text(killing)
+    died = cli("run", str(tmp_path / "broken.toml"), "--out", str(tmp_path / "broken"), "-p", INTERRUPTING)
+    assert died.returncode == -signal.SIGKILL
+    assert [p.name for p in (tmp_path / "broken/checkpoints").glob("step_*")] == ["step_000004"]
+    done = cli("run", str(tmp_path / "whole.toml"), "--out", str(tmp_path / "broken"), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_bit_identical(tmp_path / "whole/checkpoints/step_000012", tmp_path / "broken/checkpoints/step_000012")
+    finals = [read_tensors(tmp_path / name / "transcoder/transcoder.safetensors") for name in ("whole", "broken")]
+    assert all(torch.equal(value, finals[1][name]) for name, value in finals[0].items())
+
+
+def recipe_text(**changes) -> str:
+    return as_toml(read_recipe(tables(**changes), plugins=load(extra=[INTERRUPTING])))
+
+
+def test_ctrl_c_from_the_command_line_exits_130_in_one_line(tmp_path):
+    (tmp_path / "r.toml").write_text(recipe_text(loggers=[{"name": "interrupt", "at": 6}], train={"log_every": 1}))
+    done = cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run"), "-p", INTERRUPTING)
+    assert done.returncode == 130
+    assert "interrupted at step 6, checkpoint written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_with_exit_3_naming_step_and_layer(tmp_path):
+    (tmp_path / "r.toml").write_text(as_toml(recipe(train={"lr": 1e30, "steps": 40})))
+    done = cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run"))
+    assert done.returncode == 3, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "not finite" in last and "step" in last and "layer" in last
+    for place in (tmp_path / "run/checkpoints").glob("step_*"):
+        assert all(torch.isfinite(x).all() for x in everything(place).values() if x.is_floating_point())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
+    (tmp_path / "r.toml").write_text(as_toml(recipe(train={"steps": 8})))
+    assert cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")).returncode == 0
+    (tmp_path / "more.toml").write_text(as_toml(recipe(train={"steps": 12})))
+    largest = max(path.stat().st_size for path in (tmp_path / "run/checkpoints/step_000008").iterdir())
+
+    def small_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
+
+    arguments = ("run", str(tmp_path / "more.toml"), "--out", str(tmp_path / "run"), "--resume")
+    full = cli(*arguments, preexec=small_disk)
+    assert full.returncode == 1
+    assert "step_000012: could not be written" in full.stderr and "Traceback" not in full.stderr
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step_000004", "step_000008"]
+    assert cli(*arguments).returncode == 0, "with room again it goes on from the checkpoint before"
+
+
+def test_a_truncated_checkpoint_is_refused_by_name_and_the_one_before_offered(tmp_path):
+    run(tables(), out=tmp_path / "run")
+    file = tmp_path / "run/checkpoints/step_000012/training.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"step_000012/training\.safetensors: truncated.*--resume step_000008"):
+        run(tables(train={"steps": 16}), out=tmp_path / "run", resume="latest")
+    run(tables(train={"steps": 16}), out=tmp_path / "run", resume="step_000008")
+
+
+def test_a_folder_in_use_is_refused_without_resume(tmp_path):
+    run(tables(), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="already there: go on with --resume"):
+        run(tables(), out=tmp_path / "run")
+
+
+def test_a_resumed_run_must_be_the_same_run(tmp_path):
+    run(tables(), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="transcoder: differs from the run"):
+        run(tables(transcoder={"features": 11}), out=tmp_path / "run", resume="latest")
+
+
+def test_the_metrics_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
+    run(tables(), out=tmp_path / "whole")
+    stopping = [{"name": "jsonl"}, {"name": "interrupt", "at": 8}]
+    with pytest.raises(Stopped):
+        run(tables(loggers=stopping), out=tmp_path / "broken", plugins=load(extra=[INTERRUPTING]))
+    run(tables(), out=tmp_path / "broken", resume="latest")
+
+    def lines(name: str) -> list[dict[str, object]]:
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        timed = [json.loads(line) for line in text.splitlines()]
+        return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in timed]
+
+    assert lines("whole") == lines("broken")
+
+
+@pytest.mark.parametrize("activation, tying", [(a, "untied-skip") for a in ACTIVATIONS] + [("topk", t) for t in TYINGS])
+def test_a_saved_transcoder_loads_the_same(tmp_path, activation, tying):
+    built = parts(activation=ACTIVATIONS[activation], tying=TYINGS[tying])
+    transcoder = built.transcoder.eval()
+    stir(transcoder)
+    batch = built.source.next()
+    transcoder.normaliser.fit("mean_std", {k: v for k, v in _statistics(built).items()})
+    transcoder.save(tmp_path / "t")
+    loaded = CrossLayerTranscoder.load(tmp_path / "t")
+    assert (loaded.layers, loaded.d_model, loaded.features) == (3, 6, 10)
+    with torch.no_grad():
+        assert torch.equal(loaded(batch.inputs), transcoder(batch.inputs))
+        assert torch.equal(loaded.encode(batch.inputs).dense(), transcoder.encode(batch.inputs).dense())
+        assert torch.equal(loaded.decode(loaded.encode(batch.inputs).dense(), batch.inputs), loaded(batch.inputs)) or (
+            torch.testing.assert_close(
+                loaded.decode(loaded.encode(batch.inputs).dense(), batch.inputs), loaded(batch.inputs)
+            )
+            is None
+        )
+
+
+def _statistics(built):
+    from clt_plugins.normalise import estimate
+
+    return estimate([built.source.next() for _ in range(4)], 3, 6)
+
+
+def test_a_folder_that_is_no_transcoder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a transcoder"):
+        CrossLayerTranscoder.load(tmp_path)
+
+
+def test_activations_of_the_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match=r"expected activations of shape \[tokens, 3, 6\], got \[4, 3, 7\]"):
+        parts().transcoder(torch.zeros(4, 3, 7))
+
+
+def test_a_batch_larger_than_the_data_is_named(tmp_path):
+    (tmp_path / "t.txt").write_text("a few words")
+    text = textwrap.dedent(f"""
+        name = "x"
+        [model]
+        path = "{tmp_path}/nowhere"
+        [source]
+        name = "stream"
+        text = "{tmp_path}/t.txt"
+        [transcoder]
+        features = 8
+        [activation]
+        name = "topk"
+        k = 2
+        [train]
+        steps = 2
+    """)
+    (tmp_path / "r.toml").write_text(text)
+    done = cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run"))
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert "nowhere" in done.stderr and len(done.stderr.strip().splitlines()) <= 2

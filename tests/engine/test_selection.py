@@ -1,0 +1,108 @@
+"""Top-k in one pass against a stable sort of everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from clt_plugins import Above, Top
+
+SHAPES = [(7, 3, 11, 2), (5, 2, 64, 3), (64, 4, 256, 5), (3, 2, 4, 6), (16, 3, 2000, 4), (1, 1, 1, 1), (2, 3, 5, 99)]
+
+
+def sorted_top(flat: torch.Tensor, k: int) -> torch.Tensor:
+    """A mask of the k largest, ties to the lower index."""
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[torch.sort(flat, descending=True, stable=True).indices[:k]] = True
+    return mask
+
+
+def naive(pre: torch.Tensor, k: int, per: str, scope: str) -> torch.Tensor:
+    """The mask [B, L, F] that `Top` should keep, group by group."""
+    tokens, layers, features = pre.shape
+    by_layer = pre.transpose(0, 1)  # ties over a batch go by layer, then token, then feature
+    if per == "batch" and scope == "global":
+        return sorted_top(by_layer.reshape(-1), k * tokens).view(layers, tokens, features).transpose(0, 1)
+    if per == "batch":
+        return torch.stack([sorted_top(x.reshape(-1), k * tokens).view_as(x) for x in by_layer], 1)
+    if scope == "global":
+        return torch.stack([sorted_top(x.reshape(-1), k).view_as(x) for x in pre])
+    return torch.stack([torch.stack([sorted_top(y, k) for y in x]) for x in pre])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("per, scope", list(itertools.product(["token", "batch"], ["global", "layer"])))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties):
+    tokens, layers, features, k = shape
+    pre = torch.randn(tokens, layers, features, generator=torch.Generator().manual_seed(0))
+    if ties:
+        pre = (pre * 3).round() / 3
+    room = features * (layers if scope == "global" else 1)
+    top = Top(k, tokens, layers, features, per=per, scope=scope)
+    for layer in range(layers):
+        top.see(layer, pre[:, layer])
+    pairs, values = top.finish()
+    kept = torch.zeros(tokens, layers * features, dtype=torch.bool)
+    kept[pairs.token, pairs.feature] = True
+    assert (kept.view_as(pre) == naive(pre, min(k, room), per, scope)).all()
+    assert len(values) == kept.sum() == min(k, room) * tokens * (1 if scope == "global" else layers)
+    assert (values == pre.flatten(1)[pairs.token, pairs.feature]).all()
+    place = pairs.token * layers * features + pairs.feature
+    assert (place.diff() > 0).all(), "pairs must be sorted by token, then feature"
+
+
+@pytest.mark.parametrize("per", ["token", "batch"])
+def test_the_fixed_shape_form_for_gpus_keeps_the_same(per):
+    """The two forms are chosen by the device's type; there is no GPU here, so its steps are taken by hand."""
+    from clt_plugins.selection import Pool
+
+    pre = (torch.randn(2, 9, 40, generator=torch.Generator().manual_seed(0)) * 3).round()
+    rows = 9 if per == "token" else 1
+    narrow, fixed = Pool(rows, 6), Pool(rows, 6)
+    for layer, block in enumerate(pre):
+        block = block.reshape(rows, -1)
+        first = layer * block.shape[1]
+        narrow.add(block, block, first)
+        ids = torch.arange(block.shape[1]).expand_as(block) + first
+        found = fixed._best(block, block, ids)
+        if fixed.rank is not None:
+            pairs = zip((fixed.rank, fixed.pre, fixed.ids), found, strict=True)
+            found = fixed._best(*(torch.cat(both, 1) for both in pairs))
+        fixed.rank, fixed.pre, fixed.ids = found
+    assert torch.equal(narrow.ids, fixed.ids) and torch.equal(narrow.pre, fixed.pre)
+
+
+def test_what_ranks_minus_infinity_is_never_kept():
+    pre = torch.ones(4, 6)
+    closed = torch.tensor([0.0, -torch.inf, -torch.inf, 0.0, -torch.inf, -torch.inf])
+    top = Top(3, 4, 1, 6, per="token", rank=lambda layer, pre: pre + closed)
+    top.see(0, pre)
+    pairs, values = top.finish()
+    assert values.view(4, 3).sum(1).tolist() == [2.0] * 4
+    assert set(pairs.feature[values > 0].tolist()) == {0, 3}
+
+
+def test_a_nan_is_kept_so_that_the_loss_shows_it():
+    pre = torch.zeros(4, 50)
+    pre[2, 7] = torch.nan
+    for per in ("token", "batch"):
+        top = Top(1, 4, 1, 50, per=per)
+        top.see(0, pre)
+        _, values = top.finish()
+        assert values.isnan().sum() == 1
+
+
+def test_above_keeps_what_passes_each_bound():
+    pre = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(0))
+    bound = torch.rand(2, 8, generator=torch.Generator().manual_seed(1))
+    above = Above(bound, 5, 2, 8)
+    for layer in range(2):
+        above.see(layer, pre[:, layer])
+    pairs, values = above.finish()
+    kept = torch.zeros(5, 16, dtype=torch.bool)
+    kept[pairs.token, pairs.feature] = True
+    assert torch.equal(kept.view_as(pre), pre > bound)
+    assert torch.equal(values, pre.flatten(1)[kept])

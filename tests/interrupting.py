@@ -1,0 +1,41 @@
+"""A plugin for tests: a logger that interrupts or kills its own process at a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any, Literal
+
+from attrs import frozen
+
+from clt_plugins import Spec, hookimpl
+
+
+@frozen(kw_only=True)
+class InterruptConfig:
+    """Send this process a signal when a step is logged."""
+
+    at: int
+    """The step."""
+    kind: Literal["SIGINT", "SIGTERM", "SIGKILL"] = "SIGINT"
+    """The signal."""
+
+
+class Interrupt:
+    def __init__(self, config: InterruptConfig):
+        self.config = config
+
+    def start(self, recipe: Any, step: int) -> None:
+        pass
+
+    def log(self, step: int, metrics: Any) -> None:
+        if step == self.config.at and "loss/total" in metrics:
+            os.kill(os.getpid(), getattr(signal, self.config.kind))
+
+    def close(self, status: str) -> None:
+        pass
+
+
+@hookimpl
+def clt_loggers() -> list[Spec]:
+    return [Spec("interrupt", InterruptConfig, lambda config, context: Interrupt(config))]
