@@ -112,11 +112,22 @@ def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, 
     from clt_plugins import run as engine
 
     if dry_run:
-        from clt_plugins.run import dry_run as measure
+        from clt_plugins.plan import plan as measure
 
         click.echo(_sizes(measure(recipe, plugins)))
         return
     engine(recipe, out=out, resume=resume, plugins=plugins)
+
+
+@main_group.command()
+@with_recipe
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def plan(recipe: Recipe, plugins: Plugins, as_json: bool) -> None:
+    """Predict what RECIPE needs: parameters, bytes, arithmetic per step. Builds everything, trains nothing."""
+    from clt_plugins.plan import plan as measure
+
+    found = measure(recipe, plugins)
+    click.echo(json.dumps(found, indent=2) if as_json else _sizes(found))
 
 
 @main_group.command()
@@ -177,5 +188,7 @@ def _sizes(found: dict[str, Any]) -> str:
         *(f"  {name} {count:,}" for name, count in found["parameters_by_name"].items()),
         f"memory {found['total_bytes'] / 2**30:.3f} GiB",
         *(f"  {name} {size / 2**30:.3f} GiB" for name, size in found["bytes"].items()),
+        f"arithmetic {found['total_flops'] / 1e9:,.1f} GFLOP per step",
+        *(f"  {name} {count / 1e9:,.1f}" for name, count in found["flops"].items()),
     ]
     return "\n".join(lines)

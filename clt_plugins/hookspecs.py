@@ -127,5 +127,3 @@ class Hooks:
 
         Called after the recipe is typed, before anything is built; all plugins' complaints are shown together.
         """
-
-

@@ -90,7 +90,9 @@ class Normaliser(nn.Module):
     target_scale: Tensor
     target_variance: Tensor
 
-    def __init__(self, layers: int, d_model: int, dtype: torch.dtype = torch.float32, device: object = "cpu"):
+    def __init__(
+        self, layers: int, d_model: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ):
         super().__init__()
         for side in ("input", "target"):
             self.register_buffer(f"{side}_shift", torch.zeros(layers, d_model, dtype=dtype, device=device))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from clt_plugins.rounding import AdamBF16
+
 if TYPE_CHECKING:
     from clt_plugins.recipe import TrainConfig
 
@@ -19,9 +21,11 @@ LINEAR_END = 0.1
 """The linear schedule ends at this share of the learning rate, as the reference library's does."""
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Fused Adam(W) over a model's parameters. Weight decay applies to matrices, not to biases and thresholds."""
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+def make_optimizer(model: nn.Module, config: TrainConfig, seed: int = 0) -> torch.optim.Optimizer:
+    """Fused Adam(W) over a model's parameters. Weight decay applies to matrices, not to biases and thresholds.
+
+    With `states = "bf16"` its moments are bfloat16, rounded stochastically: see `rounding`.
+    """
     matrices = [p for name, p in model.named_parameters() if _is_matrix(name)]
     others = [p for name, p in model.named_parameters() if not _is_matrix(name)]
     groups = [
@@ -29,6 +33,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": others, "weight_decay": 0.0},
     ]
     beta1, beta2 = config.betas
+    if config.states == "bf16":
+        decoupled = config.optimizer == "adamw"
+        return AdamBF16(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, decoupled=decoupled, seed=seed)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
 

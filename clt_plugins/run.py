@@ -21,7 +21,7 @@ from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.normalise import estimate
 from clt_plugins.optim import make_optimizer
 from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
-from clt_plugins.setup import Parts, build
+from clt_plugins.setup import Parts, build, close
 from clt_plugins.sparse import reuse_gradients
 from clt_plugins.store import save_transcoder, write_json
 from clt_plugins.train import train
@@ -67,9 +67,11 @@ def run(
     folder = Path(out) if out is not None else _default_folder(recipe, resume)
     _prepare(folder, recipe, resume)
     place = find_checkpoint(folder / "checkpoints", resume) if resume else None
+    # The engine draws from generators of its own; this one is for plugins that draw from torch's. It is checkpointed.
+    torch.manual_seed(recipe.seed)
     with ExitStack() as stack, _stop_signals() as wants_stop:
         parts = build(recipe, plugins, folder)
-        stack.callback(_close, parts)
+        stack.callback(close, parts)
         return _train(parts, recipe, plugins, folder, place, wants_stop)
 
 
@@ -77,7 +79,7 @@ def _train(
     parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, place: Path | None, wants_stop: Any
 ) -> CrossLayerTranscoder:
     transcoder, source = parts.transcoder, parts.source
-    optimizer = make_optimizer(transcoder, recipe.train)
+    optimizer = make_optimizer(transcoder, recipe.train, recipe.seed)
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
     if place is None:
@@ -96,7 +98,7 @@ def _train(
             loggers.append(chosen.build(parts.context))
             loggers[-1].start(as_data(recipe), progress.step)
         transcoder.train()
-        train(parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", wants_stop)
+        scores = train(parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", wants_stop)
         save_transcoder(transcoder, folder / "transcoder")
         status = "finished"
     except Stopped as stop:
@@ -106,48 +108,11 @@ def _train(
         with ExitStack() as closing:
             for each in loggers:
                 closing.callback(each.close, status)
+    if scores:
+        found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
+        print(f"held-out {found}", file=sys.stderr)
+    print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
     return transcoder.eval()
-
-
-def dry_run(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
-    """Build everything without training, the transcoder without memory: what a run would need.
-
-    Returns:
-        Sizes: `parameters` (by name and in all), `bytes` of parameters, gradients, optimizer states, batch and
-        pre-activation blocks, and in all.
-    """
-    parts = build(recipe, plugins, None, torch.device("meta"))
-    try:
-        return _estimate(parts, recipe)
-    finally:
-        _close(parts)
-
-
-def _estimate(parts: Parts, recipe: Recipe) -> dict[str, Any]:
-    transcoder = parts.transcoder
-    sizes = {name: p.numel() for name, p in transcoder.named_parameters()}
-    item = parts.context.dtype.itemsize
-    count = sum(sizes.values())
-    tokens, compute = recipe.train.batch_tokens, max(4, item)
-    layers, d_model, features = transcoder.layers, transcoder.d_model, transcoder.features
-    blocks = layers if transcoder.runs_dense or any(loss.needs_pre for loss in parts.losses) else 2
-    need = {
-        "parameters": count * item,
-        "gradients": count * item,
-        "optimizer": 2 * count * item,
-        # Raw and normalised inputs and targets, the reconstruction and its gradient.
-        "batch": 6 * tokens * layers * d_model * compute,
-        "pre_activations": blocks * tokens * features * compute,
-    }
-    return {
-        "layers": layers,
-        "d_model": d_model,
-        "features": features,
-        "parameters": count,
-        "parameters_by_name": sizes,
-        "bytes": need,
-        "total_bytes": sum(need.values()),
-    }
 
 
 def _default_folder(recipe: Recipe, resume: str | None) -> Path:
@@ -211,12 +176,6 @@ def versions(plugins: Plugins) -> dict[str, Any]:
         "plugins": {info.name: info.distribution for info in plugins.infos},
         "command": sys.argv,
     }
-
-
-def _close(parts: Parts) -> None:
-    if hasattr(parts.source, "close"):
-        parts.source.close()
-    parts.context.parallel.close()
 
 
 @contextmanager

@@ -144,6 +144,8 @@ class Top:
         self.parallel = parallel
         room = features * (layers if scope == "global" else 1)
         self.k = min(k, room) * (tokens if per == "batch" else 1)
+        self.size = self.k * (tokens if per == "token" else 1) * (1 if scope == "global" else layers)
+        """How many pairs are kept."""
         self.pools = [Pool(1 if per == "batch" else tokens, self.k) for _ in range(1 if scope == "global" else layers)]
 
     def see(self, layer: int, pre: Tensor) -> None:

@@ -87,6 +87,7 @@ def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: 
         dtype=getattr(torch, settings.dtype),
         batch_tokens=recipe.train.batch_tokens,
         steps=recipe.train.steps,
+        dead_after_tokens=recipe.train.dead_after_tokens,
         kernels=kernels,
         parallel=recipe.parallel.build(None),  # type: ignore[arg-type]
         folder=folder,
@@ -109,3 +110,10 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     if recipe.train.precision == "bf16":
         transcoder.product = torch.bfloat16
     return transcoder
+
+
+def close(parts: Parts) -> None:
+    """Let go of what a run held: the source's threads and files, the process group."""
+    if hasattr(parts.source, "close"):
+        parts.source.close()
+    parts.context.parallel.close()

@@ -115,6 +115,7 @@ def _row_gradient(weight: Tensor, values: Tensor, pairs: Pairs, layout: Layout, 
     fresh = weight.grad is None
     if fresh:
         weight.grad = buffer
+    assert weight.grad is not None
     kernels.grad_rows(values, pairs, layout, dense, weight.grad.view_as(rows), overwrite=fresh)
     return None
 

@@ -64,6 +64,8 @@ class Context:
     """B: tokens in a training batch, of all ranks together."""
     steps: int
     """How many training steps the run has."""
+    dead_after_tokens: int = 0
+    """A feature that was active at none of so many tokens is dead."""
     kernels: Kernels
     """The sparse products for this device."""
     parallel: Parallel

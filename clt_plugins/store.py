@@ -190,8 +190,8 @@ def load_transcoder(
         d_model=described["d_model"],
         features=described["features"],
     )
-    chosen = {slot: structure_choice(plugins, slot, described[slot], where) for slot in ("activation", "tying")}
-    transcoder = CrossLayerTranscoder(context, **chosen, normalisation=described["normalisation"])
+    activation, tying = (structure_choice(plugins, slot, described[slot], where) for slot in ("activation", "tying"))
+    transcoder = CrossLayerTranscoder(context, activation, tying, normalisation=described["normalisation"])
     transcoder.described_model = described["model"]
     transcoder.to_empty(device=place)
     take_tensors(transcoder, read_tensors(folder / "transcoder.safetensors"), folder)

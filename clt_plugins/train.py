@@ -1,7 +1,7 @@
 """The training loop.
 
-Nothing in a step reads a number back from a GPU, except at the log interval; on a CPU, where reading is free, a loss that
-is not finite stops the run at its own step, before it reaches a weight.
+Nothing in a step reads a number back from a GPU, except at the log interval; on a CPU, where reading is free, a loss
+that is not finite stops the run at its own step, before it reaches a weight.
 """
 
 from __future__ import annotations

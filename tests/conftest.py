@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 from hypothesis import settings
@@ -19,6 +17,13 @@ from hypothesis import settings
 from clt_plugins.loading import Plugins, load
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Set before any test imports the libraries that read them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Processes that tests start find this checkout, installed or not.
+_paths = [str(ROOT), str(ROOT / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(_paths)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -35,7 +40,7 @@ def clt(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m clt_plugins` in `tmp_path`, from which modules can be imported too."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path)])
         return subprocess.run(
             [sys.executable, "-m", "clt_plugins", *arguments],
             cwd=tmp_path,
@@ -61,6 +66,12 @@ class Distributions:
         (self.folder / f"{name}.py").write_text(textwrap.dedent(source))
         importlib.invalidate_caches()
 
+    def forget(self, name: str) -> None:
+        """Let a module be imported anew."""
+        sys.modules.pop(name, None)
+        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+
     def install(self, name: str, version: str, plugins: Mapping[str, str]) -> None:
         """Install a distribution whose entry points are `plugins`: name -> source of a module of its own."""
         info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -81,4 +92,4 @@ def distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[D
     made = Distributions(tmp_path)
     yield made
     for name in made.modules:
-        sys.modules.pop(name, None)
+        made.forget(name)

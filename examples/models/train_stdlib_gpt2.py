@@ -33,11 +33,23 @@ def train_tokenizer(documents: list[tuple[str, str]]) -> PreTrainedTokenizerFast
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.train_from_iterator((text for _, text in documents), trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[END], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END,
-                                   model_max_length=CONTEXT, clean_up_tokenization_spaces=False)
+    tokenizer.train_from_iterator(
+        (text for _, text in documents),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=[END],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def encode(tokenizer, documents: list[tuple[str, str]]) -> list[torch.Tensor]:
@@ -56,10 +68,10 @@ def windows(documents: list[torch.Tensor], end: int, batch: int, seed: int):
     order = random.Random(seed)
     while True:
         run = pack(order.sample(documents, len(documents)), end)
-        run = run[order.randrange(CONTEXT):]
+        run = run[order.randrange(CONTEXT) :]
         count = (len(run) - 1) // CONTEXT
         starts = torch.tensor(order.sample(range(count), count)) * CONTEXT
-        for chosen in starts[:count - count % batch].view(-1, batch):
+        for chosen in starts[: count - count % batch].view(-1, batch):
             yield run[chosen[:, None] + torch.arange(CONTEXT + 1)]
 
 
@@ -72,7 +84,7 @@ def loss_of(model: GPT2LMHeadModel, batch: torch.Tensor, reduction: str = "mean"
 @torch.no_grad()
 def held_out_loss(model: GPT2LMHeadModel, run: torch.Tensor) -> float:
     """Mean loss over a packed run in windows that follow each other, so every token is predicted once."""
-    parts = (run[None, start:start + CONTEXT + 1] for start in range(0, len(run) - 1, CONTEXT))
+    parts = (run[None, start : start + CONTEXT + 1] for start in range(0, len(run) - 1, CONTEXT))
     return sum(loss_of(model, part, "sum").item() for part in parts) / (len(run) - 1)
 
 
@@ -129,8 +141,12 @@ def write_card(args: argparse.Namespace, train: list, held: list, steps: int, mi
     """Loads the folder as any user would, measures it, writes its README.md and gives the table of losses."""
     model = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).eval()
     tokenizer, table, counts = AutoTokenizer.from_pretrained(args.out), [], {}
-    for kind, part in {"training": train, "all": held, "sources": [one for one in held if one[0].endswith(".py")],
-                       "topics of `help()`": [one for one in held if one[0].startswith("topics/")]}.items():
+    for kind, part in {
+        "training": train,
+        "all": held,
+        "sources": [one for one in held if one[0].endswith(".py")],
+        "topics of `help()`": [one for one in held if one[0].startswith("topics/")],
+    }.items():
         ids, size = encode(tokenizer, part), sum(len(text.encode("utf-8")) for _, text in part)
         counts[kind] = f"{len(part):,} documents, {size:,} bytes, {sum(map(len, ids)):,} tokens"
         if kind != "training":
@@ -139,16 +155,36 @@ def write_card(args: argparse.Namespace, train: list, held: list, steps: int, mi
             table.append(f"| {kind} | {loss:.4f} | {loss * (len(run) - 1) / math.log(2) / size:.4f} |")
     prompt = "def read_lines(path):"
     torch.manual_seed(args.seed)
-    sample = model.generate(**tokenizer(END + prompt + "\n", return_tensors="pt"), max_new_tokens=120,
-                            do_sample=True, temperature=0.7, top_k=0)
+    sample = model.generate(
+        **tokenizer(END + prompt + "\n", return_tensors="pt"),
+        max_new_tokens=120,
+        do_sample=True,
+        temperature=0.7,
+        top_k=0,
+    )
     known = {line for _, text in train for line in text.splitlines()}
     lines = [line for _, text in held for line in text.splitlines() if len(line) >= 40]
-    (args.out / "README.md").write_text(CARD.format(
-        args=args, config=model.config, parameters=model.num_parameters(), share=HELD_OUT_SHARE,
-        python=platform.python_version(), train=counts["training"], held=counts["all"], batch=BATCH, steps=steps,
-        seen=steps * BATCH * CONTEXT, rate=PEAK_RATE, minutes=minutes, table="\n".join(table), prompt=prompt,
-        repeated=sum(line in known for line in lines) / len(lines),
-        sample=tokenizer.decode(sample[0], skip_special_tokens=True).rstrip()), encoding="utf-8")
+    (args.out / "README.md").write_text(
+        CARD.format(
+            args=args,
+            config=model.config,
+            parameters=model.num_parameters(),
+            share=HELD_OUT_SHARE,
+            python=platform.python_version(),
+            train=counts["training"],
+            held=counts["all"],
+            batch=BATCH,
+            steps=steps,
+            seen=steps * BATCH * CONTEXT,
+            rate=PEAK_RATE,
+            minutes=minutes,
+            table="\n".join(table),
+            prompt=prompt,
+            repeated=sum(line in known for line in lines) / len(lines),
+            sample=tokenizer.decode(sample[0], skip_special_tokens=True).rstrip(),
+        ),
+        encoding="utf-8",
+    )
     return "\n".join(table)
 
 
@@ -169,12 +205,27 @@ def main() -> None:
     end = tokenizer.eos_token_id
     batches = windows(encode(tokenizer, train), end, BATCH, args.seed)
     held_run = pack(encode(tokenizer, held), end)
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=128, n_layer=6, n_head=4,
-        activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=end, eos_token_id=end, pad_token_id=end, tie_word_embeddings=True))
-    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
-              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=CONTEXT,
+            n_embd=128,
+            n_layer=6,
+            n_head=4,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=end,
+            eos_token_id=end,
+            pad_token_id=end,
+            tie_word_embeddings=True,
+        )
+    )
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     steps, started = max(1, args.tokens // (BATCH * CONTEXT)), time.monotonic()
     with tqdm(range(steps), file=sys.stderr, mininterval=5, unit="step") as bar:

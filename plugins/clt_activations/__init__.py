@@ -87,7 +87,9 @@ def clt_check(recipe: Any) -> list[str]:
     if config.k >= 1 and config.k != int(config.k):
         faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")
     if config.scope == "layer" and config.k > recipe.transcoder.features:
-        faults.append(f"activation.k: {config.k} of each layer, but transcoder.features is {recipe.transcoder.features}")
+        faults.append(
+            f"activation.k: {config.k} of each layer, but transcoder.features is {recipe.transcoder.features}"
+        )
     if config.ranking == "zscore" and recipe.train.batch_tokens < 2:
         faults.append('activation.ranking: "zscore" needs train.batch_tokens of at least 2')
     return faults

@@ -96,7 +96,9 @@ def _grad_values(grad, per_target, feature, start, F, first, step, stride, count
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
-def _grad_rows(values, per_target, token, order, start, F, block_first, block_step, member_start, member, dense, out, overwrite):
+def _grad_rows(
+    values, per_target, token, order, start, F, block_first, block_step, member_start, member, dense, out, overwrite
+):
     B, L, D = dense.shape
     for f in prange(F):
         acc = np.empty(D, dense.dtype)
@@ -135,8 +137,13 @@ class NumbaKernels:
         result = out if out.dtype == wide and out.is_contiguous() else torch.empty(out.shape, dtype=wide)
         _set_threads()
         _decode(
-            *_columns(values, wide), pairs.feature.numpy(), pairs.token_start.numpy(), layout.features, *_rows(layout),
-            _array(weight), _array(result),
+            *_columns(values, wide),
+            pairs.feature.numpy(),
+            pairs.token_start.numpy(),
+            layout.features,
+            *_rows(layout),
+            _array(weight),
+            _array(result),
         )
         if result is not out:
             out.copy_(result)
@@ -148,8 +155,14 @@ class NumbaKernels:
         _set_threads()
         columns, per_target = _columns(result, wide)
         _grad_values(
-            _array(grad.to(wide)), per_target, pairs.feature.numpy(), pairs.token_start.numpy(), layout.features, *_rows(layout),
-            _array(weight), columns,
+            _array(grad.to(wide)),
+            per_target,
+            pairs.feature.numpy(),
+            pairs.token_start.numpy(),
+            layout.features,
+            *_rows(layout),
+            _array(weight),
+            columns,
         )
         if result is not out:
             out.copy_(result)
@@ -167,10 +180,18 @@ class NumbaKernels:
             out.zero_()
         _set_threads()
         _grad_rows(
-            *_columns(values, wide), pairs.token.numpy(), pairs.by_feature.numpy(), pairs.feature_start.numpy(), layout.features,
-            np.array([k[0] for k in blocks]), np.array([k[1] for k in blocks]),
-            np.cumsum([0] + [len(m) for m in blocks.values()]), np.array([m for ms in blocks.values() for m in ms]),
-            _array(dense.to(wide)), _array(out), overwrite,
+            *_columns(values, wide),
+            pairs.token.numpy(),
+            pairs.by_feature.numpy(),
+            pairs.feature_start.numpy(),
+            layout.features,
+            np.array([k[0] for k in blocks]),
+            np.array([k[1] for k in blocks]),
+            np.cumsum([0] + [len(m) for m in blocks.values()]),
+            np.array([m for ms in blocks.values() for m in ms]),
+            _array(dense.to(wide)),
+            _array(out),
+            overwrite,
         )
 
 
@@ -180,7 +201,9 @@ def _set_threads() -> None:
 
 def _wide(weight: Tensor) -> torch.dtype:
     if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        raise ValueError(f'kernels: "numba" takes float32, float64 and bfloat16 weights, not {weight.dtype}: use "torch"')
+        raise ValueError(
+            f'kernels: "numba" takes float32, float64 and bfloat16 weights, not {weight.dtype}: use "torch"'
+        )
     return torch.promote_types(weight.dtype, torch.float32)
 
 

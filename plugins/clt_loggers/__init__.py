@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class TensorBoardConfig:
-    """Event files for TensorBoard in the run's folder, `tensorboard/`: curves, values and histograms by layer, recipe."""
+    """Event files for TensorBoard, in `tensorboard/` of the run's folder: curves, histograms by layer, the recipe."""
 
     flush_seconds: float = field(default=10.0, validator=validators.ge(0))
     """Metrics wait at most so long for the next one to take them to the file; 0 writes each at once."""

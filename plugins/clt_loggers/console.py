@@ -1,4 +1,4 @@
-"""Metrics as lines of text on stderr: `step    500   tokens   32,000   loss   0.4321   lr   0.001   tokens/s   4,096`."""
+"""Metrics as lines of text on stderr: `step    500   tokens      32,000   loss      0.4321   tokens/s       4,096`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Console:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         found = [name for name in self.metrics if name in metrics and getattr(metrics[name], "ndim", 0) < 2]
         if found:
-            columns = [f"{LABELS.get(name, name)} {_text(name, metrics[name]):>8}" for name in found]
+            columns = [f"{LABELS.get(name, name)} {_text(name, metrics[name]):>11}" for name in found]
             # tqdm's own way to print lifts a progress bar out of the way and puts it back below.
             tqdm.write("   ".join([f"step {step:>6}", *columns]), file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""A file that only grows, without a buffer of its own: what was written outlives the process, and failures name the file."""
+"""A file that only grows, without a buffer: what was written outlives the process, and a failure names the file."""
 
 from __future__ import annotations
 

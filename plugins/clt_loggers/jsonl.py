@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ class JSONLines:
         file = Growing(partial, "wb")
         file.write(b"".join(kept))
         file.close(sync=True)
-        os.replace(partial, self.path)
+        partial.replace(self.path)
 
 
 def _step(line: bytes) -> int | None:

@@ -3,7 +3,7 @@
 | logged | shown |
 | --- | --- |
 | a number `eval/nmse` | the curve `eval/nmse` |
-| a tensor [L] `eval/nmse_by_layer` | L curves `eval_nmse_by_layer/00`, `/01`, ...: a fold of their own; `eval/` stays short |
+| a tensor [L] `eval/nmse_by_layer` | L curves `eval_nmse_by_layer/00`, ... in a fold of their own |
 | a tensor [L, F] `eval/density` | L histograms over features, `eval_density_log10_by_layer/00`, ... |
 
 Densities are histograms of log10: they spread over many powers of ten. Features of density 0 have no logarithm and are
@@ -16,18 +16,18 @@ thread meets a full disk some steps later, with a stack trace.
 from __future__ import annotations
 
 import io
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard import summary
 
 from clt_loggers.files import Growing
+from clt_plugins import toml_text
 
 BINS = 64
 """Of equal width, in each histogram."""
@@ -64,22 +64,23 @@ class TensorBoard:
         self._add(step, file_version="brain.Event:2")
         if step > 0:
             self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._add(step, summary=summary.text("recipe", f"```json\n{json.dumps(recipe, indent=2)}\n```"))
+        self._add(step, summary=summary.text("recipe", f"```toml\n{toml_text(recipe)}```"))
         self._flush()
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        numbers = {name: float(value) for name, value in metrics.items() if getattr(value, "ndim", 0) == 0}
+        evaluated = {name: value for name, value in numbers.items() if name.startswith("eval/")}
+        self._evaluated = evaluated or self._evaluated
         self._step = step
         for name, value in metrics.items():
             dimensions = getattr(value, "ndim", 0)
             if dimensions == 0:
-                self._add(step, summary=summary.scalar(name, float(value)))
+                self._add(step, summary=summary.scalar(name, numbers[name]))
             elif dimensions == 1:
                 for layer, item in enumerate(value.tolist()):
                     self._add(step, summary=summary.scalar(_layer_tag(name, layer), item))
             else:
                 self._add_histograms(step, name, value)
-        evaluated = {name: float(value) for name, value in _numbers(metrics) if name.startswith("eval/")}
-        self._evaluated = evaluated or self._evaluated
         if time.monotonic() - self._flushed >= self.flush_seconds:
             self._flush()
 
@@ -89,7 +90,7 @@ class TensorBoard:
             return
         # Readers keep the first that they find, so there is none before there are metrics for it to name.
         if self._evaluated:
-            experiment, start, end = summary.hparams(dict(flatten(self._recipe)), self._evaluated)
+            experiment, start, end = summary.hparams(dict(_flatten(self._recipe)), self._evaluated)
             for part in [experiment, start, *([end] if status == "finished" else [])]:
                 self._add(self._step, summary=part)
         self._flush()
@@ -121,17 +122,13 @@ def _layer_tag(name: str, layer: int) -> str:
     return f"{fold}_by_layer/{layer:02}"
 
 
-def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    return ((name, value) for name, value in metrics.items() if getattr(value, "ndim", 0) == 0)
-
-
-def flatten(table: Any, path: str = "") -> Iterator[tuple[str, int | float | str | bool]]:
+def _flatten(table: Any, path: str = "") -> Iterator[tuple[str, int | float | str | bool]]:
     """A recipe's values by path, `losses[0].weight`; a list of plain values is one value, its text."""
     if isinstance(table, Mapping):
         for key, value in table.items():
-            yield from flatten(value, f"{path}.{key}" if path else key)
+            yield from _flatten(value, f"{path}.{key}" if path else key)
     elif isinstance(table, list) and table and all(isinstance(item, Mapping) for item in table):
         for index, item in enumerate(table):
-            yield from flatten(item, f"{path}[{index}]")
+            yield from _flatten(item, f"{path}[{index}]")
     else:
         yield path, table if isinstance(table, int | float | str) else str(table)

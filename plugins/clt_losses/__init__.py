@@ -24,7 +24,7 @@ class MSEConfig:
 
 @frozen(kw_only=True)
 class TanhSparsityConfig:
-    """λ · mean over tokens of the sum of tanh(c · decoder norm · activation) (Lindsey et al. 2025, "Circuit Tracing")."""
+    """λ · mean over tokens of Σ tanh(c · decoder norm · activation) (Lindsey et al. 2025, "Circuit Tracing")."""
 
     weight: float = field(default=1e-3, validator=validators.ge(0))
     """λ at the end of its schedule."""
@@ -38,7 +38,7 @@ class TanhSparsityConfig:
 
 @frozen(kw_only=True)
 class PreactivationConfig:
-    """Mean of relu(-pre): pulls features towards activity. It reads all pre-activations, which are then kept in memory."""
+    """Mean of relu(-pre): pulls features towards activity. All pre-activations are kept in memory for it."""
 
     weight: float = field(default=3e-6, validator=validators.ge(0))
     """Multiplies the term."""

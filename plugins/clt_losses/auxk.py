@@ -28,7 +28,7 @@ class AuxK:
     def __init__(self, config: AuxKConfig, context: Context):
         self.weight = config.weight
         self.k = config.k or max(1, context.d_model // 2)
-        self.dead_after = context.recipe.train.dead_after_tokens
+        self.dead_after = context.dead_after_tokens
         self.parallel = context.parallel
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:

@@ -66,7 +66,7 @@ class Preactivation(Term):
 
     def __init__(self, config: PreactivationConfig, context: Context):
         self.config = config
-        self.dead_after = context.recipe.train.dead_after_tokens
+        self.dead_after = context.dead_after_tokens
         self.total_features = context.layers * context.features
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
         ValueError: there is no such folder, file or hub model, or the hub cannot be reached.
     """
     import transformers
+    from safetensors import SafetensorError
 
     path, gguf_file = str(settings.path), settings.gguf_file
     local = Path(path).expanduser()
@@ -47,7 +48,7 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
         else:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings.dtype), **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         where = "" if is_local else " (not a local folder; on the hub or in its cache: is the network there?)"
         raise ValueError(f"model.path: cannot load {path!r}{where}: {one_line(error)}") from error
     # Tensors of a model in training mode are random where it has dropout.

@@ -85,6 +85,7 @@ class Packer:
         """The contexts at hand."""
         self.mark: dict[str, Any] = texts.mark()
         self.first = self.done = 0
+        self.ended = False
         self.seek(self.cursor())
 
     def cursor(self) -> Cursor:
@@ -92,7 +93,11 @@ class Packer:
         return Cursor(self.mark, self.first, self.done)
 
     def seek(self, cursor: Cursor) -> None:
-        """Go to a cursor: the contexts that follow are those that followed it before."""
+        """Go to a cursor: the contexts that follow are those that followed it before.
+
+        Raises:
+            ValueError: the text is another one.
+        """
         if self.chunk and (cursor.mark, cursor.first) == (self.mark, self.first):
             self.done = cursor.done
             return
@@ -103,6 +108,8 @@ class Packer:
         if cursor.done:
             self._read_chunk()
             self.done = cursor.done
+            if cursor.done > len(self.chunk):
+                raise ValueError(f"source.text: {self.config.text!r} is not what it was when the state was saved")
 
     def next(self) -> Contexts | None:
         """The next `model_batch` contexts; of the held-out part also fewer, and None at its end.
@@ -115,14 +122,14 @@ class Packer:
         wanted, barren_epochs = self.config.model_batch, 0
         while len(chosen) < wanted:
             if self.done == len(self.chunk):
+                if self.held_out and self.ended:
+                    break
                 self.first, self.done, self.mark = self.first + self.done, 0, self.texts.mark()
-                if not self._read_chunk():
-                    if self.held_out and not self.chunk:
-                        break
-                    # The first end may close an epoch that was read up to here; a second one closes an empty epoch.
-                    barren_epochs = 0 if self.chunk else barren_epochs + 1
-                    if barren_epochs > 1:
-                        raise ValueError(f"source.text: {self.config.text!r} holds no text to train on")
+                self._read_chunk()
+                # One end may close an epoch that was read up to here; a second one closes an empty epoch.
+                barren_epochs = 0 if self.chunk else barren_epochs + self.ended
+                if barren_epochs > 1:
+                    raise ValueError(f"source.text: {self.config.text!r} holds no text to train on")
             taken = self.chunk[self.done : self.done + wanted - len(chosen)]
             chosen += taken
             self.done += len(taken)
@@ -130,9 +137,9 @@ class Packer:
 
     def rows_in_epoch(self, limit: int) -> int:
         """How many rows the first epoch gives, counted until they are `limit`."""
-        here, rows, chunks, more = self.cursor(), 0, 0, True
-        while more and rows < limit:
-            more = self._read_chunk()
+        here, rows, chunks = self.cursor(), 0, 0
+        while not chunks or (not self.ended and rows < limit):
+            self._read_chunk()
             chunks += 1
             rows += sum(int(self._kept(torch.tensor(piece)).sum()) for pieces in self.chunk for piece in pieces)
         if chunks > 1:
@@ -140,18 +147,18 @@ class Packer:
         self.seek(here)
         return rows
 
-    def _read_chunk(self) -> bool:
-        """Set `chunk` to the contexts of the next documents; False if they are the last of the epoch."""
+    def _read_chunk(self) -> None:
+        """Set `chunk` to the contexts of the next documents, and `ended` to whether they are the epoch's last."""
         texts: list[str] = []
         characters = 0
-        more = True
-        while len(texts) < CHUNK_DOCUMENTS or characters < CHUNK_CHARACTERS:
+        self.ended = False
+        while not self.ended and (len(texts) < CHUNK_DOCUMENTS or characters < CHUNK_CHARACTERS):
             text = next(self.documents)
             if text is None:
-                more = False
-                break
-            texts.append(text)
-            characters += len(text)
+                self.ended = True
+            else:
+                texts.append(text)
+                characters += len(text)
         whole: Pieces = []
         short: Pieces = []
         for tokens in self._tokenise(texts):
@@ -162,7 +169,6 @@ class Packer:
         contexts = alone + packed
         order = torch.randperm(len(contexts), generator=generator(self.seed, "contexts", self.first))
         self.chunk = [contexts[place] for place in order.tolist()]
-        return more
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         if not texts:

@@ -188,9 +188,7 @@ class Stream:
     def _packer(self, *, held_out: bool) -> Packer:
         texts = open_texts(self.config, self.seed)
         vocabulary = self.model.get_input_embeddings().num_embeddings
-        return Packer(
-            texts, self.tokenizer, self.config, self.seed, vocabulary, packed=self.packed, held_out=held_out
-        )
+        return Packer(texts, self.tokenizer, self.config, self.seed, vocabulary, packed=self.packed, held_out=held_out)
 
     def _check_amount(self, batch_tokens: int) -> None:
         """Refuse a text with less than a batch in it, or nothing held out though asked for."""

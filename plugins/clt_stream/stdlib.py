@@ -17,8 +17,9 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
-SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "lib-dynload",
-                             "test", "tests", "idle_test"})
+SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "tests", "idle_test"}
+)
 # The topics are given one by one, so the module that holds them all is not a document of its own.
 SKIPPED_FILES = frozenset({"pydoc_data/topics.py"})
 # Written for one machine: build paths, compiler flags, local start-up code.

@@ -5,6 +5,7 @@ Both kinds of text know their place as a small `mark`, and can be put back to it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -80,20 +81,26 @@ class StreamedTexts:
 
     def __init__(self, dataset: Any, column: str, name: str):
         self.dataset, self.column, self.name = dataset, column, name
-        self.start = dataset.state_dict()
-        self.epoch, self.rows = 0, iter(dataset)
+        self.start = copy.deepcopy(dataset.state_dict())
+        self.seek({"epoch": 0, "stream": self.start})
 
     def mark(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "stream": self.dataset.state_dict()}
+        if self.unread is not None:
+            return self.unread
+        # The data set goes on writing into the state that it gave.
+        return {"epoch": self.epoch, "stream": copy.deepcopy(self.dataset.state_dict())}
 
     def seek(self, mark: dict[str, Any]) -> None:
         self.epoch = mark["epoch"]
-        self.dataset.load_state_dict(mark["stream"])
+        self.dataset.load_state_dict(copy.deepcopy(mark["stream"]))
         self.rows = iter(self.dataset)
+        # Until a row is read, the data set's own state is that of the iteration before.
+        self.unread: dict[str, Any] | None = mark
 
     def next(self) -> tuple[str, str] | None:
         try:
             row = next(self.rows)
+            self.unread = None
         except StopIteration:
             self.seek({"epoch": self.epoch + 1, "stream": self.start})
             return None

@@ -174,7 +174,9 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         },
         "over_roofline": seconds / roofline,
         "memory_floor_gb": (4 * weights + 2 * options.batch * options.features * 4) / 1e9,
-        "settings": {key: value for key, value in vars(options).items() if key not in ("json", "worker", "against_python")},
+        "settings": {
+            key: value for key, value in vars(options).items() if key not in ("json", "worker", "against_python")
+        },
     }
 
 

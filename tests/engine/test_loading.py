@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clt_plugins import Spec
+from clt_plugins import Spec, discovery
 from clt_plugins.loading import PluginError, load
+from clt_plugins.recipe import read_recipe
 from clt_plugins.structure import structure_choice
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ class Config:
 def clt_losses():
     return [Spec("{name}", Config, lambda config, context: config, aliases={aliases})]
 """
+
+RECIPE = {
+    "name": "x",
+    "source": "synthetic",
+    "transcoder": {"features": 256},
+    "activation": "topk",
+    "train": {"steps": 10},
+}
 
 
 def loss(name: str, aliases: tuple[str, ...] = ()) -> str:
@@ -192,11 +201,35 @@ def test_a_saved_choice_is_read_back_and_its_faults_named() -> None:
         structure_choice(plugins, "losses", {"name": "mse", "weight": "2"}, "x.json")
 
 
+def test_a_check_that_breaks_names_its_plugin(distributions: Distributions) -> None:
+    broken = "from clt_plugins import hookimpl\n@hookimpl\ndef clt_check():\n    return {}\n"
+    for body, text in (
+        ("1 / 0", "ZeroDivisionError"),
+        ("'a complaint'", "must return a list of str, got 'a complaint'"),
+    ):
+        distributions.module("check_plugin", broken.format(body))
+        with pytest.raises(PluginError, match=f"plugin 'check_plugin' .by -p., clt_check: .*{text}"):
+            read_recipe(RECIPE, plugins=load(extra=["check_plugin"]))
+        distributions.forget("check_plugin")
+
+
+def test_a_checkout_that_is_not_installed_has_its_plugins_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [])
+    with caplog.at_level(logging.INFO, "clt_plugins"):
+        plugins = load()
+    assert "mse" in plugins.choices("losses")
+    assert plugins.pick("losses", "mse").distribution.endswith("(checkout)")
+    assert "its plugins are taken from the checkout" in caplog.text
+    monkeypatch.setattr(discovery, "ROOT", tmp_path)
+    assert load().infos == []
+    assert "no built-in plugins found" in caplog.text
+
+
 def test_an_engine_and_plugins_from_different_places_are_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from clt_plugins import discovery
-
     with caplog.at_level(logging.WARNING):
         infos = load().infos
         assert "mixed installation" not in caplog.text

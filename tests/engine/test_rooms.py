@@ -27,8 +27,8 @@ GROUPS = {
     "recipe": ["discovery", "structure", "overrides", "settings", "loading", "recipe"],
     "model": ["sparse", "selection", "initial", "encode", "transcoder", "store", "setup", "objective"],
     "judging": ["metrics"],
-    "training": ["optim", "checkpoint", "train"],
-    "front": ["run", "options", "listing", "starter", "cli", "__main__", "__init__"],
+    "training": ["rounding", "optim", "checkpoint", "train"],
+    "front": ["plan", "run", "options", "listing", "starter", "cli", "__main__", "__init__"],
 }
 """The engine's rooms, from the ground up: a room imports from the groups above its own in this list, and its own."""
 

@@ -75,17 +75,12 @@ def test_a_loss_that_reads_all_pre_activations_works_on_both_paths(path):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation, tying, kernels):
     """Numerical derivatives of the loss by every parameter; JumpReLU's threshold has a straight-through gradient."""
+    transcoder, _ = forward_backward("sparse", "float64", activation, tying, kernels, ALL_LOSSES, 8)
     if activation == "jumprelu":
         # Inside the window the threshold's gradient is not the derivative: hold the thresholds fixed.
-        kept = forward_backward("sparse", "float64", activation, tying, kernels, ALL_LOSSES, 8)
-        kept[0].activation.log_threshold.requires_grad_(False)
-    else:
-        kept = forward_backward("sparse", "float64", activation, tying, kernels, ALL_LOSSES, 8)
-    transcoder, _ = kept
-    built = parts(losses=ALL_LOSSES)
+        transcoder.activation.log_threshold.requires_grad_(False)
     batch = random_batch(8, 3, 6, torch.float64)
     names = [name for name, p in transcoder.named_parameters() if p.requires_grad]
-    idle = torch.zeros(3, 10, dtype=torch.int64)
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
         def run(module: torch.nn.Module) -> torch.Tensor:
@@ -97,7 +92,6 @@ def test_gradcheck(activation, tying, kernels):
         state = dict(zip(names, values, strict=True))
         return torch.func.functional_call(_Call(transcoder, run), {f"module.{k}": v for k, v in state.items()}, ())
 
-    del built, idle
     values = [p.detach().clone().requires_grad_() for p in transcoder.parameters() if p.requires_grad]
     # A step of 1e-7 does not change which features are kept: their pre-activations are further apart.
     assert torch.autograd.gradcheck(loss, values, eps=1e-7, atol=1e-5, rtol=1e-4, fast_mode=True)

@@ -198,9 +198,7 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels, layout, dtype):
 @pytest.mark.parametrize("per_target", [False, True], ids=["one-value", "value-per-target"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradcheck_through_decode(kernels, layout, per_target):
-    problem = Problem.random(
-        LAYOUTS[layout](3, 4), random_mask(5, 3, 4, 0.4), 3, torch.float64, per_target=per_target
-    )
+    problem = Problem.random(LAYOUTS[layout](3, 4), random_mask(5, 3, 4, 0.4), 3, torch.float64, per_target=per_target)
 
     def run(values: Tensor, weight: Tensor) -> Tensor:
         return sparse_decode(values, problem.pairs, weight, problem.layout, kernels)

@@ -36,11 +36,11 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "text.jsonl"
 
 
-def build(model: Path, text: Path | str, context: dict[str, Any] | None = None, **config: Any) -> Any:
+def build(model: Path, text: Path | str, run: dict[str, Any] | None = None, **config: Any) -> Any:
     """The source, by the road a recipe takes."""
     (spec,) = clt_sources()
     settings = {"context": CONTEXT, "model_batch": 3, "buffer_tokens": 320, "held_out": 0.3} | config
-    return spec.build(StreamConfig(text=str(text), **settings), make_context(model, **(context or {})))
+    return spec.build(StreamConfig(text=str(text), **settings), make_context(model, **(run or {})))
 
 
 def join(batches: list[Batch]) -> Batch:
@@ -193,19 +193,22 @@ def test_held_out_batches_are_the_same_at_each_call_and_as_many_as_asked(gpt2: P
     assert equal(join(first).rows(slice(0, 40)), join(list(source.held_out(40))))
 
 
-@pytest.mark.parametrize("stop", [0, 3, 10, 17, 45])
 @pytest.mark.parametrize("config", [{}, {"pack": False}, {"streaming": True}, {"buffer_tokens": 32, "model_batch": 8}])
-def test_a_stream_resumes_bit_for_bit(gpt2: Path, text: Path, stop: int, config: dict[str, Any]) -> None:
+def test_a_stream_resumes_bit_for_bit(gpt2: Path, text: Path, config: dict[str, Any]) -> None:
     unbroken = build(gpt2, text, **config)
-    for _ in range(stop):
-        unbroken.next()
-    state = json.loads(json.dumps(unbroken.state()))
-    assert len(json.dumps(state)) < 1000
+    states, batches = [], []
+    for _ in range(60):
+        states.append(json.dumps(unbroken.state()))
+        batches.append(unbroken.next())
+    assert max(map(len, states)) < 1000
+    # 40 documents are 3 blocks, so these places lie in three epochs.
+    assert json.loads(states[45])["cursor"]["mark"]["epoch"] > 0
     resumed = build(gpt2, text, **config)
-    resumed.next()
-    resumed.load_state(state)
-    for _ in range(25):
-        assert equal(resumed.next(), unbroken.next())
+    for stop in (45, 0, 3, 10, 17):
+        resumed.load_state(json.loads(states[stop]))
+        assert json.dumps(resumed.state()) == states[stop]
+        for wanted in batches[stop : stop + 15]:
+            assert equal(resumed.next(), wanted)
 
 
 @pytest.mark.parametrize("model_batch", [2, 5])
@@ -300,12 +303,16 @@ class TestBadInput:
 
     def test_a_hub_model_while_offline(self, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(ValueError, match=r"^model\.path: cannot load 'nobody/nothing' .* is the network there") as raised:
+        with pytest.raises(
+            ValueError, match=r"^model\.path: cannot load 'nobody/nothing' .* is the network there"
+        ) as raised:
             build("nobody/nothing", text)  # type: ignore[arg-type]
         assert len(str(raised.value).splitlines()) == 1
 
     def test_a_batch_larger_than_the_data(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^train\.batch_tokens: a batch of 9999 tokens is larger than the data: .* has \d+$"):
+        with pytest.raises(
+            ValueError, match=r"^train\.batch_tokens: a batch of 9999 tokens is larger than the data: .* has \d+$"
+        ):
             build(gpt2, text, {"batch_tokens": 9999}, buffer_tokens=9999)
 
     def test_a_buffer_smaller_than_a_batch(self, gpt2: Path, text: Path) -> None:
@@ -326,7 +333,9 @@ class TestBadInput:
             build(gpt2, tmp_path / "empty.jsonl", held_out=0.0)
 
     def test_nothing_held_out(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^source\.held_out: no held-out text in '.*' at a share of 0\.0: raise it"):
+        with pytest.raises(
+            ValueError, match=r"^source\.held_out: no held-out text in '.*' at a share of 0\.0: raise it"
+        ):
             list(build(gpt2, text, held_out=0.0).held_out(10))
 
     def test_a_tokenizer_of_another_model(self, gpt2: Path, text: Path, tmp_path: Path) -> None:
@@ -334,7 +343,9 @@ class TestBadInput:
 
         small = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=64, n_embd=8, n_layer=1, n_head=1))
         small.save_pretrained(tmp_path / "small")
-        with pytest.raises(ValueError, match=r"^model\.tokenizer: gives token \d+, but the model has 100: name the right one$"):
+        with pytest.raises(
+            ValueError, match=r"^model\.tokenizer: gives token \d+, but the model has 100: name the right one$"
+        ):
             build(tmp_path / "small", text, {"tokenizer": str(gpt2)})
 
     def test_bos_always_without_a_bos_token(self, text: Path, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The recipes in `examples/`: all validate, and their transcoders build on the meta device at full size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+
+from clt_plugins.plan import estimate
+from clt_plugins.recipe import read_recipe
+from clt_plugins.setup import Parts, build_transcoder, make_kernels, make_parallel
+from clt_plugins.spec import Context
+from tests.helpers import parts, plugins
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES = {"quickstart": (6, 128), "gpt2": (12, 768), "pythia-70m-tied": (6, 512), "llama-3.2-1b": (16, 2048)}
+
+
+def test_every_recipe_is_known_here():
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == SIZES.keys()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_recipe_builds_at_full_size_without_memory(name):
+    recipe = read_recipe(EXAMPLES / f"{name}.toml", plugins=plugins())
+    layers, d_model = SIZES[name]
+    context = Context(
+        recipe=recipe,
+        seed=recipe.seed,
+        device=torch.device("meta"),
+        dtype=getattr(torch, recipe.transcoder.dtype),
+        batch_tokens=recipe.train.batch_tokens,
+        steps=recipe.train.steps,
+        kernels=make_kernels("torch", torch.device("cpu"), plugins()),
+        parallel=make_parallel("single", plugins()),
+        layers=layers,
+        d_model=d_model,
+        features=recipe.transcoder.features,
+    )
+    transcoder = build_transcoder(context)
+    assert all(p.is_meta for p in transcoder.parameters())
+    losses = [loss.build(context) for loss in recipe.losses]
+    found = estimate(Parts(context, parts().source, transcoder, losses), recipe)
+    encoder = layers * recipe.transcoder.features * (d_model + 1)
+    targets = layers * (layers + 1) // 2 if recipe.tying.name == "untied" else layers
+    assert found["parameters"] >= encoder + targets * recipe.transcoder.features * d_model
+    assert found["total_bytes"] > 4 * transcoder.W_enc.numel() * transcoder.W_enc.element_size()
+
+
+def test_the_shipped_model_is_small():
+    files = [path for path in (EXAMPLES / "models/stdlib-gpt2").iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 6_000_000
+
+
+def test_a_plan_predicts_the_largest_parts_exactly():
+    built = parts()
+    found = estimate(built, attrs.evolve(built.context.recipe))
+    assert found["parameters"] == sum(p.numel() for p in built.transcoder.parameters())
+    assert found["bytes"]["parameters"] == 4 * found["parameters"] == found["bytes"]["optimizer"] / 2
+    assert found["flops"]["encoder"] == 2 * 16 * 3 * 6 * 10

@@ -1,0 +1,90 @@
+"""Finding the MLPs of a model, or what its owner names instead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from clt_stream.sites import find_sites
+from tests.plugins.language_models import CONFIGS, MLPS
+
+
+def model_of(family: str) -> transformers.PreTrainedModel:
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+
+
+def paths(*args: object) -> list[tuple[str, str]]:
+    return [(str(one), str(two)) for one, two in find_sites(*args)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_mlps_of_each_family_are_found(family: str) -> None:
+    template = MLPS.get(family, "model.layers.{}.mlp")
+    wanted = [(f"{template.format(n)}.input", f"{template.format(n)}.output") for n in range(3)]
+    assert paths(model_of(family), None, None, None) == wanted
+
+
+def test_the_language_model_is_found_beside_a_vision_tower() -> None:
+    config = transformers.Gemma3Config(
+        text_config={**CONFIGS["gemma3"]().to_dict()},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    )
+    with torch.device("meta"):
+        model = transformers.Gemma3ForConditionalGeneration(config)
+    ((first, _), *_) = paths(model, None, None, None)
+    assert "language_model" in first
+    assert first.endswith("layers.0.mlp.input")
+
+
+def test_templates_and_layers_choose_sites() -> None:
+    model = model_of("gemma2")
+    found = paths(model, "model.layers.{}.mlp", "model.layers.{}.post_feedforward_layernorm", [0, 2])
+    assert found == [
+        ("model.layers.0.mlp.input", "model.layers.0.post_feedforward_layernorm.output"),
+        ("model.layers.2.mlp.input", "model.layers.2.post_feedforward_layernorm.output"),
+    ]
+    assert paths(model, "model.layers.{}.pre_feedforward_layernorm.output", None, [1]) == [
+        ("model.layers.1.pre_feedforward_layernorm.output", "model.layers.1.mlp.output")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "layers", "message"),
+    [
+        ("transformer.h.{}.mpl", None, None, r"^model\.inputs: no module 'transformer\.h\.0\.mpl'; 'transformer\.h\.0' has ln_1, attn, ln_2, mlp$"),
+        (None, "model.layers.{}.mlp", None, r"^model\.outputs: no module 'model\.layers\.0\.mlp'; GPT2LMHeadModel has transformer, lm_head$"),
+        ("transformer.h.0.mlp", None, None, r"^model\.inputs: expected one \{\} for the layer"),
+        (None, None, [3], r"^model\.layers: expected ascending numbers below 3, got \[3\]$"),
+        (None, None, [1, 0], r"^model\.layers: expected ascending numbers below 3, got \[1, 0\]$"),
+    ],
+)  # fmt: skip
+def test_an_unknown_site_is_named_with_what_is_there(
+    inputs: str | None, outputs: str | None, layers: list[int] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_sites(model_of("gpt2"), inputs, outputs, layers)
+
+
+def test_a_model_without_mlp_modules_says_what_its_layers_have() -> None:
+    config = transformers.OPTConfig(
+        vocab_size=32,
+        hidden_size=16,
+        ffn_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    with torch.device("meta"):
+        model = transformers.OPTForCausalLM(config)
+    with pytest.raises(ValueError, match=r"found no MLPs in OPTForCausalLM \(model\.decoder\.layers\.\{\} has .*fc1"):
+        find_sites(model, None, None, None)
+    assert len(find_sites(model, "model.decoder.layers.{}.fc1", "model.decoder.layers.{}.fc2", None)) == 2
