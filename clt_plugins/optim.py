@@ -16,18 +16,19 @@ from clt_plugins.rounding import AdamBF16
 
 if TYPE_CHECKING:
     from clt_plugins.recipe import TrainConfig
+    from clt_plugins.transcoder import CrossLayerTranscoder
 
 LINEAR_END = 0.1
 """The linear schedule ends at this share of the learning rate, as the reference library's does."""
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, seed: int = 0) -> torch.optim.Optimizer:
+def make_optimizer(model: CrossLayerTranscoder, config: TrainConfig, seed: int = 0) -> torch.optim.Optimizer:
     """Fused Adam(W) over a model's parameters. Weight decay applies to matrices, not to biases and thresholds.
 
     With `states = "bf16"` its moments are bfloat16, rounded stochastically: see `rounding`.
     """
-    matrices = [p for name, p in model.named_parameters() if _is_matrix(name)]
-    others = [p for name, p in model.named_parameters() if not _is_matrix(name)]
+    matrices = [p for p in model.parameters() if is_matrix(p, model.d_model)]
+    others = [p for p in model.parameters() if not is_matrix(p, model.d_model)]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -40,8 +41,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig, seed: int = 0) -> torc
     return kind(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
 
 
-def _is_matrix(name: str) -> bool:
-    return name == "W_enc" or name in ("tying.weight", "tying.skip")
+def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
+    """Whether a parameter holds rows of d_model numbers, of features or between dimensions; not a bias or threshold."""
+    per_feature = getattr(parameter, "feature_axis", None) is not None
+    return parameter.shape[-1] == d_model and parameter.dim() >= (2 if per_feature else 3)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -19,7 +19,7 @@ import torch
 from clt_plugins.checkpoint import Progress, find_checkpoint, load_checkpoint
 from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.normalise import estimate
-from clt_plugins.optim import make_optimizer
+from clt_plugins.optim import is_matrix, make_optimizer
 from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
 from clt_plugins.setup import Parts, build, close
 from clt_plugins.sparse import reuse_gradients
@@ -87,32 +87,44 @@ def _train(
     else:
         progress = load_checkpoint(place, transcoder, optimizer, source)
         logger.info("resumed from %s", place)
-    reuse_gradients(p for name, p in transcoder.named_parameters() if name in ("W_enc", "tying.weight"))
+    reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.toml").write_text(as_toml(recipe))
     write_json(folder / "versions.json", versions(plugins))
-    loggers: list[Logger] = []
-    status = "failed"
-    try:
-        for chosen in recipe.loggers:
-            loggers.append(chosen.build(parts.context))
-            loggers[-1].start(as_data(recipe), progress.step)
+    with _loggers(recipe, parts, progress.step) as loggers:
         transcoder.train()
         scores = train(parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", wants_stop)
         save_transcoder(transcoder, folder / "transcoder")
-        status = "finished"
-    except Stopped as stop:
-        status = "interrupted" if stop.code == ExitCode.INTERRUPTED else "failed"
-        raise
-    finally:
-        with ExitStack() as closing:
-            for each in loggers:
-                closing.callback(each.close, status)
     if scores:
         found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
         print(f"held-out {found}", file=sys.stderr)
     print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
     return transcoder.eval()
+
+
+@contextmanager
+def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
+    """The recipe's loggers, closed however the run ends. A logger that fails to close does not hide why it ended."""
+    loggers: list[Logger] = []
+    status = "failed"
+    try:
+        for chosen in recipe.loggers:
+            loggers.append(chosen.build(parts.context))
+            loggers[-1].start(as_data(recipe), step)
+        yield loggers
+        status = "finished"
+    except Stopped as stop:
+        status = "interrupted" if stop.code == ExitCode.INTERRUPTED else "failed"
+        raise
+    finally:
+        ended_by = sys.exc_info()[1]
+        for each in loggers:
+            try:
+                each.close(status)
+            except Exception as error:
+                if ended_by is None:
+                    raise
+                logger.error("a logger could not be closed: %s", error)
 
 
 def _default_folder(recipe: Recipe, resume: str | None) -> Path:

@@ -35,37 +35,37 @@ class Pool:
     def __init__(self, rows: int, k: int):
         self.rows = rows
         self.k = k
-        self.rank: Tensor | None = None
-        self.pre: Tensor | None = None
-        self.ids: Tensor | None = None
+        self.bound: Tensor | None = None
+        """[R, 1]: numbers up to it cannot be among the k best; None while everything may be."""
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Candidates: (rank, pre-activation, id), each [R, C], in the order of their ids; empty places rank -inf."""
 
     def add(self, rank: Tensor, pre: Tensor, first_id: int) -> None:
         """Consider a block [R, C] with ids first_id + column; NaN counts as +inf, so that it is seen, not lost."""
-        if rank.device.type == "cpu":
-            found = self._above(rank, pre, self._bound(rank), first_id)
-        else:
-            ids = torch.arange(rank.shape[1], device=rank.device).expand_as(rank) + first_id
-            found = self._best(rank, pre, ids) if rank.shape[1] > self.k else (rank, pre, ids)
-        if self.rank is not None:
-            assert self.pre is not None and self.ids is not None
-            found = (
-                torch.cat([self.rank, found[0]], 1),
-                torch.cat([self.pre, found[1]], 1),
-                torch.cat([self.ids, found[2]], 1),
-            )
-        if found[0].shape[1] > self.k:
-            found = self._best(*found)
-        self.rank, self.pre, self.ids = found
+        if rank.device.type != "cpu":
+            self.parts.append(self._best(*_numbered(rank, pre, first_id)))
+            self.parts = [self.best()]
+            return
+        if self.bound is None and not self.parts:
+            self.bound = self._first_bound(rank)
+        self.parts.append(self._above(rank, pre, first_id))
+        # Cutting back costs more than a few candidates too many: let them double first.
+        width = sum(part[0].shape[1] for part in self.parts)
+        if width >= 2 * self.k or (self.bound is None and width >= self.k):
+            self.parts = [self.best()]
+            # A tie with the k-th best so far comes later and loses.
+            self.bound = self.parts[0][0].amin(1, keepdim=True)
 
-    def _bound(self, rank: Tensor) -> Tensor | None:
-        """Numbers up to the bound [R, 1] cannot be among the k best; None while everything may be."""
-        if self.rank is not None:
-            # The k-th best so far; a tie with it comes later and loses.
-            return self.rank.amin(1, keepdim=True) if self.rank.shape[1] >= self.k else None
-        if rank.shape[1] < 4 * self.k:
-            return None
-        # First block: guess the k-th best from a sample, a little low, and make sure that k numbers pass.
+    def best(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The k best so far (rank, pre-activation, id), each [R, k] or narrower, in the order of their ids."""
+        rank, pre, ids = (torch.cat(each, 1) for each in zip(*self.parts, strict=True))
+        return self._best(rank, pre, ids)
+
+    def _first_bound(self, rank: Tensor) -> Tensor | None:
+        """Guess the k-th best of the first block from a sample, a little low, and make sure that k numbers pass."""
         columns = rank.shape[1]
+        if columns < 4 * self.k:
+            return None
         stride = max(1, columns // max(2048, 65536 // self.rows))
         sample = rank[:, ::stride]
         share = 1.25 * self.k / columns
@@ -79,41 +79,47 @@ class Pool:
             share *= 2
         return None
 
-    def _above(self, rank: Tensor, pre: Tensor, bound: Tensor | None, first_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _above(self, rank: Tensor, pre: Tensor, first_id: int) -> tuple[Tensor, Tensor, Tensor]:
         """What beats the bound, moved to the left of a narrow block; the rest of it ranks -inf."""
-        if bound is None:
-            ids = torch.arange(rank.shape[1], device=rank.device).expand_as(rank) + first_id
-            return rank.clone(), pre.clone(), ids
-        row, column = (~(rank <= bound)).nonzero(as_tuple=True)
+        if self.bound is None:
+            return _numbered(rank.clone(), pre.clone(), first_id)
+        row, column = (~(rank <= self.bound)).nonzero(as_tuple=True)
         if self.rows == 1:
-            return rank[:, column], pre[:, column], (column + first_id)[None]
+            found = rank[:, column]
+            return found, found if rank is pre else pre[:, column], (column + first_id)[None]
         counts = torch.bincount(row, minlength=self.rows)
         width = int(counts.max()) if len(row) else 0
-        slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-        narrow_rank = rank.new_full((self.rows, width), -torch.inf)
-        narrow_pre = pre.new_zeros(self.rows, width)
-        ids = torch.zeros(self.rows, width, dtype=torch.int64)
-        narrow_rank[row, slot] = rank[row, column]
-        narrow_pre[row, slot] = pre[row, column]
-        ids[row, slot] = column + first_id
-        return narrow_rank, narrow_pre, ids
+        # Where each candidate goes in its row: its number among the row's own.
+        slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row] + row * width
+        flat = row * rank.shape[1] + column
+
+        def narrow(values: Tensor, fill: float) -> Tensor:
+            return values.new_full((self.rows * width,), fill).index_copy_(0, slot, values).view(self.rows, width)
+
+        ranks = narrow(rank.reshape(-1)[flat], -torch.inf)
+        return ranks, ranks if rank is pre else narrow(pre.reshape(-1)[flat], 0), narrow(column + first_id, 0)
 
     def _best(self, rank: Tensor, pre: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Exactly the k best of each row, in the order they stand; ties to the left."""
-        rank = rank.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        kth = rank.topk(self.k, dim=1, sorted=False).values.amin(1, keepdim=True)
-        better = rank > kth
-        ties = rank == kth
-        wanted = self.k - better.sum(1, keepdim=True)
-        keep = better | (ties & (ties.cumsum(1) <= wanted))
-        # Column `k` of a scatter one wider than needed takes what is not kept.
-        slot = torch.where(keep, keep.cumsum(1) - 1, self.k).clamp_max(self.k)
+        if rank.shape[1] <= self.k:
+            return rank, pre, ids
+        clean = rank.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        kth = clean.topk(self.k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        keep = clean > kth
+        ties = clean == kth
+        wanted = self.k - keep.sum(1, keepdim=True)
+        keep |= ties & (ties.cumsum(1) <= wanted)
+        # Each row keeps exactly k, so their places form a block [R, k]: with a sort on a GPU, where `nonzero` would wait.
+        if rank.device.type == "cpu":
+            place = keep.nonzero(as_tuple=True)[1].view(self.rows, self.k)
+        else:
+            place = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.k]
+        return clean.gather(1, place), pre.gather(1, place), ids.gather(1, place)
 
-        def pick(x: Tensor, fill: float) -> Tensor:
-            out = x.new_full((self.rows, self.k + 1), fill)
-            return out.scatter_(1, slot, x)[:, : self.k]
 
-        return pick(rank, -torch.inf), pick(pre, 0), pick(ids, 0)
+def _numbered(rank: Tensor, pre: Tensor, first_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A block with its ids."""
+    return rank, pre, (torch.arange(rank.shape[1], device=rank.device) + first_id).expand_as(rank)
 
 
 class Top:
@@ -161,15 +167,14 @@ class Top:
         tokens, layers, features = self.shape
         flat, pre = [], []
         for pool in self.pools:
-            assert pool.ids is not None and pool.pre is not None and pool.rank is not None
-            ids = pool.ids
+            rank, found, ids = pool.best()
             if self.per == "batch":
                 layer, rest = ids // (tokens * features), ids % (tokens * features)
                 token, feature = rest // features, layer * features + rest % features
             else:
                 token, feature = torch.arange(tokens, device=ids.device)[:, None], ids
             flat.append((token * (layers * features) + feature).flatten())
-            pre.append(torch.where(pool.rank > -torch.inf, pool.pre, 0).flatten())
+            pre.append(torch.where(rank > -torch.inf, found, 0).flatten())
         order = torch.cat(flat)
         values = torch.cat(pre)
         if self.per == "batch" or len(self.pools) > 1:

@@ -76,8 +76,7 @@ def decode(values: Tensor, pairs: Pairs, weight: Tensor, layout: Layout, kernels
 
     Args:
         values: [N], or [N, L] where a feature writes a different value to each target (column t for layer t).
-        weight: [R, D]. Where it carries a buffer as `weight.grad_buffer`, its gradient is written there in place
-            instead of being allocated anew (see `reuse_gradients`).
+        weight: [R, D].
     """
     return _Decode.apply(values, weight, pairs, layout, kernels)
 
@@ -101,20 +100,21 @@ def reuse_gradients(parameters: Any) -> None:
     saves both. Gradients then appear in `.grad` during `backward`; `torch.autograd.grad` does not see them.
     """
     for parameter in parameters:
-        parameter.grad_buffer = torch.empty_like(parameter)
+        parameter.reuses_gradient = True
 
 
 def _row_gradient(weight: Tensor, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, kernels: Kernels):
     """The gradient of a weight's rows: returned, or put in place (then None) where the weight has a buffer."""
     rows = weight.view(layout.rows, -1)
-    buffer = getattr(weight, "grad_buffer", None)
-    if buffer is None:
+    if not getattr(weight, "reuses_gradient", False):
         grad = torch.empty_like(rows)
         kernels.grad_rows(values, pairs, layout, dense, grad, overwrite=True)
         return grad.view_as(weight)
     fresh = weight.grad is None
     if fresh:
-        weight.grad = buffer
+        if not hasattr(weight, "grad_buffer"):
+            weight.grad_buffer = torch.empty_like(weight)  # type: ignore[attr-defined]
+        weight.grad = weight.grad_buffer  # type: ignore[attr-defined]
     assert weight.grad is not None
     kernels.grad_rows(values, pairs, layout, dense, weight.grad.view_as(rows), overwrite=fresh)
     return None

@@ -62,10 +62,13 @@ def _files(path: Path) -> list[Path]:
         )
     if kinds[0] not in READERS:
         raise ValueError(f"source.text: {str(path)!r}: expected one of {known}")
+    filled = []
     for file in files:
         try:
-            with file.open("rb"):
-                pass
+            with file.open("rb") as opened:
+                filled += [file] if opened.read(1) else []
         except OSError as error:
             raise ValueError(f"source.text: cannot read {file}: {error.strerror}") from error
-    return files
+    if not filled:
+        raise ValueError(f"source.text: {str(path)!r} is empty")
+    return filled

@@ -104,8 +104,8 @@ class StreamedTexts:
         except StopIteration:
             self.seek({"epoch": self.epoch + 1, "stream": self.start})
             return None
-        except OSError as error:
-            raise ValueError(f"source.text: cannot read on in {self.name!r}: {one_line(error)}") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"source.text: cannot read {self.name}: {one_line(error)}") from error
         if self.column not in row:
             raise ValueError(_no_column(self.column, self.name, row))
         return document(row[self.column], self.column, self.name)

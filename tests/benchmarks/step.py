@@ -55,7 +55,7 @@ class Own:
     def __init__(self, options: argparse.Namespace):
         from clt_plugins.batch import Batch
         from clt_plugins.loading import load
-        from clt_plugins.optim import make_optimizer
+        from clt_plugins.optim import is_matrix, make_optimizer
         from clt_plugins.recipe import read_recipe
         from clt_plugins.setup import build
         from clt_plugins.sparse import reuse_gradients
@@ -79,8 +79,7 @@ class Own:
         self.transcoder = self.parts.transcoder
         self.optimizer = make_optimizer(self.transcoder, recipe.train)
         if options.path == "sparse":
-            named = self.transcoder.named_parameters()
-            reuse_gradients(p for name, p in named if name in ("W_enc", "tying.weight"))
+            reuse_gradients(p for p in self.transcoder.parameters() if is_matrix(p, self.transcoder.d_model))
         generator = torch.Generator().manual_seed(0)
         shape = options.batch, options.layers, options.d_model
         self.batch = Batch(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))

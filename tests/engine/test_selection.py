@@ -66,13 +66,11 @@ def test_the_fixed_shape_form_for_gpus_keeps_the_same(per):
         block = block.reshape(rows, -1)
         first = layer * block.shape[1]
         narrow.add(block, block, first)
-        ids = torch.arange(block.shape[1]).expand_as(block) + first
-        found = fixed._best(block, block, ids)
-        if fixed.rank is not None:
-            pairs = zip((fixed.rank, fixed.pre, fixed.ids), found, strict=True)
-            found = fixed._best(*(torch.cat(both, 1) for both in pairs))
-        fixed.rank, fixed.pre, fixed.ids = found
-    assert torch.equal(narrow.ids, fixed.ids) and torch.equal(narrow.pre, fixed.pre)
+        ids = (torch.arange(block.shape[1]) + first).expand_as(block)
+        fixed.parts = [fixed._best(block, block, ids), *fixed.parts][::-1]
+        fixed.parts = [fixed.best()]
+    for one, other in zip(narrow.best(), fixed.best(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_ranks_minus_infinity_is_never_kept():

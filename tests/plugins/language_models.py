@@ -1,4 +1,4 @@
-"""Tiny random language models of each family, with a tokenizer, saved as folders; and their activations by plain hooks."""
+"""Tiny random language models of each family, with a tokenizer, saved as folders; and plain hooks on them."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class TestBadInput:
 
     def test_an_empty_file(self, tmp_path: Path) -> None:
         (tmp_path / "t.jsonl").write_text("")
-        self.refused(tmp_path / "t.jsonl", r"^source\.text: .*t\.jsonl.+")
+        self.refused(tmp_path / "t.jsonl", r"^source\.text: '.*t\.jsonl' is empty$")
 
     def test_a_hub_data_set_while_offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
