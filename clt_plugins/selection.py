@@ -109,7 +109,7 @@ class Pool:
         ties = clean == kth
         wanted = self.k - keep.sum(1, keepdim=True)
         keep |= ties & (ties.cumsum(1) <= wanted)
-        # Each row keeps exactly k, so their places form a block [R, k]: with a sort on a GPU, where `nonzero` would wait.
+        # Each row keeps exactly k, so their places form a block [R, k]; on a GPU `nonzero` would wait, a sort does not.
         if rank.device.type == "cpu":
             place = keep.nonzero(as_tuple=True)[1].view(self.rows, self.k)
         else:

@@ -119,7 +119,7 @@ A small language model of Python source code and of the Python language referenc
 | text | `clt_stream.stdlib.python_stdlib()` under CPython {python}: sources of the standard library and topics of `help()`, under the Python Software Foundation License Version 2 |
 | trained on | {train} |
 | held out | {held}: those with `is_held_out(identity, {share})` |
-| training | {steps:,} steps of {batch} x {config.n_positions} tokens: {seen:,} tokens seen; AdamW, peak learning rate {rate}, warm-up, cosine; seed {args.seed}; {minutes:.0f} minutes on {args.threads} CPU thread(s) |
+| training | {steps:,} steps of {batch} x {config.n_positions} tokens: {seen:,} tokens seen; AdamW, peak learning rate {rate}, warm-up, cosine; seed {args.seed}; {minutes:.0f} CPU minutes, {args.threads} thread(s) |
 
 Loss of the stored files, loaded as float32, in windows of {config.n_positions} tokens that follow each other:
 
@@ -134,7 +134,7 @@ Given `{prompt}`, it continues (temperature 0.7, seed {args.seed}):
 {sample}
 ```
 Made by `python examples/models/train_stdlib_gpt2.py --tokens {args.tokens} --seed {args.seed} --threads {args.threads}`. The figures depend on the Python version, because it is the text, and in their last digits on torch and the processor.
-"""
+"""  # noqa: E501
 
 
 def write_card(args: argparse.Namespace, train: list, held: list, steps: int, minutes: float) -> str:
@@ -227,7 +227,7 @@ def main() -> None:
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    steps, started = max(1, args.tokens // (BATCH * CONTEXT)), time.monotonic()
+    steps, started = max(1, args.tokens // (BATCH * CONTEXT)), time.process_time()
     with tqdm(range(steps), file=sys.stderr, mininterval=5, unit="step") as bar:
         for step in bar:
             for group in optimizer.param_groups:
@@ -243,7 +243,7 @@ def main() -> None:
                 tqdm.write(f"step {step + 1}: held-out loss {held_out_loss(model, held_run):.4f}", file=sys.stderr)
     save(model, tokenizer, args.out)
     print("| held-out documents | nats per token | bits per byte |")
-    print(write_card(args, train, held, steps, (time.monotonic() - started) / 60))
+    print(write_card(args, train, held, steps, (time.process_time() - started) / 60))
 
 
 if __name__ == "__main__":

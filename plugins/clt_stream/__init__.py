@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import HubOrPath, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -20,7 +20,7 @@ class StreamConfig:
     GPT-2 small in float32 at the default size), besides the model itself.
     """
 
-    text: str = "python-stdlib"
+    text: HubOrPath = field(default=HubOrPath("python-stdlib"))
     """What the model reads: "python-stdlib" (the sources and help texts that come with Python), a .txt, .jsonl or
     .parquet file, a folder of such files of one kind, or the id of a data set on the Hugging Face hub."""
     subset: str = ""
@@ -35,7 +35,7 @@ class StreamConfig:
     """Read a data set as it comes, in its own order, instead of first storing it whole and shuffling its documents."""
     held_out: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
     """Share of the documents kept for evaluation and never trained on; chosen by a hash of each document, so the same
-    ones in every run, and equal documents fall on the same side."""
+    ones in every run, whatever its seed, and equal documents fall on the same side."""
     context: int = field(default=128, validator=validators.gt(1))
     """Tokens in one context window. Longer documents go on in further contexts."""
     pack: bool = True

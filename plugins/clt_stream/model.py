@@ -55,6 +55,20 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
     model.eval().requires_grad_(False)
     # Packed contexts have no mask; without a padding token the model does not look for padding (and warn) at each pass.
     model.config.pad_token_id = None
-    place = device if settings.device == "auto" else torch.device(settings.device)
+    place = device if settings.device == "auto" else usable_device(settings.device, "model.device")
     model.to(place)  # type: ignore[arg-type]
     return model, tokenizer
+
+
+def usable_device(name: str, key: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ValueError: there is none of that name here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{key}: {name!r} cannot be used here: {one_line(error)}") from error
+    return device

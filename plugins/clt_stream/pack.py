@@ -173,7 +173,13 @@ class Packer:
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        # The same ids, without the masks and offsets that take a quarter of the time.
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoded.ids for encoded in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _cut(self, tokens: list[int]) -> Iterator[list[int]]:
         """The pieces of one document; without those too short to have a row."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Batch
-from clt_stream.model import load_model
+from clt_stream.model import load_model, usable_device
 from clt_stream.pack import Cursor, Packer
 from clt_stream.sites import find_sites
-from clt_stream.text import generator, open_texts
+from clt_stream.text import generator, open_texts, part
 from clt_stream.trace import Reader, Rows, packs
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Stream:
         _check_length(self.model, config)
         self.reader = Reader(self.model, find_sites(self.model, settings.inputs, settings.outputs, settings.layers))
         self.layers, self.d_model = self.reader.layers, self.reader.d_model
+        same = config.buffer_device == "auto"
+        self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
         self.packed = config.pack and packs(self.reader)
         if config.pack and not self.packed:
             log.warning(
@@ -87,6 +89,8 @@ class Stream:
         self.carried: int | None = None
         """How many of them lie beyond the end of the block, ready for the next one; None if they must be read again."""
         self.evaluation: list[Batch] = []
+        self.evaluation_tokens = 0
+        """How many were asked for when `evaluation` was read; there may be fewer."""
 
     # -- the Source protocol ------------------------------------------------------------------------------------
 
@@ -99,12 +103,12 @@ class Stream:
         assert self.block is not None
         index = self.order[self.offset : self.offset + self.batch_tokens]
         self.offset += self.batch_tokens
-        return self.block.batch(index)
+        return self.block.pick(index)
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
         """Batches of held-out documents, unshuffled; read at the first call, then kept in memory."""
-        if sum(batch.tokens for batch in self.evaluation) < tokens:
-            self.evaluation = self._read_held_out(tokens)
+        if tokens > self.evaluation_tokens:
+            self.evaluation, self.evaluation_tokens = self._read_held_out(tokens), tokens
         left = tokens
         for batch in self.evaluation:
             if left <= 0:
@@ -173,25 +177,24 @@ class Stream:
             self.reader.read(contexts, contexts.rows, rows, count)
             count += len(contexts.rows)
         if not count:
-            raise ValueError(
-                f"source.held_out: no held-out text in {self.config.text!r} at a share of {self.config.held_out}: "
-                f"raise it, or give more documents (source.sample_by cuts text files into smaller ones)"
-            )
+            raise self._nothing_held_out()
         count = min(count, tokens)
         edges = range(0, count, self.batch_tokens)
-        return [rows.batch(slice(edge, min(edge + self.batch_tokens, count))) for edge in edges]
+        return [rows.stretch(slice(edge, min(edge + self.batch_tokens, count))) for edge in edges]
 
     def _rows(self, count: int) -> Rows:
-        device = self.reader.device if self.config.buffer_device == "auto" else torch.device(self.config.buffer_device)
-        return Rows(count, self.layers, self.d_model, self.reader.dtype, device)
+        return Rows(count, self.layers, self.d_model, self.reader.dtype, self.buffer_device)
 
     def _packer(self, *, held_out: bool) -> Packer:
-        texts = open_texts(self.config, self.seed)
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        return Packer(texts, self.tokenizer, self.config, self.seed, vocabulary, packed=self.packed, held_out=held_out)
+        # Held-out documents come in the same order in every run, so that runs of other seeds compare.
+        seed = 0 if held_out else self.seed
+        texts = open_texts(self.config, seed)
+        embeddings: Any = self.model.get_input_embeddings()
+        vocabulary = embeddings.weight.shape[0]
+        return Packer(texts, self.tokenizer, self.config, seed, vocabulary, packed=self.packed, held_out=held_out)
 
     def _check_amount(self, batch_tokens: int) -> None:
-        """Refuse a text with less than a batch in it, or nothing held out though asked for."""
+        """Refuse a text with less than a batch in it, or without documents to hold out."""
         rows = self.packer.rows_in_epoch(batch_tokens)
         if not rows:
             raise ValueError(f"source.text: {self.config.text!r} holds no text to train on")
@@ -200,6 +203,16 @@ class Stream:
                 f"train.batch_tokens: a batch of {batch_tokens} tokens is larger than the data: the trained part of "
                 f"{self.config.text!r} has {rows}"
             )
+        if self.config.held_out:
+            texts = open_texts(self.config, 0)
+            if next(part(texts, self.config.held_out, held_out=True)) is None:
+                raise self._nothing_held_out()
+
+    def _nothing_held_out(self) -> ValueError:
+        return ValueError(
+            f"source.held_out: no held-out text in {self.config.text!r} at a share of {self.config.held_out:g}: "
+            f"raise it, or give more documents (source.sample_by cuts text files into smaller ones)"
+        )
 
 
 def _check_length(model: Any, config: StreamConfig) -> None:

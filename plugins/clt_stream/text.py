@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -118,7 +119,7 @@ def open_texts(config: StreamConfig, seed: int) -> Texts:
         ValueError: they do not exist, cannot be read or reached, or hold nothing.
     """
     if config.text == "python-stdlib":
-        documents = python_stdlib()
+        documents = _stdlib()
         return StoredTexts(len(documents), lambda numbers: [documents[n] for n in numbers], seed)
     from clt_stream.datasets_text import open_dataset
 
@@ -137,6 +138,12 @@ def open_texts(config: StreamConfig, seed: int) -> Texts:
         return [document(text, column, name) for text in texts[list(numbers)][column]]
 
     return StoredTexts(len(dataset), fetch, seed)
+
+
+@cache
+def _stdlib() -> list[tuple[str, str]]:
+    """Read once for the trained and the held-out part."""
+    return python_stdlib()
 
 
 def document(text: Any, column: str, name: str) -> tuple[str, str]:

@@ -60,8 +60,8 @@ def test_templates_and_layers_choose_sites() -> None:
 @pytest.mark.parametrize(
     ("inputs", "outputs", "layers", "message"),
     [
-        ("transformer.h.{}.mpl", None, None, r"^model\.inputs: no module .*mpl'; 'transformer\.h\.0' has ln_1, attn, ln_2, mlp$"),
-        (None, "model.layers.{}.mlp", None, r"^model\.outputs: no module .*mlp'; GPT2LMHeadModel has transformer, lm_head$"),
+        ("transformer.h.{}.mpl", None, None, r"no module .*mpl'; 'transformer\.h\.0' has ln_1, attn, ln_2, mlp$"),
+        (None, "model.layers.{}.mlp", None, r"^model\.outputs: no .*; GPT2LMHeadModel has transformer, lm_head$"),
         ("transformer.h.0.mlp", None, None, r"^model\.inputs: expected one \{\} for the layer"),
         (None, None, [3], r"^model\.layers: expected ascending numbers below 3, got \[3\]$"),
         (None, None, [1, 0], r"^model\.layers: expected ascending numbers below 3, got \[1, 0\]$"),

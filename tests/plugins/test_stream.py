@@ -6,13 +6,15 @@ import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
 from clt_plugins import Batch
-from clt_stream import StreamConfig, clt_sources
+from clt_stream import StreamConfig, clt_check, clt_sources
 from clt_stream.stdlib import is_held_out
 from clt_stream.text import document
 from tests.plugins.language_models import CONFIGS, MLPS, Hooked, make_context, save_model, save_text
@@ -21,8 +23,9 @@ CONTEXT = 24
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,11 @@ def test_held_out_batches_are_the_same_at_each_call_and_as_many_as_asked(gpt2: P
     assert equal(join(first), join(list(source.held_out(100))))
     assert equal(join(first), join(list(build(gpt2, text).held_out(100))))
     assert equal(join(first).rows(slice(0, 40)), join(list(source.held_out(40))))
+    (spec,) = clt_sources()
+    other = make_context(gpt2)
+    other.seed = 4
+    config = StreamConfig(text=str(text), context=CONTEXT, model_batch=3, buffer_tokens=320, held_out=0.3)
+    assert equal(join(first), join(list(spec.build(config, other).held_out(100))))
 
 
 @pytest.mark.parametrize("config", [{}, {"pack": False}, {"streaming": True}, {"buffer_tokens": 32, "model_batch": 8}])
@@ -333,10 +341,25 @@ class TestBadInput:
             build(gpt2, tmp_path / "empty.jsonl", held_out=0.0)
 
     def test_nothing_held_out(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(
-            ValueError, match=r"^source\.held_out: no held-out text in '.*' at a share of 0\.0: raise it"
-        ):
+        with pytest.raises(ValueError, match=r"^source\.held_out: no held-out text in '.*' at a share of 0: raise it"):
             list(build(gpt2, text, held_out=0.0).held_out(10))
+
+    def test_one_document_of_which_none_can_be_held_out(self, gpt2: Path, tmp_path: Path) -> None:
+        (tmp_path / "one.txt").write_text("a feature of a layer writes to each later one " * 100)
+        share = 0.9 if trained([(tmp_path / "one.txt").read_text()], 0.9) else 1e-9
+        with pytest.raises(ValueError, match=r"^source\.held_out: no held-out text in '.*one\.txt' at a share of "):
+            build(gpt2, tmp_path / "one.txt", held_out=share)
+
+    def test_a_device_that_is_not_there(self, gpt2: Path, text: Path) -> None:
+        with pytest.raises(ValueError, match=r"^source\.buffer_device: 'gpu' cannot be used here: "):
+            build(gpt2, text, buffer_device="gpu")
+        with pytest.raises(ValueError, match=r"^model\.device: 'gpu' cannot be used here: "):
+            build(gpt2, text, {"device": "gpu"})
+
+    def test_a_recipe_without_a_model_or_with_nothing_left_of_a_context(self) -> None:
+        config = StreamConfig(context=8, skip_first=8)
+        recipe = SimpleNamespace(source=SimpleNamespace(config=config), model=None)
+        assert [fault.partition(":")[0] for fault in clt_check(recipe)] == ["model", "source.skip_first"]
 
     def test_a_tokenizer_of_another_model(self, gpt2: Path, text: Path, tmp_path: Path) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel

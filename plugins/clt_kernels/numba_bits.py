@@ -1,0 +1,122 @@
+"""What Numba lacks and the CPU kernels need: bfloat16 as bits, prefetching, and an atomic counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+LINE = 64
+"""Bytes in a cache line."""
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit`, kept on disk between processes where a folder for it can be written.
+
+    Sums may be reordered (for vector instructions) and contracted (to fused multiply-adds), always in the same way;
+    NaN and infinity are kept.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        flags = {"fastmath": {"reassoc", "contract", "nsz"}, **options}
+        try:
+            return njit(cache=True, **flags)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return njit(**flags)(function)  # nowhere to write: compile in every process
+
+    return decorate
+
+
+@intrinsic
+def _float_of(typing, bits):
+    """The float32 with these bits."""
+    return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.FloatType()
+    )
+
+
+@intrinsic
+def _bits_of(typing, x):
+    """The bits of a float32."""
+    return types.uint32(types.float32), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.IntType(32)
+    )
+
+
+@intrinsic
+def fetch_add(typing, counter):
+    """Add one to `counter[0]` (int64) and give what it was; no two threads get the same number."""
+
+    def generate(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def prefetch(typing, array, place):
+    """Start loading the cache line of element `place` of a flat array, which must be within it."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        # Read; keep in all caches; data.
+        builder.call(function, [address, ir.Constant(number, 0), ir.Constant(number, 3), ir.Constant(number, 1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+def widen(x: Any) -> Any:
+    """A stored number as one to compute with: bfloat16 is stored as its bits."""
+
+
+@overload(widen, inline="always")
+def _compile_widen(x):
+    if x == types.uint16:
+        return lambda x: _float_of(np.uint32(x) << np.uint32(16))
+    return lambda x: x
+
+
+def narrow(x: Any, like: Any) -> Any:
+    """A number as it is stored beside `like`: rounded to the nearest (even) bfloat16 where that holds bits."""
+
+
+@overload(narrow, inline="always")
+def _compile_narrow(x, like):
+    if like == types.uint16:
+
+        def to_bfloat16(x, like):
+            bits = _bits_of(x)
+            even = (bits >> np.uint32(16)) & np.uint32(1)
+            return np.uint16((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)) if x == x else np.uint16(0x7FC0)
+
+        return to_bfloat16
+    return lambda x, like: x
+
+
+def readable(row: Any, buffer: Any) -> Any:
+    """A stored row as numbers to compute with: itself, or widened into the buffer."""
+
+
+@overload(readable, inline="always")
+def _compile_readable(row, buffer):
+    if row.dtype == types.uint16:
+
+        def through_buffer(row, buffer):
+            for d in range(len(row)):
+                buffer[d] = widen(row[d])
+            return buffer[: len(row)]
+
+        return through_buffer
+    return lambda row, buffer: row
