@@ -61,7 +61,10 @@ class Tying(Protocol):
     """The decoder: which weights carry a feature of layer s to layer t >= s."""
 
     def decode(self, features: Features) -> Tensor:
-        """What the features write, [B, L, D], without bias or skip; features may be sparse or dense."""
+        """What the features write, [B, L, D], without bias or skip; features may be sparse or dense.
+
+        A tensor of its own, which nothing else needs: bias and skip are added to it in place.
+        """
 
     def affine(self, inputs: Tensor) -> Tensor:
         """What does not depend on features: bias and skip; broadcasts to [B, L, D]. `inputs` are normalised."""

@@ -91,9 +91,20 @@ class Normaliser(nn.Module):
     target_variance: Tensor
 
     def __init__(
-        self, layers: int, d_model: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        layers: int,
+        d_model: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        identity: bool = False,
     ):
+        """
+        Args:
+            identity: activations stay as they are (normalisation "none"), so that no copy is made of them.
+        """
         super().__init__()
+        self.identity = identity
         for side in ("input", "target"):
             self.register_buffer(f"{side}_shift", torch.zeros(layers, d_model, dtype=dtype, device=device))
             self.register_buffer(f"{side}_scale", torch.ones(layers, d_model, dtype=dtype, device=device))
@@ -127,12 +138,16 @@ class Normaliser(nn.Module):
 
     def inputs(self, raw: Tensor) -> Tensor:
         """Raw MLP inputs [B, L, D] -> normalised."""
-        return (raw.to(self.input_shift.dtype) - self.input_shift) / self.input_scale
+        return self._normalised(raw, self.input_shift, self.input_scale)
 
     def targets(self, raw: Tensor) -> Tensor:
         """Raw MLP outputs [B, L, D] -> normalised."""
-        return (raw.to(self.target_shift.dtype) - self.target_shift) / self.target_scale
+        return self._normalised(raw, self.target_shift, self.target_scale)
+
+    def _normalised(self, raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        raw = raw.to(shift.dtype)
+        return raw if self.identity else (raw - shift).div_(scale)
 
     def restore(self, reconstruction: Tensor) -> Tensor:
         """A normalised reconstruction [B, L, D] -> raw units."""
-        return reconstruction * self.target_scale + self.target_shift
+        return reconstruction if self.identity else reconstruction * self.target_scale + self.target_shift

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,7 +74,7 @@ class Pool:
             place = math.ceil(share * sample.shape[1]) + 4
             if place >= sample.shape[1]:
                 return None
-            bound = sample.topk(place, dim=1, sorted=False).values.amin(1, keepdim=True)
+            bound = _kth_best(sample, place)
             if bool(((rank > bound).sum(1) >= self.k).all()):
                 return bound
             share *= 2
@@ -104,17 +105,28 @@ class Pool:
         if rank.shape[1] <= self.k:
             return rank, pre, ids
         clean = rank.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        kth = clean.topk(self.k, dim=1, sorted=False).values.amin(1, keepdim=True)
-        keep = clean > kth
-        ties = clean == kth
-        wanted = self.k - keep.sum(1, keepdim=True)
-        keep |= ties & (ties.cumsum(1) <= wanted)
+        kth = _kth_best(clean, self.k)
+        keep = clean >= kth
+        if rank.device.type != "cpu" or int(keep.sum()) > self.k * self.rows:
+            ties = clean == kth
+            keep = clean > kth
+            wanted = self.k - keep.sum(1, keepdim=True)
+            keep |= ties & (ties.cumsum(1) <= wanted)
         # Each row keeps exactly k, so their places form a block [R, k]; on a GPU `nonzero` would wait, a sort does not.
         if rank.device.type == "cpu":
             place = keep.nonzero(as_tuple=True)[1].view(self.rows, self.k)
         else:
             place = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.k]
         return clean.gather(1, place), pre.gather(1, place), ids.gather(1, place)
+
+
+def _kth_best(rank: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row of [R, C], [R, 1]."""
+    if rank.device.type == "cpu":
+        # A partition with vector instructions: some ten times the speed of torch's top-k.
+        place = rank.shape[1] - k
+        return torch.from_numpy(np.partition(rank.numpy(), place, axis=1)[:, place : place + 1].copy())
+    return rank.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
 
 
 def _numbered(rank: Tensor, pre: Tensor, first_id: int) -> tuple[Tensor, Tensor, Tensor]:

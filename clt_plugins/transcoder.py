@@ -75,7 +75,8 @@ class CrossLayerTranscoder(nn.Module):
         self.activation: Activation = activation.build(context)
         self.tying: Tying = tying.build(context)
         compute = torch.promote_types(context.dtype, torch.float32)
-        self.normaliser = Normaliser(context.layers, context.d_model, compute, context.device)
+        identity = normalisation == "none"
+        self.normaliser = Normaliser(context.layers, context.d_model, compute, context.device, identity=identity)
         self.described_model: dict[str, Any] | None = None
         self.product: torch.dtype | None = None
         """The type of the encoder's matrix product; that of its weights if None."""
@@ -168,7 +169,7 @@ class CrossLayerTranscoder(nn.Module):
 
     def reconstruct(self, features: Features, x: Tensor) -> Tensor:
         """The normalised reconstruction [B, L, D] from features and normalised inputs."""
-        return self.decode_normalised(features) + self.tying.affine(x)
+        return self.decode_normalised(features).add_(self.tying.affine(x))
 
     def settle(self, density: float) -> None:
         """Choose between dense and sparse by the share of features measured active (path "auto")."""

@@ -100,8 +100,10 @@ def test_packed_and_padded_activations_equal_hooks_on_each_piece_alone(family: s
         assert set(found) == set(expected)
         for tokens, rows in found.items():
             for got, wanted in zip(rows, expected[tokens], strict=True):
-                # float32 on both sides, but sums over packed or padded shapes run in another order.
-                torch.testing.assert_close(got, wanted[1:], atol=1e-5, rtol=1e-5)
+                # float32 on both sides, but sums over packed or padded shapes run in another order: what they lose
+                # is in proportion to the layer's numbers (of size 1 to 10 here), whatever each of them comes to.
+                size = wanted.square().mean((0, 2), keepdim=True).sqrt()
+                torch.testing.assert_close(got / size[0], wanted[1:] / size[0], atol=1e-5, rtol=0)
 
 
 def test_the_middle_layers_of_a_model_are_read_by_path(gpt2: Path, text: Path) -> None:
