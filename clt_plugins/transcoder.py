@@ -147,8 +147,10 @@ class CrossLayerTranscoder(nn.Module):
             with torch.no_grad():
                 for layer in range(self.layers):
                     selection.see(layer, pre[:, layer])
-                pairs, _ = selection.finish()
-            return Features(pre.flatten(1)[pairs.token, pairs.feature], pairs)
+                pairs, found = selection.finish()
+            values = pre.flatten(1)[pairs.token, pairs.feature]
+            # A selection with too few candidates fills its places with pairs that count for nothing.
+            return Features(torch.where(values == found, values, found), pairs)
 
         others = []
         for extra in extras:
