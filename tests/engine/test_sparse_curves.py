@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def tables(activation: str, tying: str, kernels: str, path: str) -> dict:
     }
 
 
-@lru_cache(maxsize=1)
+@cache
 def batches() -> tuple[list[Batch], dict]:
     """Real activations, gathered once."""
     recipe = read_recipe(tables("topk", "untied", "torch", "dense"), plugins=plugins())
@@ -67,7 +67,7 @@ def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
     return torch.tensor(losses)
 
 
-@lru_cache(maxsize=None)
+@cache
 def reference(activation: str, tying: str) -> torch.Tensor:
     return curve(activation, tying, "torch", "dense")
 
