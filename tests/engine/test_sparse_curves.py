@@ -76,9 +76,7 @@ def check(activation: str, tying: str, kernels: str) -> None:
     dense, sparse = reference(activation, tying), curve(activation, tying, kernels, "sparse")
     assert dense[-1] < 0.7 * dense[0], "it did not learn: two curves that stand still are easily equal"
     error = ((sparse - dense) / dense).abs().max()
-    print(
-        f"{activation} {tying} {kernels}: largest relative difference {error:.1e}, loss {dense[0]:.3f} -> {dense[-1]:.3f}"
-    )
+    print(f"{activation} {tying} {kernels}: off by {error:.1e} at most, loss {dense[0]:.3f} -> {dense[-1]:.3f}")
     # float32 on both sides, sums in another order; 200 steps of Adam may magnify what rounding starts.
     assert error <= 1e-4
 
