@@ -15,6 +15,7 @@ import click
 
 from clt_plugins import __version__
 from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.new import KINDS
 from clt_plugins.options import RECIPE, VERBOSE, load_plugins, verbose, with_plugins, with_recipe
 
 if TYPE_CHECKING:
@@ -160,6 +161,19 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
         click.echo("\n".join([as_text(found), *(f"! {fault}" for fault in faults)]))
     if found["failures"] or faults:
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+@main_group.command("new")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it offers.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder; ./NAME if not given.")
+def new_command(name: str, kind: str, out: Path | None) -> None:
+    """Write a plugin: an installable package NAME with a working example and its conformance test."""
+    from clt_plugins.new import new
+
+    folder = new(name, kind, out)
+    click.echo(folder)
+    click.echo(f"now: cd {folder} && pip install -e '.[dev]' && pytest", err=True)
 
 
 @main_group.command()

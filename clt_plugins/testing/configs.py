@@ -108,7 +108,7 @@ def default(bench: Bench) -> None:
     elif bench.slot in ("loggers", "exports"):
         folder = bench.folder / "run"
         folder.mkdir()
-        context = attrs.evolve(plain_bench, slot="none").parts().context
+        context = plain_bench.parts().context
         builder = lambda: bench.spec.build(bench.spec.config(), attrs.evolve(context, folder=folder))  # noqa: E731
     else:
         builder = lambda: plain_bench.parts(transcoder={"features": 2048})  # noqa: E731

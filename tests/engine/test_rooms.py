@@ -29,12 +29,12 @@ GROUPS = {
     "judging": ["metrics"],
     "training": ["rounding", "optim", "checkpoint", "train"],
     "front": ["plan", "run", "options", "listing", "starter", "new", "cli", "__main__", "__init__"],
-    "kit": ["testing"],
+    "kit": ["templates", "testing"],
 }
 """The engine's rooms, from the ground up: a room imports from the groups above its own in this list, and its own."""
 
 
-FOLDERS = {"testing"}
+FOLDERS = {"templates", "testing"}
 """The rooms that are packages."""
 
 
@@ -69,7 +69,7 @@ def test_every_room_is_in_one_group() -> None:
 def test_a_room_imports_only_from_its_own_group_and_those_below_it_in_the_house() -> None:
     level = {room: number for number, rooms in enumerate(GROUPS.values()) for room in rooms}
     wrong = []
-    for room, file in ((room, file) for room in level for file in files_of(room)):
+    for room, file in [(each, file) for each in level for file in files_of(each)]:
         for module, names in imports(file):
             # `from clt_plugins import x` is the public front, for the front's rooms; __version__ is for all.
             wanted = module.split(".")[1:2] if "." in module else ["__init__"] * (names not in ([], ["__version__"]))
