@@ -123,7 +123,8 @@ def step(parts: Parts, batch: Batch, *, dead: bool = True) -> Outcome:
     own = parts.context.parallel.shard(FEATURES)
     idle = idle_tokens(str(parts.context.device), own)
     outcome = objective(parts.transcoder, losses_of(parts), batch, idle if dead else idle * 0, 0.5)
-    outcome.total.backward()
+    if outcome.total.requires_grad:  # a loss that stops every gradient is found by its own check
+        outcome.total.backward()
     return outcome
 
 

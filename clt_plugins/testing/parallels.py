@@ -37,7 +37,7 @@ def exercise(parallel: Any) -> dict[str, Any]:
 
 
 def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
-    """The exercise on each number of ranks that the choice can be built for."""
+    """The exercise on one process, where the choice can be built for it, and on several: a list of ranks for each."""
     spec = bench.spec
     settings = dict(bench.settings)
     found = []
@@ -48,9 +48,12 @@ def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
     else:
         found.append([exercise(alone)])
         alone.close()
-    if not found or found[0][0]["world"] > 1:
-        job = {"do": "parallel", "choice": bench.choice, "settings": settings}
-        found += [on_ranks(bench, world, job) for world in RANKS]
+    job = {"do": "parallel", "choice": bench.choice, "settings": settings}
+    for world in RANKS:
+        answers = on_ranks(bench, world, job)
+        # A choice for one process takes no notice of others: then each is alone.
+        alone_each = all(each["world"] == 1 for each in answers)
+        found += [[each] for each in answers] if alone_each else [answers]
     return found
 
 

@@ -49,7 +49,9 @@ def test_every_kind_passes_its_own_tests_as_written(tmp_path: Path) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "my_loss" in done.stdout or " passed" in done.stdout
+    # Every check ran but those that need something else: [parallel] tensor, a default that is enough.
+    assert "FAILED" not in done.stdout
+    assert int(done.stdout.split(" passed")[0].split()[-1]) >= 55, done.stdout[-3000:]
     listed = subprocess.run(
         [sys.executable, "-m", "clt_plugins", "plugins", "--check", "--strict"],
         env=environment,
