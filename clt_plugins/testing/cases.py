@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -166,6 +166,48 @@ def cases(
     return found
 
 
+TRIAL = {
+    "activation": "determinism",
+    "tying": "determinism",
+    "losses": "determinism",
+    "source": "batches",
+    "kernels": "products",
+    "exports": "export",
+}
+"""The check that shows whether a choice works at all. Loggers are only built: a step of theirs may reach a network."""
+
+
+def trial(plugins: Plugins, names: Collection[str]) -> list[str]:
+    """What goes wrong when the choices of some plugins are built with their defaults, and used for a step.
+
+    Args:
+        names: of the plugins.
+    """
+    faults = []
+    for slot in CHECKS:
+        for choice in plugins.choices(slot).values():
+            if choice.plugin not in names:
+                continue
+            for check in ("default", TRIAL.get(slot)):
+                made = Case(
+                    plugin=choice.plugin,
+                    label=choice.spec.name,
+                    check=check or "",
+                    slot=slot,
+                    choice=choice.spec.name,
+                    plugins=plugins,
+                )
+                try:
+                    if check is not None:
+                        made.run()
+                except SkipTest:
+                    break  # it wants settings that only its recipe can give
+                except Nonconformance as error:
+                    faults.append(" ".join(str(error).split()))
+                    break
+    return faults
+
+
 def _variants(choice: str, given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(given, Mapping):
         yield choice, given
@@ -219,10 +261,11 @@ def parametrize(
 
     expected = dict(expected_failures or {})
     parameters = []
-    for case in cases(plugin, settings=settings, recipe=recipe):
+    found = cases(plugin, settings=settings, recipe=recipe)
+    for case in found:
         reason = expected.pop(str(case), None)
         marks = [] if reason is None else [pytest.mark.xfail(strict=True, raises=Nonconformance, reason=reason)]
         parameters.append(pytest.param(case, id=str(case), marks=marks))
-    if expected and not any(each.values[0].problem for each in parameters):
+    if expected and not any(case.problem for case in found):
         raise ValueError(f"expected_failures: there is no case {', '.join(map(repr, expected))}")
     return pytest.mark.parametrize("case", parameters)

@@ -127,5 +127,5 @@ def default(bench: Bench) -> None:
     if bench.slot == "loggers":
         built.close("finished")
     for part in (built, getattr(built, "source", None)):
-        if bench.slot != "loggers" and callable(getattr(part, "close", None)):
+        if part is not None and bench.slot != "loggers" and callable(getattr(part, "close", None)):
             part.close()

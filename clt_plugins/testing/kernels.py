@@ -22,7 +22,7 @@ EDGES = [
     (6, 3, 1, 5, 0.5),  # one feature per layer
     (6, 1, 5, 9, 0.5),  # one layer
     (3, 2, 3, 1, 1.0),  # one dimension, every feature on
-    (70, 3, 40, 33, 0.4),  # many pairs per token and per feature
+    (40, 3, 40, 33, 0.3),  # many pairs per token and per feature
     (300, 2, 3, 300, 0.5),  # more tokens and dimensions than a tile holds
 ]
 """Tokens, layers, features, d_model, share of features that are on."""

@@ -72,10 +72,10 @@ class Problem:
             for j in range(layout.count[s]):
                 yield n, b, s + j, layout.first[s] + f * layout.step[s] + j * layout.stride[s]
 
-    def expected(self, start: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """decode, grad_values, and grad_rows added to `start`, by loops in float64."""
+    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """decode, grad_values and grad_rows, by loops in float64."""
         values, weight, dense = (x.double().numpy() for x in (self.values, self.weight, self.dense))
-        decoded, grad_values, rows = np.zeros_like(dense), np.zeros_like(values), start.double().numpy().copy()
+        decoded, grad_values, rows = np.zeros_like(dense), np.zeros_like(values), np.zeros_like(weight)
         for n, b, t, row in self.touches():
             place = (n, t) if values.ndim == 2 else n
             decoded[b, t] += values[place] * weight[row]
@@ -110,8 +110,9 @@ def assert_conforms(kernels: Kernels, problem: Problem, tolerance: float, rows_t
     """
     start = torch.randn(problem.weight.shape, generator=torch.Generator().manual_seed(1)).to(problem.weight.dtype)
     allowed = {"decode": tolerance, "grad_values": tolerance, "grad_rows": rows_tolerance or tolerance}
+    decoded, grad_values, rows = problem.expected()
     for overwrite in (True, False):
-        expected = problem.expected(torch.zeros_like(start) if overwrite else start)
+        expected = decoded, grad_values, rows if overwrite else rows + start.double().numpy()
         found = problem.found(kernels, start, overwrite=overwrite)
         for (name, bound), one, other in zip(allowed.items(), expected, found, strict=True):
             look = f"`{name}` of {kernels.name!r} for {problem}" + (", overwrite=False" if not overwrite else "")

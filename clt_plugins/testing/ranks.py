@@ -124,7 +124,7 @@ def tensor_parallel(bench: Bench) -> None:
     """
     if CHOICE not in bench.plugins.choices("parallel"):
         raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
-    wanted = {"transcoder": {"dtype": "float64", "path": "sparse"}}
+    wanted: dict[str, Any] = {"transcoder": {"dtype": "float64", "path": "sparse"}}
     parts = bench.parts(stirred=False, **wanted)
     fresh = {f"first/{name}": value.clone() for name, value in _own(parts).items()}
     stirred = bench.parts(**wanted)

@@ -24,12 +24,23 @@ PACKAGES = sorted(path.name for path in PLUGINS.iterdir() if path.is_dir() and p
 GROUPS = {
     "data": ["batch", "features", "normalise", "toml"],
     "contract": ["spec", "hookspecs", "interfaces", "kinds", "exits"],
-    "recipe": ["discovery", "structure", "overrides", "settings", "loading", "recipe"],
+    "recipe": ["discovery", "structure", "overrides", "settings", "lines", "loading", "recipe", "blame"],
     "model": ["sparse", "selection", "initial", "encode", "transcoder", "store", "setup", "objective"],
     "judging": ["metrics"],
     "training": ["rounding", "optim", "checkpoint", "train"],
-    "front": ["plan", "run", "options", "listing", "starter", "new", "cli", "__main__", "__init__"],
-    "kit": ["templates", "testing"],
+    "front": [
+        "plan",
+        "run",
+        "options",
+        "listing",
+        "starter",
+        "new",
+        "templates",
+        "testing",
+        "cli",
+        "__main__",
+        "__init__",
+    ],
 }
 """The engine's rooms, from the ground up: a room imports from the groups above its own in this list, and its own."""
 

@@ -259,4 +259,4 @@ def test_kernels_that_are_wrong_at_ragged_shapes(failures: Any) -> None:
     found = failures(HEADER + KERNELS, CUT=tile)
     assert "mine/edges" in found
     assert "mine/products" not in found
-    assert "B 70, L 3, F 40, D 33" in found["mine/edges"]
+    assert "B 40, L 3, F 40, D 33" in found["mine/edges"]
