@@ -15,8 +15,8 @@ def example(kind: str) -> str:
     """A template as the guide shows it: its files, each in a block under its name."""
     blocks = []
     for file in sorted((TEMPLATES / kind).glob("*.py")):
-        text = renamed(file.read_text(), kind, f"clt_my_{kind}", f"my_{kind}")
-        blocks.append(f"<!-- file: clt_my_{kind}/{file.name} -->\n```python\n{text}```\n")
+        text = renamed(file.read_text(), kind, f"clt_example_{kind}", "example")
+        blocks.append(f"<!-- file: clt_example_{kind}/{file.name} -->\n```python\n{text}```\n")
     return "\n".join(blocks)
 
 

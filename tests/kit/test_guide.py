@@ -68,7 +68,7 @@ def test_every_field_of_every_config_is_described() -> None:
 def test_every_example_and_command_runs(tmp_path: Path) -> None:
     """As a reader would, in an empty folder: the files first, then each command; then the guide's own test."""
     shown = files(TEXT)
-    assert {name.split("/")[0] for name in shown if "/" in name} == {f"clt_my_{kind}" for kind in KINDS}
+    assert {name.split("/")[0] for name in shown if "/" in name} == {f"clt_example_{kind}" for kind in KINDS}
     for name, text in shown.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -86,15 +86,15 @@ def test_every_example_and_command_runs(tmp_path: Path) -> None:
         run(*line.split()[1:])
     assert '"loss/square"' in (tmp_path / "runs" / "try" / "metrics.jsonl").read_text()
     assert (tmp_path / "clt-mine" / "clt_mine" / "__init__.py").is_file()
-    modules = [f"-pclt_my_{kind}" for kind in KINDS]
+    modules = [f"-pclt_example_{kind}" for kind in KINDS]
     listed = run("-m", "clt_plugins", "plugins", "--strict", *modules).stdout
-    assert all(f"my_{kind} - " in listed for kind in KINDS)
+    assert listed.count("  example - ") == len(KINDS)
     assert run("-m", "clt_plugins", "validate", "try.toml", "-psquare", "-peven").stdout.startswith('name = "try"')
     odd = [sys.executable, "-m", "clt_plugins", "validate", "try.toml", "-psquare", "-peven", "--set"]
     done = subprocess.run(
         [*odd, "transcoder.features=63"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    assert "transcoder.features: must be even, not 63" in done.stderr
+    assert "transcoder.features=63: must be even, not 63" in done.stderr
     check = "import click.testing, clt_plugins.loading as l; c = l.load(extra=['count', 'square']).commands()['count'];"
     check += "print(click.testing.CliRunner().invoke(c, ['try.toml', '-psquare']).output)"
     assert run("-c", check).stdout.strip() == "64"
