@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clt_plugins.blame import blaming, check_built
 from clt_plugins.checkpoint import Progress, find_checkpoint, load_checkpoint
 from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.normalise import estimate
@@ -58,6 +59,7 @@ def run(
         RecipeError: the recipe has faults.
         ValueError: something the recipe names does not fit or is not there.
         Stopped: interrupted, or stopped by a guard.
+        PluginError: a plugin failed, in `build` or in a step; names plugin, distribution and choice.
     """
     from clt_plugins.loading import load
 
@@ -70,6 +72,7 @@ def run(
     # The engine draws from generators of its own; this one is for plugins that draw from torch's. It is checkpointed.
     torch.manual_seed(recipe.seed)
     with ExitStack() as stack, _stop_signals() as wants_stop:
+        stack.enter_context(blaming(plugins, recipe))
         parts = build(recipe, plugins, folder)
         stack.callback(close, parts)
         return _train(parts, recipe, plugins, folder, place, wants_stop)
@@ -109,7 +112,7 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
     status = "failed"
     try:
         for chosen in recipe.loggers:
-            loggers.append(chosen.build(parts.context))
+            loggers.append(check_built(chosen.build(parts.context), "loggers", chosen.spec))
             loggers[-1].start(as_data(recipe), step)
         yield loggers
         status = "finished"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from clt_plugins.blame import check_built
 from clt_plugins.interfaces import Kernels, Loss, Parallel, Source
 from clt_plugins.spec import Context
 from clt_plugins.transcoder import CrossLayerTranscoder
@@ -93,10 +94,12 @@ def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: 
         folder=folder,
         features=settings.features,
     )
-    source = recipe.source.build(context)
+    check_built(context.parallel, "parallel", recipe.parallel.spec)
+    source = check_built(recipe.source.build(context), "source", recipe.source.spec)
     context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
     transcoder = build_transcoder(context)
-    return Parts(context, source, transcoder, [loss.build(context) for loss in recipe.losses])
+    losses = [check_built(loss.build(context), "losses", loss.spec) for loss in recipe.losses]
+    return Parts(context, source, transcoder, losses)
 
 
 def build_transcoder(context: Context) -> CrossLayerTranscoder:
@@ -107,6 +110,8 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     transcoder = CrossLayerTranscoder(
         context, recipe.activation, recipe.tying, normalisation=settings.normalisation, path=settings.path
     )
+    check_built(transcoder.activation, "activation", recipe.activation.spec)
+    check_built(transcoder.tying, "tying", recipe.tying.spec)
     if recipe.train.precision == "bf16":
         transcoder.product = torch.bfloat16
     return transcoder
