@@ -25,7 +25,7 @@ GROUPS = {
     "data": ["batch", "features", "normalise", "toml"],
     "contract": ["spec", "hookspecs", "interfaces", "kinds", "exits"],
     "recipe": ["discovery", "structure", "overrides", "settings", "loading", "recipe"],
-    "model": ["sparse", "selection", "initial", "encode", "transcoder", "store", "setup", "objective"],
+    "model": ["agreement", "together", "slices", "sparse", "selection", "initial", "encode", "transcoder", "store", "setup", "objective"],
     "judging": ["metrics"],
     "training": ["rounding", "optim", "checkpoint", "train"],
     "front": ["plan", "run", "options", "listing", "starter", "cli", "__main__", "__init__"],
