@@ -159,8 +159,10 @@ class Top:
         room = features * (layers if scope == "global" else 1)
         batch = tokens * (1 if parallel is None else parallel.batch_ranks)
         self.k = min(k, room) * (batch if per == "batch" else 1)
-        self.size = self.k * (tokens if per == "token" else 1) * (1 if scope == "global" else layers)
-        """How many pairs are kept, of all ranks that choose together."""
+        size = self.k * (tokens if per == "token" else 1) * (1 if scope == "global" else layers)
+        shares = 1 if parallel is None else parallel.tensor_ranks * (parallel.batch_ranks if per == "batch" else 1)
+        self.size = -(-size // shares)
+        """How many pairs are kept; of several ranks, a rank's even share."""
         self.pools = [Pool(1 if per == "batch" else tokens, self.k) for _ in range(1 if scope == "global" else layers)]
 
     def see(self, layer: int, pre: Tensor) -> None:

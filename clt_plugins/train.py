@@ -70,6 +70,7 @@ def train(
 
     while progress.step < config.steps:
         due = _due(config, progress.step + 1)
+        before = parallel.sent()
 
         batch = read(source, parallel).to(device)
         tokens = batch.tokens * parallel.data_ranks
@@ -94,12 +95,14 @@ def train(
         progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + tokens)
         progress.tokens += tokens
         progress.step += 1
+        sent = parallel.sent()
         bar.update()
         watch.lap("step_s")
 
         if due["log"]:
             metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
             metrics.update(watch.means(tokens))
+            metrics.update(_traffic(before, sent))
             transcoder.settle(metrics["train/l0"] / (transcoder.layers * transcoder.features))
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
             log(metrics)
@@ -153,6 +156,12 @@ def _step_metrics(
     if norm is not None:
         metrics["optim/grad_norm"] = float(norm)
     return metrics
+
+
+def _traffic(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """Bytes that each rank sent in a step, by what they were for; nothing on one rank."""
+    sent = {what: count - before.get(what, 0) for what, count in after.items() if count > before.get(what, 0)}
+    return {f"parallel/{what}_bytes": count for what, count in sent.items()}
 
 
 def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, step: int, saved_step: int) -> None:

@@ -1,12 +1,15 @@
-"""What each of four processes does in `tests/plugins/test_parallel.py`: every case on grids of 1 to 4 ranks, saved.
+"""What each of four processes does in `tests/plugins/test_parallel.py`: every case on grids of 1 to 4 ranks, saved;
+and whole runs on 1 to 4 ranks. Starting processes takes longer than all of it, so they are started once.
 
-Started as `python -m tests.ranks FOLDER`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment.
+Started as `python -m tests.ranks FOLDER PORT...`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,15 @@ import torch
 import torch.distributed as dist
 
 from clt_parallel.grid import Grid
+from clt_plugins import run
+from clt_plugins.batch import Batch
+from clt_plugins.exits import Stopped
 from clt_plugins.objective import objective
 from clt_plugins.optim import clip_gradients, gradient_norm, make_optimizer
 from clt_plugins.recipe import Recipe
 from clt_plugins.setup import Parts, build, make_parallel
-from tests.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir
+from clt_plugins.together import anyone, read, same_everywhere, together
+from tests.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir, tables
 
 GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2)}
 """Data × tensor ranks."""
@@ -65,6 +72,15 @@ CASES = [
     Case("batchtopk", "untied-skip", losses=("mse", "auxk", "preactivation")),
 ]
 TRAINED = [Case("batchtopk", "untied-skip"), Case("jumprelu", "per_source-affine")]
+
+
+RUN: dict[str, Any] = {
+    "transcoder": {"dtype": "float64", "features": 11},
+    "losses": [{"name": "mse"}, {"name": "auxk"}, {"name": "tanh_sparsity"}],
+    "train": {"log_every": 1, "clip_norm": 0.5},
+}
+RUNS: list[tuple[str, int, dict[str, Any]]] = [("two", 2, {}), ("1", 1, {}), ("3", 3, {}), ("2x2", 4, {"data": 2})]
+"""Name, ranks, settings of `[parallel]`."""
 
 
 def idle_tokens(layers: int = 3) -> torch.Tensor:
@@ -148,7 +164,62 @@ def steps(case: Case, built: Parts, count: int = 50) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in cut(transcoder).items()}
 
 
-def main(folder: Path) -> None:
+class Reader:
+    """A source that hands out one batch, or fails."""
+
+    def __init__(self, batch: Batch | None):
+        self.batch = batch
+
+    def next(self) -> Batch:
+        if self.batch is None:
+            raise ValueError("source.text: 'corpus' is gone")
+        return self.batch
+
+
+def agreements(grid: Grid) -> dict[str, str]:
+    """What a rank of 2 × 2 says when something is amiss on one of them."""
+    rank = grid.rank
+    good = random_batch(4, 3, 6, seed=grid.data_rank)
+    swapped = good.rows(torch.tensor([1, 0, 2, 3]))
+
+    def disk_full() -> None:
+        with together(grid):
+            if rank == 2:
+                raise OSError("no space left")
+
+    trials: dict[str, Callable[[], Any]] = {
+        "well": lambda: read(Reader(good), grid),
+        "failed read": lambda: read(Reader(None if rank == 3 else good), grid),
+        "failed everywhere": lambda: read(Reader(None), grid),
+        "other order": lambda: read(Reader(swapped if rank == 1 else good), grid),
+        "plugins": lambda: same_everywhere(grid, "plugins", {"a": "1", **({"square": "2.0"} if rank == 2 else {})}),
+        "disk": disk_full,
+        "stop": lambda: anyone(grid, rank == 1) or "nobody",
+        "go on": lambda: "nobody" if not anyone(grid, False) else "someone",
+    }
+    said = {}
+    for name, trial in trials.items():
+        try:
+            said[name] = str(trial()) if name in ("stop", "go on") else str(trial() is None)
+        except (ValueError, OSError, Stopped) as error:
+            said[name] = f"{type(error).__name__} {getattr(error, 'code', '')}: {error}"
+    return said
+
+
+def runs(folder: Path, rank: int, ports: list[str]) -> None:
+    """A run on two ranks, and from its first checkpoint on 1, 3 and 2 × 2."""
+    whole_run = folder / "two"
+    for port, (name, world, parallel) in zip(ports, RUNS, strict=True):
+        os.environ.update(WORLD_SIZE=str(world), MASTER_PORT=port)
+        if rank == 0 and name != "two":
+            shutil.copytree(whole_run, folder / name)
+            shutil.rmtree(folder / name / "transcoder")
+        if rank < world:
+            changed = tables(**RUN, parallel={"name": "tensor", **parallel})
+            run(changed, out=folder / name, resume=None if name == "two" else "step_000004", plugins=plugins())
+
+
+def main(folder: Path, ports: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank = dist.get_rank()
@@ -165,10 +236,12 @@ def main(folder: Path) -> None:
         found: dict[str, Any] = {case.name: one_pass(case, part(case, own)) for case in CASES}
         found["trained"] = {case.name: steps(case, part(case, own)) for case in TRAINED}
         torch.save(found, folder / f"{name}-{rank}.pt")
+    torch.save(agreements(own), folder / f"agreements-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+    runs(folder, rank, ports)
 
 
 if __name__ == "__main__":
     assert "RANK" in os.environ
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

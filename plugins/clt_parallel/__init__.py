@@ -46,3 +46,18 @@ def build_tensor(config: TensorConfig, device: torch.device) -> Any:
 @hookimpl
 def clt_parallel() -> list[Spec]:
     return [Spec("single", SingleConfig, build_single), Spec("tensor", TensorConfig, build_tensor)]
+
+
+@hookimpl
+def clt_check(recipe: Any) -> list[str]:
+    config = recipe.parallel.config
+    if not isinstance(config, TensorConfig):
+        return []
+    faults = []
+    if config.tensor is not None and config.tensor > recipe.transcoder.features:
+        faults.append(
+            f"parallel.tensor: {config.tensor} ranks, but transcoder.features is {recipe.transcoder.features}"
+        )
+    if recipe.train.batch_tokens % config.data:
+        faults.append(f"parallel.data: a batch of {recipe.train.batch_tokens} tokens cannot be cut into {config.data}")
+    return faults

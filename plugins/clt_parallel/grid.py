@@ -147,10 +147,10 @@ class Grid:
         return x
 
     def _lost(self, error: RuntimeError) -> Exception:
-        reason = " ".join(str(error).split("] ", 1)[-1].split())
+        reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
         return ConnectionError(
-            f"rank {self.rank}: another rank of {self.world} died or hangs ({reason}); checkpoints already written are "
-            "whole: start all ranks again with --resume"
+            f"rank {self.rank}: another of the {self.world} ranks died or hangs ({reason}); checkpoints already "
+            "written are whole: start all ranks again with --resume"
         )
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.agreement import among_best
+from clt_plugins.slices import Stored
 from tests import ranks
-from tests.ranks import CASES, GRIDS, TRAINED
+from tests.helpers import plugins, tables
+from tests.ranks import CASES, GRIDS, RUN, RUNS, TRAINED
 
 
 def free_port() -> int:
@@ -41,11 +47,14 @@ def spawn(world: int, *arguments: str, timeout: float = 580) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What each rank of each grid found."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(4, "tests.ranks", str(folder))
-    return {
+    spawn(4, "tests.ranks", str(folder), *(str(free_port()) for _ in RUNS))
+    found: dict[str, Any] = {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(data * tensor)]
         for name, (data, tensor) in GRIDS.items()
     }
+    found["agreements"] = [torch.load(folder / f"agreements-{rank}.pt", weights_only=True) for rank in range(4)]
+    found["folder"] = folder
+    return found
 
 
 def joined(name: str, key: str, axis: int | None, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -111,3 +120,97 @@ def test_counting_finds_what_sorting_finds(rows, columns, k, dtype):
         valid = [place for place in range(columns) if value[place] > -torch.inf]
         best = sorted(valid, key=lambda place: (-value[place], int(ids[row, place])))[:k]
         assert mask[row].nonzero().flatten().tolist() == sorted(best)
+
+
+@pytest.mark.parametrize(
+    "trial, spoken, silent",
+    [
+        ("failed read", "ValueError : rank 3: source.text: 'corpus' is gone", "Stopped 2: "),
+        ("failed everywhere", "ValueError : source.text: 'corpus' is gone", "Stopped 2: "),
+        (
+            "other order",
+            "ValueError : source: ranks 0 and 1 share the tokens, but read different batches",
+            "Stopped 2: ",
+        ),
+        (
+            "plugins",
+            "ValueError : plugins differ between ranks: square is nothing on rank 0, but 2.0 on rank 2",
+            "Stopped 2",
+        ),
+        ("disk", "OSError : rank 2: no space left", "Stopped 1: "),
+    ],
+)
+def test_what_goes_wrong_on_one_rank_stops_all_with_one_message(found, trial, spoken, silent):
+    said = [each[trial] for each in found["agreements"]]
+    assert said[0].startswith(spoken), said
+    assert all(each.startswith(silent) and len(each) < 14 for each in said[1:]), said
+
+
+def test_ranks_agree_when_all_is_well_and_when_one_is_asked_to_stop(found):
+    for each in found["agreements"]:
+        assert (each["well"], each["stop"], each["go on"]) == ("False", "True", "nobody")
+
+
+# -- whole runs -----------------------------------------------------------------------------------------------------
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_metrics(one: Path, other: Path, tolerance: float) -> None:
+    first, second = lines(one), lines(other)
+    assert [line["step"] for line in first] == [line["step"] for line in second]
+    for mine, theirs in zip(first, second, strict=True):
+        for key, value in mine.items():
+            if key.startswith(("time/", "parallel/")):
+                continue
+            expected = torch.tensor(value, dtype=torch.float64)
+            found = torch.tensor(theirs[key], dtype=torch.float64)
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-12, msg=f"{key} at {mine['step']}")
+
+
+@pytest.fixture(scope="module")
+def folder(found: dict[str, Any]) -> Path:
+    """Runs of `ranks.RUNS`, and `alone`: the same in one process."""
+    run(tables(**RUN), out=found["folder"] / "alone", plugins=plugins())
+    return found["folder"]
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in RUNS])
+def test_a_run_on_ranks_is_the_run_of_one_process_also_when_resumed_from_two_ranks(folder, name):
+    assert_same_metrics(folder / "alone", folder / name, 1e-6)
+    loaded = [CrossLayerTranscoder.load(folder / each / "transcoder") for each in ("alone", name)]
+    for (key, value), other in zip(loaded[0].tensors().items(), loaded[1].tensors().values(), strict=True):
+        torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+def test_a_checkpoint_of_two_ranks_is_read_bit_for_bit_by_any_number(folder, tmp_path):
+    place = folder / "two/checkpoints/step_000012"
+    assert len(Stored.find(place, "training").pieces["idle_tokens"]) == 2
+    CrossLayerTranscoder.load(place).save(tmp_path / "whole")
+    cut, whole = Stored.find(place, "transcoder"), Stored.find(tmp_path / "whole", "transcoder")
+    assert cut.shapes == whole.shapes and not whole.axes
+    for name in cut.shapes:
+        assert torch.equal(cut.read(name), whole.read(name)), name
+        for own in (range(3), range(4, 11), range(5, 6)):
+            axis = cut.axes.get(name)
+            assert torch.equal(cut.read(name, axis, own), whole.read(name, axis, own)), name
+
+
+def test_a_lost_slice_is_named(folder, tmp_path):
+    shutil.copytree(folder / "two/transcoder", tmp_path / "t")
+    (tmp_path / "t/transcoder-00001-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"transcoder-00001-of-00002\.safetensors: missing"):
+        CrossLayerTranscoder.load(tmp_path / "t")
+    with pytest.raises(ValueError, match="1 slices of transcoder of 2"):
+        Stored.find(tmp_path / "t", "transcoder")
+
+
+def test_bytes_sent_are_those_of_one_reduction_and_little_more(folder):
+    (last,) = [line for line in lines(folder / "two") if line["step"] == 12 and "loss/total" in line]
+    tokens, layers, d_model, ranks = 16, 3, 6, 2
+    # A ring passes each number on 2 (W - 1) / W times; AuxK has a reduction of its own where features are dead.
+    reductions = 2 if last["loss/auxk"] > 0 else 1
+    reduced = 2 * (tokens * layers * d_model * 8) * (ranks - 1) / ranks * reductions
+    assert reduced <= last["parallel/features_bytes"] <= 1.01 * reduced
