@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,17 @@ def test_ranks_find_what_one_process_finds(found, name, case):
         assert (value - expected).abs().max() <= tolerance * largest, key
 
 
+@cache
+def trained_alone(case: ranks.Case) -> tuple[dict[str, int | None], dict[str, torch.Tensor]]:
+    built = ranks.whole(case)
+    return {key: axis for key, (_, _, axis) in built.transcoder.views().items()}, ranks.steps(case, built)
+
+
 @pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", GRIDS)
 def test_weights_after_fifty_steps_are_those_of_one_process(found, name, case):
-    built = ranks.whole(case)
-    axes = {key: axis for key, (_, _, axis) in built.transcoder.views().items()}
-    for key, expected in ranks.steps(case, built).items():
+    axes, weights = trained_alone(case)
+    for key, expected in weights.items():
         value = joined(name, key, axes[key], [each["trained"][case.name][key] for each in found[name]])
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
 

@@ -245,7 +245,7 @@ def test_resumed_on_another_number_of_data_ranks_it_goes_on_with_the_next_block(
 
     def sources(count: int) -> list[Any]:
         runs = [{"batch_tokens": 64, "rank": rank, "ranks": count} for rank in range(count)]
-        return [build(gpt2, text, run, buffer_tokens=640 // count) for run in runs]
+        return [build(gpt2, text, run) for run in runs]
 
     started, others = sources(before), sources(after)
     for source in started:
@@ -254,10 +254,13 @@ def test_resumed_on_another_number_of_data_ranks_it_goes_on_with_the_next_block(
     for source in others:
         source.load_state(json.loads(json.dumps(started[0].state())))
     for source in started:  # to the end of its first block
-        for _ in range(7):
+        for _ in range(320 * before // 64 - 3):
             source.next()
-    first, second = (join([source.next() for source in each for _ in range(10)]) for each in (started, others))
-    assert equal(first.rows(order_of(first)), second.rows(order_of(second)))
+    first, second = (
+        join([source.next() for source in each for _ in range(320 * len(each) // 64)]) for each in (started, others)
+    )
+    # Both begin at the same row; a block of two ranks is twice as long.
+    assert equal(first.rows(order_of(first)[:320]), second.rows(order_of(second)[:320]))
 
 
 def order_of(batch: Batch) -> torch.Tensor:
