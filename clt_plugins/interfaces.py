@@ -33,7 +33,7 @@ class Selection(Protocol):
         """Take what is needed of one layer's pre-activations [B, F]; the block is gone afterwards. No gradient."""
 
     def finish(self) -> tuple[Pairs, Tensor]:
-        """After the last layer: the pairs, and the pre-activation of each, [N]."""
+        """After the last layer: the pairs, and the pre-activation of each, [N]; -inf where a place stands empty."""
 
 
 class Activation(Protocol):

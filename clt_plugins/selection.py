@@ -134,7 +134,7 @@ class Top:
         parallel: what splits features and tokens over ranks; `see` then gets this rank's part, and `finish` gives this
             rank's part of what is kept of all.
         rank: gives what a block is ranked by, [B, F]; the pre-activations themselves if None. Entries of -inf
-            are never kept (their place stays empty: value 0).
+            are never kept (on a GPU, where sizes stay fixed, their places stand empty, with a pre-activation of -inf).
     """
 
     def __init__(
@@ -183,7 +183,10 @@ class Top:
         for (rank, values, ids), keep in zip(found, kept, strict=False):
             token, feature = self._place(ids)
             each = token * (layers * features) + feature
-            values = torch.where(rank == -torch.inf, 0, values)
+            empty = rank == -torch.inf
+            if keep is None and rank.device.type == "cpu" and bool(empty.any()):
+                keep = ~empty
+            values = torch.where(empty, -torch.inf, values)
             flat.append(each.flatten() if keep is None else each[keep])
             pre.append(values.flatten() if keep is None else values[keep])
         order = torch.cat(flat)

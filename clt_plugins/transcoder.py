@@ -148,8 +148,9 @@ class CrossLayerTranscoder(nn.Module):
             with torch.no_grad():
                 for layer in range(self.layers):
                     selection.see(layer, pre[:, layer])
-                pairs, _ = selection.finish()
-            return Features(pre.flatten(1)[pairs.token, pairs.feature], pairs)
+                pairs, found = selection.finish()
+            values = pre.flatten(1)[pairs.token, pairs.feature]
+            return Features(values.masked_fill(found == -torch.inf, -torch.inf), pairs)
 
         others = []
         for extra in extras:

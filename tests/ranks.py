@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from clt_parallel.grid import Grid
-from clt_plugins import run
+from clt_plugins import parameter, run
 from clt_plugins.batch import Batch
 from clt_plugins.exits import Stopped
 from clt_plugins.objective import objective
@@ -187,6 +187,13 @@ def agreements(grid: Grid) -> dict[str, str]:
             if rank == 2:
                 raise OSError("no space left")
 
+    def shared_parameter() -> list[float]:
+        one = parameter(torch.zeros(2), None, partial_gradient=True)
+        other = parameter(torch.zeros(3), None)
+        one.grad, other.grad = torch.full((2,), float(rank)), torch.full((3,), float(rank))
+        grid.reduce_gradients([one, other])
+        return [*one.grad.tolist(), *other.grad.tolist()]
+
     trials: dict[str, Callable[[], Any]] = {
         "well": lambda: read(Reader(good), grid),
         "failed read": lambda: read(Reader(None if rank == 3 else good), grid),
@@ -195,12 +202,13 @@ def agreements(grid: Grid) -> dict[str, str]:
         "plugins": lambda: same_everywhere(grid, "plugins", {"a": "1", **({"square": "2.0"} if rank == 2 else {})}),
         "disk": disk_full,
         "stop": lambda: anyone(grid, rank == 1) or "nobody",
+        "shared": lambda: shared_parameter(),
         "go on": lambda: "nobody" if not anyone(grid, False) else "someone",
     }
     said = {}
     for name, trial in trials.items():
         try:
-            said[name] = str(trial()) if name in ("stop", "go on") else str(trial() is None)
+            said[name] = str(trial()) if name in ("stop", "go on", "shared") else str(trial() is None)
         except (ValueError, OSError, Stopped) as error:
             said[name] = f"{type(error).__name__} {getattr(error, 'code', '')}: {error}"
     return said

@@ -95,10 +95,10 @@ def serve(step: Step) -> None:
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        before = step.parallel.sent()
+        before, cpu = step.parallel.sent(), time.process_time()
         seconds = step()
         sent = {what: count - before.get(what, 0) for what, count in step.parallel.sent().items()}
-        print(json.dumps({"seconds": seconds, "sent": sent}), flush=True)
+        print(json.dumps({"seconds": seconds, "cpu": time.process_time() - cpu, "sent": sent}), flush=True)
     print(json.dumps({"peak_rss_gb": peak_rss_gb()}), flush=True)
     step.parallel.close()
 
@@ -162,6 +162,8 @@ def main() -> None:
         "seconds": seconds,
         "all_seconds": {name: [round(each[name]["seconds"], 3) for each in rounds] for name in systems},
         "time_ratio": statistics.median(each["many"]["seconds"] / each["one"]["seconds"] for each in rounds),
+        # Of a rank's own core: not slowed by whatever else the machine does.
+        "cpu_time_ratio": statistics.median(each["many"]["cpu"] / each["one"]["cpu"] for each in rounds),
         "peak_rss_gb": peaks,
         "memory_ratio": max(peaks["many"]) / peaks["one"][0],
         "bytes_per_step_and_rank": sent,

@@ -157,6 +157,12 @@ def test_ranks_agree_when_all_is_well_and_when_one_is_asked_to_stop(found):
         assert (each["well"], each["stop"], each["go on"]) == ("False", "True", "nobody")
 
 
+def test_a_parameter_of_all_ranks_features_has_their_gradients_sum_and_others_the_mean_over_data(found):
+    # Rank r has gradient r: (0 + 1 and 2 + 3) / 2; and of what is whole on every rank, (0 and 2) / 2 or (1 and 3) / 2.
+    for rank, each in enumerate(found["agreements"]):
+        assert each["shared"] == str([3.0] * 2 + [1.0 + rank % 2] * 3)
+
+
 # -- whole runs -----------------------------------------------------------------------------------------------------
 
 
