@@ -72,7 +72,8 @@ class Commands(click.Group):
             error, code = failure, ExitCode.FAILED
         if VERBOSE in ctx.meta:
             traceback.print_exception(error)
-        click.echo(text, err=True)
+        if text:  # of several ranks only one speaks
+            click.echo(text, err=True)
         raise click.exceptions.Exit(code)
 
 

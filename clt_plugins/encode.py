@@ -74,7 +74,9 @@ def encode_selected(
         with torch.no_grad():
             if not exact:
                 layout = Layout.own_layer(pairs.layers, pairs.features)
+                empty = found == -torch.inf
                 kernels.grad_values(inputs, pairs, layout, weight.view(layout.rows, -1), found)
                 found += bias.flatten()[pairs.feature]
+                found.masked_fill_(empty, -torch.inf)
         kept.append((pairs, pre_activations(found, inputs, weight, bias, pairs, kernels)))
     return kept

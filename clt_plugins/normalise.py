@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from clt_plugins.batch import Batch
+    from clt_plugins.interfaces import Parallel
 
 Method = Literal["none", "mean_std", "rms", "sqrt_d_model"]
 
@@ -49,6 +50,20 @@ class Moments:
             sums[0] += (x - shift).sum(0)
             sums[1] += (x - shift).square().sum(0)
 
+    def merge(self, parallel: Parallel) -> None:
+        """Make these the moments of all tokens that ranks have seen, each its own."""
+        count = int(parallel.total(torch.tensor(self.count), over="tokens"))
+        for side, sums in self.sums.items() if count else ():
+            shift = self.shift.get(side, torch.zeros_like(sums[0]))
+            # From each rank's shift to a common one: the mean of all tokens.
+            mean = parallel.total(sums[0] + self.count * shift, over="tokens") / count
+            step = shift - mean
+            moved = torch.stack(
+                [sums[0] + self.count * step, sums[1] + 2 * step * sums[0] + self.count * step.square()]
+            )
+            self.sums[side], self.shift[side] = parallel.total(moved, over="tokens"), mean
+        self.count = count
+
     def statistics(self) -> dict[str, Tensor]:
         """`inputs.mean`, `inputs.std` (n - 1) [L, D], `inputs.rms` [L], and the same for targets; float64.
 
@@ -69,11 +84,15 @@ class Moments:
         return found
 
 
-def estimate(batches: Iterable[Batch], layers: int, d_model: int) -> dict[str, Tensor]:
-    """Statistics of some batches: see `Moments.statistics`."""
+def estimate(
+    batches: Iterable[Batch], layers: int, d_model: int, parallel: Parallel | None = None
+) -> dict[str, Tensor]:
+    """Statistics of some batches, of all ranks: see `Moments.statistics`."""
     moments = Moments(layers, d_model)
     for batch in batches:
         moments.add(batch)
+    if parallel is not None and parallel.data_ranks > 1:
+        moments.merge(parallel)
     return moments.statistics()
 
 

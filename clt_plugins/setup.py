@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -36,7 +37,9 @@ def make_device(name: str) -> torch.device:
         ValueError: there is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        # Each process that torchrun starts on a machine has a GPU of its own.
+        number = int(os.environ.get("LOCAL_RANK", "0"))
+        name = f"cuda:{number}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -68,13 +71,37 @@ def make_kernels(name: str, device: torch.device, plugins: Plugins, config: Any 
 def make_parallel(name: str, plugins: Plugins) -> Parallel:
     """The parallel choice of that name with its default settings."""
     spec = plugins.pick("parallel", name).spec
-    return spec.build(spec.config(), None)
+    return spec.build(spec.config(), torch.device("cpu"))
 
 
-def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: torch.device | None = None) -> Parts:
+def connect(recipe: Recipe, device: torch.device) -> Parallel:
+    """Join the recipe's other ranks.
+
+    Raises:
+        ValueError: as many processes were started as it has no use for.
+    """
+    parallel: Parallel = recipe.parallel.build(device)  # type: ignore[arg-type]
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type != "meta" and parallel.world != started:
+        parallel.close()
+        raise ValueError(
+            f'parallel: "{recipe.parallel.name}" is {parallel.world} process, but {started} were started: '
+            'choose parallel = "tensor", or start one'
+        )
+    return parallel
+
+
+def build(
+    recipe: Recipe,
+    plugins: Plugins,
+    folder: Path | None = None,
+    device: torch.device | None = None,
+    parallel: Parallel | None = None,
+) -> Parts:
     """Build everything a recipe names.
 
     Args:
+        parallel: the ranks, where they are connected already.
         device: instead of the recipe's; "meta" builds a transcoder without memory.
     """
     settings = recipe.transcoder
@@ -90,7 +117,7 @@ def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: 
         steps=recipe.train.steps,
         dead_after_tokens=recipe.train.dead_after_tokens,
         kernels=kernels,
-        parallel=recipe.parallel.build(None),  # type: ignore[arg-type]
+        parallel=parallel or connect(recipe, device),
         folder=folder,
         features=settings.features,
     )

@@ -239,6 +239,32 @@ def test_two_data_ranks_are_disjoint_and_together_complete(gpt2: Path, text: Pat
         assert equal(both.rows(order), whole.rows(wanted))
 
 
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+def test_resumed_on_another_number_of_data_ranks_it_goes_on_with_the_next_block(
+    gpt2: Path, text: Path, before: int, after: int
+) -> None:
+    """No row is read twice; what was left of the block is left out."""
+
+    def sources(count: int) -> list[Any]:
+        runs = [{"batch_tokens": 64, "rank": rank, "ranks": count} for rank in range(count)]
+        return [build(gpt2, text, run) for run in runs]
+
+    started, others = sources(before), sources(after)
+    for source in started:
+        for _ in range(3):
+            source.next()
+    for source in others:
+        source.load_state(json.loads(json.dumps(started[0].state())))
+    for source in started:  # to the end of its first block
+        for _ in range(320 * before // 64 - 3):
+            source.next()
+    first, second = (
+        join([source.next() for source in each for _ in range(320 * len(each) // 64)]) for each in (started, others)
+    )
+    # Both begin at the same row; a block of two ranks is twice as long.
+    assert equal(first.rows(order_of(first)[:320]), second.rows(order_of(second)[:320]))
+
+
 def order_of(batch: Batch) -> torch.Tensor:
     return torch.argsort(batch.positions[:, 0] * 1000 + batch.positions[:, 1])
 
