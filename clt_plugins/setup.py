@@ -76,11 +76,35 @@ def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: 
     Args:
         device: instead of the recipe's; "meta" builds a transcoder without memory.
     """
+    context = make_context(recipe, plugins, folder, device)
+    source = recipe.source.build(context)
+    context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
+    transcoder = build_transcoder(context)
+    return Parts(context, source, transcoder, [loss.build(context) for loss in recipe.losses])
+
+
+def build_source(recipe: Recipe, plugins: Plugins, parallel: Parallel | None = None) -> Source:
+    """Only a recipe's source, as a run would build it.
+
+    Args:
+        parallel: says which share of the tokens is wanted, instead of the recipe's.
+    """
+    return recipe.source.build(make_context(recipe, plugins, parallel=parallel))
+
+
+def make_context(
+    recipe: Recipe,
+    plugins: Plugins,
+    folder: Path | None = None,
+    device: torch.device | None = None,
+    parallel: Parallel | None = None,
+) -> Context:
+    """What a recipe's source is told. `layers` and `d_model` are 0 until it is built."""
     settings = recipe.transcoder
     device = device or make_device(settings.device)
     compute_device = torch.device("cpu") if device.type == "meta" else device
     kernels = make_kernels(recipe.kernels.name, compute_device, plugins, getattr(recipe.kernels, "config", None))
-    context = Context(
+    return Context(
         recipe=recipe,
         seed=recipe.seed,
         device=device,
@@ -89,14 +113,10 @@ def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: 
         steps=recipe.train.steps,
         dead_after_tokens=recipe.train.dead_after_tokens,
         kernels=kernels,
-        parallel=recipe.parallel.build(None),  # type: ignore[arg-type]
+        parallel=parallel or recipe.parallel.build(None),  # type: ignore[arg-type]
         folder=folder,
         features=settings.features,
     )
-    source = recipe.source.build(context)
-    context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
-    transcoder = build_transcoder(context)
-    return Parts(context, source, transcoder, [loss.build(context) for loss in recipe.losses])
 
 
 def build_transcoder(context: Context) -> CrossLayerTranscoder:
