@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clt_plugins.initial import parameter, uniform
     from clt_plugins.interfaces import Forward
     from clt_plugins.kinds import HubOrPath
-    from clt_plugins.options import with_plugins, with_recipe
+    from clt_plugins.options import verbose, with_plugins, with_recipe
     from clt_plugins.recipe import as_data as recipe_data
     from clt_plugins.run import run
     from clt_plugins.selection import Above, Top
@@ -53,6 +53,7 @@ _LAZY = {
     "sparse_decode": "clt_plugins.sparse:decode",
     "toml_text": "clt_plugins.toml:document",
     "uniform": "clt_plugins.initial",
+    "verbose": "clt_plugins.options",
     "with_plugins": "clt_plugins.options",
     "with_recipe": "clt_plugins.options",
 }
@@ -83,6 +84,7 @@ __all__ = [
     "sparse_decode",
     "toml_text",
     "uniform",
+    "verbose",
     "with_plugins",
     "with_recipe",
 ]

@@ -1,8 +1,8 @@
 """The order in which stored rows are trained on: arithmetic only, so that a place in it is one number.
 
-Rows lie in chunks (files), each cut into blocks of neighbouring rows; the last block of a chunk may be short. Every epoch
-has its own order of all blocks, a keyed permutation that is computed place by place. The rows of the epochs, one after the
-other, are cut into groups; a group's rows are shuffled in memory, and dealt to the data ranks like cards.
+Rows lie in chunks (files), each cut into blocks of neighbouring rows; the last block of a chunk may be short. Every
+epoch has its own order of all blocks, a keyed permutation that is computed place by place. The rows of the epochs, one
+after the other, are cut into groups; a group's rows are shuffled in memory, and dealt to the data ranks like cards.
 
 Nothing here grows with the number of rows; one number per chunk is kept.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 
 ROUNDS = 6
-"""Of the Feistel network; four already make a pseudo-random permutation of a pseudo-random function (Luby, Rackoff 1988)."""
+"""Of the Feistel network; four make a pseudo-random permutation of pseudo-random functions (Luby, Rackoff 1988)."""
 
 
 def digest(*key: Any) -> int:
@@ -29,8 +29,8 @@ def digest(*key: Any) -> int:
 class Permutation:
     """A keyed permutation of the numbers below `count`, computed number by number.
 
-    A Feistel network permutes the numbers of an even count of bits; what falls beyond `count` is sent through again until
-    it falls below (cycle walking: less than four times on average).
+    A Feistel network permutes the numbers of an even count of bits; what falls beyond `count` is sent through again
+    until it falls below (cycle walking: less than four times on average).
     """
 
     def __init__(self, count: int, *key: Any):

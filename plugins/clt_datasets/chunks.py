@@ -18,7 +18,7 @@ import torch
 import xxhash
 
 from clt_datasets.encode import encode
-from clt_datasets.layout import Chunk, Manifest, digest
+from clt_datasets.layout import Manifest, digest
 from clt_plugins import Batch, DamagedError
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")

@@ -24,7 +24,16 @@ from tqdm import tqdm
 
 from clt_datasets.chunks import Style, Summary, compression_library, read_summary, write_chunk
 from clt_datasets.encode import statistics
-from clt_datasets.layout import DTYPES, MANIFEST, STATISTICS, Chunk, Manifest, default_block_rows, replace
+from clt_datasets.layout import (
+    DTYPES,
+    MANIFEST,
+    STATISTICS,
+    Chunk,
+    Manifest,
+    default_block_rows,
+    read_manifest,
+    replace,
+)
 from clt_plugins import Batch, DamagedError, build_source, recipe_data
 
 if TYPE_CHECKING:
@@ -106,7 +115,7 @@ def generate(
     Args:
         tokens: rows to train on; as many as the recipe trains on if not given.
         held_out: held-out rows; as many as the recipe evaluates on if not given.
-        written: called with each chunk of this process, also those found whole, in another thread.
+        written: called with each file of this process, also those found whole; the manifest comes last.
 
     Raises:
         ValueError: the folder holds something else, or the source cannot be stored so.
@@ -135,6 +144,9 @@ def generate(
     _prepare(out, plan)
     if (out / MANIFEST).is_file():
         print(f"{out}: whole already", file=sys.stderr)
+        for chunk in read_manifest(out).chunks:
+            written(out / chunk.file)
+        _publish(out, written)
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -148,7 +160,14 @@ def generate(
     finally:
         if hasattr(source, "close"):
             source.close()
-    _finish(out, plan, source)
+    if _finish(out, plan, source):
+        _publish(out, written)
+
+
+def _publish(out: Path, written: Callable[[Path], None]) -> None:
+    """Hand over what comes last."""
+    written(out / STATISTICS)
+    written(out / MANIFEST)
 
 
 def _prepare(out: Path, plan: Plan) -> None:
@@ -293,15 +312,15 @@ def _copy(batch: Batch, into: Batch) -> None:
             getattr(into, name).copy_(getattr(batch, name))
 
 
-def _finish(out: Path, plan: Plan, source: Source) -> None:
-    """Write statistics and manifest, if all ranks' chunks are there."""
+def _finish(out: Path, plan: Plan, source: Source) -> bool:
+    """Write statistics and manifest, if all ranks' chunks are there; says whether they were."""
     marker = out / HELD_OUT
     rows = {"train": plan.tokens, "held_out": json.loads(marker.read_text())["rows"]} if marker.is_file() else {}
     paths = {part: sorted(out.glob(f"{part}_*.h5"), key=lambda p: (len(p.name), p.name)) for part in rows}
     found = {path: read_summary(path) for part in paths.values() for path in part}
     if not rows or any(sum(found[path].rows for path in paths[part]) < count for part, count in rows.items()):
         print(f"{out}: this process's share is written; another one still writes", file=sys.stderr)
-        return
+        return False
     write_manifest(
         out,
         paths["train"] + paths["held_out"],
@@ -315,6 +334,7 @@ def _finish(out: Path, plan: Plan, source: Source) -> None:
     )
     marker.unlink(missing_ok=True)
     print(f"{out}: {rows['train']:,} tokens to train on, {rows['held_out']:,} held out", file=sys.stderr)
+    return True
 
 
 def write_manifest(out: Path, paths: list[Path], about: dict[str, Any]) -> None:

@@ -36,6 +36,11 @@ def stream_recipe(tmp_path: Path, dtype: str = "float32") -> dict[str, Any]:
     return tables(source=source, model={"path": str(tmp_path / "model"), "dtype": dtype, "device": "cpu"}, train=train)
 
 
+def take(source: Any, count: int) -> Any:
+    """The next batches, joined."""
+    return join([source.next() for _ in range(count)])
+
+
 def by_place(batch: Any) -> Any:
     """Rows in the order of the text."""
     return batch.rows(torch.argsort(batch.positions[:, 0] * 1000 + batch.positions[:, 1]))
@@ -239,8 +244,7 @@ class TestDamage:
         self.flip(data / "train_00001.h5", 21)
         source = local(data)
         with pytest.raises(DamagedError, match=r"train_00001\.h5: chunk 1, rows 16 to 23: damaged"):
-            for _ in range(8):
-                source.next()
+            take(source, 8)
 
     def test_or_is_skipped_if_asked(self, data: Path, caplog: pytest.LogCaptureFixture) -> None:
         self.flip(data / "train_00001.h5", 21)
@@ -261,8 +265,7 @@ class TestDamage:
             path.write_bytes((data / "train_00000.h5").read_bytes())
         source = local(data)
         with pytest.raises(DamagedError, match=r"train_00001\.h5: "):
-            for _ in range(8):
-                source.next()
+            take(source, 8)
 
     def test_every_bit_of_a_chunk_counts(self, data: Path) -> None:
         """Wherever a bit flips, the rows handed out are right or refused."""
