@@ -9,7 +9,8 @@
 A chunk is an HDF5 file: `inputs` and `targets` [rows, L, D], `token_ids` [rows] int32, `positions` [rows, 2] int64,
 `scales` [2, L] float32 (1 but for int8), `moments` and `errors` (see `encode`), `checksums` [blocks + 1] uint64.
 bfloat16 is kept as the uint16 with the same bits. A block's checksum is XXH3-64 of its inputs', targets', ids' and
-positions' bytes; the last one is that of scales, moments and errors; and a chunk's checksum in the manifest, XXH3-128 of these.
+positions' bytes; the last one is that of scales, moments and errors. A chunk's checksum in the manifest is XXH3-128 of
+them.
 """
 
 from __future__ import annotations

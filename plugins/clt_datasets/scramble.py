@@ -1,8 +1,8 @@
 """`scramble`: one global shuffle of a data set, out of core.
 
-The first pass deals the rows to buckets, each row to one drawn at random; the second reads bucket after bucket, shuffles
-it in memory and writes it as chunks. That every row's bucket is drawn alone, and every bucket's order evenly, makes all
-orders of all rows equally likely. Rows that were held out stay so, untouched.
+The first pass deals the rows to buckets, each row to one drawn at random; the second reads bucket after bucket,
+shuffles it in memory and writes it as chunks. That every row's bucket is drawn alone, and every bucket's order evenly,
+makes all orders of all rows equally likely. Rows that were held out stay so, untouched.
 """
 
 from __future__ import annotations

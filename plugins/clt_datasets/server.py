@@ -5,7 +5,7 @@
 | GET `` | names and sizes |
 | GET `/{name}/manifest`, `/{name}/statistics` | the files |
 | GET `/{name}/chunks/{number}/summary` | checksums, scales, moments, errors: raw, one after the other |
-| GET `/{name}/chunks/{number}/blocks/{row}` | the block that begins at a row, raw; `Range: bytes=N-` for the rest of it |
+| GET `/{name}/chunks/{number}/blocks/{row}` | the block that begins at a row, raw; `Range: bytes=N-` for its rest |
 | GET `/{name}/files/{file}` | how much of an upload is there (`?checksum=`) |
 | PUT `/{name}/files/{file}` | upload a file, or with `Upload-Offset` the rest of it; the manifest comes last |
 
@@ -302,9 +302,11 @@ def _resident() -> int:
         return 0
 
 
-async def listen(server: Server, host: str, port: int, tls: ssl.SSLContext | None = None) -> web.AppRunner:
-    """Begin to answer; `cleanup()` of what it gives waits for requests under way, then stops."""
-    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=30, keepalive_timeout=120)
+async def listen(
+    server: Server, host: str, port: int, tls: ssl.SSLContext | None = None, grace_s: float = 30
+) -> web.AppRunner:
+    """Begin to answer; `cleanup()` of what it gives waits `grace_s` for requests under way, then stops."""
+    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=grace_s, keepalive_timeout=120)
     await runner.setup()
     await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024).start()
     return runner

@@ -1,4 +1,4 @@
-"""Server and client: the rows are those of `local`, whatever breaks on the way; and whatever is sent, nothing escapes."""
+"""Server and client: the rows are those of `local`, whatever breaks; and whatever is sent, nothing escapes."""
 
 from __future__ import annotations
 
@@ -40,14 +40,13 @@ class Serving:
 
         async def begin() -> Any:
             self.server = Server(self.root, self.token, max_upload=10**7)
-            return await listen(self.server, "127.0.0.1", self.port)
+            return await listen(self.server, "127.0.0.1", self.port, grace_s=0)
 
         self.runner = asyncio.run_coroutine_threadsafe(begin(), self.loop).result()
         self.port = self.runner.addresses[0][1]
 
     def stop(self) -> None:
         """Without waiting for requests under way."""
-        self.runner.shutdown_timeout = self.runner._shutdown_timeout = 0.0
         asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
