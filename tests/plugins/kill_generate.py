@@ -1,4 +1,6 @@
-"""Kills generations at random moments and resumes them: `python -m tests.plugins.kill_generate FOLDER KILLS [MODEL TEXT]`.
+"""Kills generations at random moments and resumes them.
+
+    python -m tests.plugins.kill_generate FOLDER KILLS [MODEL TEXT]
 
 A process of its own, which imports everything once, runs nothing in threads, and forks a generation at a time.
 Prints how many chunks there were at each kill.
