@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -55,14 +56,28 @@ class Connection:
         token = os.environ.get("CLT_TOKEN", "")
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.tls = ssl.create_default_context(cafile=ca_file) if split.scheme == "https" else None
+        self.closed = False
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="clt-remote", daemon=True)
         self.thread.start()
         self.session = self.run(self._open())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of work in the connections' thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        """The result of work in the connections' thread.
+
+        Raises:
+            OSError: the connections were closed meanwhile.
+        """
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        while True:
+            try:
+                return future.result(0.5)
+            except (TimeoutError, CancelledError):
+                if self.closed:
+                    future.cancel()
+                    raise OSError(f"{self.base}: closed") from None
+                if future.done():
+                    raise
 
     async def _open(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=16, ssl=self.tls if self.tls is not None else True)
@@ -92,10 +107,19 @@ class Connection:
 
     def close(self) -> None:
         """Close the connections; requests under way fail."""
-        if self.thread.is_alive():
-            self.run(self.session.close())
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self.thread.join()
+        if self.closed:
+            return
+        self.run(self._close())
+        self.closed = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+    async def _close(self) -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self.session.close()
 
     # -- in the connections' thread -----------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Serving:
 
         async def begin() -> Any:
             self.server = Server(self.root, self.token, max_upload=10**7)
-            return await listen(self.server, "127.0.0.1", self.port, grace_s=0)
+            return await listen(self.server, "127.0.0.1", self.port, grace_s=0.1)
 
         self.runner = asyncio.run_coroutine_threadsafe(begin(), self.loop).result()
         self.port = self.runner.addresses[0][1]
@@ -83,7 +83,7 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
 def remote(server: Serving, dataset: str = "data", context: Any = None, **config: Any) -> Any:
     """The source, by the road a recipe takes."""
     spec = next(spec for spec in clt_sources() if spec.name == "remote")
-    settings = {"buffer_tokens": 64, "patience_s": 20.0} | config
+    settings = {"buffer_tokens": 64, "patience_s": 60.0} | config
     return spec.build(RemoteConfig(url=server.url, dataset=dataset, **settings), context or make_context())
 
 
@@ -104,12 +104,16 @@ def test_training_survives_restarts_without_losing_or_repeating_a_row(serving: A
     write_numbered(tmp_path / "root" / "data", [37, 8, 64, 1, 19, 5, 16])
     server = serving()
     here, there = local(tmp_path / "root" / "data"), remote(server)
+    restart = threading.Timer(0, int)
+    restart.start()
     for number in range(60):
         if number % 15 == 5:
+            restart.join()
             server.stop()
-        if number % 15 == 7:
-            threading.Timer(0.3, server.start).start()
+            restart = threading.Timer(0.3, server.start)
+            restart.start()
         assert equal(here.next(), there.next())
+    restart.join()
     there.close()
 
 
