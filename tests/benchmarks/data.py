@@ -5,8 +5,8 @@
 Writes a data set of random rows (GPT-2 small: 12 layers x 768) to a folder, then takes turns: the disk's own sequential
 rate, which is that of reading the same files from end to end in pieces of 16 MB into the same memory; `local`; and
 `remote`, from a `serve` in another process. Before each turn the files are dropped from the page cache. The clock of a
-source runs from its first batch, when one group of rows was read, to its last, when all were. What training consumes is measured on
-the same batches: tokens in a batch over the seconds of a training step, without those spent waiting for data.
+source runs from its first batch, when one group of rows was read, to its last, when all were. What training consumes is
+measured on the same batches: tokens in a batch over the seconds of a step, without those spent waiting for data.
 """
 
 from __future__ import annotations
