@@ -306,10 +306,10 @@ class Shelf:
 
 def _empty(rows: int, store: Store, make: Callable[..., Tensor]) -> Batch:
     """A batch to be filled; the activations are made by `make(shape, dtype=...)`."""
-    sides = [make((rows, store.layers, store.d_model), dtype=store.dtype) for _ in range(2)]
+    inputs, targets = (make((rows, store.layers, store.d_model), dtype=store.dtype) for _ in range(2))
     if not store.has_tokens:
-        return Batch(*sides)
-    return Batch(*sides, torch.empty(rows, dtype=torch.int64), torch.empty(rows, 2, dtype=torch.int64))
+        return Batch(inputs, targets)
+    return Batch(inputs, targets, torch.empty(rows, dtype=torch.int64), torch.empty(rows, 2, dtype=torch.int64))
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -120,7 +120,7 @@ class Summary:
     @property
     def checksum(self) -> str:
         """The chunk's, as the manifest has it."""
-        return xxhash.xxh3_128_hexdigest(self.checksums)
+        return xxhash.xxh3_128_hexdigest(self.checksums.tobytes())
 
 
 def read_summary(path: Path) -> Summary:
@@ -214,7 +214,7 @@ class ChunkReader:
 
 
 def _read_exactly(handle: int, place: int, array: np.ndarray) -> None:
-    left = memoryview(array.reshape(-1).view(np.uint8))
+    left = array.reshape(-1).view(np.uint8).data
     while len(left):
         count = os.preadv(handle, [left], place)
         if not count:

@@ -196,7 +196,7 @@ class Filling:
     """A body on its way into arrays, or of unknown size."""
 
     def __init__(self, arrays: list[np.ndarray] | None):
-        self.views = None if arrays is None else [memoryview(array.reshape(-1).view(np.uint8)) for array in arrays]
+        self.views = None if arrays is None else [array.reshape(-1).view(np.uint8).data for array in arrays]
         self.size = 0 if self.views is None else sum(map(len, self.views))
         self.grown = bytearray()
         self.clear()
@@ -287,7 +287,7 @@ class Remote:
         checksums = np.frombuffer(data[: 8 * blocks], "<u8")
         scales = np.frombuffer(data[8 * blocks :][: 8 * self.manifest.layers], "<f4").reshape(2, -1)
         whole = len(checksums) == blocks and digest(data[8 * blocks :]) == checksums[-1]
-        if not whole or xxhash.xxh3_128_hexdigest(checksums) != chunk.checksum:
+        if not whole or xxhash.xxh3_128_hexdigest(checksums.tobytes()) != chunk.checksum:
             raise DamagedError(f"{self.connection.base}: {chunk.file}: chunk {number}: its checksums are damaged")
         with self._lock:
             self._summaries[number] = checksums, scales

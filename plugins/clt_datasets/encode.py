@@ -92,7 +92,9 @@ def merge(parts: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     Args:
         parts: rows and moments [..., 2, L, D] of each chunk.
     """
-    count, mean, second = 0, np.float64(0), np.float64(0)
+    count = 0
+    mean: Any = np.float64(0)
+    second: Any = np.float64(0)
     for rows, moments in parts:
         shift = moments[..., 0, :, :] - mean
         total = count + rows
