@@ -104,11 +104,37 @@ def build(
         parallel: the ranks, where they are connected already.
         device: instead of the recipe's; "meta" builds a transcoder without memory.
     """
+    context = make_context(recipe, plugins, folder, device, parallel)
+    check_built(context.parallel, "parallel", recipe.parallel.spec)
+    source = check_built(recipe.source.build(context), "source", recipe.source.spec)
+    context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
+    transcoder = build_transcoder(context)
+    losses = [check_built(loss.build(context), "losses", loss.spec) for loss in recipe.losses]
+    return Parts(context, source, transcoder, losses)
+
+
+def build_source(recipe: Recipe, plugins: Plugins, parallel: Parallel | None = None) -> Source:
+    """Only a recipe's source, as a run would build it.
+
+    Args:
+        parallel: says which share of the tokens is wanted, instead of the recipe's.
+    """
+    return recipe.source.build(make_context(recipe, plugins, parallel=parallel))
+
+
+def make_context(
+    recipe: Recipe,
+    plugins: Plugins,
+    folder: Path | None = None,
+    device: torch.device | None = None,
+    parallel: Parallel | None = None,
+) -> Context:
+    """What a recipe's source is told. `layers` and `d_model` are 0 until it is built."""
     settings = recipe.transcoder
     device = device or make_device(settings.device)
     compute_device = torch.device("cpu") if device.type == "meta" else device
     kernels = make_kernels(recipe.kernels.name, compute_device, plugins, getattr(recipe.kernels, "config", None))
-    context = Context(
+    return Context(
         recipe=recipe,
         seed=recipe.seed,
         device=device,
@@ -121,12 +147,6 @@ def build(
         folder=folder,
         features=settings.features,
     )
-    check_built(context.parallel, "parallel", recipe.parallel.spec)
-    source = check_built(recipe.source.build(context), "source", recipe.source.spec)
-    context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
-    transcoder = build_transcoder(context)
-    losses = [check_built(loss.build(context), "losses", loss.spec) for loss in recipe.losses]
-    return Parts(context, source, transcoder, losses)
 
 
 def build_transcoder(context: Context) -> CrossLayerTranscoder:

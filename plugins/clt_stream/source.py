@@ -67,7 +67,10 @@ class Stream:
         device = torch.device("cpu") if context.device.type == "meta" else context.device
         self.model, self.tokenizer = load_model(settings, device)
         _check_length(self.model, config)
-        self.reader = Reader(self.model, find_sites(self.model, settings.inputs, settings.outputs, settings.layers))
+        sites = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
+        self.sites = [(str(read), str(written)) for read, written in sites]
+        """Where inputs and targets are read, layer by layer."""
+        self.reader = Reader(self.model, sites)
         self.layers, self.d_model = self.reader.layers, self.reader.d_model
         same = config.buffer_device == "auto"
         self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
