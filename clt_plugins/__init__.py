@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clt_plugins.batch import Batch
     from clt_plugins.features import Features, Pairs
     from clt_plugins.initial import parameter, uniform
-    from clt_plugins.interfaces import Forward
+    from clt_plugins.interfaces import Forward, Imported
     from clt_plugins.kinds import HubOrPath
     from clt_plugins.options import with_plugins, with_recipe
     from clt_plugins.run import run
@@ -37,6 +37,7 @@ _LAZY = {
     "Features": "clt_plugins.features",
     "Forward": "clt_plugins.interfaces",
     "HubOrPath": "clt_plugins.kinds",
+    "Imported": "clt_plugins.interfaces",
     "Layout": "clt_plugins.sparse",
     "Pairs": "clt_plugins.features",
     "Top": "clt_plugins.selection",
@@ -58,6 +59,7 @@ __all__ = [
     "Features",
     "Forward",
     "HubOrPath",
+    "Imported",
     "Layout",
     "Pairs",
     "Selected",

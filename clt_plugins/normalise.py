@@ -99,6 +99,11 @@ class Normaliser(nn.Module):
             self.register_buffer(f"{side}_scale", torch.ones(layers, d_model, dtype=dtype, device=device))
         self.register_buffer("target_variance", torch.ones(layers, dtype=dtype, device=device))
 
+    def reset(self) -> None:
+        """Change nothing: shifts 0, scales and variances 1."""
+        for name, value in self.named_buffers():
+            value.fill_(0 if name.endswith("shift") else 1)
+
     def fit(self, method: Method, statistics: Mapping[str, Tensor]) -> None:
         """Set shift and scale for a method from `Moments.statistics` (or what a data set stored).
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FREE_ON_RESUME = ("train", "loggers", "exports", "requires", "name")
+FREE_ON_RESUME = ("train", "loggers", "convert", "evaluate", "exports", "requires", "name")
 """Tables of a recipe that may differ when a run is resumed; the rest is what the checkpoint was made with."""
 
 
