@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from clt_plugins.initial import parameter, uniform
     from clt_plugins.interfaces import Forward, Imported
     from clt_plugins.kinds import HubOrPath
-    from clt_plugins.options import with_plugins, with_recipe
+    from clt_plugins.options import with_plugins, with_recipe, with_trained
     from clt_plugins.run import run
     from clt_plugins.selection import Above, Top
     from clt_plugins.sparse import Layout
     from clt_plugins.sparse import decode as sparse_decode
     from clt_plugins.toml import document as toml_text
+    from clt_plugins.trained import Trained
     from clt_plugins.transcoder import CrossLayerTranscoder
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _LAZY = {
     "Layout": "clt_plugins.sparse",
     "Pairs": "clt_plugins.features",
     "Top": "clt_plugins.selection",
+    "Trained": "clt_plugins.trained",
     "parameter": "clt_plugins.initial",
     "run": "clt_plugins.run",
     "sparse_decode": "clt_plugins.sparse:decode",
@@ -48,6 +50,7 @@ _LAZY = {
     "uniform": "clt_plugins.initial",
     "with_plugins": "clt_plugins.options",
     "with_recipe": "clt_plugins.options",
+    "with_trained": "clt_plugins.options",
 }
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "Selected",
     "Spec",
     "Top",
+    "Trained",
     "__version__",
     "hookimpl",
     "parameter",
@@ -74,6 +78,7 @@ __all__ = [
     "uniform",
     "with_plugins",
     "with_recipe",
+    "with_trained",
 ]
 
 

@@ -58,12 +58,8 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> dict[str, Any]:
-    """`Scores.result` of a transcoder on some batches of raw activations.
-
-    Raises:
-        ValueError: there are fewer than two tokens.
-    """
+def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
+    """A transcoder's scores on some batches of raw activations."""
     device = transcoder.normaliser.input_shift.device
     scores = Scores(transcoder.layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
     was_training = transcoder.training
@@ -76,4 +72,13 @@ def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch])
             scores.add(batch, transcoder.normaliser.restore(transcoder.reconstruct(features, x)), features)
     finally:
         transcoder.train(was_training)
-    return scores.result()
+    return scores
+
+
+def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> dict[str, Any]:
+    """`Scores.result` of a transcoder on some batches of raw activations.
+
+    Raises:
+        ValueError: there are fewer than two tokens.
+    """
+    return score(transcoder, batches).result()

@@ -1,4 +1,4 @@
-"""A recipe's run: prepare the folder, build, train, save. `python -m clt_plugins run RECIPE` and `clt_plugins.run`."""
+"""A recipe's run: prepare the folder, build, train, save, and the stages after that. `python -m clt_plugins run RECIPE` and `clt_plugins.run`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from clt_plugins.optim import is_matrix, make_optimizer
 from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
 from clt_plugins.setup import Parts, build, close
 from clt_plugins.sparse import reuse_gradients
+from clt_plugins.stages import after_training
 from clt_plugins.store import save_transcoder, write_json
 from clt_plugins.train import train
 
@@ -44,7 +45,7 @@ def run(
     resume: str | None = None,
     plugins: Plugins | None = None,
 ) -> CrossLayerTranscoder:
-    """Train the transcoder a recipe describes.
+    """Train the transcoder a recipe describes; then convert, evaluate and export it, as far as the recipe asks.
 
     Args:
         recipe: typed, or a recipe file, or its tables as a dictionary.
@@ -52,7 +53,7 @@ def run(
         resume: go on from a checkpoint in `out`: "latest", or one's name ("step_000100").
 
     Returns:
-        The trained transcoder, also saved in `out/transcoder`.
+        The trained transcoder, also saved in `out/transcoder`; the converted one (`out/converted`) if converted.
 
     Raises:
         RecipeError: the recipe has faults.
@@ -99,7 +100,9 @@ def _train(
         found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
         print(f"held-out {found}", file=sys.stderr)
     print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
-    return transcoder.eval()
+    return after_training(
+        transcoder.eval(), source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder
+    )
 
 
 @contextmanager

@@ -131,10 +131,10 @@ class ConvertConfig:
 
     activation: str = "jumprelu"
     """The activation that takes the thresholds."""
-    thresholds: Literal["feature", "layer", "cut"] = "feature"
+    thresholds: Literal["feature", "cut", "layer"] = "feature"
     """The thresholds before calibration: of each feature, the mean over batches of its smallest selected
-    pre-activation; one standardised threshold for all features of a layer (the reference library's); or one raw
-    threshold per layer, the mean over batches of its smallest selected pre-activation."""
+    pre-activation; one per layer, the mean of the smallest of all its features; or one per layer in standardised units
+    (the reference library's, for transcoders that rank so)."""
     tokens: int = field(default=65536, validator=positive)
     """Training tokens that the thresholds are estimated from."""
     unseen: float | None = field(default=None, validator=validators.optional(positive))

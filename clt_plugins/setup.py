@@ -76,6 +76,15 @@ def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: 
     Args:
         device: instead of the recipe's; "meta" builds a transcoder without memory.
     """
+    context, source = build_source(recipe, plugins, folder, device)
+    transcoder = build_transcoder(context)
+    return Parts(context, source, transcoder, [loss.build(context) for loss in recipe.losses])
+
+
+def build_source(
+    recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: torch.device | None = None
+) -> tuple[Context, Source]:
+    """Build the source of a recipe, and the context that everything else is built in."""
     settings = recipe.transcoder
     device = device or make_device(settings.device)
     compute_device = torch.device("cpu") if device.type == "meta" else device
@@ -94,9 +103,7 @@ def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: 
         features=settings.features,
     )
     source = recipe.source.build(context)
-    context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
-    transcoder = build_transcoder(context)
-    return Parts(context, source, transcoder, [loss.build(context) for loss in recipe.losses])
+    return attrs.evolve(context, layers=source.layers, d_model=source.d_model), source
 
 
 def build_transcoder(context: Context) -> CrossLayerTranscoder:

@@ -26,9 +26,9 @@ GROUPS = {
     "contract": ["spec", "hookspecs", "interfaces", "kinds", "exits"],
     "recipe": ["discovery", "structure", "overrides", "settings", "loading", "recipe"],
     "model": ["sparse", "selection", "initial", "encode", "transcoder", "store", "setup", "objective"],
-    "judging": ["metrics"],
+    "judging": ["metrics", "replacement", "evaluate", "convert"],
     "training": ["rounding", "optim", "checkpoint", "train"],
-    "front": ["plan", "run", "options", "listing", "starter", "cli", "__main__", "__init__"],
+    "front": ["plan", "trained", "stages", "after", "run", "options", "listing", "starter", "cli", "__main__", "__init__"],
 }
 """The engine's rooms, from the ground up: a room imports from the groups above its own in this list, and its own."""
 
