@@ -64,7 +64,6 @@ def test_a_transcoder_that_is_the_mlps_changes_nothing(relu_model, path):
     assert report["nmse"] < 1e-10 and report["explained_variance"] > 1 - 1e-10
     inside = report["model"]
     assert inside["ce_recovered"] == pytest.approx(1, abs=1e-6)
-    assert inside["ce_recovered_of_mean"] == pytest.approx(1, abs=1e-6)
     assert inside["kl"]["transcoder"] == pytest.approx(0, abs=1e-6)
     assert inside["top1"]["transcoder"] == 1
     assert inside["cross_entropy"]["transcoder"] == pytest.approx(inside["cross_entropy"]["model"], abs=1e-6)
@@ -146,14 +145,15 @@ def test_later_layers_read_what_earlier_replacements_wrote(relu_model):
     found = stream(relu_model, activation={"name": "relu"})
     memorise(found.transcoder, relu_model / "gpt2")
     with torch.no_grad():
-        found.transcoder.tensors()["b_dec"][0] += 1.0
+        # (A shift of all dimensions alike would vanish in the next normalisation.)
+        found.transcoder.tensors()["b_dec"][0] += torch.arange(32).remainder(3.0)
     inside = evaluate(found.transcoder, found.source, CONFIG)["model"]
     model = transformers.AutoModelForCausalLM.from_pretrained(relu_model / "gpt2").eval()
     language = found.source.language_model()
     text = next(language.held_out(40))
     kept = torch.zeros(text.ids.numel(), dtype=torch.bool)
     kept[text.rows] = True
-    shift = kept.view(text.ids.shape)[..., None] * 1.0
+    shift = kept.view(text.ids.shape)[..., None] * torch.arange(32).remainder(3.0)
     model.transformer.h[0].mlp.register_forward_hook(lambda _, args, out: out + shift)
     with torch.no_grad():
         wanted = model(text.ids, position_ids=text.position_ids, use_cache=False).logits.flatten(0, 1)[text.rows]
