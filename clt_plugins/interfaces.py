@@ -286,6 +286,9 @@ class LanguageModel(Protocol):
     def following(self, text: Any) -> Tensor:
         """The token id after each position, [R] int64; -1 where the text ends there."""
 
+    def spell(self, ids: list[int]) -> list[str]:
+        """The text of each token, on its own."""
+
     def run(self, text: Any, replace: Callable[[int, Tensor, Tensor], Tensor | None] | None = None) -> Tensor:
         """Logits at the positions that count, [R, V] float32.
 

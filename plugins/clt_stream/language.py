@@ -40,6 +40,7 @@ class StreamLanguageModel:
         sites: Sequence[tuple[Site, Site]],
         d_model: int,
         packer: Callable[[int], Packer],
+        tokenizer: Any,
         *,
         contexts: int,
         length: int,
@@ -47,7 +48,7 @@ class StreamLanguageModel:
         self.model, self.sites = model, sites
         self.layers, self.d_model = len(sites), d_model
         embeddings: Any = model.get_input_embeddings()
-        self.packer = packer
+        self.packer, self.tokenizer = packer, tokenizer
         self.contexts = max(1, min(contexts, LOGITS // (length * embeddings.weight.shape[0])))
 
     def held_out(self, tokens: int) -> Iterator[Contexts]:
@@ -57,6 +58,10 @@ class StreamLanguageModel:
             rows = contexts.rows[:tokens]
             tokens -= len(rows)
             yield attrs.evolve(contexts, rows=rows)
+
+    def spell(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, on its own."""
+        return [self.tokenizer.decode([number]) for number in ids]
 
     def following(self, text: Contexts) -> Tensor:
         """The token after each position that counts, [R]; -1 at the end of a piece of text."""

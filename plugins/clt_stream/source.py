@@ -129,6 +129,7 @@ class Stream:
             self.sites,
             self.d_model,
             lambda contexts: self._packer(held_out=True, contexts=contexts),
+            self.tokenizer,
             contexts=self.config.model_batch,
             length=self.config.context,
         )
