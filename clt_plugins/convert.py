@@ -228,7 +228,7 @@ def calibrate(
             raise Stopped(
                 ExitCode.FAILED,
                 f"convert: layer {layer} cannot reach an L0 of {target:g}: it is {most:g} with its thresholds at "
-                f"{low:g} times, and {least:g} at {high:g} times what was estimated; change convert.l0 or convert.scales",
+                f"{low:g} times, and {least:g} at {high:g} times the estimate; change convert.l0 or convert.scales",
             )
         best = min((low, high, 1.0), key=lambda scale: abs(l0(scale) - target))
         for _ in range(MAX_PROBES):

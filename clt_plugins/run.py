@@ -1,4 +1,4 @@
-"""A recipe's run: prepare the folder, build, train, save, and the stages after that. `python -m clt_plugins run RECIPE` and `clt_plugins.run`."""
+"""A recipe's run: train, save, and the stages after that. `python -m clt_plugins run RECIPE` and `clt_plugins.run`."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def find(
 
     Returns:
         Plain data: `tokens` read; and for each of `features` its `layer`, `feature`, `density` (share of tokens it is
-        active at) and `examples`, strongest first: `value`, `token`, `tokens` (the window), `values` at them, `place` of
-        the token in the window, and `context` and `position` in it. Tokens are texts where the source can spell them,
+        active at) and `examples`, strongest first: `value`, `token`, `tokens` (the window), `values` at them, `place`
+        of the token in it, and `context` and `position` in it. Tokens are texts where the source can spell them,
         else numbers.
 
     Raises:

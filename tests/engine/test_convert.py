@@ -22,8 +22,8 @@ CONFIG = ConvertConfig(tokens=4096, calibration_tokens=16384)
 
 def trained(activation: dict[str, Any], **changes: Any) -> Parts:
     """A transcoder trained for a few steps on sparse ground truth."""
-    from clt_plugins.optim import make_optimizer
     from clt_plugins.objective import objective
+    from clt_plugins.optim import make_optimizer
 
     made = parts(
         activation=activation,
@@ -137,9 +137,9 @@ def test_what_cannot_be_converted_says_why():
     other = parts(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
     with pytest.raises(ValueError, match="gives 2 layers of d_model 6, but the transcoder is for 3 layers"):
         convert(parts().transcoder, other.source, CONFIG, plugins())
-    with pytest.raises(ValueError, match="convert.activation: 'topk' takes no thresholds"):
+    with pytest.raises(ValueError, match=r"convert\.activation: 'topk' takes no thresholds"):
         convert(made_small(), parts().source, ConvertConfig(activation="topk", tokens=64), plugins())
-    with pytest.raises(ValueError, match="convert.l0: 2 numbers for 3 layers"):
+    with pytest.raises(ValueError, match=r"convert\.l0: 2 numbers for 3 layers"):
         convert(made_small(), parts().source, ConvertConfig(l0=[1.0, 2.0], tokens=64), plugins())
 
 

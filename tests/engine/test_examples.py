@@ -15,7 +15,13 @@ from clt_plugins.spec import Context
 from tests.helpers import parts, plugins
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SIZES = {"quickstart": (6, 128), "gpt2": (12, 768), "pythia-70m-tied": (6, 512), "llama-3.2-1b": (16, 2048), "full": (6, 128)}
+SIZES = {
+    "quickstart": (6, 128),
+    "gpt2": (12, 768),
+    "pythia-70m-tied": (6, 512),
+    "llama-3.2-1b": (16, 2048),
+    "full": (6, 128),
+}
 
 
 def test_every_recipe_is_known_here():

@@ -28,7 +28,19 @@ GROUPS = {
     "model": ["sparse", "selection", "initial", "encode", "transcoder", "store", "setup", "objective"],
     "judging": ["metrics", "replacement", "evaluate", "convert"],
     "training": ["rounding", "optim", "checkpoint", "train"],
-    "front": ["plan", "trained", "stages", "after", "run", "options", "listing", "starter", "cli", "__main__", "__init__"],
+    "front": [
+        "plan",
+        "trained",
+        "stages",
+        "after",
+        "run",
+        "options",
+        "listing",
+        "starter",
+        "cli",
+        "__main__",
+        "__init__",
+    ],
 }
 """The engine's rooms, from the ground up: a room imports from the groups above its own in this list, and its own."""
 

@@ -150,7 +150,7 @@ def test_faults_of_commands_are_one_line(plain, tmp_path):
     refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)
     refused(ExitCode.FAILED, "layer 0 cannot reach", "convert", plain, *out, "--set", "convert.l0=9.9")
     other = tables(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
-    (tmp_path / "other.toml").write_text(as_toml(recipe(**{"source": other["source"]})))
+    (tmp_path / "other.toml").write_text(as_toml(recipe(source=other["source"])))
     wrong = ["evaluate", plain, "--recipe", tmp_path / "other.toml"]
     refused(ExitCode.USAGE, "gives 2 layers of d_model 6, but the transcoder is for 3 layers", *wrong)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*partial"))

@@ -1,9 +1,8 @@
 """Our exports in the hands of the tools they are for, each in an environment of its own.
 
 The interpreter of such an environment is named by a variable, `CLT_CIRCUIT_TRACER_PYTHON`, `CLT_SAE_LENS_PYTHON`,
-`CLT_CROSSLAYER_CODING_PYTHON`; without it, that of the tests is tried. Where the package is not there, a test is skipped
-and says so. Versions these were run with: circuit-tracer 0.5.0 (transformers 4.57.3, transformer-lens 2.18,
-nnsight 0.6.1, numpy < 2), sae-lens 6.54.12, decode-clt 0.0.1.
+`CLT_CROSSLAYER_CODING_PYTHON`; without it, that of the tests is tried. Where the package is not there, a test is
+skipped and says so. examples/circuit_tracing.md says which versions go together.
 """
 
 from __future__ import annotations
