@@ -17,7 +17,7 @@ from clt_plugins.setup import Parts
 from tests.helpers import parts, plugins, stir
 
 SIZES = {"layers": 3, "d_model": 16, "features": 48, "active": 3.0}
-CONFIG = ConvertConfig(tokens=4096, calibration_tokens=16384)
+CONFIG = ConvertConfig(tokens=4096, calibration_tokens=8192)
 
 
 def trained(activation: dict[str, Any], **changes: Any) -> Parts:
@@ -29,7 +29,7 @@ def trained(activation: dict[str, Any], **changes: Any) -> Parts:
         activation=activation,
         source={"name": "synthetic", **SIZES},
         transcoder={"features": 64, "normalisation": "none"},
-        train={"batch_tokens": 256, "lr": 1e-2},
+        train={"batch_tokens": 512, "lr": 1e-2},
         **changes,
     )
     recipe = made.context.recipe
@@ -53,12 +53,12 @@ def batchtopk() -> Parts:
 def test_every_layer_keeps_its_l0_on_other_tokens(name, thresholds):
     base, _, ranking = name.partition("-")
     made = batchtopk() if name == "batchtopk" else trained({"name": base, "k": 12, "ranking": ranking or "raw"})
-    config = ConvertConfig(tokens=4096, calibration_tokens=16384, thresholds=thresholds)
+    config = ConvertConfig(tokens=4096, calibration_tokens=8192, thresholds=thresholds)
     converted, report = convert(made.transcoder, made.source, config, plugins())
     assert converted.choices["activation"].name == "jumprelu"
     assert max(map(abs, report["l0_change"])) < 0.02
     # Measured again, by the ordinary road, on all that is held out.
-    batches = list(made.source.held_out(32768))
+    batches = list(made.source.held_out(16384))
     before, after = (evaluate_batches(each, batches) for each in (made.transcoder, converted))
     assert (after["l0_by_layer"] / before["l0_by_layer"] - 1).abs().max() < 0.02
     if thresholds != "layer" or ranking:
@@ -70,7 +70,7 @@ def test_thresholds_are_means_of_the_smallest_selected():
     """Against a count by hand, feature by feature, over the same batches."""
     made = batchtopk()
     state = made.source.state()
-    config = ConvertConfig(tokens=4 * 256, calibrate=False, unseen=7.5)
+    config = ConvertConfig(tokens=4 * 512, calibrate=False, unseen=7.5)
     converted, report = convert(made.transcoder, made.source, config, plugins())
     made.source.load_state(state)
     smallest: dict[tuple[int, int], list[float]] = {}
@@ -114,7 +114,7 @@ def test_it_saves_and_loads(tmp_path):
 @pytest.mark.parametrize("wanted", [2.0, [1.0, 3.0, 6.0]])
 def test_an_l0_can_be_asked_for(wanted):
     made = batchtopk()
-    config = ConvertConfig(tokens=4096, calibration_tokens=16384, l0=wanted)
+    config = ConvertConfig(tokens=4096, calibration_tokens=8192, l0=wanted)
     _, report = convert(made.transcoder, made.source, config, plugins())
     targets = torch.tensor(wanted if isinstance(wanted, list) else [wanted] * 3)
     assert report["calibrated_to"] == targets.tolist()
