@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from clt_plugins.batch import Batch
     from clt_plugins.features import Features, Pairs
     from clt_plugins.initial import parameter, uniform
-    from clt_plugins.interfaces import Forward
+    from clt_plugins.interfaces import Forward, Imported
     from clt_plugins.kinds import HubOrPath
-    from clt_plugins.options import verbose, with_plugins, with_recipe
+    from clt_plugins.options import verbose, with_plugins, with_recipe, with_trained
     from clt_plugins.recipe import as_data as recipe_data
     from clt_plugins.run import run
     from clt_plugins.selection import Above, Top
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clt_plugins.sparse import decode as sparse_decode
     from clt_plugins.stored import DamagedError, Store, StoredSource
     from clt_plugins.toml import document as toml_text
+    from clt_plugins.trained import Trained
     from clt_plugins.transcoder import CrossLayerTranscoder
 
 __version__ = "0.1.0"
@@ -41,12 +42,14 @@ _LAZY = {
     "Features": "clt_plugins.features",
     "Forward": "clt_plugins.interfaces",
     "HubOrPath": "clt_plugins.kinds",
+    "Imported": "clt_plugins.interfaces",
     "Layout": "clt_plugins.sparse",
     "Pairs": "clt_plugins.features",
     "Store": "clt_plugins.stored",
     "StoredSource": "clt_plugins.stored",
     "Top": "clt_plugins.selection",
     "build_source": "clt_plugins.setup",
+    "Trained": "clt_plugins.trained",
     "parameter": "clt_plugins.initial",
     "recipe_data": "clt_plugins.recipe:as_data",
     "run": "clt_plugins.run",
@@ -56,6 +59,7 @@ _LAZY = {
     "verbose": "clt_plugins.options",
     "with_plugins": "clt_plugins.options",
     "with_recipe": "clt_plugins.options",
+    "with_trained": "clt_plugins.options",
 }
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "Features",
     "Forward",
     "HubOrPath",
+    "Imported",
     "Layout",
     "Pairs",
     "Selected",
@@ -75,6 +80,7 @@ __all__ = [
     "Store",
     "StoredSource",
     "Top",
+    "Trained",
     "__version__",
     "build_source",
     "hookimpl",
@@ -87,6 +93,7 @@ __all__ = [
     "verbose",
     "with_plugins",
     "with_recipe",
+    "with_trained",
 ]
 
 

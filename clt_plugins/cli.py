@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clt_plugins import __version__
+from clt_plugins import __version__, after
 from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.new import KINDS
 from clt_plugins.options import RECIPE, VERBOSE, load_plugins, verbose, with_plugins, with_recipe
@@ -206,6 +206,10 @@ def init(plugins: Plugins, file: Path | None) -> None:
             out.write(text)
     except FileExistsError:
         raise ValueError(f"{file}: already there; give another name with -o") from None
+
+
+for _command in (after.convert, after.evaluate, after.export):
+    main_group.add_command(_command)
 
 
 def _sizes(found: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clt_plugins.batch import Batch
     from clt_plugins.features import Features, Pairs
     from clt_plugins.sparse import Layout
+    from clt_plugins.spec import Context
 
 Over = Literal["features", "tokens", "all"]
 """Which ranks a collective is over."""
@@ -37,7 +38,11 @@ class Selection(Protocol):
 
 
 class Activation(Protocol):
-    """Turns pre-activations into features: which pairs are kept, and the value of each."""
+    """Turns pre-activations into features: which pairs are kept, and the value of each.
+
+    One that is exactly `pre where pre > θ, else 0` says so by a method `threshold()`, which gives θ [L, F]: it can then
+    be exported, and encoded a layer at a time. One whose θ can be set by `set_threshold(θ)` can be converted to.
+    """
 
     fixed_size: bool
     """Whether `selection` keeps the same number of pairs in every batch (TopK), or as many as pass (ReLU).
@@ -67,6 +72,7 @@ class Tying(Protocol):
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D], without bias or skip; features may be sparse or dense.
 
+        A layer of it depends on features of that layer and earlier ones only.
         A tensor of its own, which nothing else needs: bias and skip are added to it in place.
         """
 
@@ -79,8 +85,8 @@ class Tying(Protocol):
     def expand(self, layer: int) -> Tensor:
         """The decoder rows of one source layer as if untied, [F, L - layer, D], factors included, detached.
 
-        Raises:
-            ValueError: where no such matrix exists (a per-target offset), saying why.
+        A tying that adds something to active features before these rows gives it by a method `shift(layer)`, [F] or
+        None; that raises `ValueError` where the rows cannot hold the tying, saying why.
         """
 
     def views(self) -> Mapping[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
@@ -136,7 +142,8 @@ class Loss(Protocol):
 class Source(Protocol):
     """An endless, resumable stream of activation batches.
 
-    A source that holds threads, files or connections also has `close()`, called when the run ends.
+    A source that holds threads, files or connections also has `close()`, called when the run ends. One that can run
+    the language model on held-out text has `language_model()`, which gives a `LanguageModel`.
     """
 
     layers: int
@@ -250,11 +257,67 @@ class Parallel(Protocol):
 
 
 class Exporter(Protocol):
-    """Writes a trained transcoder in another tool's format."""
+    """Writes a trained transcoder in another tool's format.
+
+    An exporter that can read its format back also has `recognises(folder) -> bool`, a quick look at the names of
+    files, and `read(folder) -> Imported`; `CrossLayerTranscoder.load` then reads such folders too.
+    """
 
     def export(self, transcoder: Any, folder: Any) -> None:
         """Write the files into an empty folder.
 
         Raises:
             ValueError: the format cannot hold this transcoder, saying what stands in the way and the remedy.
+        """
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Imported:
+    """A transcoder found in another tool's format."""
+
+    kind: str
+    """What was found, for people: "circuit-tracer folder with thresholds"."""
+    layers: int
+    d_model: int
+    features: int
+    activation: Mapping[str, Any]
+    """The `[activation]` table that it amounts to."""
+    tying: Mapping[str, Any]
+    """The `[tying]` table."""
+    model: Mapping[str, Any]
+    """What is known of the language model, as in `[model]`."""
+    tensor: Callable[[str], Tensor | None]
+    """Gives each tensor of the transcoder by the name it has in files (`W_enc`, `W_dec.03`, `normaliser.input_scale`);
+    asked for one at a time. None leaves a normaliser's at its first value."""
+    decoder_bytes: int = 0
+    """What the decoder takes on disk."""
+    decoder: Callable[[Context], Tying] | None = None
+    """Makes a tying that leaves the decoder on disk."""
+
+
+class LanguageModel(Protocol):
+    """The language model of a source, which a transcoder can stand in for: `Source.language_model()`.
+
+    Shapes: R positions of a text that count (no padding, special tokens or first positions), V vocabulary.
+    """
+
+    layers: int
+    d_model: int
+
+    def held_out(self, tokens: int) -> Iterator[Any]:
+        """Held-out texts of at most so many positions in all, in pieces for one forward pass each."""
+
+    def following(self, text: Any) -> Tensor:
+        """The token id after each position, [R] int64; -1 where the text ends there."""
+
+    def spell(self, ids: list[int]) -> list[str]:
+        """The text of each token, on its own."""
+
+    def run(self, text: Any, replace: Callable[[int, Tensor, Tensor], Tensor | None] | None = None) -> Tensor:
+        """Logits at the positions that count, [R, V] float32.
+
+        Args:
+            replace: called for each layer in turn with (layer, what the MLP read [R, D], what it wrote [R, D]); what it
+                returns takes the place of what was written, and later layers read on from there. Other positions keep
+                what the model wrote.
         """

@@ -17,11 +17,17 @@ from clt_plugins.hookspecs import SLOTS
 from clt_plugins.kinds import HubOrPath
 from clt_plugins.loading import Choice, Plugins
 from clt_plugins.recipe import Recipe, plain
-from clt_plugins.settings import ModelConfig, TrainConfig, TranscoderConfig
+from clt_plugins.settings import ConvertConfig, EvaluateConfig, ModelConfig, TrainConfig, TranscoderConfig
 from clt_plugins.structure import did_you_mean
 from clt_plugins.toml import inline
 
-ENGINE_TABLES: dict[str, type] = {"model": ModelConfig, "transcoder": TranscoderConfig, "train": TrainConfig}
+ENGINE_TABLES: dict[str, type] = {
+    "model": ModelConfig,
+    "transcoder": TranscoderConfig,
+    "train": TrainConfig,
+    "convert": ConvertConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 def tables() -> list[str]:

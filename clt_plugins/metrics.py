@@ -70,13 +70,10 @@ class Scores:
 
 
 @torch.no_grad()
-def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> dict[str, Any]:
-    """`Scores.result` of a transcoder on some batches of raw activations.
+def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
+    """A transcoder's scores on some batches of raw activations.
 
     The batches must be the same on all ranks; each data group takes every so many-th of them.
-
-    Raises:
-        ValueError: there are fewer than two tokens.
     """
     parallel = transcoder.context.parallel
     device = transcoder.normaliser.input_shift.device
@@ -94,4 +91,13 @@ def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch])
         transcoder.train(was_training)
     if parallel.world > 1:
         scores.merge(parallel, transcoder.features)
-    return scores.result()
+    return scores
+
+
+def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> dict[str, Any]:
+    """`Scores.result` of a transcoder on some batches of raw activations; see `score`.
+
+    Raises:
+        ValueError: there are fewer than two tokens.
+    """
+    return score(transcoder, batches).result()

@@ -129,6 +129,11 @@ class Normaliser(nn.Module):
             self.register_buffer(f"{side}_scale", torch.ones(layers, d_model, dtype=dtype, device=device))
         self.register_buffer("target_variance", torch.ones(layers, dtype=dtype, device=device))
 
+    def reset(self) -> None:
+        """Change nothing: shifts 0, scales and variances 1."""
+        for name, value in self.named_buffers():
+            value.fill_(0 if name.endswith("shift") else 1)
+
     def fit(self, method: Method, statistics: Mapping[str, Tensor]) -> None:
         """Set shift and scale for a method from `Moments.statistics` (or what a data set stored).
 
@@ -141,6 +146,7 @@ class Normaliser(nn.Module):
                 raise ValueError(
                     f"statistics {name}: expected finite numbers of shape {tuple(shape)}, got {tuple(value.shape)}"
                 )
+        self.identity = method == "none"
         for side in ("input", "target"):
             shift, scale = getattr(self, f"{side}_shift"), getattr(self, f"{side}_scale")
             shift.zero_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,3 +73,28 @@ def with_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(recipe=read_recipe(recipe, settings, plugins), plugins=plugins, **rest)
 
     return wrapped
+
+
+def with_trained(*, converted: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds PLACE, `--recipe`, `--set` and what `with_plugins` adds; the command gets `trained`, a `Trained`.
+
+    Args:
+        converted: of a run that converted its transcoder, take the converted one.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.argument("place", type=click.Path(path_type=Path))
+        @click.option("--recipe", type=click.Path(path_type=Path), help="Whose model and data to use; else the run's.")
+        @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
+        @with_plugins
+        @functools.wraps(command)
+        def wrapped(
+            *, place: Path, recipe: Path | None, settings: tuple[str, ...], plugins: Plugins, **rest: Any
+        ) -> Any:
+            from clt_plugins.trained import find_trained
+
+            return command(trained=find_trained(place, plugins, recipe, settings, converted=converted), **rest)
+
+        return wrapped
+
+    return decorate

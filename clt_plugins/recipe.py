@@ -12,7 +12,7 @@ import attrs
 from attrs import Attribute, field, frozen, validators
 
 from clt_plugins.overrides import Overrides
-from clt_plugins.settings import ModelConfig, TrainConfig, TranscoderConfig
+from clt_plugins.settings import ConvertConfig, EvaluateConfig, ModelConfig, TrainConfig, TranscoderConfig
 from clt_plugins.spec import Selected, Spec
 from clt_plugins.structure import Fault, Faults, converter
 from clt_plugins.toml import document
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from clt_plugins.loading import Plugins
 
 __all__ = [
+    "ConvertConfig",
+    "EvaluateConfig",
     "ModelConfig",
     "Recipe",
     "RecipeError",
@@ -79,8 +81,12 @@ class Recipe:
     """How features and tokens are split over processes."""
     kernels: Annotated[Selected, "kernels"] = field(metadata={"default": "auto"})
     """Sparse products; "auto" takes the fastest for the device."""
+    convert: ConvertConfig | None = field(default=None, metadata={"example": None})
+    """After training, thresholds in place of a selection by rank; not converted without this table."""
+    evaluate: EvaluateConfig | None = field(default=None, metadata={"example": None})
+    """After that, the transcoder judged on held-out text and inside the language model; not without this table."""
     exports: list[Annotated[Selected, "exports"]] = field(metadata={"default": []})
-    """Formats of other tools that the trained transcoder is written in as well."""
+    """Formats of other tools that the transcoder is written in at the end."""
 
 
 @frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""A recipe's run: prepare the folder, build, train, save. `python -m clt_plugins run RECIPE` and `clt_plugins.run`."""
+"""A recipe's run: train, save, and the stages after that. `python -m clt_plugins run RECIPE` and `clt_plugins.run`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from clt_plugins.optim import is_matrix, make_optimizer
 from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
 from clt_plugins.setup import Parts, build, close, connect, make_device
 from clt_plugins.sparse import reuse_gradients
+from clt_plugins.stages import after_training
 from clt_plugins.store import save_transcoder, write_json
 from clt_plugins.together import read, same_everywhere, together
 from clt_plugins.train import train
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FREE_ON_RESUME = ("train", "loggers", "exports", "requires", "name", "parallel")
+FREE_ON_RESUME = ("train", "loggers", "convert", "evaluate", "exports", "requires", "name", "parallel")
 """Tables of a recipe that may differ when a run is resumed; the rest is what the checkpoint was made with."""
 
 
@@ -46,7 +47,7 @@ def run(
     resume: str | None = None,
     plugins: Plugins | None = None,
 ) -> CrossLayerTranscoder:
-    """Train the transcoder a recipe describes.
+    """Train the transcoder a recipe describes; then convert, evaluate and export it, as far as the recipe asks.
 
     Args:
         recipe: typed, or a recipe file, or its tables as a dictionary.
@@ -54,7 +55,7 @@ def run(
         resume: go on from a checkpoint in `out`: "latest", or one's name ("step_000100").
 
     Returns:
-        The trained transcoder, also saved in `out/transcoder`.
+        The trained transcoder, also saved in `out/transcoder`; the converted one (`out/converted`) if converted.
 
     Raises:
         RecipeError: the recipe has faults.
@@ -136,7 +137,11 @@ def _train(
         found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
         print(f"held-out {found}", file=sys.stderr)
     print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
-    return transcoder.eval()
+    transcoder.eval()
+    if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
+        # The other ranks have ended: what follows is this one's, with all features.
+        transcoder = type(transcoder).load(folder / "transcoder", plugins=plugins)
+    return after_training(transcoder, source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder)
 
 
 @contextmanager

@@ -118,3 +118,46 @@ class TrainConfig:
     """How many checkpoints are kept, the newest."""
     dead_after_tokens: int = field(default=1_000_000, validator=positive)
     """A feature that was active at none of so many tokens counts as dead."""
+
+
+def _range(_: Any, attribute: Attribute[Any], value: list[float]) -> None:
+    if len(value) != 2 or not 0 < value[0] < value[1]:
+        raise ValueError(f"'{attribute.name}' must be two positive numbers, ascending: {value}")
+
+
+@frozen(kw_only=True)
+class ConvertConfig:
+    """After training: thresholds in place of a selection by rank (TopK, BatchTopK), at the same L0 in every layer."""
+
+    activation: str = "jumprelu"
+    """The activation that takes the thresholds."""
+    thresholds: Literal["feature", "cut", "layer"] = "feature"
+    """The thresholds before calibration: of each feature, the mean over batches of its smallest selected
+    pre-activation; one per layer, the mean of the smallest of all its features; or one per layer in standardised units
+    (the reference library's, for transcoders that rank so)."""
+    tokens: int = field(default=65536, validator=positive)
+    """Training tokens that the thresholds are estimated from."""
+    unseen: float | None = field(default=None, validator=validators.optional(positive))
+    """Threshold of features never selected among those; the mean of their layer's if not given."""
+    calibrate: bool = True
+    """Scale each layer's thresholds until its L0 is the target."""
+    calibration_tokens: int = field(default=16384, validator=positive)
+    """Held-out tokens to calibrate on; as many others, not calibrated on, are reported on."""
+    l0: float | list[float] | None = None
+    """The L0 wanted, per layer; that of the trained transcoder if not given."""
+    tolerance: float = field(default=0.005, validator=positive)
+    """How far a layer's L0 may be from the target after calibration, as a share of it."""
+    scales: list[float] = field(factory=lambda: [0.01, 100.0], validator=_range)
+    """The smallest and largest factor that is tried."""
+
+
+@frozen(kw_only=True)
+class EvaluateConfig:
+    """After training (and conversion): the transcoder judged on held-out text, alone and inside the language model."""
+
+    tokens: int = field(default=65536, validator=positive)
+    """Held-out tokens for statistics."""
+    model_tokens: int = field(default=16384, validator=not_negative)
+    """Held-out tokens read by the language model with the transcoder in the place of its MLPs; 0 leaves this out."""
+    dense_above: float = field(default=0.1, validator=[validators.gt(0), validators.lt(1)])
+    """A feature that is active at more than this share of tokens is ultra-dense."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from clt_plugins.slices import Stored, own_files, put_tensors
 from clt_plugins.together import together
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from clt_plugins.interfaces import Parallel
     from clt_plugins.loading import Plugins
     from clt_plugins.transcoder import CrossLayerTranscoder
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -183,24 +186,38 @@ def save_transcoder(transcoder: CrossLayerTranscoder, folder: Path) -> None:
 
 
 def load_transcoder(
-    folder: Path, *, device: str = "cpu", plugins: Plugins | None = None, kernels: str = "auto"
+    folder: Path,
+    *,
+    device: str = "cpu",
+    plugins: Plugins | None = None,
+    kernels: str = "auto",
+    lazy: bool | None = None,
 ) -> CrossLayerTranscoder:
     """See `CrossLayerTranscoder.load`."""
     from clt_plugins.loading import load
+
+    plugins = plugins or load()
+    if not (folder / "transcoder.json").is_file():
+        return import_transcoder(folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)
+    verify(folder)
+    described = read_json(folder / "transcoder.json")
+    if described.get("format") != FORMAT:
+        raise ValueError(f"{folder}: written in format {described.get('format')}, this version reads {FORMAT}")
+    transcoder = _empty(described, str(folder / "transcoder.json"), torch.device(device), plugins, kernels)
+    transcoder.to_empty(device=device)
+    take_tensors(transcoder, Stored.find(folder, "transcoder"))
+    return transcoder.eval()
+
+
+def _empty(
+    described: Mapping[str, Any], where: str, place: torch.device, plugins: Plugins, kernels: str
+) -> CrossLayerTranscoder:
+    """A transcoder as `transcoder.json` describes it, without memory."""
     from clt_plugins.setup import make_kernels, make_parallel
     from clt_plugins.spec import Context
     from clt_plugins.structure import structure_choice
     from clt_plugins.transcoder import CrossLayerTranscoder
 
-    if not (folder / "transcoder.json").is_file():
-        raise ValueError(f"{folder}: not a transcoder: no transcoder.json in it")
-    verify(folder)
-    described = read_json(folder / "transcoder.json")
-    if described.get("format") != FORMAT:
-        raise ValueError(f"{folder}: written in format {described.get('format')}, this version reads {FORMAT}")
-    plugins = plugins or load()
-    where = str(folder / "transcoder.json")
-    place = torch.device(device)
     context = Context(
         recipe=None,
         seed=0,
@@ -216,9 +233,65 @@ def load_transcoder(
     )
     activation, tying = (structure_choice(plugins, slot, described[slot], where) for slot in ("activation", "tying"))
     transcoder = CrossLayerTranscoder(context, activation, tying, normalisation=described["normalisation"])
-    transcoder.described_model = described["model"]
+    transcoder.described_model = dict(described["model"])
+    return transcoder
+
+
+LAZY_ABOVE = 2**31
+"""Bytes of a decoder in another tool's folder above which it stays on disk."""
+
+
+def import_transcoder(
+    folder: Path, *, device: str, plugins: Plugins, kernels: str, lazy: bool | None
+) -> CrossLayerTranscoder:
+    """A transcoder from another tool's files, by the first exporter that recognises them.
+
+    Raises:
+        ValueError: nobody does, or the files are not whole; says what is there.
+    """
+    from clt_plugins.spec import Context
+
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such folder")
+    for choice in plugins.choices("exports").values():
+        reader = choice.spec.build(choice.spec.config(), cast(Context, None))
+        if hasattr(reader, "recognises") and reader.recognises(folder):
+            break
+    else:
+        raise ValueError(f"{folder}: not a transcoder: no transcoder.json in it, nor another tool's format")
+    found = reader.read(folder)
+    described = {
+        "dtype": "float32",
+        "normalisation": "none",
+        **{name: getattr(found, name) for name in ("layers", "d_model", "features", "activation", "tying", "model")},
+    }
+    place = torch.device(device)
+    transcoder = _empty(described, str(folder), place, plugins, kernels)
+    keep = found.decoder is not None and (found.decoder_bytes > LAZY_ABOVE if lazy is None else lazy)
+    if keep:
+        # Put in before memory is given to the rest, so that none is given to the decoder.
+        transcoder.tying = cast(Any, nn.Module())
     transcoder.to_empty(device=place)
-    take_tensors(transcoder, Stored.find(folder, "transcoder"))
+    transcoder.normaliser.reset()
+    if keep:
+        assert found.decoder is not None
+        transcoder.tying = found.decoder(transcoder.context)
+    with torch.no_grad():
+        for name, target in transcoder.tensors().items():
+            if keep and name in transcoder.tying.views():
+                continue
+            value = found.tensor(name)
+            if value is None:
+                continue
+            if value.shape != target.shape:
+                raise ValueError(f"{folder}: {name} is {list(value.shape)}, expected {list(target.shape)}")
+            target.copy_(value)
+    statistics = transcoder.normaliser
+    if any(bool((getattr(statistics, f"{side}_shift") != 0).any()) for side in ("input", "target")) or any(
+        bool((getattr(statistics, f"{side}_scale") != 1).any()) for side in ("input", "target")
+    ):
+        transcoder.normalisation, statistics.identity = "mean_std", False
+    logger.info("%s: %s%s", folder, found.kind, ", its decoder left on disk" if keep else "")
     return transcoder.eval()
 
 

@@ -223,16 +223,29 @@ class CrossLayerTranscoder(nn.Module):
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str = "cpu", plugins: Plugins | None = None, kernels: str = "auto"
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        plugins: Plugins | None = None,
+        kernels: str = "auto",
+        lazy: bool | None = None,
     ) -> CrossLayerTranscoder:
         """A saved transcoder (a run's `transcoder/`, or a checkpoint), ready for raw activations, in eval mode.
+
+        Also reads the formats of other tools that an exporter recognises (a circuit-tracer folder, a checkpoint of
+        crosslayer-coding), and logs which it found.
+
+        Args:
+            lazy: leave the decoder of another tool's folder on disk, and read the rows of active features as they are
+                needed, where the format can; by default if it is over 2 GiB. Such a transcoder cannot be trained.
 
         Raises:
             ValueError: the folder is not a whole transcoder, or needs a plugin that is not installed; says which.
         """
         from clt_plugins.store import load_transcoder
 
-        return load_transcoder(Path(folder), device=device, plugins=plugins, kernels=kernels)
+        return load_transcoder(Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
 
 
 def _whole(x: Tensor) -> Tensor:

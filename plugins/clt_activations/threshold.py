@@ -27,6 +27,10 @@ class ReLU(nn.Module):
         super().__init__()
         self.shape = context.layers, len(context.parallel.shard(context.features))
 
+    def threshold(self) -> Tensor:
+        """0 for every feature, [L, F]."""
+        return torch.zeros(self.shape)
+
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Above:
         return Above(0.0, tokens, *self.shape)
 
@@ -51,6 +55,11 @@ class JumpReLU(nn.Module):
     def threshold(self) -> Tensor:
         """θ, [L, F]."""
         return self.log_threshold.exp()
+
+    def set_threshold(self, threshold: Tensor) -> None:
+        """Set θ, [L, F], positive or 0."""
+        with torch.no_grad():
+            self.log_threshold.copy_(threshold.log())
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Above:
         # A pair just below its threshold has no value, but its threshold has a gradient: while training it is kept.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Batch
+from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
 from clt_stream.pack import Cursor, Packer
 from clt_stream.sites import find_sites
@@ -67,10 +68,10 @@ class Stream:
         device = torch.device("cpu") if context.device.type == "meta" else context.device
         self.model, self.tokenizer = load_model(settings, device)
         _check_length(self.model, config)
-        sites = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
-        self.sites = [(str(read), str(written)) for read, written in sites]
+        self.places = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
+        self.sites = [(str(read), str(written)) for read, written in self.places]
         """Where inputs and targets are read, layer by layer."""
-        self.reader = Reader(self.model, sites)
+        self.reader = Reader(self.model, self.places)
         self.layers, self.d_model = self.reader.layers, self.reader.d_model
         same = config.buffer_device == "auto"
         self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
@@ -122,6 +123,18 @@ class Stream:
     def statistics(self) -> Mapping[str, Tensor] | None:
         """None: a stream has no stored statistics."""
         return None
+
+    def language_model(self) -> StreamLanguageModel:
+        """The model itself, to be run on the held-out text with its MLPs replaced."""
+        return StreamLanguageModel(
+            self.model,
+            self.places,
+            self.d_model,
+            lambda contexts: self._packer(held_out=True, contexts=contexts),
+            self.tokenizer,
+            contexts=self.config.model_batch,
+            length=self.config.context,
+        )
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands; the same on every data rank."""
@@ -209,13 +222,14 @@ class Stream:
     def _rows(self, count: int) -> Rows:
         return Rows(count, self.layers, self.d_model, self.reader.dtype, self.buffer_device)
 
-    def _packer(self, *, held_out: bool) -> Packer:
+    def _packer(self, *, held_out: bool, contexts: int | None = None) -> Packer:
         # Held-out documents come in the same order in every run, so that runs of other seeds compare.
         seed = 0 if held_out else self.seed
         texts = open_texts(self.config, seed)
         embeddings: Any = self.model.get_input_embeddings()
         vocabulary = embeddings.weight.shape[0]
-        return Packer(texts, self.tokenizer, self.config, seed, vocabulary, packed=self.packed, held_out=held_out)
+        config = self.config if contexts is None else attrs.evolve(self.config, model_batch=contexts)
+        return Packer(texts, self.tokenizer, config, seed, vocabulary, packed=self.packed, held_out=held_out)
 
     def _check_amount(self, batch_tokens: int) -> None:
         """Refuse a text with less than a batch in it, or without documents to hold out."""

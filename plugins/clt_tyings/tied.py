@@ -65,17 +65,24 @@ class Tied(Decoder):
         return self.scale.detach()[layer:].T[..., None]
 
     def expand(self, layer: int) -> Tensor:
-        """The decoder of one source layer as if untied, scales folded in: [F, L - layer, D], detached.
+        """The decoder of one source layer as if untied, scales folded in: [F, L - layer, D], detached."""
+        return self._rows(layer) * self._factors(layer)
+
+    def shift(self, layer: int) -> Tensor | None:
+        """What is added to active features of a source layer before `expand`'s rows, [F]; None without an offset.
 
         Raises:
-            ValueError: there is a feature_offset, which no matrix can hold.
+            ValueError: it differs between target layers, so that no rows can hold it.
         """
-        if self.offset is not None:
+        if self.offset is None:
+            return None
+        to_targets = self.offset.detach()[layer:]
+        if bool((to_targets != to_targets[:1]).any()):
             raise ValueError(
-                "tying.feature_offset: an offset per target layer cannot be folded into decoder rows; "
+                "tying.feature_offset: differs between target layers, which no decoder rows can hold; "
                 "train without it to export"
             )
-        return self._rows(layer) * self._factors(layer)
+        return to_targets[0]
 
     def _rows(self, layer: int) -> Tensor:
         """The rows of a source layer's features for each target, before scales: [F, L - layer, D], detached."""

@@ -1,0 +1,95 @@
+"""The commands for what was trained: convert, evaluate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clt_plugins.options import with_plugins, with_trained
+
+if TYPE_CHECKING:
+    from clt_plugins.loading import Plugins
+    from clt_plugins.trained import Trained
+
+OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+
+
+def _new(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: already there: give another folder with --out")
+    return folder
+
+
+@click.command()
+@with_trained(converted=False)
+@OUT
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+def convert(trained: Trained, out: Path, as_json: bool) -> None:
+    """Give PLACE (a run or a transcoder) thresholds in place of TopK or BatchTopK.
+
+    Settings are those of the recipe's [convert], and can be changed: --set convert.tolerance=0.01.
+    """
+    from clt_plugins import stages
+    from clt_plugins.convert import as_table
+    from clt_plugins.settings import ConvertConfig
+
+    _new(out)
+    config = trained.recipe().convert or ConvertConfig()
+    transcoder = trained.transcoder()
+    with trained.source() as source:
+        _, report = stages.convert_stage(transcoder, source, config, trained.plugins, out)
+    click.echo(stages.to_json(report) if as_json else as_table(report))
+
+
+@click.command()
+@with_trained()
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder for evaluation.json and TensorBoard.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
+    """Judge PLACE (a run, a transcoder, or another tool's folder) on held-out text, alone and in the language model.
+
+    Settings are those of the recipe's [evaluate], and can be changed: --set evaluate.tokens=10000. The report of a run
+    is also written to its folder evaluation/, for TensorBoard too, unless --out names another.
+    """
+    from clt_plugins import stages
+    from clt_plugins.evaluate import as_json as plain
+    from clt_plugins.evaluate import as_table
+    from clt_plugins.settings import EvaluateConfig
+
+    folder = _new(out) if out is not None else None
+    if folder is None and trained.run is not None:
+        folder = trained.run / "evaluation"
+    recipe = trained.recipe()
+    transcoder = trained.transcoder()
+    with trained.opened() as (context, source):
+        report = stages.evaluate_stage(
+            transcoder, source, recipe.evaluate or EvaluateConfig(), recipe=recipe, context=context, folder=folder
+        )
+    click.echo(stages.to_json(plain(report)) if as_json else as_table(report))
+
+
+@click.command()
+@click.argument("place", type=click.Path(path_type=Path))
+@click.option("--format", "name", required=True, help="One of `clt_plugins plugins exports`.")
+@OUT
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the format: dtype=bfloat16.")
+@with_plugins
+def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[str, ...]) -> None:
+    """Write PLACE (a run, a transcoder, or another tool's folder) in the format of another tool."""
+    from clt_plugins import stages
+    from clt_plugins.overrides import Overrides
+    from clt_plugins.recipe import RecipeError
+    from clt_plugins.structure import structure_choice
+    from clt_plugins.trained import find_trained
+
+    _new(out)
+    table: dict[str, Any] = {"name": name}
+    faults = Overrides(settings).apply(table)
+    if faults:
+        raise RecipeError(faults)
+    chosen = structure_choice(plugins, "exports", table, "--format")
+    transcoder = find_trained(place, plugins).transcoder()
+    stages.export_stage(transcoder, chosen, out)
+    click.echo(f"exported to {out}", err=True)

@@ -1,0 +1,120 @@
+"""What comes after training, each as a folder that is whole or absent: convert, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from clt_plugins import convert as conversion
+from clt_plugins import evaluate as evaluation
+from clt_plugins.recipe import Recipe, as_data
+from clt_plugins.store import put_transcoder, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from clt_plugins.interfaces import Source
+    from clt_plugins.loading import Plugins
+    from clt_plugins.settings import ConvertConfig, EvaluateConfig
+    from clt_plugins.spec import Context, Selected
+    from clt_plugins.transcoder import CrossLayerTranscoder
+
+
+def convert_stage(
+    transcoder: CrossLayerTranscoder, source: Source, config: ConvertConfig, plugins: Plugins, folder: Path
+) -> tuple[CrossLayerTranscoder, dict[str, Any]]:
+    """Convert into a folder: the transcoder, and `convert.json` with the report.
+
+    Raises:
+        Stopped: a layer cannot reach its target; the folder is as it was.
+    """
+    converted, report = conversion.convert(transcoder, source, config, plugins)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as partial:
+        put_transcoder(converted, partial)
+        write_json(partial / "convert.json", report)
+    return converted, report
+
+
+def evaluate_stage(
+    transcoder: CrossLayerTranscoder,
+    source: Source,
+    config: EvaluateConfig,
+    *,
+    recipe: Recipe,
+    context: Context,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Evaluate; into a folder, if given: `evaluation.json`, and what the recipe's loggers write."""
+    report = evaluation.evaluate(transcoder, source, config)
+    if folder is None:
+        return report
+    with whole_folder(folder) as partial:
+        write_json(partial / "evaluation.json", evaluation.as_json(report))
+        inside = attrs.evolve(context, folder=partial)
+        for chosen in recipe.loggers:
+            logger = chosen.build(inside)
+            logger.start(as_data(recipe), 0)
+            try:
+                logger.log(recipe.train.steps, evaluation.as_metrics(report))
+            finally:
+                logger.close("finished")
+    return report
+
+
+def export_stage(transcoder: CrossLayerTranscoder, chosen: Selected, folder: Path) -> None:
+    """Export into a folder.
+
+    Raises:
+        ValueError: the format cannot hold the transcoder; nothing is written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as partial:
+        chosen.build(transcoder.context).export(transcoder, partial)
+
+
+def after_training(
+    transcoder: CrossLayerTranscoder,
+    source: Source,
+    *,
+    recipe: Recipe,
+    context: Context,
+    plugins: Plugins,
+    folder: Path,
+) -> CrossLayerTranscoder:
+    """The stages that a recipe asks for, in `folder`: `converted/`, `evaluation/`, `exports/NAME/`.
+
+    Returns:
+        The transcoder, converted if so asked.
+    """
+    for stale in ("converted", "evaluation", "exports"):
+        # Of a run that ended here before and went on: it belongs to another transcoder.
+        shutil.rmtree(folder / stale, ignore_errors=True)
+    if recipe.convert is not None:
+        transcoder, report = convert_stage(transcoder, source, recipe.convert, plugins, folder / "converted")
+        click.echo(conversion.as_table(report), err=True)
+    if recipe.evaluate is not None:
+        place = folder / "evaluation"
+        found = evaluate_stage(transcoder, source, recipe.evaluate, recipe=recipe, context=context, folder=place)
+        click.echo(evaluation.as_table(found), err=True)
+    for name, chosen in zip(_names(recipe.exports), recipe.exports, strict=True):
+        export_stage(transcoder, chosen, folder / "exports" / name)
+        click.echo(f"exported to {folder / 'exports' / name}", err=True)
+    return transcoder
+
+
+def _names(exports: Sequence[Selected]) -> list[str]:
+    """A folder for each export: its format, with a number where one comes again."""
+    names: list[str] = []
+    for chosen in exports:
+        again = sum(each.split(".")[0] == chosen.name for each in names)
+        names.append(f"{chosen.name}.{again + 1}" if again else chosen.name)
+    return names
+
+
+def to_json(data: Any) -> str:
+    return json.dumps(data, indent=2, allow_nan=False)

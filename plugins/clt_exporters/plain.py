@@ -1,0 +1,57 @@
+"""One file of plain matrices, for tools of one's own.
+
+    a_s = x_s W_enc[s]^T + b_enc[s] where that is above threshold[s], else 0
+    y_t = sum over s <= t of a_s W_dec.s[:, t - s] + b_dec[t] (+ x_t W_skip[t])
+
+Shapes: L layers, D d_model, F features per layer.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clt_exporters.files import write
+from clt_exporters.fold import Folder
+
+if TYPE_CHECKING:
+    from clt_exporters import SafetensorsConfig
+    from clt_plugins import CrossLayerTranscoder
+
+
+class Safetensors:
+    """Writes `clt.safetensors` and what it is about, `clt.json`."""
+
+    def __init__(self, config: SafetensorsConfig):
+        self.config = config
+
+    def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
+        """Write the two files; the decoder goes through memory whole.
+
+        Raises:
+            ValueError: features selected by rank, or offsets that differ between targets.
+        """
+        folded = Folder(transcoder, "safetensors")
+        dtype = getattr(torch, self.config.dtype)
+        stacked: dict[str, list[Tensor]] = {}
+        tensors: dict[str, Tensor] = {}
+        for i in range(transcoder.layers):
+            layer = folded.layer(i)
+            for name in ("W_enc", "b_enc", "b_dec", "threshold", "W_skip"):
+                value = getattr(layer, name)
+                if value is not None:
+                    stacked.setdefault(name, []).append(value.to(dtype))
+            tensors[f"W_dec.{i:02}"] = layer.W_dec.to(dtype)
+        tensors.update({name: torch.stack(values) for name, values in stacked.items()})
+        write(folder / "clt.safetensors", tensors, self.config.dtype)
+        about = {
+            "layers": transcoder.layers,
+            "d_model": transcoder.d_model,
+            "features": transcoder.features,
+            "model": transcoder.model_described(),
+        }
+        (folder / "clt.json").write_text(json.dumps(about, indent=2) + "\n")

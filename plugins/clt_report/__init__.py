@@ -1,0 +1,54 @@
+"""Commands that look at a trained transcoder: `thresholds` and `top-activations`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clt_plugins import hookimpl, with_trained
+
+if TYPE_CHECKING:
+    from clt_plugins import Trained
+
+
+@click.command()
+@with_trained()
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for the plot and for TensorBoard's events.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def thresholds(trained: Trained, out: Path | None, as_json: bool) -> None:
+    """How the thresholds of PLACE are distributed in each layer.
+
+    Writes thresholds.png and a histogram per layer for TensorBoard into the run's folder thresholds/, or --out.
+    """
+    from clt_report.thresholds import report
+
+    if out is None and trained.run is not None:
+        out = trained.run / "thresholds"
+    click.echo(report(trained.transcoder(), out, as_json=as_json))
+
+
+@click.command("top-activations")
+@with_trained()
+@click.option("--features", required=True, metavar="LAYER:FEATURE,...", help="Which: 0:17,2:5-9.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A new JSON file for all that was found.")
+@click.option("--tokens", default=65536, show_default=True, type=click.IntRange(min=1), help="Held-out tokens to read.")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Contexts of each feature.")
+@click.option("--window", default=10, show_default=True, type=click.IntRange(min=0), help="Tokens on each side.")
+def top_activations(trained: Trained, features: str, out: Path | None, tokens: int, top: int, window: int) -> None:
+    """Where features of PLACE are most active: the token, its neighbours, and the values at them."""
+    from clt_report.contexts import as_text, find, parse, write
+
+    transcoder = trained.transcoder()
+    wanted = parse(features, transcoder.layers, transcoder.features)
+    with trained.source() as source:
+        found = find(transcoder, source, wanted, tokens=tokens, top=top, window=window)
+    if out is not None:
+        write(found, out)
+    click.echo(as_text(found))
+
+
+@hookimpl
+def clt_commands() -> list[click.Command]:
+    return [thresholds, top_activations]

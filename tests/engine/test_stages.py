@@ -1,0 +1,156 @@
+"""Train, convert, evaluate and export in one run; and the commands that do each alone, with their faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from clt_plugins import CrossLayerTranscoder, run
+from clt_plugins.cli import main_group
+from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.recipe import as_toml
+from tests.helpers import plugins, recipe, tables
+
+STAGES = {
+    "convert": {"tokens": 512, "calibration_tokens": 512, "tolerance": 0.05},
+    "evaluate": {"tokens": 256},
+    "exports": [
+        {"name": "circuit-tracer", "model_name": "none"},
+        {"name": "circuit-tracer", "model_name": "none", "dtype": "bfloat16"},
+        {"name": "safetensors"},
+    ],
+    "loggers": [{"name": "tensorboard"}, {"name": "jsonl"}],
+}
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main_group, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run(tables(**STAGES), out=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """A run that only trained."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run(tables(), out=folder)
+    return folder
+
+
+def test_one_run_trains_converts_evaluates_and_exports(whole):
+    converted = CrossLayerTranscoder.load(whole / "converted", plugins=plugins())
+    assert converted.choices["activation"].name == "jumprelu"
+    assert json.loads((whole / "converted/convert.json").read_text()).keys() >= {"before", "after", "scales"}
+    report = json.loads((whole / "evaluation/evaluation.json").read_text())
+    assert report["tokens"] == 256 and report["model"] is None, "this source has no language model"
+    exports = sorted(path.name for path in (whole / "exports").iterdir())
+    assert exports == ["circuit-tracer", "circuit-tracer.2", "safetensors"]
+    x = torch.randn(20, 3, 6, generator=torch.Generator().manual_seed(0))
+    again = CrossLayerTranscoder.load(whole / "exports/circuit-tracer", plugins=plugins())
+    assert torch.allclose(again(x), converted(x), atol=1e-5)
+
+
+def test_an_evaluation_is_shown_by_tensorboard(whole):
+    (events,) = (whole / "evaluation/tensorboard").iterdir()
+    shown = EventAccumulator(str(events))
+    shown.Reload()
+    report = json.loads((whole / "evaluation/evaluation.json").read_text())
+    (nmse,) = shown.Scalars("evaluate/nmse")
+    assert nmse.step == 12 and nmse.value == pytest.approx(report["nmse"])
+    tags = shown.Tags()
+    assert "evaluate_nmse_by_layer/02" in tags["scalars"]
+    assert any("density" in tag for tag in tags["histograms"])
+
+
+def test_a_layer_that_cannot_be_calibrated_ends_the_run_with_1_and_leaves_no_half(tmp_path):
+    impossible = tables(convert={**STAGES["convert"], "l0": 9.9})
+    with pytest.raises(Stopped, match="layer 0 cannot reach") as stop:
+        run(impossible, out=tmp_path / "run")
+    assert stop.value.code == ExitCode.FAILED
+    assert (tmp_path / "run/transcoder/transcoder.json").is_file()
+    assert not list((tmp_path / "run").glob("*converted*")) and not list((tmp_path / "run").glob(".conv*"))
+    # The recipe may be changed, and the run goes on where it was: training is over, the stages come.
+    run(tables(**STAGES), out=tmp_path / "run", resume="latest")
+    assert (tmp_path / "run/converted/transcoder.json").is_file()
+
+
+def test_commands_do_the_same_one_by_one(plain, tmp_path):
+    changes = [f"--set=convert.{key}={value}" for key, value in STAGES["convert"].items()]
+    found = invoke("convert", plain, "--out", tmp_path / "converted", *changes, "--json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert len(report["after"]["l0"]) == 3
+    assert "->" in invoke("convert", plain, "--out", tmp_path / "again", *changes).stdout
+
+    found = invoke("evaluate", plain, "--json", "--set", "evaluate.tokens=256")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["l0"] == 5, "k of the trained one"
+    assert json.loads((plain / "evaluation/evaluation.json").read_text())["l0"] == 5
+    given = ["--recipe", plain / "recipe.toml"]
+    found = invoke("evaluate", tmp_path / "converted", *given, "--out", tmp_path / "report")
+    assert found.exit_code == 0 and "NMSE" in found.stdout
+    assert (tmp_path / "report/evaluation.json").is_file()
+
+    out = tmp_path / "exported"
+    settings = ["--set", "model_name=x", "--set", "dtype=bfloat16"]
+    found = invoke("export", tmp_path / "converted", "--format", "circuit-tracer", "--out", out, *settings)
+    assert found.exit_code == 0, found.output
+    found = invoke("evaluate", out, *given, "--json")
+    assert found.exit_code == 0 and json.loads(found.stdout)["tokens"] > 0, "another tool's folder is judged too"
+
+
+def test_the_converted_transcoder_of_a_run_is_the_one_that_counts(whole, tmp_path):
+    assert invoke("export", whole, "--format", "safetensors", "--out", tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["convert", "evaluate", "export"])
+def test_a_wrong_place_is_named_with_exit_code_2(command, tmp_path):
+    rest = {
+        "convert": ["--out", tmp_path / "out"],
+        "evaluate": [],
+        "export": ["--out", tmp_path / "out", "--format", "safetensors"],
+    }[command]
+
+    def refused(place: Path, text: str) -> None:
+        found = invoke(command, place, *rest)
+        assert found.exit_code == ExitCode.USAGE, found.output
+        assert text in found.stderr and len(found.stderr.strip().splitlines()) == 1, found.stderr
+
+    refused(tmp_path / "nowhere", "nowhere: no such folder")
+    (tmp_path / "unfinished/checkpoints/step_000004").mkdir(parents=True)
+    (tmp_path / "unfinished/recipe.toml").write_text(as_toml(recipe()))
+    refused(tmp_path / "unfinished", "this run has no final transcoder")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/letter.txt").write_text("hello")
+    refused(tmp_path / "empty", "empty: n" if command == "export" else "empty: no")
+    assert not (tmp_path / "out").exists()
+
+
+def test_faults_of_commands_are_one_line(plain, tmp_path):
+    def refused(code: ExitCode, text: str, *arguments: object) -> None:
+        found = invoke(*arguments)
+        assert found.exit_code == code, found.output
+        lines = [line for line in found.stderr.strip().splitlines() if not line.startswith("the transcoder in")]
+        assert text in lines[-1] and len(lines) == 1, found.stderr
+
+    out = ["--out", tmp_path / "out"]
+    refused(ExitCode.USAGE, "holds thresholds only", "export", plain, "--format", "saelens", *out)
+    refused(ExitCode.USAGE, "unknown name 'saelen', did you mean", "export", plain, "--format", "saelen", *out)
+    refused(ExitCode.USAGE, "dtype", "export", plain, "--format", "saelens", "--set", "dtype=int4", *out)
+    refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)
+    refused(ExitCode.FAILED, "layer 0 cannot reach", "convert", plain, *out, "--set", "convert.l0=9.9")
+    other = tables(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
+    (tmp_path / "other.toml").write_text(as_toml(recipe(source=other["source"])))
+    wrong = ["evaluate", plain, "--recipe", tmp_path / "other.toml"]
+    refused(ExitCode.USAGE, "gives 2 layers of d_model 6, but the transcoder is for 3 layers", *wrong)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*partial"))
