@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -62,6 +63,10 @@ def main() -> None:
         os.environ["MASTER_PORT"] = str(job["port"])
         sys.path[:] = job["path"]
         try:
+            if job["module"]:  # it may have been written anew since the last job
+                for name in [each for each in sys.modules if f"{each}.".startswith(f"{job['module']}.")]:
+                    del sys.modules[name]
+                importlib.invalidate_caches()
             plugins = load(extra=[job["module"]] if job["module"] else [])
             answer = {"step": do_step, "parallel": do_parallel}[job["do"]](job, plugins)
         except Exception as error:

@@ -156,11 +156,12 @@ def results(parts: Any, bench: Any) -> dict[str, Tensor]:
     return found
 
 
+# In the order in which one follows from the other: the first that differs is where to look.
 LOOK = {
     "first": "`__init__`: draw with `clt_plugins.uniform`, which cuts what one process draws; nothing else random",
-    "term": "the loss: wrap what it adds up over features in `forward.sum_features`; do not take means over features",
     "features": "`selection`: the k best of this rank are not the k best of all; give `Top` its `parallel`",
     "reconstruction": "`decode` and `affine`: a bias must not be in `decode`, which is summed over ranks",
+    "term": "the loss: wrap what it adds up over features in `forward.sum_features`; do not take means over features",
     "grad": "`feature_axis` of the parameter (`clt_plugins.parameter`), and sums over features that miss other ranks",
 }
 
