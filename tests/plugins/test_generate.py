@@ -64,7 +64,7 @@ def test_two_processes_write_what_one_would(tmp_path: Path, monkeypatch: pytest.
         generated(tmp_path / "two", chunk_bytes=30_000)
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
-    one, two = (local(tmp_path / name, make_context(batch_tokens=192)) for name in ("one", "two"))
+    one, two = (local(tmp_path / name, make_context(batch_tokens=192), buffer_tokens=192) for name in ("one", "two"))
     rows, others = (x.next().inputs.flatten(1) for x in (one, two))
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, others.tolist()))
     assert torch.equal(join(list(one.held_out(64))).inputs, join(list(two.held_out(64))).inputs)
@@ -101,7 +101,7 @@ def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_recipes_generate_and_train_from_a_folder_and_from_a_server(tmp_path: Path) -> None:
-    small = ["source.buffer_tokens=2048", "train.batch_tokens=256", "train.eval_tokens=512"]
+    small = ["source.buffer_tokens=2048", "train.batch_tokens=256", "train.eval_tokens=512", "train.warmup_steps=0"]
     (tmp_path / "root").mkdir()
     recipe = read_recipe(EXAMPLES / "generate.toml", [*small, "train.steps=8"], plugins=plugins())
     from clt_datasets.generate import generate

@@ -89,7 +89,7 @@ def remote(server: Serving, dataset: str = "data", context: Any = None, **config
 
 @pytest.mark.parametrize("dtype", ["source", "bfloat16", "int8"])
 def test_remote_is_local(serving: Any, tmp_path: Path, dtype: str) -> None:
-    generated(tmp_path / "root" / "data", dtype=dtype, block_rows=8, chunk_bytes=40_000)
+    generated(tmp_path / "root" / "data", dtype=dtype, block_rows=8, chunk_bytes=8_000)
     server = serving()
     here, there = local(tmp_path / "root" / "data"), remote(server)
     for _ in range(30):
@@ -156,7 +156,8 @@ def test_broken_transfers_go_on_where_they_broke_off(serving: Any, tmp_path: Pat
     write_numbered(tmp_path / "root" / "data", [500, 30], block_rows=200)
     server = serving()
     proxy = Flaky(server.port, 4000)
-    here, there = local(tmp_path / "root" / "data"), remote(proxy, buffer_tokens=128)  # type: ignore[arg-type]
+    here = local(tmp_path / "root" / "data", buffer_tokens=128)
+    there = remote(proxy, buffer_tokens=128)  # type: ignore[arg-type]
     for _ in range(20):
         assert equal(here.next(), there.next())
     assert proxy.cuts > 10
@@ -212,7 +213,7 @@ class TestUpload:
         monkeypatch.setenv("CLT_TOKEN", "secret")
         server = serving(token="secret")
         connection = Connection(server.url, "data", patience_s=20)
-        generated(tmp_path / "data", chunk_bytes=40_000, written=connection.put)
+        generated(tmp_path / "data", chunk_bytes=8_000, written=connection.put)
         connection.close()
         names = sorted(p.name for p in (tmp_path / "data").iterdir() if not p.name.startswith("."))
         assert len(names) > 4
