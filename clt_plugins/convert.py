@@ -77,7 +77,7 @@ def convert(
         thresholds = thresholds * scales.to(thresholds)[:, None]
         converted = with_thresholds(transcoder, thresholds, config.activation, plugins)
     after = evaluate_batches(converted, report_on)
-    report = {
+    report: dict[str, Any] = {
         "thresholds": config.thresholds,
         "calibrated_to": targets.tolist(),
         "scales": scales.tolist(),

@@ -97,7 +97,7 @@ def _columns(features: Features, columns: Tensor, numbers: Tensor) -> Tensor:
 
 def _speller(source: Any) -> Any:
     """Texts of token ids, where the source's language model has them; else the ids."""
-    model = source.language_model() if hasattr(source, "language_model") else None
+    model: Any = source.language_model() if hasattr(source, "language_model") else None
     return model.spell if hasattr(model, "spell") else list
 
 
