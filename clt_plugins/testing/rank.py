@@ -14,9 +14,8 @@ import torch
 from clt_plugins.loading import Plugins, load
 from clt_plugins.recipe import read_recipe
 from clt_plugins.setup import build
-from clt_plugins.store import write_tensors
 from clt_plugins.testing.bench import FEATURES, Bench
-from clt_plugins.testing.ranks import results, weights_of
+from clt_plugins.testing.ranks import results, weights_of, write_tensors
 from clt_plugins.testing.report import place
 
 

@@ -13,6 +13,7 @@ import selectors
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -20,7 +21,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from clt_plugins.store import read_tensors, write_tensors
+from clt_plugins.store import read_tensors
 from clt_plugins.testing.bench import Bench, step
 from clt_plugins.testing.report import complain, expect, same
 from clt_plugins.testing.transcoders import ROUNDING
@@ -100,6 +101,13 @@ _pools: dict[int, Pool] = {}
 def _close_all() -> None:
     for pool in list(_pools.values()):
         pool.close()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file of copies, so that views of one tensor do not hinder it."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, path)
 
 
 def on_ranks(bench: Bench, world: int, job: dict[str, Any]) -> list[dict[str, Any]]:
