@@ -174,7 +174,8 @@ class CrossLayerTranscoder(nn.Module):
         """The normalised reconstruction [B, L, D] from features and normalised inputs."""
         written = self.context.parallel.sum_features_later(self.tying.decode(features))
         affine = self.tying.affine(x)  # while other ranks' sums come in
-        return written().add_(affine)
+        # A sum over ranks is a view to autograd, which cannot be changed in place; anything else is the tying's own.
+        return written() + affine if self.context.parallel.tensor_ranks > 1 else written().add_(affine)
 
     def settle(self, density: float) -> None:
         """Choose between dense and sparse by the share of features measured active (path "auto")."""

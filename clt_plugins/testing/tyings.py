@@ -52,12 +52,22 @@ def decoder(bench: Bench) -> None:
         )
         try:
             rows = tying.expand(layer)
+            shift = tying.shift(layer) if hasattr(tying, "shift") else None
         except ValueError:
-            continue  # it says that no such matrix exists
+            continue  # it says that no rows hold what it writes
+        values = torch.full((FEATURES, 1, 1), 2.0, dtype=torch.float64)
+        if shift is not None:
+            values = values + shift.detach()[:, None, None]
         shape = [FEATURES, LAYERS - layer, D_MODEL]
         expect(list(rows.shape) == shape, f"expand({layer}) to give {shape}", str(list(rows.shape)), "`expand`")
         expect(not rows.requires_grad, "detached rows", "they require a gradient", "`expand`")
-        same(written[:, layer:], 2 * rows, f"decode to write value · expand({layer})", "`expand` or `decode`", ROUNDING)
+        same(
+            written[:, layer:],
+            values * rows,
+            f"decode to write value · expand({layer})",
+            "`expand` or `decode`",
+            ROUNDING,
+        )
         norms = rows.flatten(1).norm(dim=1).float()
         same(
             tying.norms()[layer].float(),
