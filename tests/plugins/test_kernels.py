@@ -34,10 +34,10 @@ def test_auto_takes_numba_on_a_cpu():
 
 @pytest.fixture
 def triton(monkeypatch) -> Kernels:
-    pytest.importorskip("triton")
-    # Read when the kernels are first imported: the interpreter runs them with NumPy, on the CPU, thousands of times
+    # Read when Triton is first imported: the interpreter runs kernels with NumPy, on the CPU, thousands of times
     # slower than a GPU. So the largest of the kit's problems and `gradcheck`, which take minutes, are left out.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton")
     return make_kernels("triton", torch.device("cpu"), load())
 
 
