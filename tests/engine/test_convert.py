@@ -137,8 +137,8 @@ def test_what_cannot_be_converted_says_why():
     other = parts(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
     with pytest.raises(ValueError, match="gives 2 layers of d_model 6, but the transcoder is for 3 layers"):
         convert(parts().transcoder, other.source, CONFIG, plugins())
-    with pytest.raises(ValueError, match=r"convert\.activation: 'topk' takes no thresholds"):
-        convert(made_small(), parts().source, ConvertConfig(activation="topk", tokens=64), plugins())
+    with pytest.raises(ValueError, match=r"convert\.activation: 'relu' takes no thresholds"):
+        convert(made_small(), parts().source, ConvertConfig(activation="relu", tokens=64), plugins())
     with pytest.raises(ValueError, match=r"convert\.l0: 2 numbers for 3 layers"):
         convert(made_small(), parts().source, ConvertConfig(l0=[1.0, 2.0], tokens=64), plugins())
 
