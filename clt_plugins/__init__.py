@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from clt_plugins.initial import parameter, uniform
     from clt_plugins.interfaces import Forward, Imported
     from clt_plugins.kinds import HubOrPath
-    from clt_plugins.options import with_plugins, with_recipe, with_trained
+    from clt_plugins.options import verbose, with_plugins, with_recipe, with_trained
+    from clt_plugins.recipe import as_data as recipe_data
     from clt_plugins.run import run
     from clt_plugins.selection import Above, Top
+    from clt_plugins.setup import build_source
     from clt_plugins.sparse import Layout
     from clt_plugins.sparse import decode as sparse_decode
+    from clt_plugins.stored import DamagedError, Store, StoredSource
     from clt_plugins.toml import document as toml_text
     from clt_plugins.trained import Trained
     from clt_plugins.transcoder import CrossLayerTranscoder
@@ -35,19 +38,25 @@ _LAZY = {
     "Above": "clt_plugins.selection",
     "Batch": "clt_plugins.batch",
     "CrossLayerTranscoder": "clt_plugins.transcoder",
+    "DamagedError": "clt_plugins.stored",
     "Features": "clt_plugins.features",
     "Forward": "clt_plugins.interfaces",
     "HubOrPath": "clt_plugins.kinds",
     "Imported": "clt_plugins.interfaces",
     "Layout": "clt_plugins.sparse",
     "Pairs": "clt_plugins.features",
+    "Store": "clt_plugins.stored",
+    "StoredSource": "clt_plugins.stored",
     "Top": "clt_plugins.selection",
+    "build_source": "clt_plugins.setup",
     "Trained": "clt_plugins.trained",
     "parameter": "clt_plugins.initial",
+    "recipe_data": "clt_plugins.recipe:as_data",
     "run": "clt_plugins.run",
     "sparse_decode": "clt_plugins.sparse:decode",
     "toml_text": "clt_plugins.toml:document",
     "uniform": "clt_plugins.initial",
+    "verbose": "clt_plugins.options",
     "with_plugins": "clt_plugins.options",
     "with_recipe": "clt_plugins.options",
     "with_trained": "clt_plugins.options",
@@ -59,6 +68,7 @@ __all__ = [
     "Batch",
     "Context",
     "CrossLayerTranscoder",
+    "DamagedError",
     "Features",
     "Forward",
     "HubOrPath",
@@ -67,15 +77,20 @@ __all__ = [
     "Pairs",
     "Selected",
     "Spec",
+    "Store",
+    "StoredSource",
     "Top",
     "Trained",
     "__version__",
+    "build_source",
     "hookimpl",
     "parameter",
+    "recipe_data",
     "run",
     "sparse_decode",
     "toml_text",
     "uniform",
+    "verbose",
     "with_plugins",
     "with_recipe",
     "with_trained",

@@ -1,7 +1,8 @@
 """Checkpoints: a transcoder and all that training needs to go on as if it had never stopped.
 
 `checkpoints/step_000100/` holds `transcoder.safetensors` and `.json` (so a checkpoint loads as a transcoder),
-`training.safetensors` (optimizer moments, dead-feature counters, random state) and `training.json`.
+`training.safetensors` (optimizer moments, dead-feature counters, random state) and `training.json`. Where features are
+split over ranks each rank writes its slices (`...-00000-of-00004.safetensors`); any number of ranks can read them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.store import (
-    put_transcoder,
-    read_json,
-    read_tensors,
-    take_tensors,
-    verify,
-    whole_folder,
-    write_json,
-    write_tensors,
-)
+from clt_plugins.slices import Stored, put_tensors
+from clt_plugins.store import put_transcoder, read_json, take_tensors, verify, whole_folder, write_json
 
 if TYPE_CHECKING:
     from clt_plugins.interfaces import Source
@@ -55,22 +48,24 @@ def save_checkpoint(
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
     """
-    place = folder / f"step_{progress.step:06}"
-    with whole_folder(place) as partial:
+    place, parallel = folder / f"step_{progress.step:06}", transcoder.context.parallel
+    with whole_folder(place, parallel) as partial:
         put_transcoder(transcoder, partial)
-        tensors = _moments(transcoder, optimizer)
-        tensors["idle_tokens"] = progress.idle_tokens
-        tensors["torch_rng"] = torch.get_rng_state()
-        write_tensors(partial / "training.safetensors", tensors)
+        tensors, axes = _moments(transcoder, optimizer)
+        tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
+        tensors["torch_rng"], axes["torch_rng"] = torch.get_rng_state(), None
+        put_tensors(partial, "training", tensors, axes, parallel, transcoder.features)
         state = {
             "step": progress.step,
             "tokens": progress.tokens,
             "runs_dense": transcoder.runs_dense,
             "source": source.state(),
         }
-        write_json(partial / "training.json", state)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if parallel.rank == 0:
+            write_json(partial / "training.json", state)
+    if parallel.rank == 0:
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
     return place
 
 
@@ -118,37 +113,37 @@ def load_checkpoint(
     place: Path, transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer, source: Source
 ) -> Progress:
     """Continue from a checkpoint that `find_checkpoint` gave: everything in the arguments is set to it."""
-    with torch.no_grad():
-        take_tensors(transcoder, read_tensors(place / "transcoder.safetensors"), place)
+    take_tensors(transcoder, Stored.find(place, "transcoder"))
     state: dict[str, Any] = read_json(place / "training.json")
-    tensors = read_tensors(place / "training.safetensors")
-    idle_tokens = tensors.pop("idle_tokens").to(transcoder.W_enc.device)
-    torch.set_rng_state(tensors.pop("torch_rng"))
-    _set_moments(transcoder, optimizer, tensors, place)
+    stored = Stored.find(place, "training")
+    idle_tokens = stored.read("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
+    torch.set_rng_state(stored.read("torch_rng"))
+    _set_moments(transcoder, optimizer, stored)
     transcoder.runs_dense = state["runs_dense"]
     source.load_state(state["source"])
     return Progress(state["step"], state["tokens"], idle_tokens)
 
 
-def _moments(transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state, cut like the parameters (`exp_avg/W_enc`); its counts by parameter (`step of b_enc`)."""
+def _moments(
+    transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, int | None]]:
+    """The optimizer's state, cut like the parameters (`exp_avg/W_enc`), its counts by parameter (`step of b_enc`);
+    and the feature axis of each."""
     parameters = dict(transcoder.named_parameters())
-    out = {}
-    for name, (owner, view, _) in transcoder.views().items():
+    out: dict[str, Tensor] = {}
+    axes: dict[str, int | None] = {}
+    for name, (owner, view, axis) in transcoder.views().items():
         for key, value in optimizer.state.get(parameters[owner], {}).items():
-            if value.dim() == 0:
-                out[f"{key} of {owner}"] = value
-            else:
-                out[f"{key}/{name}"] = view(value)
-    return out
+            full = f"{key} of {owner}" if value.dim() == 0 else f"{key}/{name}"
+            out[full], axes[full] = (value, None) if value.dim() == 0 else (view(value), axis)
+    return out, axes
 
 
-def _set_moments(
-    transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], place: Path
-) -> None:
+@torch.no_grad()
+def _set_moments(transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer, stored: Stored) -> None:
     parameters = dict(transcoder.named_parameters())
     views = transcoder.views()
-    for full, saved in tensors.items():
+    for full in stored.shapes.keys() - {"idle_tokens", "torch_rng"}:
         key, count, owner = full.partition(" of ")
         name = owner
         if not count:
@@ -156,12 +151,14 @@ def _set_moments(
             owner = views[name][0] if name in views else ""
         parameter = parameters.get(owner)
         if parameter is None:
-            raise ValueError(f"{place}: unknown training state {full!r}")
+            raise ValueError(f"{stored.folder}: unknown training state {full!r}")
         state = optimizer.state[parameter]
         if count:
             # Fused optimizers keep the count of steps beside the parameter.
-            state[key] = saved.to(parameter.device)
+            state[key] = stored.read(full).to(parameter.device)
             continue
+        _, view, axis = views[name]
+        saved = stored.read(full, axis, transcoder.own)
         if key not in state:
             state[key] = torch.zeros_like(parameter, dtype=saved.dtype)
-        views[name][1](state[key]).copy_(saved)
+        view(state[key]).copy_(saved)

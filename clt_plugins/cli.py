@@ -15,6 +15,7 @@ import click
 
 from clt_plugins import __version__, after
 from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.new import KINDS
 from clt_plugins.options import RECIPE, VERBOSE, load_plugins, verbose, with_plugins, with_recipe
 
 if TYPE_CHECKING:
@@ -64,23 +65,31 @@ class Commands(click.Group):
                 raise
             error, code, text = failure, ExitCode.FAILED, str(failure)
         except PluginError as failure:
-            error, code, text = failure, ExitCode.FAILED, str(failure)
+            error, code, text = failure, ExitCode.FAILED, _place(str(failure), ctx.meta.get(RECIPE))
         except Exception as failure:
             hint = "" if VERBOSE in ctx.meta else " (-v shows where)"
             text = f"{type(failure).__name__}: {' '.join(str(failure).split())}{hint}"
             error, code = failure, ExitCode.FAILED
         if VERBOSE in ctx.meta:
             traceback.print_exception(error)
-        click.echo(text, err=True)
+        if text:  # of several ranks only one speaks
+            click.echo(text, err=True)
         raise click.exceptions.Exit(code)
 
 
 def _place(text: str, recipe: str | None) -> str:
-    """Put the recipe's file before a fault that names a setting, `model.path: no such folder`."""
+    """Put the recipe's file before a fault that names a setting, `model.path: no such folder`; and its line, where the
+    setting is a plugin's own, `losses[1]: 'mine' of plugin ...`."""
+    from clt_plugins.lines import line_of
     from clt_plugins.listing import tables
 
-    setting = re.match(r"(\w+)[\w.\[\]]*: ", text)
-    return f"{recipe}: {text}" if recipe and setting and setting[1] in tables() else text
+    setting = re.match(r"((\w+)[\w.\[\]]*): ", text)
+    if not (recipe and setting and setting[2] in tables()):
+        return text
+    line = None
+    if " of plugin " in text and Path(recipe).is_file():
+        line = line_of(Path(recipe).read_text(encoding="utf-8"), setting[1])
+    return f"{recipe}:{line}: {text}" if line else f"{recipe}: {text}"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -142,24 +151,43 @@ def validate(recipe: Recipe, plugins: Plugins) -> None:
 @main_group.command("plugins")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--check", is_flag=True, help="Also look for what is undocumented.")
+@click.option(
+    "--check", is_flag=True, help="Also look for what is undocumented, and try out what other distributions offer."
+)
 @with_plugins
 def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bool) -> None:
     """List plugins and what they offer, or only what has NAME: a plugin, distribution, table or choice.
 
     Ends with 1 if a plugin failed to load.
     """
+    from clt_plugins.discovery import OWN
     from clt_plugins.listing import as_text, listing, undocumented
+    from clt_plugins.testing.cases import trial
 
     plugins.commands()  # so that one that fails is listed
     found = listing(plugins, name)
     faults = undocumented(plugins) if check else []
+    if check:  # the engine's own have been tried out by its tests, unless they are asked for
+        faults += trial(plugins, {i["name"] for i in found["plugins"] if name or i["distribution"].split()[0] != OWN})
     if as_json:
         click.echo(json.dumps({**found, "undocumented": faults} if check else found, indent=2))
     else:
         click.echo("\n".join([as_text(found), *(f"! {fault}" for fault in faults)]))
     if found["failures"] or faults:
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+@main_group.command("new")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it offers.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder; ./NAME if not given.")
+def new_command(name: str, kind: str, out: Path | None) -> None:
+    """Write a plugin: an installable package NAME with a working example and its conformance test."""
+    from clt_plugins.new import new
+
+    folder = new(name, kind, out)
+    click.echo(folder)
+    click.echo(f"now: cd {folder} && pip install -e '.[dev]' && pytest", err=True)
 
 
 @main_group.command()

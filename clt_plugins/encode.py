@@ -17,6 +17,9 @@ from clt_plugins.features import Pairs
 from clt_plugins.interfaces import Kernels, Selection
 from clt_plugins.sparse import Layout, pre_activations
 
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+"""What torch's compiler calls for a linear layer on a CPU. torch itself calls it for bfloat16 only."""
+
 
 def encode_dense(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """All pre-activations, [B, L, F]; differentiable.
@@ -28,6 +31,17 @@ def encode_dense(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     weight, bias = weight.to(inputs.dtype), bias.to(inputs.dtype)
     by_layer = torch.baddbmm(bias[:, None], inputs.transpose(0, 1), weight.transpose(1, 2))
     return by_layer.transpose(0, 1)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x · weightᵀ + bias, [B, F]; no gradient. On a CPU by oneDNN, twice as fast as MKL where the CPU is not Intel's.
+
+    Args:
+        x: [B, D]; weight: [F, D]; bias: [F].
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN is not None:
+        return ONEDNN(x, weight, bias, "none", [], "")
+    return torch.addmm(bias, x, weight.T)
 
 
 def encode_selected(
@@ -47,13 +61,11 @@ def encode_selected(
     with torch.no_grad():
         product = product or weight.dtype
         exact = product == inputs.dtype
-        block = inputs.new_empty(inputs.shape[0], weight.shape[1])
         for layer in range(weight.shape[0]):
             if exact:
-                torch.addmm(bias[layer], inputs[:, layer], weight[layer].T, out=block)
+                block = affine(inputs[:, layer], weight[layer], bias[layer])
             else:
-                rough = inputs[:, layer].to(product) @ weight[layer].to(product).T
-                torch.add(rough, bias[layer], out=block)
+                block = inputs[:, layer].to(product) @ weight[layer].to(product).T + bias[layer]
             for selection in selections:
                 selection.see(layer, block)
     kept = []
@@ -62,7 +74,9 @@ def encode_selected(
         with torch.no_grad():
             if not exact:
                 layout = Layout.own_layer(pairs.layers, pairs.features)
+                empty = found == -torch.inf
                 kernels.grad_values(inputs, pairs, layout, weight.view(layout.rows, -1), found)
                 found += bias.flatten()[pairs.feature]
+                found.masked_fill_(empty, -torch.inf)
         kept.append((pairs, pre_activations(found, inputs, weight, bias, pairs, kernels)))
     return kept

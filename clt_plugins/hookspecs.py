@@ -100,7 +100,8 @@ class Hooks:
     def clt_parallel(self) -> Iterable[Spec]:  # type: ignore[empty-body]
         """Choices for `[parallel]`: how features and tokens are split over ranks.
 
-        `build(config, None)` returns an `interfaces.Parallel`; there is no context yet.
+        `build(config, device)` returns an `interfaces.Parallel`; there is no context yet. For the device "meta" it must
+        not wait for other processes: only sizes are asked for.
         """
 
     @hookspec

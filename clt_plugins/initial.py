@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from clt_plugins.spec import Context
+
+CHUNK = 2**22
+"""Numbers drawn at a time."""
 
 
 def uniform(name: str, shape: tuple[int, ...], bound: float, context: Context, feature_axis: int) -> Tensor:
@@ -27,13 +31,29 @@ def uniform(name: str, shape: tuple[int, ...], bound: float, context: Context, f
     digest = hashlib.blake2b(f"{context.seed}/{name}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     dtype = torch.float64 if context.dtype == torch.float64 else torch.float32
-    whole = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
     own = context.parallel.shard(shape[feature_axis])
-    return whole.narrow(feature_axis, own.start, len(own)).to(context.device, context.dtype).contiguous()
+    before, (features, *after) = math.prod(shape[:feature_axis]), shape[feature_axis:]
+    out = torch.empty(before, len(own), *after, dtype=context.dtype, device=context.device)
+    # A part of the rows at a time, those of other ranks too, so that the generator goes on as for one process.
+    rows = max(1, CHUNK // math.prod(after))
+    for block in out:
+        for first in range(0, features, rows):
+            part = range(first, min(first + rows, features))
+            drawn = torch.empty(len(part), *after, dtype=dtype).uniform_(-bound, bound, generator=generator)
+            start, stop = max(part.start, own.start), min(part.stop, own.stop)
+            if start < stop:
+                block[start - own.start : stop - own.start] = drawn[start - first : stop - first].to(out)
+    return out.view(*shape[:feature_axis], len(own), *after)
 
 
-def parameter(value: Tensor, feature_axis: int | None) -> nn.Parameter:
-    """A parameter that says which of its axes counts features; None if it is whole on every rank."""
+def parameter(value: Tensor, feature_axis: int | None, *, partial_gradient: bool = False) -> nn.Parameter:
+    """A parameter that says which of its axes counts features; None if it is whole on every rank.
+
+    Args:
+        partial_gradient: it is whole on every rank, but feeds that rank's features only, so that its gradients have to
+            be added up over ranks; not so for what acts on the reconstruction, such as a bias.
+    """
     made = nn.Parameter(value)
     made.feature_axis = feature_axis  # type: ignore[attr-defined]
+    made.partial_gradient = partial_gradient  # type: ignore[attr-defined]
     return made

@@ -10,7 +10,8 @@ Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from clt_plugins.sparse import Layout
     from clt_plugins.spec import Context
 
+Over = Literal["features", "tokens", "all"]
+"""Which ranks a collective is over."""
+
 
 class Selection(Protocol):
     """Finds the pairs worth keeping while the pre-activations of a batch go by, one layer at a time."""
@@ -30,7 +34,7 @@ class Selection(Protocol):
         """Take what is needed of one layer's pre-activations [B, F]; the block is gone afterwards. No gradient."""
 
     def finish(self) -> tuple[Pairs, Tensor]:
-        """After the last layer: the pairs, and the pre-activation of each, [N]."""
+        """After the last layer: the pairs, and the pre-activation of each, [N]; -inf where a place stands empty."""
 
 
 class Activation(Protocol):
@@ -69,6 +73,7 @@ class Tying(Protocol):
         """What the features write, [B, L, D], without bias or skip; features may be sparse or dense.
 
         A layer of it depends on features of that layer and earlier ones only.
+        A tensor of its own, which nothing else needs: bias and skip are added to it in place.
         """
 
     def affine(self, inputs: Tensor) -> Tensor:
@@ -203,7 +208,11 @@ class Kernels(Protocol):
 
 
 class Parallel(Protocol):
-    """How features (tensor parallel) and tokens (data parallel) are split over ranks."""
+    """How features (tensor parallel) and tokens (data parallel) are split over ranks.
+
+    Every method but `shard` and `apart` is a collective: all ranks must call it, in the same order. `over` says which
+    ranks take part: those that share the "features" of a batch, those that share the "tokens" of a feature, or "all".
+    """
 
     rank: int
     world: int
@@ -211,19 +220,34 @@ class Parallel(Protocol):
     tensor_ranks: int
     data_rank: int
     data_ranks: int
+    batch_rank: int
+    batch_ranks: int
+    """Which part of how many parts of a batch this rank has: data_rank of data_ranks; 0 of 1 within `apart`."""
 
     def shard(self, features: int) -> range:
-        """The features of each layer that this rank owns, of F."""
+        """The features of each layer that this rank owns, of F; ranks' shards follow each other."""
 
     def sum_features(self, x: Tensor) -> Tensor:
         """The sum over the ranks that share the features; the gradient passes through unchanged."""
 
-    def total(self, x: Tensor) -> Tensor:
-        """A detached sum over the ranks that share the features."""
+    def sum_features_later(self, x: Tensor) -> Callable[[], Tensor]:
+        """The same, begun now; what it returns waits for the sum. What is computed in between overlaps."""
+
+    def total(self, x: Tensor, over: Over = "features", what: str = "metrics") -> Tensor:
+        """A detached sum over ranks. `what` is what the bytes are counted as."""
 
     def reduce_gradients(self, parameters: list[Any]) -> None:
         """Average the gradients over the ranks that share the tokens; sum those of parameters that are whole on
-        every tensor rank but whose gradient is not."""
+        every tensor rank but whose gradient is not (`parameter.partial_gradient`)."""
+
+    def gather(self, text: str) -> list[str]:
+        """Every rank's text, in the order of ranks."""
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Within it, batches are not split over ranks: each group that shares features has its own."""
+
+    def sent(self) -> dict[str, int]:
+        """Bytes that this rank sent since the start, by what they were for."""
 
     def barrier(self) -> None:
         """Wait for all ranks."""

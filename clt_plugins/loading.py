@@ -57,7 +57,9 @@ class Failure:
 
     def __str__(self) -> str:
         text = " ".join(str(self.error).split())
-        return f"{self.plugin} ({self.distribution}): {type(self.error).__name__}: {text}"
+        named = f"{self.plugin} ({self.distribution}): {type(self.error).__name__}: {text}"
+        # A clash says itself which one to block.
+        return named if "-p no:" in text else f"{named}; {remedy(self.plugin, self.distribution)}"
 
 
 @attrs.frozen
@@ -71,6 +73,13 @@ class Info:
     """`active`, `failed` or `blocked`."""
     file: str = ""
     hooks: tuple[str, ...] = ()
+
+
+def remedy(plugin: str, distribution: str) -> str:
+    """What a user can do about a plugin that is broken."""
+    name = distribution.split()[0]
+    update = "" if distribution in ("by -p", "not installed") else f"update it (pip install -U {name}), or "
+    return f"{update}leave it out (-p no:{plugin})" if update else f"mend the module {plugin!r}"
 
 
 class Plugins:

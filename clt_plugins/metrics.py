@@ -9,6 +9,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from clt_plugins.normalise import Moments
 if TYPE_CHECKING:
     from clt_plugins.batch import Batch
     from clt_plugins.features import Features
+    from clt_plugins.interfaces import Parallel
     from clt_plugins.transcoder import CrossLayerTranscoder
 
 
@@ -40,6 +42,16 @@ class Scores:
         self.targets.add(batch)
         self.counts += features.counts()
 
+    def merge(self, parallel: Parallel, features: int) -> None:
+        """Make these the scores of all ranks: of all tokens, and of the features of all shards."""
+        self.tokens = int(parallel.total(torch.tensor(self.tokens), over="tokens"))
+        self.error = parallel.total(self.error, over="tokens")
+        self.targets.merge(parallel)
+        whole = self.counts.new_zeros(self.counts.shape[0], features)
+        own = parallel.shard(features)
+        whole[:, own.start : own.stop] = self.counts
+        self.counts = parallel.total(whole, over="all")
+
     def result(self) -> dict[str, Any]:
         """Scalars `nmse`, `explained_variance` (means over layers), `l0` (sum over layers), `dead_fraction`; the same
         by layer [L] under `..._by_layer`; and `density` [L, F], the share of tokens each feature is active at."""
@@ -59,24 +71,31 @@ class Scores:
 
 @torch.no_grad()
 def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
-    """A transcoder's scores on some batches of raw activations."""
+    """A transcoder's scores on some batches of raw activations.
+
+    The batches must be the same on all ranks; each data group takes every so many-th of them.
+    """
+    parallel = transcoder.context.parallel
     device = transcoder.normaliser.input_shift.device
     scores = Scores(transcoder.layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
     was_training = transcoder.training
     transcoder.eval()
     try:
-        for batch in batches:
-            batch = batch.to(device)
-            x = transcoder.normaliser.inputs(batch.inputs)
-            features = transcoder.encode_normalised(x).features
-            scores.add(batch, transcoder.normaliser.restore(transcoder.reconstruct(features, x)), features)
+        with parallel.apart():
+            for batch in islice(batches, parallel.data_rank, None, parallel.data_ranks):
+                batch = batch.to(device)
+                x = transcoder.normaliser.inputs(batch.inputs)
+                features = transcoder.encode_normalised(x).features
+                scores.add(batch, transcoder.normaliser.restore(transcoder.reconstruct(features, x)), features)
     finally:
         transcoder.train(was_training)
+    if parallel.world > 1:
+        scores.merge(parallel, transcoder.features)
     return scores
 
 
 def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> dict[str, Any]:
-    """`Scores.result` of a transcoder on some batches of raw activations.
+    """`Scores.result` of a transcoder on some batches of raw activations; see `score`.
 
     Raises:
         ValueError: there are fewer than two tokens.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from clt_plugins.batch import Batch
+    from clt_plugins.interfaces import Parallel
 
 Method = Literal["none", "mean_std", "rms", "sqrt_d_model"]
 
@@ -49,6 +50,20 @@ class Moments:
             sums[0] += (x - shift).sum(0)
             sums[1] += (x - shift).square().sum(0)
 
+    def merge(self, parallel: Parallel) -> None:
+        """Make these the moments of all tokens that ranks have seen, each its own."""
+        count = int(parallel.total(torch.tensor(self.count), over="tokens"))
+        for side, sums in self.sums.items() if count else ():
+            shift = self.shift.get(side, torch.zeros_like(sums[0]))
+            # From each rank's shift to a common one: the mean of all tokens.
+            mean = parallel.total(sums[0] + self.count * shift, over="tokens") / count
+            step = shift - mean
+            moved = torch.stack(
+                [sums[0] + self.count * step, sums[1] + 2 * step * sums[0] + self.count * step.square()]
+            )
+            self.sums[side], self.shift[side] = parallel.total(moved, over="tokens"), mean
+        self.count = count
+
     def statistics(self) -> dict[str, Tensor]:
         """`inputs.mean`, `inputs.std` (n - 1) [L, D], `inputs.rms` [L], and the same for targets; float64.
 
@@ -69,11 +84,15 @@ class Moments:
         return found
 
 
-def estimate(batches: Iterable[Batch], layers: int, d_model: int) -> dict[str, Tensor]:
-    """Statistics of some batches: see `Moments.statistics`."""
+def estimate(
+    batches: Iterable[Batch], layers: int, d_model: int, parallel: Parallel | None = None
+) -> dict[str, Tensor]:
+    """Statistics of some batches, of all ranks: see `Moments.statistics`."""
     moments = Moments(layers, d_model)
     for batch in batches:
         moments.add(batch)
+    if parallel is not None and parallel.data_ranks > 1:
+        moments.merge(parallel)
     return moments.statistics()
 
 
@@ -91,9 +110,20 @@ class Normaliser(nn.Module):
     target_variance: Tensor
 
     def __init__(
-        self, layers: int, d_model: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        layers: int,
+        d_model: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        identity: bool = False,
     ):
+        """
+        Args:
+            identity: activations stay as they are (normalisation "none"), so that no copy is made of them.
+        """
         super().__init__()
+        self.identity = identity
         for side in ("input", "target"):
             self.register_buffer(f"{side}_shift", torch.zeros(layers, d_model, dtype=dtype, device=device))
             self.register_buffer(f"{side}_scale", torch.ones(layers, d_model, dtype=dtype, device=device))
@@ -116,6 +146,7 @@ class Normaliser(nn.Module):
                 raise ValueError(
                     f"statistics {name}: expected finite numbers of shape {tuple(shape)}, got {tuple(value.shape)}"
                 )
+        self.identity = method == "none"
         for side in ("input", "target"):
             shift, scale = getattr(self, f"{side}_shift"), getattr(self, f"{side}_scale")
             shift.zero_()
@@ -132,12 +163,16 @@ class Normaliser(nn.Module):
 
     def inputs(self, raw: Tensor) -> Tensor:
         """Raw MLP inputs [B, L, D] -> normalised."""
-        return (raw.to(self.input_shift.dtype) - self.input_shift) / self.input_scale
+        return self._normalised(raw, self.input_shift, self.input_scale)
 
     def targets(self, raw: Tensor) -> Tensor:
         """Raw MLP outputs [B, L, D] -> normalised."""
-        return (raw.to(self.target_shift.dtype) - self.target_shift) / self.target_scale
+        return self._normalised(raw, self.target_shift, self.target_scale)
+
+    def _normalised(self, raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        raw = raw.to(shift.dtype)
+        return raw if self.identity else (raw - shift).div_(scale)
 
     def restore(self, reconstruction: Tensor) -> Tensor:
         """A normalised reconstruction [B, L, D] -> raw units."""
-        return reconstruction * self.target_scale + self.target_shift
+        return reconstruction if self.identity else reconstruction * self.target_scale + self.target_shift

@@ -5,7 +5,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import attrs
@@ -14,7 +14,27 @@ from torch import Tensor
 from clt_plugins.batch import Batch
 from clt_plugins.features import Features
 from clt_plugins.interfaces import Forward, Loss
+from clt_plugins.spec import WrongReturn
 from clt_plugins.transcoder import CrossLayerTranscoder
+
+
+def _terms(loss: Loss, forward: Forward) -> Mapping[str, Tensor]:
+    """What a loss gives.
+
+    Raises:
+        WrongReturn: it is no mapping of names to scalar tensors.
+    """
+    found = loss(forward)
+    if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) and x.dim() == 0 for x in found.values()):
+        got = (
+            {name: list(getattr(x, "shape", [])) or x for name, x in found.items()}
+            if isinstance(found, Mapping)
+            else found
+        )
+        raise WrongReturn(
+            loss, f"a loss must return scalar tensors by name, {type(loss).__name__} returned {got!r:.200}"
+        )
+    return found
 
 
 @attrs.frozen(eq=False)
@@ -71,7 +91,7 @@ def objective(
             pre=encoded.pre,
             progress=progress,
         )
-        for name, value in loss(forward).items():
+        for name, value in _terms(loss, forward).items():
             if name in terms:
                 raise ValueError(f"losses: two of them give a term {name!r}: use each loss once")
             terms[name] = value

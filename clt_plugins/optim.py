@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clt_plugins.rounding import AdamBF16
 
 if TYPE_CHECKING:
+    from clt_plugins.interfaces import Parallel
     from clt_plugins.recipe import TrainConfig
     from clt_plugins.transcoder import CrossLayerTranscoder
 
@@ -65,10 +66,16 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar on their device."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.stack(torch._foreach_norm(grads)).norm()
+def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None = None) -> Tensor:
+    """The 2-norm of all gradients together, of all ranks, a scalar on their device."""
+    with_grad = [p for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm([p.grad for p in with_grad if p.grad is not None]))
+    if parallel is None or parallel.tensor_ranks == 1:
+        return norms.norm()
+    # What is whole on every rank counts once.
+    split = torch.tensor([getattr(p, "feature_axis", None) is not None for p in with_grad], device=norms.device)
+    squares = norms.square()
+    return (parallel.total((squares * split).sum()) + (squares * ~split).sum()).sqrt()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:

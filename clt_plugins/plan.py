@@ -22,7 +22,8 @@ def plan(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
 
     Returns:
         `parameters` (in all) and `parameters_by_name`; `bytes` by kind and `total_bytes`, of one process without its
-        libraries and its source's own buffers; `flops` of a training step by part, and `total_flops`.
+        libraries and its source's own buffers; `flops` of a training step by part, and `total_flops`. Of several ranks,
+        all are those of the first.
     """
     import torch
 
@@ -39,7 +40,8 @@ def estimate(parts: Parts, recipe: Recipe) -> dict[str, Any]:
     sizes = {name: p.numel() for name, p in transcoder.named_parameters()}
     bytes_of_parameters = sum(p.numel() * p.element_size() for p in transcoder.parameters())
     count = sum(sizes.values())
-    tokens, layers, d_model = train.batch_tokens, transcoder.layers, transcoder.d_model
+    parallel = parts.context.parallel
+    tokens, layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.layers, transcoder.d_model
     features = transcoder.W_enc.shape[1]
     compute = transcoder.normaliser.input_shift.element_size()
     # What a dense pass keeps: the pre-activations, the features, and the gradient of each.

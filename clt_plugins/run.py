@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clt_plugins.blame import blaming, check_built
 from clt_plugins.checkpoint import Progress, find_checkpoint, load_checkpoint
 from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.normalise import estimate
 from clt_plugins.optim import is_matrix, make_optimizer
 from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
-from clt_plugins.setup import Parts, build, close
+from clt_plugins.setup import Parts, build, close, connect, make_device
 from clt_plugins.sparse import reuse_gradients
 from clt_plugins.stages import after_training
 from clt_plugins.store import save_transcoder, write_json
+from clt_plugins.together import read, same_everywhere, together
 from clt_plugins.train import train
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Logger
+    from clt_plugins.interfaces import Logger, Parallel
     from clt_plugins.loading import Plugins
     from clt_plugins.transcoder import CrossLayerTranscoder
 
 logger = logging.getLogger(__name__)
 
-FREE_ON_RESUME = ("train", "loggers", "convert", "evaluate", "exports", "requires", "name")
+FREE_ON_RESUME = ("train", "loggers", "convert", "evaluate", "exports", "requires", "name", "parallel")
 """Tables of a recipe that may differ when a run is resumed; the rest is what the checkpoint was made with."""
 
 
@@ -59,21 +61,50 @@ def run(
         RecipeError: the recipe has faults.
         ValueError: something the recipe names does not fit or is not there.
         Stopped: interrupted, or stopped by a guard.
+        PluginError: a plugin failed, in `build` or in a step; names plugin, distribution and choice.
     """
     from clt_plugins.loading import load
 
     plugins = plugins or load()
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, plugins=plugins)
-    folder = Path(out) if out is not None else _default_folder(recipe, resume)
-    _prepare(folder, recipe, resume)
-    place = find_checkpoint(folder / "checkpoints", resume) if resume else None
-    # The engine draws from generators of its own; this one is for plugins that draw from torch's. It is checkpointed.
-    torch.manual_seed(recipe.seed)
     with ExitStack() as stack, _stop_signals() as wants_stop:
-        parts = build(recipe, plugins, folder)
-        stack.callback(close, parts)
+        stack.enter_context(blaming(plugins, recipe))
+        device = make_device(recipe.transcoder.device)
+        parallel = connect(recipe, device)
+        stack.callback(parallel.close)
+        if parallel.rank > 0:
+            logging.disable(logging.WARNING)
+            stack.callback(logging.disable, logging.NOTSET)
+        _check_ranks(parallel, recipe, plugins)
+        folder, place = _places(parallel, recipe, out, resume)
+        # The engine draws from generators of its own; this one is for plugins that draw from torch's, and checkpointed.
+        torch.manual_seed(recipe.seed)
+        with together(parallel):
+            parts = build(recipe, plugins, folder, device, parallel)
+            stack.callback(close, parts)
         return _train(parts, recipe, plugins, folder, place, wants_stop)
+
+
+def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
+    """All ranks must run the same thing."""
+    found = {f"plugin {info.name!r}": f"{info.distribution}, {info.status}" for info in plugins.infos}
+    found |= {f"distribution {name!r}": str(version) for name, version in versions(plugins)["libraries"].items()}
+    same_everywhere(parallel, "installations", found)
+    same_everywhere(parallel, "recipes", {name: str(table) for name, table in as_data(recipe).items()})
+
+
+def _places(parallel: Parallel, recipe: Recipe, out: str | Path | None, resume: str | None) -> tuple[Path, Path | None]:
+    """The run's folder, and the checkpoint to resume from: rank 0 looks, the others follow."""
+    folder, place = Path(), None
+    with together(parallel):
+        if parallel.rank == 0:
+            folder = Path(out) if out is not None else _default_folder(recipe, resume)
+            _prepare(folder, recipe, resume)
+            place = find_checkpoint(folder / "checkpoints", resume) if resume else None
+    folder = Path(parallel.gather(str(folder))[0])
+    name = parallel.gather(place.name if place is not None else "")[0]
+    return folder, folder / "checkpoints" / name if name else None
 
 
 def _train(
@@ -86,23 +117,31 @@ def _train(
     if place is None:
         _fit_normaliser(parts, recipe)
     else:
-        progress = load_checkpoint(place, transcoder, optimizer, source)
+        with together(parts.context.parallel):
+            progress = load_checkpoint(place, transcoder, optimizer, source)
         logger.info("resumed from %s", place)
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.toml").write_text(as_toml(recipe))
-    write_json(folder / "versions.json", versions(plugins))
+    parallel = parts.context.parallel
+    with together(parallel):
+        if parallel.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.toml").write_text(as_toml(recipe))
+            write_json(folder / "versions.json", versions(plugins))
     with _loggers(recipe, parts, progress.step) as loggers:
         transcoder.train()
         scores = train(parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", wants_stop)
         save_transcoder(transcoder, folder / "transcoder")
+    if parallel.rank > 0:
+        return transcoder.eval()
     if scores:
         found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
         print(f"held-out {found}", file=sys.stderr)
     print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
-    return after_training(
-        transcoder.eval(), source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder
-    )
+    transcoder.eval()
+    if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
+        # The other ranks have ended: what follows is this one's, with all features.
+        transcoder = type(transcoder).load(folder / "transcoder", plugins=plugins)
+    return after_training(transcoder, source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder)
 
 
 @contextmanager
@@ -111,8 +150,8 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
     loggers: list[Logger] = []
     status = "failed"
     try:
-        for chosen in recipe.loggers:
-            loggers.append(chosen.build(parts.context))
+        for chosen in recipe.loggers if parts.context.parallel.rank == 0 else ():
+            loggers.append(check_built(chosen.build(parts.context), "loggers", chosen.spec))
             loggers[-1].start(as_data(recipe), step)
         yield loggers
         status = "finished"
@@ -171,8 +210,9 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
     if found is None:
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
-        batches = islice(iter(source.next, None), count)
-        found = estimate(batches, source.layers, source.d_model)
+        parallel = parts.context.parallel
+        batches = (read(source, parallel) for _ in range(count))
+        found = estimate(batches, source.layers, source.d_model, parallel)
         source.load_state(state)
     parts.transcoder.normaliser.fit(settings.normalisation, found)
 
@@ -203,7 +243,8 @@ def _stop_signals() -> Iterator[Any]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("stopping after this step (again to stop at once)", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("stopping after this step (again to stop at once)", file=sys.stderr)
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -10,17 +10,21 @@ Shapes: B tokens, L layers, F features per layer, k kept per row, N pairs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clt_plugins.agreement import among_best
 from clt_plugins.features import Pairs
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Parallel
+    from clt_plugins.interfaces import Over, Parallel
 
 Scope = Literal["global", "layer"]
 Rank = Callable[[int, Tensor], Tensor]
@@ -73,7 +77,7 @@ class Pool:
             place = math.ceil(share * sample.shape[1]) + 4
             if place >= sample.shape[1]:
                 return None
-            bound = sample.topk(place, dim=1, sorted=False).values.amin(1, keepdim=True)
+            bound = _kth_best(sample, place)
             if bool(((rank > bound).sum(1) >= self.k).all()):
                 return bound
             share *= 2
@@ -104,17 +108,28 @@ class Pool:
         if rank.shape[1] <= self.k:
             return rank, pre, ids
         clean = rank.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        kth = clean.topk(self.k, dim=1, sorted=False).values.amin(1, keepdim=True)
-        keep = clean > kth
-        ties = clean == kth
-        wanted = self.k - keep.sum(1, keepdim=True)
-        keep |= ties & (ties.cumsum(1) <= wanted)
+        kth = _kth_best(clean, self.k)
+        keep = clean >= kth
+        if rank.device.type != "cpu" or int(keep.sum()) > self.k * self.rows:
+            ties = clean == kth
+            keep = clean > kth
+            wanted = self.k - keep.sum(1, keepdim=True)
+            keep |= ties & (ties.cumsum(1) <= wanted)
         # Each row keeps exactly k, so their places form a block [R, k]; on a GPU `nonzero` would wait, a sort does not.
         if rank.device.type == "cpu":
             place = keep.nonzero(as_tuple=True)[1].view(self.rows, self.k)
         else:
             place = keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : self.k]
         return clean.gather(1, place), pre.gather(1, place), ids.gather(1, place)
+
+
+def _kth_best(rank: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row of [R, C], [R, 1]."""
+    if rank.device.type == "cpu":
+        # A partition with vector instructions: some ten times the speed of torch's top-k.
+        place = rank.shape[1] - k
+        return torch.from_numpy(np.partition(rank.numpy(), place, axis=1)[:, place : place + 1].copy())
+    return rank.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
 
 
 def _numbered(rank: Tensor, pre: Tensor, first_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,8 +142,11 @@ class Top:
 
     Args:
         k: how many, per token on average, over all layers (scope "global") or in each layer (scope "layer").
+        features: F, of all ranks together.
+        parallel: what splits features and tokens over ranks; `see` then gets this rank's part, and `finish` gives this
+            rank's part of what is kept of all.
         rank: gives what a block is ranked by, [B, F]; the pre-activations themselves if None. Entries of -inf
-            are never kept (their place stays empty: value 0).
+            are never kept (on a GPU, where sizes stay fixed, their places stand empty, with a pre-activation of -inf).
     """
 
     def __init__(
@@ -143,15 +161,20 @@ class Top:
         rank: Rank | None = None,
         parallel: Parallel | None = None,
     ):
-        self.shape = tokens, layers, features
+        self.own = range(features) if parallel is None else parallel.shard(features)
+        self.features = features
+        self.shape = tokens, layers, len(self.own)
         self.per = per
         self.scope = scope
         self.rank = rank
         self.parallel = parallel
         room = features * (layers if scope == "global" else 1)
-        self.k = min(k, room) * (tokens if per == "batch" else 1)
-        self.size = self.k * (tokens if per == "token" else 1) * (1 if scope == "global" else layers)
-        """How many pairs are kept."""
+        batch = tokens * (1 if parallel is None else parallel.batch_ranks)
+        self.k = min(k, room) * (batch if per == "batch" else 1)
+        size = self.k * (tokens if per == "token" else 1) * (1 if scope == "global" else layers)
+        shares = 1 if parallel is None else parallel.tensor_ranks * (parallel.batch_ranks if per == "batch" else 1)
+        self.size = -(-size // shares)
+        """How many pairs are kept; of several ranks, a rank's even share."""
         self.pools = [Pool(1 if per == "batch" else tokens, self.k) for _ in range(1 if scope == "global" else layers)]
 
     def see(self, layer: int, pre: Tensor) -> None:
@@ -166,15 +189,18 @@ class Top:
         """The pairs kept, exactly k per token or k · B (fewer only where ranks are -inf), and their pre-activations."""
         tokens, layers, features = self.shape
         flat, pre = [], []
-        for pool in self.pools:
-            rank, found, ids = pool.best()
-            if self.per == "batch":
-                layer, rest = ids // (tokens * features), ids % (tokens * features)
-                token, feature = rest // features, layer * features + rest % features
-            else:
-                token, feature = torch.arange(tokens, device=ids.device)[:, None], ids
-            flat.append((token * (layers * features) + feature).flatten())
-            pre.append(torch.where(rank > -torch.inf, found, 0).flatten())
+        found = [pool.best() for pool in self.pools]
+        split = self.parallel is not None and self.parallel.world > 1
+        kept = self._kept_of_all(found) if split else itertools.repeat(None)
+        for (rank, values, ids), keep in zip(found, kept, strict=False):
+            token, feature = self._place(ids)
+            each = token * (layers * features) + feature
+            empty = rank == -torch.inf
+            if keep is None and rank.device.type == "cpu" and bool(empty.any()):
+                keep = ~empty
+            values = torch.where(empty, -torch.inf, values)
+            flat.append(each.flatten() if keep is None else each[keep])
+            pre.append(values.flatten() if keep is None else values[keep])
         order = torch.cat(flat)
         values = torch.cat(pre)
         if self.per == "batch" or len(self.pools) > 1:
@@ -182,6 +208,31 @@ class Top:
             values = values[permutation]
         pairs = Pairs(order // (layers * features), order % (layers * features), tokens, layers, features)
         return pairs, values
+
+    def _place(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The token and the feature (layer * F + f) of a pool's ids."""
+        tokens, _, features = self.shape
+        if self.per == "token":
+            return torch.arange(tokens, device=ids.device)[:, None], ids
+        layer, rest = ids // (tokens * features), ids % (tokens * features)
+        return rest // features, layer * features + rest % features
+
+    def _kept_of_all(self, found: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+        """Which of this rank's best are among the best of all ranks, for each pool a mask like its ids."""
+        assert self.parallel is not None
+        tokens, layers, features = self.shape
+        batch = tokens * self.parallel.batch_ranks if self.per == "batch" else 1
+        ids = []
+        for _, _, each in found:
+            # The number the candidate would have in one process: layer, token of the whole batch, feature of all.
+            token, feature = self._place(each)
+            row = (feature // features) * batch
+            if self.per == "batch":
+                row = row + self.parallel.batch_rank * tokens + token
+            ids.append(row * self.features + self.own.start + feature % features)
+        over: Over = "all" if self.per == "batch" and self.parallel.batch_ranks > 1 else "features"
+        total = partial(self.parallel.total, over=over, what="selection")
+        return among_best([rank for rank, _, _ in found], ids, self.k, layers * batch * self.features, total)
 
 
 class Above:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 
+from clt_plugins.blame import check_built
 from clt_plugins.interfaces import Kernels, Loss, Parallel, Source
 from clt_plugins.spec import Context
 from clt_plugins.transcoder import CrossLayerTranscoder
@@ -35,7 +37,9 @@ def make_device(name: str) -> torch.device:
         ValueError: there is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        # Each process that torchrun starts on a machine has a GPU of its own.
+        number = int(os.environ.get("LOCAL_RANK", "0"))
+        name = f"cuda:{number}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -67,29 +71,70 @@ def make_kernels(name: str, device: torch.device, plugins: Plugins, config: Any 
 def make_parallel(name: str, plugins: Plugins) -> Parallel:
     """The parallel choice of that name with its default settings."""
     spec = plugins.pick("parallel", name).spec
-    return spec.build(spec.config(), None)
+    return spec.build(spec.config(), torch.device("cpu"))
 
 
-def build(recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: torch.device | None = None) -> Parts:
+def connect(recipe: Recipe, device: torch.device) -> Parallel:
+    """Join the recipe's other ranks.
+
+    Raises:
+        ValueError: as many processes were started as it has no use for.
+    """
+    parallel: Parallel = recipe.parallel.build(device)  # type: ignore[arg-type]
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type != "meta" and parallel.world != started:
+        parallel.close()
+        raise ValueError(
+            f'parallel: "{recipe.parallel.name}" is {parallel.world} process, but {started} were started: '
+            'choose parallel = "tensor", or start one'
+        )
+    return parallel
+
+
+def build(
+    recipe: Recipe,
+    plugins: Plugins,
+    folder: Path | None = None,
+    device: torch.device | None = None,
+    parallel: Parallel | None = None,
+) -> Parts:
     """Build everything a recipe names.
 
     Args:
+        parallel: the ranks, where they are connected already.
         device: instead of the recipe's; "meta" builds a transcoder without memory.
     """
-    context, source = build_source(recipe, plugins, folder, device)
+    context = make_context(recipe, plugins, folder, device, parallel)
+    check_built(context.parallel, "parallel", recipe.parallel.spec)
+    source = check_built(recipe.source.build(context), "source", recipe.source.spec)
+    context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
     transcoder = build_transcoder(context)
-    return Parts(context, source, transcoder, [loss.build(context) for loss in recipe.losses])
+    losses = [check_built(loss.build(context), "losses", loss.spec) for loss in recipe.losses]
+    return Parts(context, source, transcoder, losses)
 
 
-def build_source(
-    recipe: Recipe, plugins: Plugins, folder: Path | None = None, device: torch.device | None = None
-) -> tuple[Context, Source]:
-    """Build the source of a recipe, and the context that everything else is built in."""
+def build_source(recipe: Recipe, plugins: Plugins, parallel: Parallel | None = None) -> Source:
+    """Only a recipe's source, as a run would build it.
+
+    Args:
+        parallel: says which share of the tokens is wanted, instead of the recipe's.
+    """
+    return recipe.source.build(make_context(recipe, plugins, parallel=parallel))
+
+
+def make_context(
+    recipe: Recipe,
+    plugins: Plugins,
+    folder: Path | None = None,
+    device: torch.device | None = None,
+    parallel: Parallel | None = None,
+) -> Context:
+    """What a recipe's source is told. `layers` and `d_model` are 0 until it is built."""
     settings = recipe.transcoder
     device = device or make_device(settings.device)
     compute_device = torch.device("cpu") if device.type == "meta" else device
     kernels = make_kernels(recipe.kernels.name, compute_device, plugins, getattr(recipe.kernels, "config", None))
-    context = Context(
+    return Context(
         recipe=recipe,
         seed=recipe.seed,
         device=device,
@@ -98,12 +143,10 @@ def build_source(
         steps=recipe.train.steps,
         dead_after_tokens=recipe.train.dead_after_tokens,
         kernels=kernels,
-        parallel=recipe.parallel.build(None),  # type: ignore[arg-type]
+        parallel=parallel or connect(recipe, device),
         folder=folder,
         features=settings.features,
     )
-    source = recipe.source.build(context)
-    return attrs.evolve(context, layers=source.layers, d_model=source.d_model), source
 
 
 def build_transcoder(context: Context) -> CrossLayerTranscoder:
@@ -114,6 +157,8 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     transcoder = CrossLayerTranscoder(
         context, recipe.activation, recipe.tying, normalisation=settings.normalisation, path=settings.path
     )
+    check_built(transcoder.activation, "activation", recipe.activation.spec)
+    check_built(transcoder.tying, "tying", recipe.tying.spec)
     if recipe.train.precision == "bf16":
         transcoder.product = torch.bfloat16
     return transcoder

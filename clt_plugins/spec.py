@@ -32,6 +32,22 @@ class Spec:
     """Older names that recipes may still use."""
 
 
+class WrongReturn(TypeError):
+    """Something that a plugin built returned what its protocol does not allow."""
+
+    def __init__(self, made: object, text: str):
+        super().__init__(text)
+        self.made = made
+
+
+class Broken(Exception):
+    """A choice does not keep the contract: its `build` failed, or returned something else."""
+
+    def __init__(self, spec: Spec, text: str):
+        super().__init__(text)
+        self.spec = spec
+
+
 @attrs.frozen
 class Selected:
     """What a recipe's table becomes: the choice and its typed settings."""
@@ -44,8 +60,18 @@ class Selected:
         return self.spec.name
 
     def build(self, context: Context) -> Any:
-        """Build the chosen object; a fault in it is the plugin's own and is raised unchanged."""
-        return self.spec.build(self.config, context)
+        """Build the chosen object.
+
+        Raises:
+            ValueError, OSError: what the plugin tells the user, unchanged.
+            Broken: any other fault in it.
+        """
+        try:
+            return self.spec.build(self.config, context)
+        except (ValueError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise Broken(self.spec, f"failed in build: {type(error).__name__}: {error}") from error
 
 
 @attrs.frozen(kw_only=True)

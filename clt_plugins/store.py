@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from clt_plugins.slices import Stored, own_files, put_tensors
+from clt_plugins.together import together
+
 if TYPE_CHECKING:
+    from clt_plugins.interfaces import Parallel
     from clt_plugins.loading import Plugins
     from clt_plugins.transcoder import CrossLayerTranscoder
 
@@ -33,37 +36,60 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` when all went well, and vanishes otherwise.
+
+    Args:
+        parallel: the ranks that write into it, each its own slices and rank 0 all else; they share a file system.
 
     Raises:
         OSError: something could not be written (disk full, no permission), naming the folder.
     """
     partial = folder.with_name(f".{folder.name}.partial")
+    lead = parallel is None or parallel.rank == 0
+    listing: dict[str, Any] = {}
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        yield partial
-        files = sorted(path for path in partial.iterdir() if path.is_file())
-        listing = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
-        write_json(partial / MANIFEST, {"format": FORMAT, "files": listing})
-        for path in [*files, partial / MANIFEST, partial]:
-            _flush(path)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-        _flush(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with together(parallel):
+            if lead:
+                if partial.exists():
+                    shutil.rmtree(partial)
+                partial.mkdir(parents=True)
+        with together(parallel):
+            try:
+                yield partial
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+            for path in own_files(partial, parallel):
+                listing[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+                _flush(path)
+        for theirs in [] if parallel is None else parallel.gather(json.dumps(listing)):
+            listing.update(json.loads(theirs))
+        with together(parallel):
+            if lead:
+                write_json(partial / MANIFEST, {"format": FORMAT, "files": dict(sorted(listing.items()))})
+                _move(partial, folder)
+    except OSError as error:
+        if lead:
+            shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"{folder}: could not be written: {error}") from error
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if lead:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Put a written folder into its place."""
+    for path in (partial / MANIFEST, partial):
+        _flush(path)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old)
+    else:
+        partial.rename(folder)
+    _flush(folder.parent)
 
 
 def verify(folder: Path) -> None:
@@ -85,11 +111,6 @@ def verify(folder: Path) -> None:
             raise ValueError(f"{path}: truncated: {size} bytes of {expected['bytes']}")
         if _digest(path) != expected["sha256"]:
             raise ValueError(f"{path}: damaged: its checksum is not the one in {MANIFEST}")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, from wherever they are, as safetensors."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -140,7 +161,10 @@ def put_transcoder(transcoder: CrossLayerTranscoder, folder: Path) -> None:
     from clt_plugins import __version__
     from clt_plugins.recipe import plain
 
-    write_tensors(folder / "transcoder.safetensors", transcoder.tensors())
+    parallel = transcoder.context.parallel
+    put_tensors(folder, "transcoder", transcoder.tensors(), transcoder.feature_axes(), parallel, transcoder.features)
+    if parallel.rank > 0:
+        return
     described = {
         "format": FORMAT,
         "clt_plugins": __version__,
@@ -156,8 +180,8 @@ def put_transcoder(transcoder: CrossLayerTranscoder, folder: Path) -> None:
 
 
 def save_transcoder(transcoder: CrossLayerTranscoder, folder: Path) -> None:
-    """Write a transcoder as a folder, whole or not at all."""
-    with whole_folder(folder) as partial:
+    """Write a transcoder as a folder, whole or not at all; on several ranks, each its slices."""
+    with whole_folder(folder, transcoder.context.parallel) as partial:
         put_transcoder(transcoder, partial)
 
 
@@ -181,7 +205,7 @@ def load_transcoder(
         raise ValueError(f"{folder}: written in format {described.get('format')}, this version reads {FORMAT}")
     transcoder = _empty(described, str(folder / "transcoder.json"), torch.device(device), plugins, kernels)
     transcoder.to_empty(device=device)
-    take_tensors(transcoder, read_tensors(folder / "transcoder.safetensors"), folder)
+    take_tensors(transcoder, Stored.find(folder, "transcoder"))
     return transcoder.eval()
 
 
@@ -262,21 +286,30 @@ def import_transcoder(
             if value.shape != target.shape:
                 raise ValueError(f"{folder}: {name} is {list(value.shape)}, expected {list(target.shape)}")
             target.copy_(value)
+    statistics = transcoder.normaliser
+    if any(bool((getattr(statistics, f"{side}_shift") != 0).any()) for side in ("input", "target")) or any(
+        bool((getattr(statistics, f"{side}_scale") != 1).any()) for side in ("input", "target")
+    ):
+        transcoder.normalisation, statistics.identity = "mean_std", False
     logger.info("%s: %s%s", folder, found.kind, ", its decoder left on disk" if keep else "")
     return transcoder.eval()
 
 
-def take_tensors(transcoder: CrossLayerTranscoder, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Copy saved tensors into a transcoder's parameters and statistics.
+@torch.no_grad()
+def take_tensors(transcoder: CrossLayerTranscoder, stored: Stored) -> None:
+    """Copy saved tensors, or this rank's part of them, into a transcoder's parameters and statistics.
 
     Raises:
         ValueError: a tensor is missing, left over, or of another shape; names it.
     """
-    own = transcoder.tensors()
-    for name in own.keys() ^ tensors.keys():
+    own, axes = transcoder.tensors(), transcoder.feature_axes()
+    for name in own.keys() ^ stored.shapes.keys():
         lacking = "lacks" if name in own else "has an unknown"
-        raise ValueError(f"{folder}: {lacking} tensor {name!r}")
+        raise ValueError(f"{stored.folder}: {lacking} tensor {name!r}")
     for name, target in own.items():
-        if target.shape != tensors[name].shape:
-            raise ValueError(f"{folder}: tensor {name!r} is {list(tensors[name].shape)}, expected {list(target.shape)}")
-        target.copy_(tensors[name])
+        shape, axis = list(target.shape), axes[name]
+        if axis is not None:
+            shape[axis] = transcoder.features
+        if shape != stored.shapes[name]:
+            raise ValueError(f"{stored.folder}: tensor {name!r} is {stored.shapes[name]}, expected {shape}")
+        target.copy_(stored.read(name, axis, transcoder.own))

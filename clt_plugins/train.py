@@ -22,6 +22,7 @@ from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.metrics import evaluate_batches
 from clt_plugins.objective import Outcome, objective
 from clt_plugins.optim import clip_gradients, gradient_norm, learning_rate
+from clt_plugins.together import anyone, read
 
 if TYPE_CHECKING:
     from clt_plugins.batch import Batch
@@ -50,11 +51,13 @@ def train(
         OSError: a checkpoint could not be written; earlier ones are untouched.
     """
     transcoder, source, device = parts.transcoder, parts.source, parts.context.device
+    parallel = parts.context.parallel
     parameters = list(transcoder.parameters())
     watch = Stopwatch()
     evaluated: dict[str, Any] = {}
     saved_step = progress.step
-    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True)
+    quiet = True if parallel.rank > 0 else None
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
     def log(metrics: dict[str, Any]) -> None:
         for logger in loggers:
@@ -67,8 +70,10 @@ def train(
 
     while progress.step < config.steps:
         due = _due(config, progress.step + 1)
+        before = parallel.sent()
 
-        batch = source.next().to(device)
+        batch = read(source, parallel).to(device)
+        tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
 
         lr = learning_rate(config, progress.step)
@@ -78,37 +83,39 @@ def train(
         share = progress.step / config.steps
         outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, share)
         outcome.total.backward()
-        norm = gradient_norm(parameters) if config.clip_norm is not None or due["log"] else None
+        parallel.reduce_gradients(parameters)
+        norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
         if device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]:
             _guard(parts, outcome, norm, batch, progress.step, saved_step)
         if config.clip_norm is not None and norm is not None:
             clip_gradients(parameters, norm, config.clip_norm)
         optimizer.step()
 
-        counts = outcome.features.counts()
-        progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + batch.tokens)
-        progress.tokens += batch.tokens
+        counts = parallel.total(outcome.features.counts(), over="tokens")
+        progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + tokens)
+        progress.tokens += tokens
         progress.step += 1
+        sent = parallel.sent()
         bar.update()
         watch.lap("step_s")
 
         if due["log"]:
             metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
-            metrics.update(watch.means(batch.tokens))
+            metrics.update(watch.means(tokens))
+            metrics.update(_traffic(before, sent))
             transcoder.settle(metrics["train/l0"] / (transcoder.layers * transcoder.features))
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
             log(metrics)
         if due["eval"]:
             evaluated = evaluate_batches(transcoder, source.held_out(config.eval_tokens))
             log({f"eval/{name}": value for name, value in evaluated.items()})
-        stopping = progress.step < config.steps and wants_stop()
+        stopping = progress.step < config.steps and anyone(parallel, wants_stop())
         if due["checkpoint"] or stopping:
             checkpoint()
         if stopping:
             bar.close()
-            raise Stopped(
-                ExitCode.INTERRUPTED, f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
-            )
+            text = f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
+            raise Stopped(ExitCode.INTERRUPTED, text if parallel.rank == 0 else "")
         watch.skip()
     bar.close()
     return evaluated
@@ -130,21 +137,31 @@ def _step_metrics(
     config: TrainConfig,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The numbers of one training step; reads them back from the device."""
-    normaliser = parts.transcoder.normaliser
+    """The numbers of one training step, of all ranks; reads them back from the device."""
+    normaliser, parallel = parts.transcoder.normaliser, parts.context.parallel
+
+    def mean(x: Tensor) -> Tensor:
+        return parallel.total(x, over="tokens") / parallel.data_ranks
+
     error = ((outcome.reconstruction - outcome.targets) * normaliser.target_scale).square().mean((0, 2))
-    nmse = (error / normaliser.target_variance).float().cpu()
-    dead = (progress.idle_tokens >= config.dead_after_tokens).double().mean()
-    metrics: dict[str, Any] = {f"loss/{name}": float(value) for name, value in outcome.terms.items()}
-    metrics["loss/total"] = float(outcome.total.detach())
+    nmse = (mean(error) / normaliser.target_variance).float().cpu()
+    dead = parallel.total((progress.idle_tokens >= config.dead_after_tokens).sum())
+    metrics: dict[str, Any] = {f"loss/{name}": float(mean(value)) for name, value in outcome.terms.items()}
+    metrics["loss/total"] = float(mean(outcome.total))
     metrics["train/nmse"] = float(nmse.mean())
     metrics["train/nmse_by_layer"] = nmse
-    metrics["train/l0"] = float(counts.sum()) / outcome.targets.shape[0]
-    metrics["train/dead_fraction"] = float(dead)
+    metrics["train/l0"] = float(parallel.total(counts.sum())) / (outcome.targets.shape[0] * parallel.data_ranks)
+    metrics["train/dead_fraction"] = float(dead) / (parts.transcoder.layers * parts.transcoder.features)
     metrics["optim/lr"] = lr
     if norm is not None:
         metrics["optim/grad_norm"] = float(norm)
     return metrics
+
+
+def _traffic(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """Bytes that each rank sent in a step, by what they were for; nothing on one rank."""
+    sent = {what: count - before.get(what, 0) for what, count in after.items() if count > before.get(what, 0)}
+    return {f"parallel/{what}_bytes": count for what, count in sent.items()}
 
 
 def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, step: int, saved_step: int) -> None:
@@ -153,7 +170,8 @@ def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, st
     Raises:
         Stopped: naming the step, what was not finite, and the first layer where it was not.
     """
-    loss = float(outcome.total.detach())
+    parallel = parts.context.parallel
+    loss = float(parallel.total(outcome.total, over="tokens"))
     if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
         return
     suspects: list[tuple[str, Tensor]] = [
@@ -165,14 +183,18 @@ def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, st
     grads = parts.transcoder.W_enc.grad
     if grads is not None:
         suspects.append(("the encoder's gradient", grads))
-    where = "no single layer"
+    where = "no single place"
     for name, by_layer in suspects:
         bad = ~torch.isfinite(by_layer.flatten(1)).all(1)
         if bool(bad.any()):
             where = f"{name} at layer {int(bad.nonzero()[0])}"
             break
+    # Every rank came here for the same numbers, but the first of them may lie in the features of one.
+    where = next((found for found in parallel.gather(where) if "layer " in found), where)
     terms = ", ".join(f"{name} {float(value):g}" for name, value in outcome.terms.items())
     kept = f"the checkpoint of step {saved_step} is good" if saved_step else "there is no checkpoint yet"
+    if parallel.rank > 0:
+        raise Stopped(ExitCode.GUARD, "")
     raise Stopped(
         ExitCode.GUARD,
         f"step {step + 1}: loss or gradient not finite ({terms}): first in {where}; {kept}; "

@@ -76,9 +76,12 @@ class Trained:
     @contextmanager
     def opened(self) -> Iterator[tuple[Context, Source]]:
         """The source with its context, closed afterwards."""
-        from clt_plugins.setup import build_source
+        from clt_plugins.setup import make_context
 
-        context, source = build_source(self.recipe(), self.plugins)
+        recipe = self.recipe()
+        context = make_context(recipe, self.plugins)
+        source = recipe.source.build(context)
+        context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
         try:
             yield context, source
         finally:

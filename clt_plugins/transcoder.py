@@ -64,6 +64,8 @@ class CrossLayerTranscoder(nn.Module):
         self.layers = context.layers
         self.d_model = context.d_model
         self.features = context.features
+        self.own = context.parallel.shard(context.features)
+        """Which of the features of each layer this rank has."""
         self.context = context
         self.choices = {"activation": activation, "tying": tying}
         self.normalisation = normalisation
@@ -75,7 +77,8 @@ class CrossLayerTranscoder(nn.Module):
         self.activation: Activation = activation.build(context)
         self.tying: Tying = tying.build(context)
         compute = torch.promote_types(context.dtype, torch.float32)
-        self.normaliser = Normaliser(context.layers, context.d_model, compute, context.device)
+        identity = normalisation == "none"
+        self.normaliser = Normaliser(context.layers, context.d_model, compute, context.device, identity=identity)
         self.described_model: dict[str, Any] | None = None
         self.product: torch.dtype | None = None
         """The type of the encoder's matrix product; that of its weights if None."""
@@ -146,8 +149,9 @@ class CrossLayerTranscoder(nn.Module):
             with torch.no_grad():
                 for layer in range(self.layers):
                     selection.see(layer, pre[:, layer])
-                pairs, _ = selection.finish()
-            return Features(pre.flatten(1)[pairs.token, pairs.feature], pairs)
+                pairs, found = selection.finish()
+            values = pre.flatten(1)[pairs.token, pairs.feature]
+            return Features(values.masked_fill(found == -torch.inf, -torch.inf), pairs)
 
         others = []
         for extra in extras:
@@ -168,7 +172,9 @@ class CrossLayerTranscoder(nn.Module):
 
     def reconstruct(self, features: Features, x: Tensor) -> Tensor:
         """The normalised reconstruction [B, L, D] from features and normalised inputs."""
-        return self.decode_normalised(features) + self.tying.affine(x)
+        written = self.context.parallel.sum_features_later(self.tying.decode(features))
+        affine = self.tying.affine(x)  # while other ranks' sums come in
+        return written().add_(affine)
 
     def settle(self, density: float) -> None:
         """Choose between dense and sparse by the share of features measured active (path "auto")."""
@@ -204,8 +210,13 @@ class CrossLayerTranscoder(nn.Module):
         out.update({f"normaliser.{name}": value for name, value in self.normaliser.named_buffers()})
         return out
 
+    def feature_axes(self) -> dict[str, int | None]:
+        """Which axis of each of `tensors` counts features; None if it is whole on every rank."""
+        axes = {name: axis for name, (_, _, axis) in self.views().items()}
+        return {name: axes.get(name) for name in self.tensors()}
+
     def save(self, folder: str | Path) -> None:
-        """Write `transcoder.safetensors` and `transcoder.json`; see `load`."""
+        """Write `transcoder.safetensors` (of several ranks: a slice each) and `transcoder.json`; see `load`."""
         from clt_plugins.store import save_transcoder
 
         save_transcoder(self, Path(folder))

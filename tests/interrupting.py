@@ -1,4 +1,4 @@
-"""A plugin for tests: a logger that interrupts or kills its own process at a step."""
+"""A plugin for tests: a logger that interrupts or kills its own process at a step, and a loss that kills one rank."""
 
 from __future__ import annotations
 
@@ -34,6 +34,29 @@ class Interrupt:
 
     def close(self, status: str) -> None:
         pass
+
+
+@frozen(kw_only=True)
+class DyingConfig:
+    """No loss; kills the process of rank DIE_RANK before the step DIE_AT, both from the environment."""
+
+
+class Dying:
+    needs_pre = False
+
+    def selection(self, tokens: int, idle_tokens: Any) -> None:
+        return None
+
+    def __call__(self, forward: Any) -> dict[str, Any]:
+        step = round(forward.progress * 12)
+        if os.environ.get("DIE_RANK") == os.environ.get("RANK") and step == int(os.environ.get("DIE_AT", "-1")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+@hookimpl
+def clt_losses() -> list[Spec]:
+    return [Spec("dying", DyingConfig, lambda config, context: Dying())]
 
 
 @hookimpl

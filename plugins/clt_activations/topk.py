@@ -31,7 +31,6 @@ class TopK(nn.Module):
         self.config = config
         self.per = per
         self.context = context
-        self.shape = context.layers, len(context.parallel.shard(context.features))
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:
         rank = None
@@ -39,11 +38,12 @@ class TopK(nn.Module):
             by_layer = norms()
             rank = lambda layer, pre: pre * by_layer[layer]  # noqa: E731
         elif self.config.ranking == "zscore":
-            rank = _standardise
+            rank = self._standardise
         return Top(
             self.k,
             tokens,
-            *self.shape,
+            self.context.layers,
+            self.context.features,
             per=self.per,
             scope=self.config.scope,
             rank=rank,
@@ -53,7 +53,12 @@ class TopK(nn.Module):
     def forward(self, pre: Tensor, feature: Tensor | None) -> Tensor:
         return pre.relu()
 
-
-def _standardise(layer: int, pre: Tensor) -> Tensor:
-    """(pre - mean) / std of each feature over the tokens of the batch, as the reference library ranks."""
-    return (pre - pre.mean(0)) / (pre.std(0) + 1e-6)
+    def _standardise(self, layer: int, pre: Tensor) -> Tensor:
+        """(pre - mean) / std of each feature over the tokens of the batch, as the reference library ranks."""
+        parallel = self.context.parallel
+        if parallel.batch_ranks == 1:
+            return (pre - pre.mean(0)) / (pre.std(0) + 1e-6)
+        count = pre.shape[0] * parallel.batch_ranks
+        centred = pre - parallel.total(pre.sum(0), over="tokens", what="selection") / count
+        squares = parallel.total(centred.square().sum(0), over="tokens", what="selection")
+        return centred / ((squares / (count - 1)).sqrt() + 1e-6)

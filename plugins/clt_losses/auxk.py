@@ -29,6 +29,7 @@ class AuxK:
         self.weight = config.weight
         self.k = config.k or max(1, context.d_model // 2)
         self.dead_after = context.dead_after_tokens
+        self.layers, self.features = context.layers, context.features
         self.parallel = context.parallel
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:
@@ -37,12 +38,11 @@ class AuxK:
         if dead.device.type == "cpu" and not bool(self.parallel.total(dead.sum()) > 0):
             return None
         outside = torch.where(dead, 0.0, -torch.inf)
-        layers, features = dead.shape
 
         def rank(layer: int, pre: Tensor) -> Tensor:
             return pre + outside[layer].to(pre.dtype)
 
-        return Top(self.k, tokens, layers, features, per="token", rank=rank, parallel=self.parallel)
+        return Top(self.k, tokens, self.layers, self.features, per="token", rank=rank, parallel=self.parallel)
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         residual = (forward.targets - forward.reconstruction).detach()
@@ -50,5 +50,9 @@ class AuxK:
             return {"auxk": residual.new_zeros(())}
         written = forward.decode(forward.extra)
         error = (written - residual).square().mean((0, 2))
-        power = residual.square().mean((0, 2)).clamp_min(torch.finfo(residual.dtype).tiny)
+        power = self._mean(residual.square().mean((0, 2))).clamp_min(torch.finfo(residual.dtype).tiny)
         return {"auxk": self.weight * (error / power).mean()}
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Over the parts of the batch that other ranks have."""
+        return self.parallel.total(x, over="tokens") / self.parallel.data_ranks

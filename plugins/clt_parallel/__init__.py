@@ -1,12 +1,15 @@
-"""How features and tokens are split over processes: single."""
+"""How features and tokens are split over processes: single, tensor."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen, validators
 
 from clt_plugins import Spec, hookimpl
+
+if TYPE_CHECKING:
+    import torch
 
 
 @frozen(kw_only=True)
@@ -14,12 +17,47 @@ class SingleConfig:
     """One process has it all; no process group."""
 
 
-def build_single(config: SingleConfig, context: None) -> Any:
+@frozen(kw_only=True)
+class TensorConfig:
+    """Features split over `tensor` ranks, batches over `data` groups of them; started by `torchrun`."""
+
+    tensor: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    """Ranks that share the features; as many as there are (divided by `data`) if not given."""
+    data: int = field(default=1, validator=validators.ge(1))
+    """Groups that share a batch's tokens."""
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """What carries the tensors; "auto" is nccl for GPUs and gloo for CPUs."""
+    timeout_s: float = field(default=600.0, validator=validators.gt(0))
+    """A rank that keeps the others waiting longer than so many seconds counts as dead."""
+
+
+def build_single(config: SingleConfig, device: torch.device) -> Any:
     from clt_parallel.single import Single
 
     return Single()
 
 
+def build_tensor(config: TensorConfig, device: torch.device) -> Any:
+    from clt_parallel.connect import connect
+
+    return connect(config, device)
+
+
 @hookimpl
 def clt_parallel() -> list[Spec]:
-    return [Spec("single", SingleConfig, build_single)]
+    return [Spec("single", SingleConfig, build_single), Spec("tensor", TensorConfig, build_tensor)]
+
+
+@hookimpl
+def clt_check(recipe: Any) -> list[str]:
+    config = recipe.parallel.config
+    if not isinstance(config, TensorConfig):
+        return []
+    faults = []
+    if config.tensor is not None and config.tensor > recipe.transcoder.features:
+        faults.append(
+            f"parallel.tensor: {config.tensor} ranks, but transcoder.features is {recipe.transcoder.features}"
+        )
+    if recipe.train.batch_tokens % config.data:
+        faults.append(f"parallel.data: a batch of {recipe.train.batch_tokens} tokens cannot be cut into {config.data}")
+    return faults

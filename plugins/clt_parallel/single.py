@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
 class Single:
     """An `interfaces.Parallel` of one rank."""
 
-    rank = tensor_rank = data_rank = 0
-    world = tensor_ranks = data_ranks = 1
+    rank = tensor_rank = data_rank = batch_rank = 0
+    world = tensor_ranks = data_ranks = batch_ranks = 1
 
     def shard(self, features: int) -> range:
         return range(features)
@@ -20,11 +22,23 @@ class Single:
     def sum_features(self, x: Tensor) -> Tensor:
         return x
 
-    def total(self, x: Tensor) -> Tensor:
+    def sum_features_later(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: x
+
+    def total(self, x: Tensor, over: str = "features", what: str = "metrics") -> Tensor:
         return x.detach()
 
     def reduce_gradients(self, parameters: list[Any]) -> None:
         """Gradients are whole already."""
+
+    def gather(self, text: str) -> list[str]:
+        return [text]
+
+    def apart(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def sent(self) -> dict[str, int]:
+        return {}
 
     def barrier(self) -> None:
         """There is nobody to wait for."""

@@ -68,8 +68,10 @@ class Stream:
         device = torch.device("cpu") if context.device.type == "meta" else context.device
         self.model, self.tokenizer = load_model(settings, device)
         _check_length(self.model, config)
-        self.sites = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
-        self.reader = Reader(self.model, self.sites)
+        self.places = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
+        self.sites = [(str(read), str(written)) for read, written in self.places]
+        """Where inputs and targets are read, layer by layer."""
+        self.reader = Reader(self.model, self.places)
         self.layers, self.d_model = self.reader.layers, self.reader.d_model
         same = config.buffer_device == "auto"
         self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
@@ -126,7 +128,7 @@ class Stream:
         """The model itself, to be run on the held-out text with its MLPs replaced."""
         return StreamLanguageModel(
             self.model,
-            self.sites,
+            self.places,
             self.d_model,
             lambda contexts: self._packer(held_out=True, contexts=contexts),
             self.tokenizer,
@@ -139,6 +141,7 @@ class Stream:
         spent = self.filled and self.offset == self.size
         start = self.following if spent else self.start
         return {
+            "ranks": self.ranks,
             "block": self.number + spent,
             "offset": 0 if spent else self.offset,
             "skip": start.skip,
@@ -146,10 +149,15 @@ class Stream:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go to a state; the block it lies in is read again at the next batch."""
+        """Go to a state; the block it lies in is read again at the next batch.
+
+        How a block is shuffled depends on the number of data ranks: for another number the rest of it is left out.
+        """
         self.number, self.offset = state["block"], state["offset"]
         self.start = Start(Cursor(**state["cursor"]), state["skip"])
         self.filled, self.carried = False, None
+        if self.offset and state["ranks"] != self.ranks:
+            self._leave_block(state["ranks"])
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
@@ -182,6 +190,20 @@ class Stream:
         self.order = order.to(self.block.inputs.device)
         self.filled = True
 
+    def _leave_block(self, ranks: int) -> None:
+        """Go to the end of a block that so many ranks had begun, without running the model."""
+        batch = self.batch_tokens * self.ranks // ranks
+        at, total = -self.start.skip, ranks * (self.config.buffer_tokens // batch * batch)
+        cursor, rows = self.start.cursor, 0
+        self.packer.seek(cursor)
+        while at < total:
+            cursor, contexts = self.packer.cursor(), self.packer.next()
+            assert contexts is not None, "the trained part of a text never ends"
+            rows = len(contexts.rows)
+            at += rows
+        self.start = Start(cursor, rows - (at - total)) if at > total else Start(self.packer.cursor(), 0)
+        self.number, self.offset = self.number + 1, 0
+
     def _read_held_out(self, tokens: int) -> list[Batch]:
         """The first rows of the held-out documents, cut into batches."""
         packer = self._packer(held_out=True)
@@ -193,8 +215,9 @@ class Stream:
         if not count:
             raise self._nothing_held_out()
         count = min(count, tokens)
-        edges = range(0, count, self.batch_tokens)
-        return [rows.stretch(slice(edge, min(edge + self.batch_tokens, count))) for edge in edges]
+        # Batches of all ranks together: every rank evaluates the same ones, whatever their number.
+        whole = self.batch_tokens * self.ranks
+        return [rows.stretch(slice(edge, min(edge + whole, count))) for edge in range(0, count, whole)]
 
     def _rows(self, count: int) -> Rows:
         return Rows(count, self.layers, self.d_model, self.reader.dtype, self.buffer_device)

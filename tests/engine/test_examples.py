@@ -16,7 +16,7 @@ from tests.helpers import parts, plugins
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {
-    "quickstart": (6, 128),
+    **dict.fromkeys(("quickstart", "generate", "local", "remote"), (6, 128)),
     "gpt2": (12, 768),
     "pythia-70m-tied": (6, 512),
     "llama-3.2-1b": (16, 2048),

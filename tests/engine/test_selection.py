@@ -79,8 +79,9 @@ def test_what_ranks_minus_infinity_is_never_kept():
     top = Top(3, 4, 1, 6, per="token", rank=lambda layer, pre: pre + closed)
     top.see(0, pre)
     pairs, values = top.finish()
-    assert values.view(4, 3).sum(1).tolist() == [2.0] * 4
-    assert set(pairs.feature[values > 0].tolist()) == {0, 3}
+    assert pairs.token.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert pairs.feature.tolist() == [0, 3] * 4
+    assert values.tolist() == [1.0] * 8
 
 
 def test_a_nan_is_kept_so_that_the_loss_shows_it():

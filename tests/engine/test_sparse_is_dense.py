@@ -70,6 +70,20 @@ def test_a_loss_that_reads_all_pre_activations_works_on_both_paths(path):
     assert_same(dense, forward_backward(path, "float64", "batchtopk", "untied", "numba", losses), 1e-11)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("path", ["dense", "sparse"])
+def test_auxk_reconstructs_with_dead_features_only_also_where_they_are_fewer_than_k(path, precision):
+    changes = {"losses": ALL_LOSSES, "transcoder": {"features": 10, "path": path, "device": "cpu"}}
+    built = parts(**changes, train={"precision": precision})
+    stir(built.transcoder)
+    idle = torch.zeros(3, 10, dtype=torch.int64)
+    idle[1, 4] = 1000
+    objective(built.transcoder, built.losses[2:], random_batch(16, 3, 6), idle, 0.5).total.backward()
+    rows = built.transcoder.W_enc.grad.abs().sum(-1)
+    assert rows[1, 4] > 0
+    assert rows.sum() == rows[1, 4]
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("tying", TYINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)

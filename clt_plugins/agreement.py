@@ -1,0 +1,85 @@
+"""The k best of candidates that lie on several ranks, found by counting: no rank sees another's numbers.
+
+A radix selection. The k-th largest key is fixed digit by digit from the top; for each digit every rank counts its own
+candidates by digit, and the counts are added up over the ranks. First the digits of the rank value, then, among equal
+values, those of the id, so the result is the same as one process's whatever the number of ranks. The number of
+collectives depends on the widths of the two keys only, and their size not at all on the number of candidates.
+
+Shapes: R rows, C candidates of this rank in each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def among_best(
+    ranks: Sequence[Tensor], ids: Sequence[Tensor], k: int, ids_end: int, total: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Which of this rank's candidates are among the k best of all ranks in each row: masks [R, C].
+
+    Args:
+        ranks: blocks [R, C] (C may differ); higher is better, NaN highest; -inf marks an empty place, never kept.
+        ids: int64, alike, unique over all ranks within a row; of equal ranks the lower id is better.
+        k: how many are kept in each row, of all ranks together; all where there are fewer.
+        ids_end: all ids are below it.
+        total: the sum of a tensor over the ranks.
+    """
+    widths = [block.shape[1] for block in ranks]
+    rank = torch.cat([_widened(block, max(widths), -torch.inf) for block in ranks])
+    keep = _among_best(rank, torch.cat([_widened(block, max(widths), 0) for block in ids]), k, ids_end, total)
+    blocks = keep.split([block.shape[0] for block in ranks])
+    return [block[:, :width] for block, width in zip(blocks, widths, strict=True)]
+
+
+def _widened(block: Tensor, width: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(block, (0, width - block.shape[1]), value=fill)
+
+
+def _among_best(rank: Tensor, ids: Tensor, k: int, ids_end: int, total: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = rank.shape[0]
+    rank = rank.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    width = _digit_bits(rows)
+    left = torch.full((rows, 1), k, dtype=torch.int32, device=rank.device)
+    keep = torch.zeros_like(rank, dtype=torch.bool)
+    open_ = rank > -torch.inf
+    row = torch.arange(rows, device=rank.device)[:, None] << width
+    for digit in _digits(rank, ids, ids_end, width):
+        counts = torch.zeros(rows << width, dtype=torch.int32, device=rank.device)
+        counts.index_add_(0, (row + digit).flatten(), open_.flatten().to(torch.int32))
+        # How many candidates have this digit or a higher one; falls from left to right.
+        reach = total(counts).view(rows, -1).flip(1).cumsum(1, dtype=torch.int32).flip(1)
+        reach = torch.nn.functional.pad(reach, (0, 1))
+        # The k-th best has the highest digit that enough candidates reach (the lowest one where all are too few).
+        kth = ((reach >= left).sum(1, keepdim=True) - 1).clamp_min(0)
+        keep |= open_ & (digit > kth)
+        open_ &= digit == kth
+        left -= reach.gather(1, kth + 1)
+    return keep | open_
+
+
+def _digit_bits(rows: int) -> int:
+    """Few rounds where there are few rows, small counts where there are many."""
+    return 11 if rows <= 4 else 8 if rows <= 64 else 4
+
+
+def _digits(rank: Tensor, ids: Tensor, ids_end: int, width: int) -> Iterator[Tensor]:
+    """The digits [R, C] of both keys, most significant first, such that higher is better."""
+    mask = (1 << width) - 1
+    value, bits = _ordered_bits(rank)
+    for key, size in ((value, bits), (ids_end - 1 - ids, max(1, (ids_end - 1).bit_length()))):
+        for place in reversed(range(0, size, width)):
+            yield (key >> place) & mask
+
+
+def _ordered_bits(x: Tensor) -> tuple[Tensor, int]:
+    """Integers whose bits, read as unsigned, are ordered as the numbers are; and how many bits they have."""
+    # Adding zero makes -0 to 0, which it is equal to.
+    if x.dtype == torch.float64:
+        signed = (x + 0.0).view(torch.int64)
+        return signed ^ ((signed >> 63) | torch.iinfo(torch.int64).min), 64
+    signed = (x.float() + 0.0).view(torch.int32)
+    return (signed ^ ((signed >> 31) & 0x7FFFFFFF)).long() + 2**31, 32

@@ -1,0 +1,142 @@
+"""`clt_plugins new`: a small installable plugin of one kind, with its conformance test.
+
+The code is that of `clt_plugins.templates`, with names put in.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from clt_plugins import __version__
+
+KINDS = {
+    "activation": "activation",
+    "tying": "tying",
+    "source": "source",
+    "loss": "losses",
+    "logger": "loggers",
+    "kernel": "kernels",
+    "exporter": "exports",
+    "parallel": "parallel",
+}
+"""Kind -> the recipe table it offers a choice for."""
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+PYPROJECT = """\
+[build-system]
+requires = ["hatchling>=1.27"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{distribution}"
+version = "0.1.0"
+description = "The {kind} `{choice}` for clt-plugins"
+readme = "README.md"
+requires-python = ">=3.11"
+# The plugin contract holds within a minor version: widen this when your tests pass with the next.
+dependencies = ["clt-plugins>={version},<{next_version}"]
+
+[project.optional-dependencies]
+dev = ["pytest>=8.3"]
+
+[project.entry-points.clt_plugins]
+{choice} = "{module}"
+
+[tool.hatch.build.targets.wheel]
+packages = ["{module}"]
+"""
+
+TEST = '''\
+"""Whether the plugin keeps the contract: one test for each check of the conformance kit."""
+
+from clt_plugins.testing import parametrize
+
+
+@parametrize("{module}")
+def test_conforms(case):
+    case.run()
+'''
+
+README = """\
+# {distribution}
+
+The {kind} `{choice}` for [clt-plugins](https://pypi.org/project/clt-plugins/).
+
+```bash
+pip install -e '.[dev]'
+pytest                                  # the conformance kit
+python -m clt_plugins plugins {choice}  # its settings
+```
+
+In a recipe:
+
+```toml
+requires = ["{distribution}>=0.1"]
+{usage}
+```
+"""
+
+
+def usage(table: str, choice: str) -> str:
+    """How a recipe names the choice."""
+    if table == "losses":
+        return f'losses = ["mse", "{choice}"]'
+    return f'{table} = ["{choice}"]' if table in ("loggers", "exports") else f'{table} = "{choice}"'
+
+
+def new(name: str, kind: str, out: Path | None = None) -> Path:
+    """Write a plugin's package; returns its folder.
+
+    Args:
+        name: of the distribution, such as `clt-gated`; the module is `clt_gated`, the choice `gated`.
+        out: the folder; of the plugin's name in the working directory if not given.
+
+    Raises:
+        ValueError: the name cannot be one, or is taken; or the folder is not empty.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
+        raise ValueError(f"{name!r}: a plugin's name is lower-case words with '-' between them, such as clt-gated")
+    module = name.replace("-", "_")
+    choice = module.removeprefix("clt_")
+    if keyword.iskeyword(module) or keyword.iskeyword(choice) or choice in ("example", "testing", "plugins"):
+        raise ValueError(f"{name!r}: {choice!r} has another meaning in Python or here: take another name")
+    if module in sys.stdlib_module_names or find_spec(module) is not None:
+        raise ValueError(f"{name!r}: there is a module {module!r} already: take another name, such as clt-{name}")
+    folder = out or Path(name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: already there: give another folder with --out")
+    words = {
+        "distribution": name.replace("_", "-"),
+        "module": module,
+        "choice": choice,
+        "kind": kind,
+        "version": ".".join(__version__.split(".")[:2]),
+        "next_version": _next_minor(__version__),
+        "usage": usage(KINDS[kind], choice),
+    }
+    (folder / module).mkdir(parents=True)
+    (folder / "tests").mkdir()
+    for file in sorted((TEMPLATES / kind).glob("*.py")):
+        text = renamed(file.read_text(encoding="utf-8"), kind, module, choice)
+        (folder / module / file.name).write_text(text, encoding="utf-8")
+    (folder / "pyproject.toml").write_text(PYPROJECT.format(**words))
+    (folder / "tests" / "test_conformance.py").write_text(TEST.format(**words))
+    (folder / "README.md").write_text(README.format(**words))
+    return folder
+
+
+def renamed(source: str, kind: str, module: str, choice: str) -> str:
+    """A template's code under other names."""
+    title = "".join(word.capitalize() for word in choice.split("_"))
+    source = source.replace(f"clt_plugins.templates.{kind}", module)
+    return re.sub(r"\bExample", title, re.sub(r"\bexample\b", choice, source))
+
+
+def _next_minor(version: str) -> str:
+    major, minor = version.split(".")[:2]
+    return f"{major}.{int(minor) + 1}"

@@ -1,0 +1,148 @@
+"""The order in which stored rows are trained on: arithmetic only, so that a place in it is one number.
+
+Rows lie in chunks (files), each cut into blocks of neighbouring rows; the last block of a chunk may be short. Every
+epoch has its own order of all blocks, a keyed permutation that is computed place by place. The rows of the epochs, one
+after the other, are cut into groups; a group's rows are shuffled in memory, and dealt to the data ranks like cards.
+
+Nothing here grows with the number of rows; one number per chunk is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import attrs
+
+ROUNDS = 6
+"""Of the Feistel network; four make a pseudo-random permutation of pseudo-random functions (Luby, Rackoff 1988)."""
+
+
+def digest(*key: Any) -> int:
+    """56 random bits that depend on the key only."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=7).digest(), "big")
+
+
+class Permutation:
+    """A keyed permutation of the numbers below `count`, computed number by number.
+
+    A Feistel network permutes the numbers of an even count of bits; what falls beyond `count` is sent through again
+    until it falls below (cycle walking: less than four times on average).
+    """
+
+    def __init__(self, count: int, *key: Any):
+        self.count = count
+        self.half = max(1, ((count - 1).bit_length() + 1) // 2)
+        self.mask = (1 << self.half) - 1
+        self.keys = [digest(*key, number) for number in range(ROUNDS)]
+
+    def __call__(self, number: int) -> int:
+        """Where `number` goes."""
+        while True:
+            left, right = number >> self.half, number & self.mask
+            for key in self.keys:
+                left, right = right, left ^ self._mix(right, key)
+            number = left << self.half | right
+            if number < self.count:
+                return number
+
+    def inverse(self, number: int) -> int:
+        """What goes to `number`."""
+        while True:
+            left, right = number >> self.half, number & self.mask
+            for key in reversed(self.keys):
+                left, right = right ^ self._mix(left, key), left
+            number = left << self.half | right
+            if number < self.count:
+                return number
+
+    def _mix(self, number: int, key: int) -> int:
+        # The finaliser of splitmix64 (Steele et al. 2014).
+        z = (number + key) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        return (z ^ z >> 31) & self.mask
+
+
+class Order:
+    """One epoch's order of the rows: all blocks, permuted.
+
+    Args:
+        chunks: rows of each chunk.
+        block_rows: rows of a block; the last one of a chunk has what is left.
+        key: the permutation depends on it only.
+    """
+
+    def __init__(self, chunks: Sequence[int], block_rows: int, *key: Any):
+        self.chunks, self.block_rows = chunks, block_rows
+        self.first = [0, *accumulate(-(-rows // block_rows) for rows in chunks)]
+        """The number of each chunk's first block; at the end, of all blocks."""
+        self.blocks = self.first[-1]
+        self.permutation = Permutation(self.blocks, *key)
+        short = sorted(
+            (self.permutation.inverse(self.first[chunk + 1] - 1), -rows % block_rows)
+            for chunk, rows in enumerate(chunks)
+            if rows % block_rows
+        )
+        self.short = [place for place, _ in short]
+        """Places of short blocks in the order, ascending."""
+        self.lacking = [0, *accumulate(rows for _, rows in short)]
+        """How many rows the first short blocks lack, 0, 1, 2, ... of them."""
+
+    def block(self, place: int) -> tuple[int, int, int]:
+        """(chunk, first row in it, number of rows) of the block at a place in the order."""
+        number = self.permutation(place)
+        chunk = bisect_right(self.first, number) - 1
+        begin = (number - self.first[chunk]) * self.block_rows
+        return chunk, begin, min(self.block_rows, self.chunks[chunk] - begin)
+
+    def before(self, place: int) -> int:
+        """How many rows the blocks before a place have."""
+        return place * self.block_rows - self.lacking[bisect_right(self.short, place - 1)]
+
+    def place(self, row: int) -> int:
+        """The place of the block that has the epoch's row of this number."""
+        return bisect_right(range(self.blocks + 1), row, key=self.before) - 1
+
+
+@attrs.frozen
+class Group:
+    """The rows that a rank shuffles together: a stretch of one epoch's order."""
+
+    epoch: int
+    begin: int
+    """Number of the first row in the epoch's order."""
+    rows: int
+    start: int
+    """How many rows the rank was dealt before these, in all epochs."""
+
+
+@attrs.frozen
+class Deal:
+    """How endless epochs of `rows` rows are dealt to ranks: row by row in turn, as many to each as to any other.
+
+    Each epoch is cut into groups of `group` rows (the last one has what is left); of a group each rank takes a stretch.
+    So when the ranks have taken all rows of an epoch, together they have had each exactly once.
+    """
+
+    rows: int
+    group: int
+    rank: int = 0
+    ranks: int = 1
+
+    def at(self, position: int) -> Group:
+        """The group of the row that this rank is dealt after `position` others."""
+        dealt = position * self.ranks + self.rank
+        epoch, row = divmod(dealt, self.rows)
+        begin = row // self.group * self.group
+        end = min(begin + self.group, self.rows)
+        first, last = epoch * self.rows + begin, epoch * self.rows + end
+        shares = [self._share(last, rank) - self._share(first, rank) for rank in range(self.rank + 1)]
+        return Group(epoch, begin + sum(shares[:-1]), shares[-1], self._share(first, self.rank))
+
+    def _share(self, total: int, rank: int) -> int:
+        """How many of the first `total` rows of all epochs a rank is dealt."""
+        return (total + self.ranks - 1 - rank) // self.ranks

@@ -1,0 +1,321 @@
+"""A source of stored rows: blocks from all over the store are read into a buffer, shuffled there, and handed out.
+
+While one group of rows is handed out, the next is read by threads; two groups and a few batches are all the memory that
+is used. The position is the number of rows handed out: `shuffle` finds group and offset from it.
+
+Shapes: B tokens, L layers, D d_model, R rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clt_plugins.batch import Batch
+from clt_plugins.shuffle import Deal, Group, Order, digest
+
+if TYPE_CHECKING:
+    from clt_plugins.spec import Context
+
+logger = logging.getLogger(__name__)
+
+READERS = 4
+"""Blocks that are read at a time: enough to keep a disk or a connection busy."""
+AHEAD = 2
+"""Batches that are made ahead."""
+
+Part = Literal["train", "held_out"]
+
+
+class DamagedError(OSError):
+    """Stored rows are not what was written; the text names file, chunk and rows."""
+
+
+class Store(Protocol):
+    """Rows that can be read in blocks, by several threads at a time."""
+
+    layers: int
+    d_model: int
+    dtype: torch.dtype
+    """Of the activations that `read` gives."""
+    has_tokens: bool
+    """Whether token ids and positions are known."""
+    chunks: Mapping[Part, Sequence[int]]
+    """Rows of each chunk, of the trained part and of the held-out one."""
+    block_rows: int
+    """Rows of a block; blocks begin at multiples of it, and the last one of a chunk may be shorter."""
+    identity: str
+    """Changes with the data: a saved position means nothing in other data."""
+    name: str
+    """Where the data are, for messages."""
+
+    def read(self, part: Part, chunk: int, begin: int, into: Batch) -> None:
+        """Fill `into` with a block's rows, from row `begin` of the chunk on.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """See `interfaces.Source.statistics`."""
+
+    def close(self) -> None:
+        """Let go of files and connections; readings under way may fail."""
+
+
+class Buffer:
+    """Room for the blocks of a group."""
+
+    def __init__(self, rows: int, store: Store):
+        self.rows = _empty(rows, store, _room)
+        self.order = torch.empty(0, dtype=torch.int64)
+        """Which row is handed out when."""
+
+
+class StoredSource:
+    """An `interfaces.Source` over a `Store`: every row of an epoch once, over all data ranks; epochs follow each other.
+
+    Args:
+        buffer_tokens: R, the rows that are shuffled together, on each rank.
+        on_corrupt: "stop" raises what `Store.read` raised; "skip" warns, and hands out other rows of the same group in
+            place of the damaged ones.
+
+    Raises:
+        ValueError: the batch is larger than the data or the buffer, or nothing is held out.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        context: Context,
+        *,
+        buffer_tokens: int,
+        on_corrupt: Literal["stop", "skip"] = "stop",
+    ):
+        self.store, self.on_corrupt, self.seed = store, on_corrupt, context.seed
+        self.layers, self.d_model = store.layers, store.d_model
+        ranks = context.parallel.data_ranks
+        total = sum(store.chunks["train"])
+        if context.batch_tokens % ranks:
+            raise ValueError(f"train.batch_tokens: {context.batch_tokens} cannot be divided among {ranks} data ranks")
+        self.batch_tokens = context.batch_tokens // ranks
+        if context.batch_tokens > total:
+            raise ValueError(
+                f"train.batch_tokens: a batch of {context.batch_tokens} tokens is larger than the data: "
+                f"{store.name} has {total} to train on"
+            )
+        if buffer_tokens < self.batch_tokens:
+            raise ValueError(
+                f"source.buffer_tokens: {buffer_tokens} is less than a batch of {self.batch_tokens} tokens"
+            )
+        if not sum(store.chunks["held_out"]):
+            raise ValueError(f"{store.name}: holds no held-out tokens, without which a run cannot be evaluated")
+        self.deal = Deal(total, min(buffer_tokens * ranks, total), context.parallel.data_rank, ranks)
+        self.order = Order(store.chunks["train"], store.block_rows, self.seed, "blocks", 0)
+        self.epoch = 0
+        self.position = 0
+        """Rows handed out on this rank."""
+        group = min(buffer_tokens, -(-self.deal.group // ranks))
+        self.buffers = [Buffer(group + 2 * store.block_rows, store) for _ in range(2)]
+        self.shelf = Shelf(pinned=context.device.type == "cuda")
+        self.readers = ThreadPoolExecutor(READERS, "clt-read")
+        self.loader = ThreadPoolExecutor(1, "clt-load")
+        self.maker = ThreadPoolExecutor(1, "clt-batch")
+        self.made: deque[Future[Batch]] = deque()
+        """Batches that were asked for ahead."""
+        self.groups: dict[int, tuple[Group, Future[Buffer]]] = {}
+        """By their start: the group in use, and the next."""
+
+    # -- the Source protocol ------------------------------------------------------------------------------------
+
+    def next(self) -> Batch:
+        """The next batch, in the store's type."""
+        while len(self.made) < 1 + AHEAD:
+            begin = self.position + len(self.made) * self.batch_tokens
+            self.made.append(self.maker.submit(self._make, begin))
+        batch = self.made.popleft().result()
+        self.position += self.batch_tokens
+        return batch
+
+    def held_out(self, tokens: int) -> Iterator[Batch]:
+        """The first rows of the held-out part, in their stored order."""
+        blocks = self._held_out_rows()
+        left = min(tokens, sum(self.store.chunks["held_out"]))
+        block = None
+        while left > 0:
+            out = _empty(min(self.batch_tokens, left), self.store, torch.empty)
+            at = 0
+            while at < out.tokens:
+                block = block if block is not None and block.tokens else next(blocks)
+                count = min(out.tokens - at, block.tokens)
+                for source, target in zip(_tensors(block), _tensors(out), strict=True):
+                    target[at : at + count] = source[:count]
+                block, at = block.rows(slice(count, None)), at + count
+            left -= out.tokens
+            yield out
+
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """Those stored beside the data."""
+        return self.store.statistics()
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands; the same on every data rank."""
+        return {"rows": self.position, "data": self.store.identity}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go to a state; its group is read at the next batch.
+
+        Raises:
+            ValueError: the state is of other data.
+        """
+        if state["data"] != self.store.identity:
+            raise ValueError(f"{self.store.name}: not the data that the state was saved with")
+        self._drop()
+        self.position = state["rows"]
+
+    def close(self) -> None:
+        """Stop the threads; close the store."""
+        for each in (self.maker, self.loader, self.readers):
+            each.shutdown(wait=False, cancel_futures=True)
+        self.store.close()
+        for each in (self.maker, self.loader, self.readers):
+            each.shutdown(wait=True)
+
+    # -- batches ------------------------------------------------------------------------------------------------
+
+    def _drop(self) -> None:
+        """Forget what was made or read ahead."""
+        for future in self.made:
+            future.cancel()
+        # The last task of each thread, so that nothing writes into the buffers any more.
+        self.maker.submit(int).result()
+        self.loader.submit(int).result()
+        self.made.clear()
+        self.groups.clear()
+
+    def _make(self, position: int) -> Batch:
+        """The batch that begins after `position` rows; in the maker's thread."""
+        out = _empty(self.batch_tokens, self.store, self.shelf.take)
+        at = 0
+        while at < self.batch_tokens:
+            group, buffer = self._group(position + at)
+            offset = position + at - group.start
+            count = min(self.batch_tokens - at, group.rows - offset)
+            index = buffer.order[offset : offset + count]
+            for source, target in zip(_tensors(buffer.rows), _tensors(out), strict=True):
+                torch.index_select(source, 0, index, out=target[at : at + count])
+            at += count
+        return out
+
+    def _group(self, position: int) -> tuple[Group, Buffer]:
+        """The group of a row and its buffer; starts to read the group after it."""
+        group = self.deal.at(position)
+        # This thread is done with the groups before, so their buffer is free.
+        self.groups = {start: held for start, held in self.groups.items() if start >= group.start}
+        for wanted in (group, self.deal.at(group.start + group.rows)):
+            if wanted.start not in self.groups:
+                self.groups[wanted.start] = wanted, self.loader.submit(self._load, wanted, self.buffers[0])
+                self.buffers.reverse()
+        return group, self.groups[group.start][1].result()
+
+    def _load(self, group: Group, buffer: Buffer) -> Buffer:
+        """Read a group's blocks into a buffer and draw the order of its rows; in the loader's thread."""
+        if group.epoch != self.epoch:
+            self.epoch = group.epoch
+            self.order = Order(self.store.chunks["train"], self.store.block_rows, self.seed, "blocks", group.epoch)
+        place = self.order.place(group.begin)
+        skipped = group.begin - self.order.before(place)
+        at, readings = 0, []
+        while at < skipped + group.rows:
+            chunk, begin, rows = self.order.block(place)
+            into = buffer.rows.rows(slice(at, at + rows))
+            readings.append((at, rows, self.readers.submit(self.store.read, "train", chunk, begin, into)))
+            at, place = at + rows, place + 1
+        damaged = []
+        for first, rows, reading in readings:
+            try:
+                reading.result()
+            except DamagedError as error:
+                if self.on_corrupt == "stop":
+                    raise
+                logger.warning("skipped: %s", error)
+                damaged.append((first, rows))
+        random = torch.Generator().manual_seed(digest(self.seed, "rows", group.epoch, group.begin))
+        buffer.order = skipped + torch.randperm(group.rows, generator=random)
+        if damaged:
+            buffer.order = self._without(damaged, buffer.order, random)
+        return buffer
+
+    def _without(self, damaged: list[tuple[int, int]], order: Tensor, random: torch.Generator) -> Tensor:
+        """The same order with other rows in place of damaged ones.
+
+        Raises:
+            DamagedError: no row of the group is whole.
+        """
+        bad = torch.zeros(len(order) + 2 * self.store.block_rows, dtype=torch.bool)
+        for first, rows in damaged:
+            bad[first : first + rows] = True
+        lost = bad[order]
+        good = order[~lost]
+        if not len(good):
+            raise DamagedError(f"{self.store.name}: none of the {len(order)} rows to be shuffled together is whole")
+        order = order.clone()
+        order[lost] = good[torch.randint(len(good), (int(lost.sum()),), generator=random)]
+        return order
+
+    def _held_out_rows(self) -> Iterator[Batch]:
+        """The held-out blocks, one after the other."""
+        room = Buffer(self.store.block_rows, self.store)
+        for chunk, rows in enumerate(self.store.chunks["held_out"]):
+            for begin in range(0, rows, self.store.block_rows):
+                into = room.rows.rows(slice(0, min(self.store.block_rows, rows - begin)))
+                self.store.read("held_out", chunk, begin, into)
+                yield into
+
+
+class Shelf:
+    """Memory for batches of one size, used again as soon as nobody holds its tensors.
+
+    The first touch of fresh memory costs more than all else that is done to a batch on a CPU; pinned memory is kept by
+    torch's own allocator.
+    """
+
+    def __init__(self, *, pinned: bool):
+        self.pinned = pinned
+        self.free: deque[np.ndarray] = deque(maxlen=4 + 2 * AHEAD)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor."""
+        if self.pinned:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        size = torch.Size(shape).numel() * dtype.itemsize
+        raw = self.free.popleft() if self.free else np.empty(size, np.uint8)
+        # All tensors that share the memory hold this view of it, and nothing else does.
+        view = raw[:]
+        weakref.finalize(view, self.free.append, raw).atexit = False
+        return torch.from_numpy(view).view(dtype).view(shape)
+
+
+def _empty(rows: int, store: Store, make: Callable[..., Tensor]) -> Batch:
+    """A batch to be filled; the activations are made by `make(shape, dtype=...)`."""
+    inputs, targets = (make((rows, store.layers, store.d_model), dtype=store.dtype) for _ in range(2))
+    if not store.has_tokens:
+        return Batch(inputs, targets)
+    return Batch(inputs, targets, torch.empty(rows, dtype=torch.int64), torch.empty(rows, 2, dtype=torch.int64))
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in NumPy's memory, which asks for huge pages: they are touched a hundred times faster."""
+    return torch.from_numpy(np.empty(torch.Size(shape).numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [x for x in (batch.inputs, batch.targets, batch.token_ids, batch.positions) if x is not None]

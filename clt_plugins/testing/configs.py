@@ -1,0 +1,131 @@
+"""The settings of every choice: typed, documented, written to TOML and read back; and that the default builds."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from typing import Any
+from unittest import SkipTest
+
+import attrs
+
+from clt_plugins.kinds import check_config
+from clt_plugins.listing import field_docs, summary
+from clt_plugins.recipe import plain
+from clt_plugins.spec import Selected
+from clt_plugins.structure import Faults, structure_choice
+from clt_plugins.testing.bench import Bench
+from clt_plugins.testing.report import complain, expect
+from clt_plugins.toml import document
+
+
+def config(bench: Bench) -> None:
+    """Every setting is a typed, documented field of a frozen, keyword-only class, and survives TOML.
+
+    What a class body says without a type (`weight = 1.0`) is no field: a recipe could never set it.
+    """
+    cls: Any = bench.spec.config
+    look = f"the class {cls.__module__}.{cls.__qualname__}"
+    try:
+        check_config(cls)
+    except TypeError as error:
+        complain("a config that recipes can hold", str(error), look)
+    names = {a.name for a in attrs.fields(cls)}
+    plain_values = [
+        name
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and name not in names and not _is_behaviour(value)
+    ]
+    expect(
+        not plain_values,
+        "a type on every setting",
+        f"{', '.join(plain_values)} without one, so that no recipe can set it",
+        f"{look}: write `{(plain_values or ['x'])[0]}: float = ...`",
+    )
+    positional = [a.name for a in attrs.fields(cls) if a.init and not a.kw_only]
+    expect(
+        not positional,
+        "keyword-only fields, so that new ones can come at any place",
+        f"{', '.join(positional)} positional",
+        f"{look}: @attrs.frozen(kw_only=True)",
+    )
+    docs = field_docs(cls)
+    silent = [a.name for a in attrs.fields(cls) if not docs.get(a.name)]
+    expect(summary(cls), "a docstring that says what the choice is", "none", look)
+    expect(
+        not silent,
+        "a string literal under each field: `plugins` shows it",
+        f"none under {', '.join(silent)}",
+        look,
+    )
+    typed = _typed(bench, {})
+    if typed is None:
+        typed = _typed(bench, bench.settings)
+    if typed is None:
+        complain(
+            "settings for the fields without a default",
+            f"settings={dict(bench.settings)!r}",
+            "`settings` of parametrize",
+        )
+    data = plain(typed)
+    again = structure_choice(bench.plugins, bench.slot, tomllib.loads(document(data)))
+    expect(
+        again.config == typed.config,
+        f"the settings as they were after TOML and back: {typed.config}",
+        str(again.config),
+        f"{look}: a default that TOML cannot hold, or a converter that is no inverse",
+    )
+
+
+def _is_behaviour(value: Any) -> bool:
+    return inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod | type)
+
+
+def _typed(bench: Bench, settings: Any) -> Selected | None:
+    """The settings, typed; None where a field without a default is missing."""
+    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and a.default is attrs.NOTHING]
+    if set(required) - set(settings):
+        return None
+    try:
+        return structure_choice(bench.plugins, bench.slot, {"name": bench.choice, **settings})
+    except (Faults, ValueError) as error:
+        complain("settings that pass their own validators", str(error), f"the defaults of {bench.spec.config.__name__}")
+
+
+def default(bench: Bench) -> None:
+    """The choice builds with its default settings, or says in a `ValueError` what it needs.
+
+    Skipped where it cannot work with defaults alone.
+    """
+    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and a.default is attrs.NOTHING]
+    if required:
+        raise SkipTest(f"no default: a recipe must set {', '.join(required)}")
+    plain_bench = attrs.evolve(bench, settings={})
+    if bench.slot in ("kernels", "parallel"):
+        import torch
+
+        builder = lambda: bench.spec.build(bench.spec.config(), torch.device("cpu"))  # noqa: E731
+    elif bench.slot in ("loggers", "exports"):
+        folder = bench.folder / "run"
+        folder.mkdir()
+        context = plain_bench.parts().context
+        builder = lambda: bench.spec.build(bench.spec.config(), attrs.evolve(context, folder=folder))  # noqa: E731
+    else:
+        builder = lambda: plain_bench.parts(transcoder={"features": 2048})  # noqa: E731
+    try:
+        built = builder()
+    except ValueError as error:
+        text = str(error)
+        expect(
+            "\n" not in text and ": " in text,
+            "one line, `path: what is wrong; remedy`, where the default cannot be built",
+            text,
+            "what `build` raises",
+        )
+        raise SkipTest(f"the default says what it needs: {text}") from error
+    expect(built is not None, "an object from `build`", "None", "whether `build` ends with `return`")
+    if bench.slot == "loggers":
+        built.close("finished")
+    for part in (built, getattr(built, "source", None)):
+        if part is not None and bench.slot != "loggers" and callable(getattr(part, "close", None)):
+            part.close()

@@ -1,0 +1,134 @@
+"""Checks for `[[exports]]`: see `clt_plugins.interfaces.Exporter`.
+
+They take the first transcoder that the format can hold of `TRANSCODERS`, or the one that `recipe` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import torch
+
+from clt_plugins.normalise import estimate
+from clt_plugins.setup import Parts
+from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench, step
+from clt_plugins.testing.report import complain, expect, same
+from clt_plugins.transcoder import CrossLayerTranscoder
+
+TRANSCODERS: tuple[dict[str, Any], ...] = (
+    {"activation": {"name": "jumprelu"}, "transcoder": {"normalisation": "mean_std"}},
+    {"activation": {"name": "relu"}, "transcoder": {"normalisation": "mean_std"}},
+    {"activation": {"name": "topk", "k": 8}, "transcoder": {"normalisation": "mean_std"}},
+    {"activation": {"name": "jumprelu"}},
+    {"activation": {"name": "relu"}},
+    {"activation": {"name": "topk", "k": 8}},
+)
+
+
+def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
+    """A transcoder after a step, with statistics of its own."""
+    parts = bench.parts(**{name: table for name, table in tables.items() if name not in bench.tables})
+    transcoder = parts.transcoder
+    if transcoder.normalisation != "none":
+        batch = bench.batch(seed=5)
+        transcoder.normaliser.fit(transcoder.normalisation, estimate([batch], LAYERS, D_MODEL))  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(transcoder.parameters(), lr=0.01)
+    step(parts, bench.batch())
+    optimizer.step()
+    transcoder.eval()
+    return parts
+
+
+def _exported(bench: Bench) -> tuple[Parts, Any, Path]:
+    """A transcoder that the format can hold, the exporter, and the folder it wrote."""
+    reasons = []
+    for number, tables in enumerate(TRANSCODERS):
+        parts = _trained(bench, tables)
+        exporter = bench.spec.build(bench.recipe().exports[0].config, parts.context)
+        folder = bench.folder / f"export{number}"
+        folder.mkdir()
+        try:
+            exporter.export(parts.transcoder, folder)
+        except ValueError as error:
+            reasons.append(str(error))
+            expect(
+                not list(folder.iterdir()),
+                "nothing written where it refuses",
+                "files",
+                "`export`: look before you write",
+            )
+            continue
+        return parts, exporter, folder
+    return complain("a transcoder that the format can hold", "; ".join(dict.fromkeys(reasons)), "`recipe` of the cases")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def export(bench: Bench) -> None:
+    """Files that are not empty, the same bytes each time; the transcoder is left as it was."""
+    parts, exporter, folder = _exported(bench)
+    before = {name: x.clone() for name, x in parts.transcoder.tensors().items()}
+    first = _digests(folder)
+    empty = [name for name in first if not (folder / name).stat().st_size]
+    expect(first, "files", "none", "`export`: write into `folder`")
+    expect(not empty, "files with something in them", f"empty: {', '.join(empty)}", "`export`: closed and flushed?")
+    again = bench.folder / "again"
+    again.mkdir()
+    exporter.export(parts.transcoder, again)
+    second = _digests(again)
+    changed = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    expect(
+        not changed, "the same bytes each time", f"{', '.join(changed)} differ", "`export`: times, sets, random names"
+    )
+    for name, x in parts.transcoder.tensors().items():
+        same(x, before[name], f"{name} as it was before the export", "`export`: work on copies")
+
+
+def every_tensor(bench: Bench) -> None:
+    """Each tensor of the transcoder reaches the files: change one, and the files change."""
+    parts, exporter, folder = _exported(bench)
+    whole = _digests(folder)
+    for number, (name, tensor) in enumerate(parts.transcoder.tensors().items()):
+        if name == "normaliser.target_variance":
+            continue  # compares errors; the outputs do not depend on it
+        kept = tensor.clone()
+        out = bench.folder / f"changed{number}"
+        out.mkdir()
+        try:
+            with torch.no_grad():
+                tensor.mul_(1.5).add_(0.25)
+            exporter.export(parts.transcoder, out)
+        except ValueError:
+            continue  # the format cannot hold that, and says so
+        finally:
+            with torch.no_grad():
+                tensor.copy_(kept)
+        expect(
+            _digests(out) != whole,
+            f"{name} {list(tensor.shape)} in the files",
+            "the files are the same when it changes: it is left out",
+            "`export`: go through `transcoder.tensors()`",
+        )
+
+
+def round_trip(bench: Bench) -> None:
+    """`CrossLayerTranscoder.load` reads the folder back, and it gives the same outputs on raw activations.
+
+    Skipped where the format cannot be read back.
+    """
+    parts, _, folder = _exported(bench)
+    try:
+        loaded = CrossLayerTranscoder.load(folder, plugins=bench.plugins, kernels="torch")
+    except ValueError as error:
+        raise SkipTest(f"not read back: {error}") from error
+    inputs = bench.batch(seed=9).inputs
+    with torch.no_grad():
+        wanted, found = parts.transcoder(inputs), loaded(inputs)
+    # float32 weights; folding statistics into them rounds once more.
+    same(found, wanted, "the outputs of the transcoder that was exported", "what `export` folds into weights", 1e-4)

@@ -1,0 +1,111 @@
+"""Checks for `[parallel]`, on 1, 2 and 3 ranks: see `clt_plugins.interfaces.Parallel`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from clt_plugins.testing.bench import FEATURES, Bench
+from clt_plugins.testing.ranks import RANKS, on_ranks
+from clt_plugins.testing.report import expect
+
+
+def exercise(parallel: Any) -> dict[str, Any]:
+    """Every collective once, with numbers that differ by rank; what came, as plain data."""
+    own = parallel.shard(FEATURES)
+    x = torch.full((2,), float(parallel.tensor_rank + 1), dtype=torch.float64, requires_grad=True)
+    total = parallel.sum_features(x)
+    (total * torch.tensor([3.0, 5.0])).sum().backward()
+    assert x.grad is not None
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.feature_axis = None  # type: ignore[attr-defined]
+    weight.grad = torch.full((2,), float(parallel.data_rank))
+    parallel.reduce_gradients([weight])
+    detached = parallel.total(x)
+    parallel.barrier()
+    names = ("rank", "world", "tensor_rank", "tensor_ranks", "data_rank", "data_ranks")
+    return {
+        **{name: int(getattr(parallel, name)) for name in names},
+        "shard": [own.start, own.stop, own.step],
+        "sum": total.tolist(),
+        "slope": x.grad.tolist(),
+        "total": detached.tolist(),
+        "total_requires_grad": detached.requires_grad,
+        "reduced": weight.grad.tolist(),
+    }
+
+
+def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
+    """The exercise on one process, where the choice can be built for it, and on several: a list of ranks for each."""
+    spec = bench.spec
+    settings = dict(bench.settings)
+    found = []
+    try:
+        alone = spec.build(spec.config(**settings), torch.device("cpu"))
+    except ValueError:
+        pass  # it wants several processes
+    else:
+        found.append([exercise(alone)])
+        alone.close()
+    job = {"do": "parallel", "choice": bench.choice, "settings": settings}
+    for world in RANKS:
+        answers = on_ranks(bench, world, job)
+        # A choice for one process takes no notice of others: then each is alone.
+        alone_each = all(each["world"] == 1 for each in answers)
+        found += [[each] for each in answers] if alone_each else [answers]
+    return found
+
+
+def shard(bench: Bench) -> None:
+    """The shards of the ranks that share features follow each other and make up all F; places are as they say."""
+    for ranks in _runs(bench):
+        world = len(ranks)
+        expect(
+            [each["rank"] for each in ranks] == list(range(world)) and all(each["world"] == world for each in ranks),
+            f"rank and world of {world} ranks",
+            str([(each["rank"], each["world"]) for each in ranks]),
+            "`rank`, `world`",
+        )
+        expect(
+            all(each["tensor_ranks"] * each["data_ranks"] == world for each in ranks),
+            "tensor_ranks · data_ranks = world",
+            str([(each["tensor_ranks"], each["data_ranks"]) for each in ranks]),
+            "`tensor_ranks`, `data_ranks`",
+        )
+        groups: dict[int, list[int]] = {}
+        for each in sorted(ranks, key=lambda each: each["tensor_rank"]):
+            groups.setdefault(each["data_rank"], []).extend(range(*each["shard"]))
+        wrong = {group: owned for group, owned in groups.items() if owned != list(range(FEATURES))}
+        expect(not wrong, f"shards that make up range({FEATURES}) in order", str(wrong), "`shard`")
+
+
+def sums(bench: Bench) -> None:
+    """`sum_features` and `total` add up over the ranks that share features; the gradient of the first is untouched."""
+    for ranks in _runs(bench):
+        for each in ranks:
+            count = each["tensor_ranks"]
+            wanted = [count * (count + 1) / 2] * 2
+            who = f"rank {each['rank']} of {len(ranks)}"
+            expect(each["sum"] == wanted, f"sum_features {wanted} on {who}", str(each["sum"]), "`sum_features`")
+            expect(each["total"] == wanted, f"total {wanted} on {who}", str(each["total"]), "`total`")
+            expect(not each["total_requires_grad"], "a detached total", "it requires a gradient", "`total`")
+            expect(
+                each["slope"] == [3.0, 5.0],
+                f"the sum's own gradient [3, 5] on {who}",
+                str(each["slope"]),
+                "the backward of `sum_features`: the gradient passes through, it is not summed again",
+            )
+
+
+def gradients(bench: Bench) -> None:
+    """`reduce_gradients` averages over the ranks that share tokens, and leaves the whole ones of tensor ranks."""
+    for ranks in _runs(bench):
+        for each in ranks:
+            wanted = [(each["data_ranks"] - 1) / 2] * 2
+            expect(
+                each["reduced"] == wanted,
+                f"a gradient of {wanted} on rank {each['rank']} of {len(ranks)}",
+                str(each["reduced"]),
+                "`reduce_gradients`: an average over data ranks; over tensor ranks a sum of partial gradients only",
+            )

@@ -1,0 +1,234 @@
+"""Checks for `[source]`: see `clt_plugins.interfaces.Source`.
+
+A row's identity is its `positions` where the source gives them, else its numbers; rows of zeros have none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import SkipTest
+
+import torch
+from torch import Tensor
+
+from clt_plugins.batch import Batch
+from clt_plugins.setup import make_kernels
+from clt_plugins.spec import Context
+from clt_plugins.testing.bench import TOKENS, Bench
+from clt_plugins.testing.report import expect, same
+
+BATCHES = 7
+"""How far the checks read."""
+
+
+class Share:
+    """A `Parallel` of one data rank of several, as far as sources read it."""
+
+    tensor_rank, tensor_ranks = 0, 1
+
+    def __init__(self, rank: int, ranks: int):
+        self.rank = self.data_rank = self.batch_rank = rank
+        self.world = self.data_ranks = self.batch_ranks = ranks
+
+    def shard(self, features: int) -> range:
+        return range(features)
+
+    def total(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x.detach()
+
+
+@contextmanager
+def opened(bench: Bench, rank: int = 0, ranks: int = 1) -> Iterator[Any]:
+    """The source as a run builds it, closed afterwards."""
+    recipe = bench.recipe()
+    device = torch.device("cpu")
+    context = Context(
+        recipe=recipe,
+        seed=recipe.seed,
+        device=device,
+        dtype=torch.float32,
+        batch_tokens=recipe.train.batch_tokens,
+        steps=recipe.train.steps,
+        kernels=make_kernels("torch", device, bench.plugins),
+        parallel=Share(rank, ranks),  # type: ignore[arg-type]
+        features=recipe.transcoder.features,
+    )
+    source = bench.spec.build(recipe.source.config, context)
+    try:
+        yield source
+    finally:
+        if hasattr(source, "close"):
+            source.close()
+
+
+def rows(batch: Batch) -> list[Any]:
+    """The identity of each row that has one."""
+    return numbers(batch) if batch.positions is None else [tuple(each) for each in batch.positions.tolist()]
+
+
+def numbers(batch: Batch) -> list[Any]:
+    """The bytes of each row that is not zero throughout."""
+    flat = torch.cat([batch.inputs.flatten(1), batch.targets.flatten(1)], 1).cpu()
+    return [bytes(row.tolist()) for row in flat[(flat != 0).any(1)].contiguous().view(torch.uint8)]
+
+
+def equal(found: Batch, wanted: Batch, what: str, look: str) -> None:
+    for name in ("inputs", "targets"):
+        same(getattr(found, name), getattr(wanted, name), f"{what}: {name}", look)
+
+
+def batches(bench: Bench) -> None:
+    """Every batch has exactly the tokens of `train.batch_tokens`, L layers and D dimensions, finite and detached."""
+    with opened(bench) as source:
+        for name in ("layers", "d_model"):
+            value = getattr(source, name, None)
+            expect(type(value) is int and value > 0, f"`{name}`, an int above 0", repr(value), "`__init__`")
+        for number in range(BATCHES):
+            batch = source.next()
+            expect(isinstance(batch, Batch), "a clt_plugins.Batch", type(batch).__name__, "`next`")
+            shape = [TOKENS, source.layers, source.d_model]
+            expect(
+                list(batch.inputs.shape) == shape,
+                f"batch {number} of exactly context.batch_tokens: {shape}",
+                str(list(batch.inputs.shape)),
+                "`next`: a rest at the end of a file or block joins the next batch",
+            )
+            for name, x in (("inputs", batch.inputs), ("targets", batch.targets)):
+                expect(x.is_floating_point(), f"floating {name}", str(x.dtype), "`next`")
+                expect(bool(torch.isfinite(x).all()), f"finite {name}", "inf or NaN", "`next`")
+                expect(not x.requires_grad, f"detached {name}", "they require a gradient", "`next`")
+
+
+def determinism(bench: Bench) -> None:
+    """Two sources of one seed give the same batches bit for bit."""
+    with opened(bench) as one, opened(bench) as other:
+        for number in range(3):
+            torch.manual_seed(number)
+            first = one.next()
+            torch.manual_seed(number + 100)
+            look = "random numbers: a generator of its own seeded by `context.seed`, not torch's; sorted files"
+            equal(other.next(), first, f"batch {number} of a second run", look)
+
+
+def resume(bench: Bench) -> None:
+    """From any `state()`, written as JSON and read back, the next batches are those that would have come."""
+    with opened(bench) as source:
+        states, wanted = [], []
+        for _ in range(BATCHES):
+            state = source.state()
+            try:
+                text = json.dumps(state, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                expect(False, "a state that JSON can hold", str(error), "`state`: numbers, strings, lists, dicts")
+            expect(len(text) < 65536, "a small state", f"{len(text)} bytes", "`state`: say where, not what")
+            states.append(text)
+            wanted.append(source.next())
+    for start in range(0, BATCHES, 2):
+        with opened(bench) as source:
+            if start % 4:
+                source.next()  # a source that was used already goes there too
+            source.load_state(json.loads(states[start]))
+            expect(
+                json.loads(json.dumps(source.state())) == json.loads(states[start]),
+                f"the state that was loaded: {states[start][:200]}",
+                json.dumps(source.state())[:200],
+                "`state` right after `load_state`",
+            )
+            for number in range(start, BATCHES):
+                equal(
+                    source.next(),
+                    wanted[number],
+                    f"batch {number} after resuming before batch {start}",
+                    "`state` and `load_state`: what else does `next` depend on (a buffer, an order, a generator)?",
+                )
+
+
+def exactly_once(bench: Bench) -> None:
+    """No row comes twice before the data are used up, with an interruption in between or without."""
+    with opened(bench) as source:
+        seen = [row for _ in range(3) for row in rows(source.next())]
+        state = json.dumps(source.state())
+    with opened(bench) as source:
+        source.load_state(json.loads(state))
+        seen += [row for _ in range(3, BATCHES) for row in rows(source.next())]
+    twice = len(seen) - len(set(seen))
+    expect(
+        twice == 0,
+        f"{len(seen)} different rows, resumed after {3 * TOKENS}",
+        f"{twice} of them came before",
+        "`load_state` and the order of rows; if the data are really shorter, give the check more by `settings`",
+    )
+
+
+def held_out(bench: Bench) -> None:
+    """Held-out batches are the same at each call, as many tokens as asked (or there are), never trained on, and reading
+    them does not move the stream."""
+    tokens = 5 * TOKENS // 2
+    with opened(bench) as source:
+        first = list(source.held_out(tokens))
+        trained = {row for _ in range(BATCHES) for row in numbers(source.next())}
+        again = list(source.held_out(tokens))
+    count = sum(batch.tokens for batch in first)
+    expect(0 < count <= tokens, f"up to {tokens} tokens, and some", str(count), "`held_out`")
+    expect(
+        len(again) == len(first), f"{len(first)} batches again", str(len(again)), "`held_out`: the same at each call"
+    )
+    for number, (one, other) in enumerate(zip(first, again, strict=True)):
+        equal(other, one, f"held-out batch {number} at the second call", "`held_out`: the same at each call")
+    read = {row for batch in first for row in numbers(batch)}
+    both = len(trained & read)
+    # Some texts begin alike, and then have equal rows, so a few may be on both sides.
+    expect(both <= 0.2 * count, "held-out rows that are never trained on", f"{both} of {count} are", "the split")
+    with opened(bench) as calm, opened(bench) as reader:
+        for number in range(3):
+            list(reader.held_out(tokens))
+            equal(
+                reader.next(),
+                calm.next(),
+                f"training batch {number} after `held_out`",
+                "what `held_out` shares with `next`",
+            )
+
+
+def statistics(bench: Bench) -> None:
+    """None, or `mean`, `std` [L, D] and `rms` [L] of inputs and targets, finite."""
+    with opened(bench) as source:
+        found = source.statistics()
+        if found is None:
+            raise SkipTest("None: estimated from the first batches")
+        wanted = {
+            f"{side}.{name}": shape
+            for side in ("inputs", "targets")
+            for name, shape in (
+                ("mean", (source.layers, source.d_model)),
+                ("std", (source.layers, source.d_model)),
+                ("rms", (source.layers,)),
+            )
+        }
+        shapes = {name: tuple(x.shape) for name, x in found.items()}
+        expect(wanted.items() <= shapes.items(), f"{wanted}", f"{shapes}", "`statistics`")
+        for name in wanted:
+            expect(bool(torch.isfinite(found[name]).all()), f"finite {name}", "inf or NaN", "`statistics`")
+
+
+def ranks(bench: Bench) -> None:
+    """Two data ranks get half a batch each; no row goes to both, and none comes twice."""
+    with opened(bench, 0, 2) as first, opened(bench, 1, 2) as second:
+        parts: list[list[Any]] = [[], []]
+        for _ in range(BATCHES):
+            for part, source in zip(parts, (first, second), strict=True):
+                batch = source.next()
+                expect(
+                    batch.tokens == TOKENS // 2,
+                    f"{TOKENS // 2} tokens on each of 2 data ranks",
+                    str(batch.tokens),
+                    "`next`: context.batch_tokens is that of all ranks; divide by context.parallel.data_ranks",
+                )
+                part += rows(batch)
+    shared = set(parts[0]) & set(parts[1])
+    look = "`next`: which rows are those of context.parallel.data_rank"
+    expect(not shared, "rows that go to one data rank only", f"{len(shared)} go to both", look)
+    expect(len(set(parts[0])) == len(parts[0]), "no row twice on a rank", "some", look)

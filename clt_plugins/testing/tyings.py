@@ -1,0 +1,76 @@
+"""Checks for `[tying]`: see `clt_plugins.interfaces.Tying`."""
+
+from __future__ import annotations
+
+import torch
+
+from clt_plugins.features import Features
+from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench
+from clt_plugins.testing.ranks import tensor_parallel
+from clt_plugins.testing.report import expect, same
+from clt_plugins.testing.transcoders import (
+    ROUNDING,
+    bf16,
+    determinism,
+    gradient,
+    meta,
+    no_sync,
+    save_load,
+    sparse_is_dense,
+)
+
+__all__ = [
+    "bf16",
+    "decoder",
+    "determinism",
+    "gradient",
+    "meta",
+    "no_sync",
+    "save_load",
+    "sparse_is_dense",
+    "tensor_parallel",
+]
+
+
+def decoder(bench: Bench) -> None:
+    """Shapes; no feature writes to an earlier layer; `expand` is what `decode` does, and `norms` are its rows'."""
+    parts = bench.parts(transcoder={"dtype": "float64"})
+    tying = parts.transcoder.tying
+    expect(isinstance(tying, torch.nn.Module), "a torch.nn.Module from `build`", type(tying).__name__, "the base class")
+    for layer in range(LAYERS):
+        active = torch.zeros(FEATURES, LAYERS, FEATURES, dtype=torch.float64)
+        active[:, layer] = 2 * torch.eye(FEATURES, dtype=torch.float64)
+        with torch.no_grad():
+            written = tying.decode(Features(active))
+        shape = [FEATURES, LAYERS, D_MODEL]
+        expect(list(written.shape) == shape, f"decode to give {shape}", str(list(written.shape)), "`decode`")
+        expect(
+            not bool(written[:, :layer].any()),
+            f"features of layer {layer} write to layers {layer} to {LAYERS - 1} only",
+            "something in an earlier layer",
+            "`decode`: which targets a source reaches",
+        )
+        try:
+            rows = tying.expand(layer)
+        except ValueError:
+            continue  # it says that no such matrix exists
+        shape = [FEATURES, LAYERS - layer, D_MODEL]
+        expect(list(rows.shape) == shape, f"expand({layer}) to give {shape}", str(list(rows.shape)), "`expand`")
+        expect(not rows.requires_grad, "detached rows", "they require a gradient", "`expand`")
+        same(written[:, layer:], 2 * rows, f"decode to write value · expand({layer})", "`expand` or `decode`", ROUNDING)
+        norms = rows.flatten(1).norm(dim=1).float()
+        same(
+            tying.norms()[layer].float(),
+            norms,
+            f"norms[{layer}] to be those of expand({layer}), over all targets",
+            "`norms`",
+            1e-5,
+        )
+    norms = tying.norms()
+    shape = [LAYERS, FEATURES]
+    expect(list(norms.shape) == shape, f"norms {shape}", str(list(norms.shape)), "`norms`")
+    expect(not norms.requires_grad, "detached norms", "they require a gradient", "`norms`")
+    x = torch.randn(5, LAYERS, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    affine = tying.affine(x).expand(5, -1, -1)
+    shape = [5, LAYERS, D_MODEL]
+    expect(list(affine.shape) == shape, f"affine to broadcast to {shape}", str(list(affine.shape)), "`affine`")

@@ -1,0 +1,36 @@
+#!/bin/bash
+# Train on 4 nodes of 8 GPUs: features split over the 8 GPUs of a node, batches over the 4 nodes.
+# Submit with: sbatch examples/slurm.sh RECIPE RUN_FOLDER
+# The run folder must be on a file system that all nodes share. Submitted again, the job goes on where it stopped.
+#SBATCH --job-name=clt
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@300
+#SBATCH --requeue
+set -euo pipefail
+
+recipe=$1
+out=$2
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+# Five minutes before the time is up every rank is told to stop; they write a checkpoint after their step.
+trap 'kill -TERM "$step"; wait "$step"' TERM
+
+resume=()
+if compgen -G "$out/checkpoints/step_*" > /dev/null; then
+  resume=(--resume)
+fi
+
+srun --kill-on-bad-exit=1 torchrun \
+  --nnodes "$SLURM_NNODES" \
+  --nproc-per-node 8 \
+  --rdzv-id "$SLURM_JOB_ID" \
+  --rdzv-backend c10d \
+  --rdzv-endpoint "$head:29500" \
+  -m clt_plugins run "$recipe" --out "$out" "${resume[@]}" \
+  --set parallel.name=tensor --set parallel.tensor=8 --set parallel.data=4 &
+step=$!
+wait "$step"

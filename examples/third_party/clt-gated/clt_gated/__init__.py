@@ -1,0 +1,32 @@
+"""The activation `gated`: whether a feature is on, and how much, have parameters of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen, validators
+
+from clt_plugins import Spec, hookimpl
+
+if TYPE_CHECKING:
+    from clt_plugins import Context
+
+
+@frozen(kw_only=True)
+class GatedConfig:
+    """1[pre > 0] · relu(exp(r) · pre + c), with r and c learned per feature (Rajamanoharan et al. 2024,
+    arXiv 2404.16014, section 3.2, where gate and magnitude share the encoder's direction)."""
+
+    offset: float = field(default=0.0, validator=validators.ge(0))
+    """First value of c: what a feature adds when it is only just on, in units of pre-activations."""
+
+
+def build(config: GatedConfig, context: Context) -> Any:
+    from clt_gated.gated import Gated
+
+    return Gated(config.offset, context)
+
+
+@hookimpl
+def clt_activations() -> list[Spec]:
+    return [Spec("gated", GatedConfig, build)]

@@ -1,0 +1,79 @@
+"""The Weights & Biases logger. Shapes: L layers, F features per layer."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from clt_wandb import WandbConfig
+
+STEP = "step"
+
+
+class Wandb:
+    """Hands metrics to wandb's own process, which sends them; a step does not wait for the network."""
+
+    def __init__(self, config: WandbConfig, folder: Path):
+        self.config, self.folder = config, folder
+        self.run: Any = None
+
+    def start(self, recipe: Mapping[str, Any], step: int) -> None:
+        """Begin a run, or go on with the one whose id is kept in the folder.
+
+        Raises:
+            ValueError: wandb cannot start (not logged in), with its reason.
+        """
+        import wandb
+
+        kept = self.folder / "wandb.id"
+        if not kept.exists():
+            kept.write_text(secrets.token_hex(8))
+        try:
+            self.run = wandb.init(
+                project=self.config.project,
+                entity=self.config.entity,
+                mode=self.config.mode,
+                name=recipe["name"],
+                id=kept.read_text().strip(),
+                resume="allow",
+                config=dict(recipe),
+                dir=self.folder,
+                settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
+            )
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            raise ValueError(f'loggers: wandb: {error}: run `wandb login`, or set mode = "offline"') from error
+        # Steps of a resumed run come again: an axis of our own may go back, wandb's counter may not.
+        self.run.define_metric("*", step_metric=STEP)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Numbers as curves; tensors [L] as one per layer; tensors [L, F] as a histogram per layer."""
+        found: dict[str, Any] = {STEP: step}
+        for name, value in metrics.items():
+            if not hasattr(value, "tolist"):
+                found[name] = value
+            elif value.ndim == 0:
+                found[name] = value.item()
+            else:
+                found |= {f"{name}/{layer:02}": _plain(part) for layer, part in enumerate(value)}
+        self.run.log(found)
+
+    def close(self, status: str) -> None:
+        """Waits until everything is written (and sent, online). A crash shows as such."""
+        if self.run is not None:
+            self.run.finish(exit_code=1 if status == "failed" else 0)
+
+
+def _plain(part: Any) -> Any:
+    """One layer of a tensor: its number, or the histogram of its finite numbers."""
+    import wandb
+
+    if part.ndim == 0:
+        return part.item()
+    numbers = [x for x in part.flatten().tolist() if math.isfinite(x)]
+    return wandb.Histogram(np_histogram=np.histogram(numbers, bins=32)) if numbers else None

@@ -1,0 +1,190 @@
+"""Reading what crosslayer-coding wrote.
+
+- `metadata.json`: num_layers, d_model, dtype, total_tokens.
+- `chunk_N.h5` or `.hdf5`: `layer_K/inputs` and `layer_K/targets` [rows, D], float32, float16, or uint16 with the bits
+  of bfloat16.
+- `index.bin`: per chunk (int32 chunk, int32 rows, int64 first row), 16 bytes; or, older, per row (uint32 chunk, uint32
+  row), 8 bytes. Both say how many rows a chunk has; the files themselves do so too, and must agree.
+- `norm_stats.json`: {"K": {"inputs": {"mean": [D], "std": [D]}, "targets": ...}}; may be missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from clt_plugins import Batch, DamagedError, StoredSource
+
+if TYPE_CHECKING:
+    from clt_crosslayer_coding import CrosslayerCodingConfig
+    from clt_plugins import Context
+
+BLOCK_BYTES = 4 * 2**20
+"""About how many bytes are read at a time."""
+PER_CHUNK = np.dtype([("chunk", "<i4"), ("rows", "<i4"), ("first", "<i8")])
+PER_ROW = np.dtype([("chunk", "<u4"), ("row", "<u4")])
+
+
+class CrosslayerStore:
+    """A `Store` of such a folder.
+
+    Raises:
+        ValueError: it is none, or its parts contradict each other.
+    """
+
+    has_tokens = False
+
+    def __init__(self, path: Path, held_out: int):
+        self.path, self.name = path, str(path)
+        described = _json(path / "metadata.json")
+        try:
+            self.layers, self.d_model = int(described["num_layers"]), int(described["d_model"])
+            total = int(described["total_tokens"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path / 'metadata.json'}: num_layers, d_model or total_tokens is missing") from error
+        self.files = _files(path)
+        shapes = {number: _look(file, self.layers, self.d_model) for number, file in self.files.items()}
+        types = sorted({kind for _, kind in shapes.values()})
+        if len(types) > 1:
+            raise ValueError(f"{path}: its chunks are of different types: {', '.join(types)}")
+        self.dtype = {"float32": torch.float32, "float16": torch.float16, "uint16": torch.bfloat16}[types[0]]
+        self.numbers = sorted(shapes)
+        rows = [shapes[number][0] for number in self.numbers]
+        _compare(path, dict(zip(self.numbers, rows, strict=True)), total)
+        if held_out >= total:
+            raise ValueError(f"source.held_out_tokens: {held_out} of {total} tokens leave none to train on")
+        row_bytes = 2 * self.layers * self.d_model * self.dtype.itemsize
+        self.block_rows = max(1, min(1024, BLOCK_BYTES // row_bytes))
+        self.begins: dict[str, list[tuple[int, int]]] = {"train": [], "held_out": []}
+        """(number of the chunk, its first row that belongs to the part) of each part's chunks."""
+        self.chunks: Mapping[Any, Sequence[int]] = self._part(rows, total - held_out)
+        listed = json.dumps([described, rows], sort_keys=True)
+        self.identity = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+
+    def _part(self, rows: list[int], trained: int) -> dict[str, list[int]]:
+        """Cut the rows, chunk by chunk, into the first ones to train on and the held-out rest."""
+        chunks: dict[str, list[int]] = {"train": [], "held_out": []}
+        for number, count in zip(self.numbers, rows, strict=True):
+            mine = min(count, trained)
+            trained -= mine
+            for part, begin, size in (("train", 0, mine), ("held_out", mine, count - mine)):
+                if size:
+                    self.begins[part].append((number, begin))
+                    chunks[part].append(size)
+        return chunks
+
+    def read(self, part: str, chunk: int, begin: int, into: Batch) -> None:
+        """See `Store.read`."""
+        number, first = self.begins[part][chunk]
+        rows = slice(first + begin, first + begin + into.tokens)
+        try:
+            with h5py.File(self.files[number], "r") as file:
+                for layer in range(self.layers):
+                    for side in ("inputs", "targets"):
+                        stored = file[f"layer_{layer}/{side}"][rows]
+                        if self.dtype == torch.bfloat16:
+                            values = torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16)
+                        else:
+                            values = torch.from_numpy(stored)
+                        getattr(into, side)[:, layer] = values
+        except (OSError, KeyError, RuntimeError) as error:
+            text = " ".join(str(error).split())
+            raise DamagedError(
+                f"{self.files[number]}: chunk {number}, rows {rows.start} to {rows.stop - 1}: cannot be read: {text}"
+            ) from error
+
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """Those of norm_stats.json; None where it is missing.
+
+        The library stores means and standard deviations; the root mean square follows from them.
+        """
+        path = self.path / "norm_stats.json"
+        if not path.is_file():
+            return None
+        stored = _json(path)
+        found: dict[str, Tensor] = {}
+        for side in ("inputs", "targets"):
+            try:
+                for name in ("mean", "std"):
+                    lists = [stored[str(layer)][side][name] for layer in range(self.layers)]
+                    found[f"{side}.{name}"] = torch.tensor(lists, dtype=torch.float64)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: {side} of some layer are missing or no numbers: {error}") from error
+            square = found[f"{side}.std"].square() + found[f"{side}.mean"].square()
+            found[f"{side}.rms"] = square.mean(-1).sqrt()
+        return found
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def build(config: CrosslayerCodingConfig, context: Context) -> StoredSource:
+    """The source."""
+    store = CrosslayerStore(config.path, config.held_out_tokens)
+    return StoredSource(store, context, buffer_tokens=config.buffer_tokens)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: missing or not JSON: {error}") from error
+
+
+def _files(path: Path) -> dict[int, Path]:
+    """Chunk files by number; `.h5` is preferred, as the library does."""
+    found: dict[int, Path] = {}
+    for ending in ("hdf5", "h5"):
+        for file in path.glob(f"chunk_*.{ending}"):
+            number = file.stem.removeprefix("chunk_")
+            if number.isdigit():
+                found[int(number)] = file
+    if not found:
+        raise ValueError(f"{path}: no chunk_N.h5 or chunk_N.hdf5 in it")
+    return found
+
+
+def _look(file: Path, layers: int, d_model: int) -> tuple[int, str]:
+    """Rows and type of a chunk, whose arrays must all be alike."""
+    try:
+        with h5py.File(file, "r") as opened:
+            arrays = [opened[f"layer_{layer}/{side}"] for layer in range(layers) for side in ("inputs", "targets")]
+            found = {(array.shape, str(array.dtype)) for array in arrays}
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+    (shape, kind), *others = sorted(found)
+    if others or len(shape) != 2 or shape[1] != d_model:
+        raise ValueError(f"{file}: its arrays are not all [rows, {d_model}] of one type: {sorted(found)}")
+    if kind not in ("float32", "float16", "uint16"):
+        raise ValueError(f"{file}: holds {kind}; float32, float16 and uint16 (bfloat16) are known")
+    return shape[0], kind
+
+
+def _compare(path: Path, rows: dict[int, int], total: int) -> None:
+    """Refuse a folder whose index or metadata count other rows than the files have."""
+    if sum(rows.values()) != total:
+        raise ValueError(f"{path}: metadata.json counts {total} tokens, the chunk files have {sum(rows.values())}")
+    index = path / "index.bin"
+    if not index.is_file():
+        raise ValueError(f"{index}: missing")
+    raw = index.read_bytes()
+    for kind in (PER_CHUNK, PER_ROW):
+        if len(raw) % kind.itemsize:
+            continue
+        entries = np.frombuffer(raw, kind)
+        if kind is PER_CHUNK:
+            counted = dict(zip(entries["chunk"].tolist(), entries["rows"].tolist(), strict=True))
+        else:
+            numbers, counts = np.unique(entries["chunk"], return_counts=True)
+            counted = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        if counted == rows:
+            return
+    raise ValueError(f"{index}: does not list the rows that the chunk files have ({len(rows)} chunks, {total} rows)")

@@ -1,0 +1,80 @@
+"""Activations that are stored: written once by `generate`, trained on many times from a folder or a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen, validators
+
+from clt_plugins import Spec, hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+    from clt_plugins import Context
+
+
+@frozen(kw_only=True)
+class LocalConfig:
+    """A data set in a folder, made by `generate` or `scramble`: every row once per epoch, in a new order each time.
+
+    Blocks from all chunks are read into a buffer and shuffled there while the buffer before is used up. Memory: two
+    buffers of `buffer_tokens` rows and three batches; a row has 2 x layers x d_model numbers in the stored type (int8
+    becomes float32 on the way). For GPT-2 small in bfloat16 and the default size that is 1.2 GB and the batches.
+    """
+
+    path: Path
+    """The data set's folder."""
+    buffer_tokens: int = field(default=16384, validator=validators.gt(0))
+    """Rows that are shuffled together, on each rank; at least a batch."""
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """What to do when stored rows fail their checksum: stop the run, or warn and train on other rows of the same buffer
+    in their place."""
+
+
+@frozen(kw_only=True)
+class RemoteConfig:
+    """A data set on a server started with `serve`: the same rows in the same order as `local`.
+
+    What breaks off is fetched from where it broke off, also while the server restarts. Every block is checked against
+    the manifest. The token is read from the environment variable CLT_TOKEN. Memory: as `local`.
+    """
+
+    url: str
+    """The server, `http://HOST:PORT` or `https://HOST:PORT`."""
+    dataset: str
+    """The data set's name there."""
+    buffer_tokens: int = field(default=16384, validator=validators.gt(0))
+    """Rows that are shuffled together, on each rank; at least a batch."""
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """What to do when rows are damaged on the server: stop the run, or warn and train on other rows of the same buffer
+    in their place."""
+    patience_s: float = field(default=600.0, validator=validators.gt(0))
+    """Seconds without any answer after which the run stops."""
+    ca_file: Path | None = None
+    """Certificates to trust, for a server with one of its own making."""
+
+
+def build_local(config: LocalConfig, context: Context) -> Any:
+    from clt_datasets.folder import build_local
+
+    return build_local(config, context)
+
+
+def build_remote(config: RemoteConfig, context: Context) -> Any:
+    from clt_datasets.client import build_remote
+
+    return build_remote(config, context)
+
+
+@hookimpl
+def clt_sources() -> list[Spec]:
+    return [Spec("local", LocalConfig, build_local), Spec("remote", RemoteConfig, build_remote)]
+
+
+@hookimpl
+def clt_commands() -> list[click.Command]:
+    from clt_datasets.commands import generate, inspect, scramble, serve
+
+    return [generate, inspect, scramble, serve]

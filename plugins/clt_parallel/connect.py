@@ -1,0 +1,56 @@
+"""Joining the process group that `torchrun` prepared."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from clt_parallel.grid import Grid
+
+if TYPE_CHECKING:
+    from clt_parallel import TensorConfig
+
+START = "torchrun --nproc-per-node {} -m clt_plugins run ..."
+
+
+def connect(config: TensorConfig, device: torch.device) -> Grid:
+    """The ranks of this run, data × tensor. On the device "meta" nothing is connected: this is then rank 0 of a plan.
+
+    Raises:
+        ValueError: there is no process group to join, or it is of another size.
+        ConnectionError: the ranks did not find each other.
+    """
+    if device.type == "meta":
+        return Grid(0, config.tensor or 1, config.data)
+    if "RANK" not in os.environ:
+        number = (config.tensor or 1) * config.data if config.tensor else "N"
+        raise ValueError(f'parallel: "tensor" needs several processes: start them by `{START.format(number)}`')
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    tensor = config.tensor or max(1, world // config.data)
+    if tensor * config.data != world:
+        raise ValueError(
+            f"parallel: tensor {tensor} × data {config.data} is {tensor * config.data} ranks, but {world} were "
+            f"started: start {tensor * config.data}, or change parallel.tensor or parallel.data"
+        )
+    backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and device.type != "cuda":
+        raise ValueError(f'parallel.backend: "nccl" is for GPUs, and transcoder.device is {device}: use "gloo"')
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # What ranks tell each other each step (all well, same batch) lies on the CPU, and always goes through gloo.
+    carriers = f"cpu:gloo,{device.type}:{backend}" if device.type != "cpu" else backend
+    try:
+        dist.init_process_group(carriers, timeout=timedelta(seconds=config.timeout_s))
+        mesh = init_device_mesh(device.type, (config.data, tensor), mesh_dim_names=("data", "tensor"))
+    except (RuntimeError, dist.DistError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"parallel: rank {rank} of {world} found no connection to the others: {reason}"
+        ) from error
+    groups = {"features": mesh.get_group("tensor"), "tokens": mesh.get_group("data"), "all": dist.group.WORLD}
+    return Grid(rank, tensor, config.data, groups)

@@ -1,0 +1,93 @@
+"""Two hundred steps on the shipped model's activations: the sparse path's loss curve is the dense path's."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from clt_plugins.batch import Batch
+from clt_plugins.normalise import estimate
+from clt_plugins.objective import objective
+from clt_plugins.optim import make_optimizer
+from clt_plugins.recipe import read_recipe
+from clt_plugins.setup import build, close
+from tests.helpers import ACTIVATIONS, TYINGS, plugins
+
+STEPS, TOKENS = 200, 64
+ACTIVATION_K = {"topk": 24, "batchtopk": 24}
+
+
+def tables(activation: str, tying: str, kernels: str, path: str) -> dict:
+    chosen = dict(ACTIVATIONS[activation])
+    if activation in ACTIVATION_K:
+        chosen["k"] = ACTIVATION_K[activation]
+    return {
+        "name": "curve",
+        "model": {"path": "examples/models/stdlib-gpt2"},
+        "source": {"name": "stream", "text": "python-stdlib", "context": 128, "buffer_tokens": STEPS * TOKENS},
+        "transcoder": {"features": 96, "path": path},
+        "activation": chosen,
+        "tying": TYINGS[tying],
+        "losses": [{"name": "mse"}, {"name": "auxk"}, {"name": "tanh_sparsity", "weight": 1e-3}],
+        "kernels": {"name": kernels},
+        "train": {"steps": STEPS, "batch_tokens": TOKENS, "lr": 1e-3, "dead_after_tokens": 20 * TOKENS},
+    }
+
+
+@cache
+def batches() -> tuple[list[Batch], dict]:
+    """Real activations, gathered once."""
+    recipe = read_recipe(tables("topk", "untied", "torch", "dense"), plugins=plugins())
+    parts = build(recipe, plugins())
+    found = [parts.source.next() for _ in range(STEPS)]
+    close(parts)
+    return found, estimate(found, parts.source.layers, parts.source.d_model)
+
+
+def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
+    """The loss of each step, [STEPS]."""
+    found, statistics = batches()
+    recipe = read_recipe(tables(activation, tying, kernels, path), plugins=plugins())
+    parts = build(recipe, plugins())
+    close(parts)
+    transcoder = parts.transcoder
+    transcoder.normaliser.fit("mean_std", statistics)
+    optimizer = make_optimizer(transcoder, recipe.train)
+    idle = torch.zeros(transcoder.layers, transcoder.features, dtype=torch.int64)
+    losses = []
+    for step, batch in enumerate(found):
+        optimizer.zero_grad(set_to_none=True)
+        outcome = objective(transcoder, parts.losses, batch, idle, step / STEPS)
+        outcome.total.backward()
+        optimizer.step()
+        idle = torch.where(outcome.features.counts() > 0, 0, idle + batch.tokens)
+        losses.append(float(outcome.total.detach()))
+    return torch.tensor(losses)
+
+
+@cache
+def reference(activation: str, tying: str) -> torch.Tensor:
+    return curve(activation, tying, "torch", "dense")
+
+
+def check(activation: str, tying: str, kernels: str) -> None:
+    dense, sparse = reference(activation, tying), curve(activation, tying, kernels, "sparse")
+    assert dense[-1] < 0.7 * dense[0], "it did not learn: two curves that stand still are easily equal"
+    error = ((sparse - dense) / dense).abs().max()
+    print(f"{activation} {tying} {kernels}: off by {error:.1e} at most, loss {dense[0]:.3f} -> {dense[-1]:.3f}")
+    # float32 on both sides, sums in another order; 200 steps of Adam may magnify what rounding starts.
+    assert error <= 1e-4
+
+
+def test_two_hundred_steps_of_batchtopk():
+    check("batchtopk", "untied", "numba")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+@pytest.mark.parametrize("tying", TYINGS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_two_hundred_steps(activation, tying, kernels):
+    check(activation, tying, kernels)

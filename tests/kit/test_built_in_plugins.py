@@ -1,0 +1,92 @@
+"""The conformance kit on every built-in plugin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clt_plugins.testing import Case, parametrize
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "examples" / "models" / "stdlib-gpt2"
+
+
+@parametrize(
+    "activations",
+    settings={
+        "relu": {},
+        "jumprelu": {"threshold": 0.2, "bandwidth": 0.3},
+        "topk": [{"k": 4}, {"k": 2, "scope": "layer", "ranking": "norm"}, {"k": 0.11}],
+        "batchtopk": [{"k": 5}, {"k": 5, "ranking": "norm"}, {"k": 2, "scope": "layer", "ranking": "zscore"}],
+    },
+    expected_failures={"jumprelu/own_gradient": "the threshold's gradient is a straight-through estimate"},
+)
+def test_activations(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
+    "tyings",
+    settings={
+        "untied": [{}, {"skip": True}],
+        "per_source": [{}, {"feature_offset": True, "feature_scale": True, "skip": True}],
+        "per_target": [{}, {"feature_scale": True}, {"feature_offset": True, "feature_scale": True}],
+    },
+)
+def test_tyings(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
+    "losses",
+    settings={
+        "mse": [{}, {"scale": "raw"}],
+        "tanh_sparsity": {"weight": 0.1, "schedule": "constant"},
+        "preactivation": [{"weight": 0.3}, {"weight": 0.3, "scope": "all"}],
+        "auxk": {"weight": 0.5, "k": 3},
+    },
+    expected_failures={"auxk/gradient_reconstruction": "the residual is detached on purpose (Gao et al. 2024, A.2)"},
+)
+def test_losses(case: Case) -> None:
+    case.run()
+
+
+@parametrize("synthetic", settings={"synthetic": {"layers": 2, "d_model": 5, "features": 9, "noise": 0.1}})
+def test_synthetic(case: Case) -> None:
+    case.run()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of different lengths, no two with a line in common."""
+    file = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    words = [[f"number_{doc}_{word} = {doc * word}" for word in range(5 + doc % 17)] for doc in range(120)]
+    file.write_text("\n".join(json.dumps({"text": "\n".join(lines)}) for lines in words))
+    return file
+
+
+@parametrize(
+    "stream",
+    settings={"stream": {"text": "documents.jsonl", "context": 16, "model_batch": 2, "buffer_tokens": 48}},
+    recipe={"model": {"path": str(MODEL)}},
+)
+def test_stream(case: Case, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(text.parent)
+    case.run()
+
+
+@parametrize("loggers")
+def test_loggers(case: Case) -> None:
+    case.run()
+
+
+@parametrize("kernels")
+def test_kernels(case: Case) -> None:
+    case.run()
+
+
+@parametrize("parallel")
+def test_parallel(case: Case) -> None:
+    case.run()

@@ -1,0 +1,262 @@
+"""Plugins that are wrong in one way each: the kit finds it, and says where to look. Each is right without the fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
+
+import pytest
+
+from clt_plugins.loading import load
+from clt_plugins.testing import Nonconformance, cases
+
+if TYPE_CHECKING:
+    from tests.conftest import Distributions
+
+HEADER = '''
+from attrs import field, frozen
+from clt_plugins import *
+
+@frozen(kw_only=True)
+class Config:
+    """One to be checked."""
+    weight: float = 1.0
+    """A number."""
+'''
+
+ACTIVATION = """
+import torch
+
+class Activation(torch.nn.Module):
+    fixed_size = True
+
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+
+    def selection(self, tokens, norms):
+        context = self.context
+        # The features of all ranks where `Top` knows of ranks, else this rank's.
+        features = context.features if PARALLEL else len(context.parallel.shard(context.features))
+        parallel = context.parallel if PARALLEL else None
+        return Top(8, tokens, context.layers, features, per="token", parallel=parallel)
+
+    def forward(self, pre, feature):
+        return pre.relu()
+
+@hookimpl
+def clt_activations():
+    return [Spec("mine", Config, lambda config, context: Activation(context))]
+"""
+
+SOURCE = """
+import torch
+
+class Source:
+    layers, d_model = 2, 4
+
+    def __init__(self, context):
+        self.context, self.place = context, 0
+        generator = torch.Generator().manual_seed(context.seed)
+        self.rows = torch.randn(2000, 2, self.layers, self.d_model, generator=generator)
+
+    def next(self):
+        parallel = self.context.parallel
+        own = self.context.batch_tokens // parallel.data_ranks
+        start = self.place + own * parallel.data_rank
+        rows = self.rows[start : start + own]
+        self.place += self.context.batch_tokens
+        return Batch(rows[:, 0], rows[:, 1])
+
+    def held_out(self, tokens):
+        rows = self.rows[-tokens:]
+        yield Batch(rows[:, 0], rows[:, 1])
+
+    def statistics(self):
+        return None
+
+    def state(self):
+        return {"place": self.place}
+
+    def load_state(self, state):
+        self.place = state["place"] + OFFSET
+
+@hookimpl
+def clt_sources():
+    return [Spec("mine", Config, lambda config, context: Source(context))]
+"""
+
+LOSS = """
+class Loss:
+    needs_pre = False
+
+    def selection(self, tokens, idle_tokens):
+        return None
+
+    def __call__(self, forward):
+        values = forward.features.values DETACH
+        return {"mine": forward.sum_features(values.square().sum()) / forward.features.shape[0]}
+
+@hookimpl
+def clt_losses():
+    return [Spec("mine", Config, lambda config, context: Loss())]
+"""
+
+LOGGER = """
+import time
+
+class Logger:
+    def __init__(self, folder):
+        self.folder, self.file = folder, None
+
+    def start(self, recipe, step):
+        self.file = (self.folder / "log.txt").open("a")
+
+    def log(self, step, metrics):
+        SLOW
+        self.file.write(f"{step} {sorted(metrics)}\\n")
+
+    def close(self, status):
+        if self.file is not None:
+            CLOSE
+
+@hookimpl
+def clt_loggers():
+    return [Spec("mine", Config, lambda config, context: Logger(context.folder))]
+"""
+
+EXPORTER = """
+import torch
+
+class Exporter:
+    def export(self, transcoder, folder):
+        tensors = {name: x.double().flatten().tolist() for name, x in transcoder.tensors().items()}
+        DROP
+        (folder / "weights.txt").write_text(repr(sorted(tensors.items())))
+
+@hookimpl
+def clt_exporters():
+    return [Spec("mine", Config, lambda config, context: Exporter())]
+"""
+
+KERNELS = """
+class Kernels:
+    name = "mine"
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def preference(self, device):
+        return -1
+
+    def decode(self, values, pairs, layout, weight, out):
+        self.inner.decode(values, pairs, layout, weight, out)
+        CUT
+
+    def grad_values(self, *arguments):
+        self.inner.grad_values(*arguments)
+
+    def grad_rows(self, *arguments, overwrite):
+        self.inner.grad_rows(*arguments, overwrite=overwrite)
+
+def build(config, device):
+    from clt_kernels.torch_kernels import TorchKernels
+    return Kernels(TorchKernels())
+
+@hookimpl
+def clt_kernels():
+    return [Spec("mine", Config, build)]
+"""
+
+
+@pytest.fixture
+def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
+    """What the kit says of a plugin, by `choice/check`; source text replaced first."""
+
+    def run(source: str, only: str = "", **replaced: str) -> dict[str, str]:
+        for word, text in replaced.items():
+            source = source.replace(word, text)
+        distributions.forget("plugin_under_test")
+        distributions.module("plugin_under_test", source)
+        found = {}
+        for case in cases("plugin_under_test"):
+            if only in str(case):
+                try:
+                    case.run()
+                except Nonconformance as error:
+                    found[str(case)] = str(error)
+                except SkipTest:
+                    pass
+        return found
+
+    return run
+
+
+def test_a_topk_that_forgets_other_ranks(failures: Any) -> None:
+    if "tensor" not in load().choices("parallel"):
+        pytest.skip("no choice 'tensor' for [parallel] is installed")
+    assert failures(HEADER + ACTIVATION, PARALLEL="True") == {}
+    found = failures(HEADER + ACTIVATION, PARALLEL="False")
+    assert found.keys() == {"mine/tensor_parallel"}
+    assert "features on rank 0 of 2 as in one process" in found["mine/tensor_parallel"]
+    assert "give `Top` its `parallel`" in found["mine/tensor_parallel"]
+
+
+def test_a_source_that_repeats_a_row_after_resuming(failures: Any) -> None:
+    assert failures(HEADER + SOURCE, OFFSET="0") == {}
+    found = failures(HEADER + SOURCE, OFFSET="-1")
+    assert found.keys() == {"mine/resume", "mine/exactly_once"}
+    assert "112 different rows, resumed after 48\n     got: 1 of them came before" in found["mine/exactly_once"]
+
+
+def test_a_loss_that_detaches_its_gradient(failures: Any) -> None:
+    assert failures(HEADER + LOSS, DETACH="") == {}
+    found = failures(HEADER + LOSS, DETACH=".detach()")
+    assert found.keys() == {"mine/gradient_features"}
+    assert "got: no gradient" in found["mine/gradient_features"]
+    assert "a `detach()`" in found["mine/gradient_features"]
+
+
+def test_a_logger_that_blocks(failures: Any) -> None:
+    assert failures(HEADER + LOGGER, SLOW="", CLOSE="self.file.close()") == {}
+    found = failures(HEADER + LOGGER, only="prompt", SLOW="time.sleep(0.06)", CLOSE="self.file.close()")
+    assert "expected: log to return within 0.05 s" in found["mine/prompt"]
+
+
+def test_a_logger_that_does_not_flush(failures: Any) -> None:
+    found = failures(HEADER + LOGGER, only="flush", SLOW="", CLOSE="pass")
+    assert "flush and close files" in found["mine/flush"]
+
+
+@pytest.mark.parametrize("name", ["b_enc", "b_dec", "normaliser.input_shift"])
+def test_an_exporter_that_drops_a_tensor(failures: Any, name: str) -> None:
+    assert failures(HEADER + EXPORTER, DROP="") == {}
+    found = failures(HEADER + EXPORTER, DROP=f"del tensors[{name!r}]")
+    assert found.keys() == {"mine/every_tensor"}
+    assert f"expected: {name} " in found["mine/every_tensor"]
+
+
+@pytest.mark.parametrize(
+    ("body", "check", "text"),
+    [
+        ("weight = 1.0", "config", "weight without one, so that no recipe can set it"),
+        ("weight = field(default=1.0)", "load", "Config.weight: has no type"),
+        ("weight: object = 1.0", "load", "a recipe cannot hold <class 'object'>"),
+        ("weight: float = 1.0", "config", "a string literal under each field"),
+    ],
+)
+def test_a_config_with_an_untyped_or_silent_field(failures: Any, body: str, check: str, text: str) -> None:
+    header = HEADER[: HEADER.index("    weight: float")] + f"    {body}\n"
+    found = failures(header + LOSS, only=check, DETACH="")
+    assert len(found) == 1
+    assert text in next(iter(found.values()))
+
+
+def test_kernels_that_are_wrong_at_ragged_shapes(failures: Any) -> None:
+    assert failures(HEADER + KERNELS, only="mine/edges", CUT="") == {}
+    tile = "out[len(out) // 16 * 16 :] = 0 if len(out) > 16 else out[len(out) // 16 * 16 :]"
+    found = failures(HEADER + KERNELS, CUT=tile)
+    assert "mine/edges" in found
+    assert "mine/products" not in found
+    assert "B 40, L 3, F 40, D 33" in found["mine/edges"]

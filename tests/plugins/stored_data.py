@@ -1,0 +1,77 @@
+"""Data sets for tests: written through `generate`, from a source that is small and known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from clt_datasets import LocalConfig, clt_sources
+from clt_datasets.chunks import Style, write_chunk
+from clt_datasets.generate import generate, write_manifest
+from clt_plugins import Batch
+from clt_plugins.recipe import read_recipe
+from tests.helpers import plugins, tables
+
+
+def make_context(*, batch_tokens: int = 16, rank: int = 0, ranks: int = 1, seed: int = 3) -> Any:
+    """What a stored source is told."""
+    return SimpleNamespace(
+        seed=seed,
+        device=torch.device("cpu"),
+        batch_tokens=batch_tokens,
+        parallel=SimpleNamespace(data_rank=rank, data_ranks=ranks),
+    )
+
+
+def numbered(rows: int, first: int = 0, layers: int = 2, d_model: int = 3, dtype: torch.dtype = torch.float32) -> Batch:
+    """Rows that can be told apart: the token id is the row's number."""
+    random = torch.Generator().manual_seed(first)
+    inputs, targets = (torch.randn(rows, layers, d_model, generator=random).to(dtype) for _ in range(2))
+    ids = torch.arange(first, first + rows)
+    return Batch(inputs, targets, ids, torch.stack([ids // 7, ids % 7], 1))
+
+
+def write_numbered(
+    folder: Path, sizes: list[int], held_out: int = 10, block_rows: int = 8, compression: Any = "none", **rows: Any
+) -> list[Batch]:
+    """A data set of numbered rows with chunks of these sizes; held-out rows have the numbers from a million on."""
+    folder.mkdir()
+    style = Style(str(rows.get("dtype", torch.float32)).removeprefix("torch."), compression, block_rows)
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    chunks = [numbered(size, start, **rows) for size, start in zip(sizes, starts, strict=True)]
+    paths = [folder / f"train_{n:05}.h5" for n in range(len(sizes))]
+    if held_out:
+        chunks.append(numbered(held_out, 1_000_000, **rows))
+        paths.append(folder / "held_out_00000.h5")
+    for path, chunk in zip(paths, chunks, strict=True):
+        write_chunk(path, chunk, style, {})
+    write_manifest(folder, paths, about={})
+    return chunks
+
+
+def local(folder: Path, context: Any = None, **config: Any) -> Any:
+    """The source, by the road a recipe takes."""
+    spec = next(spec for spec in clt_sources() if spec.name == "local")
+    return spec.build(LocalConfig(path=folder, **{"buffer_tokens": 64, **config}), context or make_context())
+
+
+def generated(folder: Path, *, recipe: dict[str, Any] | None = None, **options: Any) -> Any:
+    """Generate a data set; returns the typed recipe."""
+    typed = read_recipe(recipe or tables(), plugins=plugins())
+    generate(typed, plugins(), folder, **options)
+    return typed
+
+
+def join(batches: list[Batch]) -> Batch:
+    """Batches one after the other."""
+    names = ("inputs", "targets", "token_ids", "positions")
+    return Batch(*(torch.cat([getattr(b, n) for b in batches]) for n in names if getattr(batches[0], n) is not None))
+
+
+def equal(one: Batch, two: Batch) -> bool:
+    """Bit for bit."""
+    pairs = [(getattr(one, n), getattr(two, n)) for n in ("inputs", "targets", "token_ids", "positions")]
+    return all(a.dtype == b.dtype and torch.equal(a, b) if a is not None else b is None for a, b in pairs)

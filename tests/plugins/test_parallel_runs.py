@@ -1,0 +1,72 @@
+"""Runs started by `torchrun`: a lost rank, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clt_plugins import run
+from clt_plugins.loading import load
+from clt_plugins.recipe import as_toml, read_recipe
+from clt_plugins.slices import Stored
+from tests.helpers import tables
+from tests.ranks import RUN
+
+INTERRUPTING = "tests.interrupting"
+
+
+def torchrun(ranks: int, recipe: Path, out: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["-m", "clt_plugins", "run", str(recipe), "--out", str(out), "-p", INTERRUPTING, *flags]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=580)
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_message_and_it_goes_on_as_if_nothing_had_been(tmp_path):
+    changes = {**RUN, "losses": [*RUN["losses"], {"name": "dying"}], "parallel": {"name": "tensor"}}
+    typed = read_recipe(tables(**changes), plugins=load(extra=[INTERRUPTING]))
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(as_toml(typed))
+    at = random.Random(0).randrange(5, 12)
+    died = torchrun(2, recipe, tmp_path / "run", DIE_RANK="1", DIE_AT=str(at))
+    assert died.returncode != 0
+    assert "rank 0: another of the 2 ranks died or hangs" in died.stderr, died.stderr
+    assert "start all ranks again with --resume" in died.stderr
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == [f"step_{step:06}" for step in (4, 8) if step <= at], "whole ones only"
+    done = torchrun(2, recipe, tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("transcoder saved in") == 1, "only rank 0 speaks"
+    whole = torchrun(2, recipe, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    for stem in ("transcoder", "training"):
+        one, other = (Stored.find(tmp_path / name / "checkpoints/step_000012", stem) for name in ("run", "whole"))
+        assert one.shapes == other.shapes
+        for name in one.shapes:
+            assert torch.equal(one.read(name), other.read(name)), name
+
+
+@pytest.mark.parametrize(
+    "parallel, started, text",
+    [
+        ({"name": "tensor", "tensor": 3}, "2", "parallel: tensor 3 × data 1 is 3 ranks, but 2 were started"),
+        ({"name": "tensor", "data": 2}, "3", "parallel: tensor 1 × data 2 is 2 ranks, but 3 were started"),
+        ({"name": "tensor", "backend": "nccl"}, "1", 'parallel.backend: "nccl" is for GPUs'),
+        ({"name": "single"}, "2", 'parallel: "single" is 1 process, but 2 were started: choose parallel = "tensor"'),
+        ({"name": "tensor", "tensor": 3}, None, "start them by `torchrun --nproc-per-node 3 -m clt_plugins run"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch, parallel, started, text):
+    if started is not None:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", started)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        run(tables(parallel=parallel), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,469 @@
+"""Server and client: the rows are those of `local`, whatever breaks; and whatever is sent, nothing escapes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+
+from clt_datasets import RemoteConfig, clt_sources
+from clt_datasets.client import Connection
+from clt_datasets.server import Server, listen, serve
+from clt_plugins import DamagedError
+from tests.plugins.stored_data import equal, generated, join, local, make_context, write_numbered
+
+
+class Serving:
+    """A server in a thread of its own."""
+
+    def __init__(self, root: Path, token: str = "", port: int = 0):
+        self.root, self.token, self.port = root, token, port
+        self.start()
+
+    def start(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+        async def begin() -> Any:
+            self.server = Server(self.root, self.token, max_upload=10**7)
+            return await listen(self.server, "127.0.0.1", self.port, grace_s=0.1)
+
+        self.runner = asyncio.run_coroutine_threadsafe(begin(), self.loop).result()
+        self.port = self.runner.addresses[0][1]
+
+    def stop(self) -> None:
+        """Without waiting for requests under way."""
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
+        request = urllib.request.Request(self.url + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
+    """Starts servers of `tmp_path / "root"`."""
+    (tmp_path / "root").mkdir()
+    started: list[Serving] = []
+
+    def start(**options: Any) -> Serving:
+        started.append(Serving(tmp_path / "root", **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.thread.is_alive():
+            each.stop()
+
+
+def remote(server: Serving, dataset: str = "data", context: Any = None, **config: Any) -> Any:
+    """The source, by the road a recipe takes."""
+    spec = next(spec for spec in clt_sources() if spec.name == "remote")
+    settings = {"buffer_tokens": 64, "patience_s": 60.0} | config
+    return spec.build(RemoteConfig(url=server.url, dataset=dataset, **settings), context or make_context())
+
+
+@pytest.mark.parametrize("dtype", ["source", "bfloat16", "int8"])
+def test_remote_is_local(serving: Any, tmp_path: Path, dtype: str) -> None:
+    generated(tmp_path / "root" / "data", dtype=dtype, block_rows=8, chunk_bytes=8_000)
+    server = serving()
+    here, there = local(tmp_path / "root" / "data"), remote(server)
+    for _ in range(30):
+        assert equal(here.next(), there.next())
+    assert equal(join(list(here.held_out(64))), join(list(there.held_out(64))))
+    for name, value in here.statistics().items():
+        assert torch.equal(value, there.statistics()[name])
+    there.close()
+
+
+def test_training_survives_restarts_without_losing_or_repeating_a_row(serving: Any, tmp_path: Path) -> None:
+    write_numbered(tmp_path / "root" / "data", [37, 8, 64, 1, 19, 5, 16])
+    server = serving()
+    here, there = local(tmp_path / "root" / "data"), remote(server)
+    restart = threading.Timer(0, int)
+    restart.start()
+    for number in range(60):
+        if number % 15 == 5:
+            restart.join()
+            server.stop()
+            restart = threading.Timer(0.3, server.start)
+            restart.start()
+        assert equal(here.next(), there.next())
+    restart.join()
+    there.close()
+
+
+class Flaky:
+    """A proxy that lets through so many bytes of each connection, and then cuts it."""
+
+    def __init__(self, port: int, lets_through: int):
+        self.target, self.lets_through, self.cuts = port, lets_through, 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            client, _ = self.socket.accept()
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client: socket.socket) -> None:
+        upstream = socket.create_connection(("127.0.0.1", self.target))
+        threading.Thread(target=self.pump, args=(client, upstream, 10**9), daemon=True).start()
+        self.pump(upstream, client, self.lets_through)
+        self.cuts += 1
+        for each in (client, upstream):
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def pump(self, source: socket.socket, target: socket.socket, left: int) -> None:
+        try:
+            while left > 0 and (data := source.recv(min(1000, left))):
+                target.sendall(data)
+                left -= len(data)
+        except OSError:
+            return
+
+
+def test_broken_transfers_go_on_where_they_broke_off(serving: Any, tmp_path: Path) -> None:
+    """Every connection is cut after 4,000 bytes; a block has 12,000."""
+    write_numbered(tmp_path / "root" / "data", [500, 30], block_rows=200)
+    server = serving()
+    proxy = Flaky(server.port, 4000)
+    here = local(tmp_path / "root" / "data", buffer_tokens=128)
+    there = remote(proxy, buffer_tokens=128)  # type: ignore[arg-type]
+    for _ in range(20):
+        assert equal(here.next(), there.next())
+    assert proxy.cuts > 10
+    there.close()
+
+
+def test_damage_on_the_server_is_named(serving: Any, tmp_path: Path) -> None:
+    write_numbered(tmp_path / "root" / "data", [64, 64], d_model=64)
+    server = serving()
+    path = tmp_path / "root" / "data" / "train_00001.h5"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 4] ^= 1
+    path.write_bytes(raw)
+    there = remote(server)
+    with pytest.raises(DamagedError, match=r"train_00001\.h5: chunk 1, rows \d+ to \d+: damaged"):
+        join([there.next() for _ in range(8)])
+    there.close()
+
+
+def test_two_hundred_clients_at_a_time(serving: Any, tmp_path: Path) -> None:
+    """Every one gets every byte; and there are never more blocks in memory than allowed."""
+    write_numbered(tmp_path / "root" / "data", [400], block_rows=100, d_model=400)
+    server = serving()
+    wanted = xxhash.xxh3_64_intdigest(server.get("/v1/datasets/data/chunks/0/blocks/100")[1])
+
+    async def clients() -> list[int]:
+        import aiohttp
+
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+
+            async def one() -> int:
+                errors = 0
+                for _ in range(2):
+                    async with session.get(f"{server.url}/v1/datasets/data/chunks/0/blocks/100") as answer:
+                        errors += answer.status != 200 or xxhash.xxh3_64_intdigest(await answer.read()) != wanted
+                return errors
+
+            return await asyncio.gather(*[one() for _ in range(200)])
+
+    before = _resident()
+    assert asyncio.run(clients()) == [0] * 200
+    # 16 blocks of 0.64 MB, and what 400 connections of each side take; both sides are this process.
+    assert _resident() - before < 300e6
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+class TestUpload:
+    def test_a_data_set_generated_there_is_the_same(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        server = serving(token="secret")
+        connection = Connection(server.url, "data", patience_s=20)
+        generated(tmp_path / "data", chunk_bytes=8_000, written=connection.put)
+        connection.close()
+        names = sorted(p.name for p in (tmp_path / "data").iterdir() if not p.name.startswith("."))
+        assert len(names) > 4
+        assert sorted(p.name for p in (tmp_path / "root" / "data").iterdir()) == names
+        for name in names:
+            assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "root" / "data" / name).read_bytes()
+        assert equal(local(tmp_path / "data").next(), remote(server).next())
+
+    def test_an_upload_goes_on_where_it_broke_off(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        server = serving(token="secret")
+        write_numbered(tmp_path / "data", [300], d_model=64)
+        path = tmp_path / "data" / "train_00000.h5"
+        whole = path.read_bytes()
+        checksum = xxhash.xxh3_128_hexdigest(whole)
+        head = (
+            f"PUT /v1/datasets/data/files/{path.name} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+            f"X-Checksum: {checksum}\r\nContent-Length: {len(whole)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", server.port)) as half:
+            half.sendall(head.encode() + whole[:50_000])
+            time.sleep(0.5)
+        state = f"/v1/datasets/data/files/{path.name}?checksum={checksum}"
+        for _ in range(50):
+            there = json.loads(server.get(state, Authorization="Bearer secret")[1])
+            if there["offset"] and not server.server.receiver.busy:
+                break
+            time.sleep(0.1)
+        assert there["whole"] is False
+        assert 0 < there["offset"] <= 50_000
+        connection = Connection(server.url, "data", patience_s=20)
+        before = server.server.receiver.received
+        connection.put(path)
+        connection.close()
+        assert server.server.receiver.received - before == len(whole) - there["offset"]
+        assert (tmp_path / "root" / "data" / path.name).read_bytes() == whole
+
+    def test_a_manifest_waits_for_its_chunks_and_nothing_is_changed_after_it(
+        self, serving: Any, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        server = serving(token="secret")
+        write_numbered(tmp_path / "data", [30])
+        write_numbered(tmp_path / "other", [31])
+        connection = Connection(server.url, "data", patience_s=0.3)
+        with pytest.raises(OSError, match="another process still uploads its chunks"):
+            connection.put(tmp_path / "data" / "manifest.json")
+        for name in ("train_00000.h5", "held_out_00000.h5", "statistics.safetensors", "manifest.json"):
+            connection.put(tmp_path / "data" / name)
+            connection.put(tmp_path / "data" / name)
+        with pytest.raises(ValueError, match="409 the data set is whole"):
+            connection.put(tmp_path / "other" / "train_00000.h5")
+        connection.close()
+
+    def test_what_is_no_chunk_is_refused(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        server = serving(token="secret")
+        (tmp_path / "train_00000.h5").write_bytes(os.urandom(5000))
+        connection = Connection(server.url, "data", patience_s=5)
+        with pytest.raises(DamagedError, match="truncated or damaged"):
+            connection.put(tmp_path / "train_00000.h5")
+        connection.close()
+        assert not any((tmp_path / "root" / "data").iterdir())
+
+
+class TestTokens:
+    def test_reading_is_free_without_one_and_writing_is_not(self, serving: Any, tmp_path: Path) -> None:
+        write_numbered(tmp_path / "root" / "data", [30])
+        server = serving()
+        assert server.get("/v1/datasets/data/manifest")[0] == 200
+        connection = Connection(server.url, "new", patience_s=5)
+        with pytest.raises(ValueError, match="started without a token"):
+            connection.put(tmp_path / "root" / "data" / "train_00000.h5")
+        connection.close()
+
+    def test_with_one_everything_but_health_wants_it(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
+        write_numbered(tmp_path / "root" / "data", [30])
+        server = serving(token="secret")
+        assert server.get("/healthz") == (200, b'{"status": "ok"}')
+        for path in ("/metrics", "/v1/datasets", "/v1/datasets/data/manifest", "/v1/datasets/data/chunks/0/blocks/0"):
+            assert server.get(path)[0] == 401
+            assert server.get(path, Authorization="Bearer wrong")[0] == 401
+            assert server.get(path, Authorization="Bearer secret")[0] == 200
+        with pytest.raises(ValueError, match="give the server's token in CLT_TOKEN"):
+            remote(server)
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        assert remote(server).next().tokens == 16
+
+    def test_nobody_listens_to_others_without_one(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"^--host 0\.0\.0\.0: others can reach it: set a token in CLT_TOKEN"):
+            serve(tmp_path, "0.0.0.0", 0, "", None, 10)
+
+
+def test_metrics_count_what_happened(serving: Any, tmp_path: Path) -> None:
+    write_numbered(tmp_path / "root" / "data", [30])
+    server = serving()
+    size = len(server.get("/v1/datasets/data/chunks/0/blocks/8")[1])
+    server.get("/nothing")
+    lines = server.get("/metrics")[1].decode().splitlines()
+    assert 'clt_requests_total{method="GET",status="200"} 1' in lines
+    assert 'clt_requests_total{method="GET",status="404"} 1' in lines
+    assert f"clt_sent_bytes_total {size}" in lines
+    assert json.loads(server.get("/v1/datasets")[1]) == [
+        {"name": "data", "tokens": {"train": 30, "held_out": 10}, "dtype": "float32"}
+    ]
+
+
+def malformed(draw: random.Random) -> bytes:
+    """A request that should be refused."""
+    names = [
+        "..",
+        ".",
+        "%2e%2e",
+        "..%2f..%2fsecret",
+        "%2e%2e%2fsecret",
+        "data/../..",
+        "data%00",
+        "x" * 300,
+        "da ta",
+        "%ff",
+    ]
+    names += ["-", "data%2f..", "link", "\\..\\secret", ".data", "nothing"]
+    numbers = ["-1", "99", "1e3", "0x0", "%30%2f", "9" * 40, "", "3", "nan", "7"]
+    files = [
+        "../manifest.json",
+        "..%2fx.h5",
+        "train_1.h5",
+        "train_00000.h5/..",
+        "x",
+        "%2e%2e",
+        "passwd",
+        ".manifest.json",
+    ]
+    bad_name, bad_number, bad_file = draw.choice(names), draw.choice(numbers), draw.choice(files)
+    paths = [
+        f"/v1/datasets/{bad_name}/manifest",
+        f"/v1/datasets/{bad_name}/chunks/0/blocks/0",
+        f"/v1/datasets/data/chunks/{draw.choice(numbers[:7])}/blocks/0",
+        f"/v1/datasets/data/chunks/0/blocks/{bad_number}",
+        f"/v1/datasets/{draw.choice(['data', bad_name])}/files/{bad_file}",
+        f"/../{draw.choice(['secret', 'root/data/manifest.json'])}",
+        f"//{bad_name}",
+        "/v1/" + "a/" * draw.randint(1, 200),
+    ]
+    method = draw.choice(["GET", "PUT", "POST", "DELETE", "HEAD", "GET"])
+    token = draw.choice(
+        ["Bearer secret", "Bearer secret", "Bearer wrong", "", "Basic c2VjcmV0", "Bearer \xff\xfe", "secret"]
+    )
+    headers = {"Host": "x", "Authorization": token, "Connection": "close"}
+    path, body = draw.choice(paths), b""
+    kind = draw.randint(0, 7)
+    if kind == 0:  # an upload with a wrong checksum, offset or length
+        path, method = "/v1/datasets/new/files/train_00000.h5", "PUT"
+        body = draw.randbytes(draw.randint(0, 500))
+        headers["X-Checksum"] = draw.choice(["", "zz", "0" * 32, "../../x", "A" * 32])
+        headers["Upload-Offset"] = draw.choice(["-1", "1", "x", "9" * 30, "5"])
+        length = draw.choice([len(body), 10**12, len(body) + 50, "-5", "abc"])
+        headers["Content-Length"] = str(length)
+    elif kind == 1:  # a range there is not
+        path, method = "/v1/datasets/data/chunks/0/blocks/0", "GET"
+        headers["Range"] = draw.choice(
+            ["bytes=-5", "bytes=99999999-", "bytes=5-1", "lines=1-", "bytes=a-", "bytes=0-1,3-4"]
+        )
+    elif kind == 2:  # headers without end or sense
+        headers["X-" + "a" * draw.choice([1, 9000])] = "b" * draw.choice([20_000, 9000])
+    elif kind == 3:
+        headers["Transfer-Encoding"] = draw.choice(["chunked", "gzip", "chunked, chunked"])
+        body = draw.choice([b"zz\r\n", b"5\r\nab", b"-1\r\n\r\n", b"ffffffffffffffff\r\n"])
+        path, method = "/v1/datasets/new/files/manifest.json", "PUT"
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    raw = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
+    if kind == 4:  # noise in the head
+        at = draw.randrange(3)
+        raw = raw[:at] + draw.randbytes(draw.randint(1, 8)).replace(b"\n", b"\0") + raw[at:]
+    return raw
+
+
+def answer_to(port: int, raw: bytes) -> bytes:
+    """What comes back until the server closes, and we say no more."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        try:
+            connection.sendall(raw)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        found = b""
+        try:
+            while data := connection.recv(65536):
+                found += data
+        except OSError:
+            pass
+        return found
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and not p.is_symlink()}
+
+
+def attack(serving: Any, tmp_path: Path, count: int) -> None:
+    write_numbered(tmp_path / "root" / "data", [30])
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "manifest.json").write_text("TOP SECRET")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
+    server = serving(token="secret")
+    before = snapshot(tmp_path)
+    draw = random.Random(5)
+    statuses: dict[int, int] = {}
+    for number in range(count):
+        raw = malformed(draw)
+        found = answer_to(server.port, raw)
+        assert b"TOP SECRET" not in found, raw
+        if found:
+            status = int(found.split(b" ", 2)[1])
+            assert 400 <= status < 500, (raw, found)
+            statuses[status] = statuses.get(status, 0) + 1
+        if number % 200 == 0:
+            assert server.get("/healthz")[0] == 200
+    assert server.get("/healthz")[0] == 200
+    assert sum(statuses.values()) > 0.9 * count, statuses
+    assert {400, 401, 404, 413, 416} <= statuses.keys(), statuses
+    after = snapshot(tmp_path)
+    # Unfinished uploads lie in their own folder below the root, hidden.
+    new = after.keys() - before.keys()
+    assert all(name.startswith("root/new/.") for name in new), new
+    assert {name: after[name] for name in before} == before
+
+
+def test_malformed_requests_are_refused_and_nothing_escapes(serving: Any, tmp_path: Path) -> None:
+    attack(serving, tmp_path, 500)
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_requests(serving: Any, tmp_path: Path) -> None:
+    attack(serving, tmp_path, 10_000)
+
+
+class TestBadInput:
+    def test_no_address(self) -> None:
+        spec = next(spec for spec in clt_sources() if spec.name == "remote")
+        with pytest.raises(
+            ValueError, match=r"^source\.url: expected http://HOST:PORT or https://\.\.\., got 'lab:80'$"
+        ):
+            spec.build(RemoteConfig(url="lab:80", dataset="data"), make_context())
+        with pytest.raises(ValueError, match=r"^source\.dataset: not the name of a data set: '\.\./x'$"):
+            spec.build(RemoteConfig(url="http://lab:80", dataset="../x"), make_context())
+
+    def test_no_data_set_and_no_server(self, serving: Any) -> None:
+        server = serving()
+        with pytest.raises(ValueError, match=r"/v1/datasets/nothing: 404 no such data set$"):
+            remote(server, "nothing")
+        server.stop()
+        with pytest.raises(OSError, match=r"no success in 0\.2 s: "):
+            remote(server, patience_s=0.2)

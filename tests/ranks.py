@@ -1,0 +1,255 @@
+"""What each of four processes does in `tests/plugins/test_parallel.py`: every case on grids of 1 to 4 ranks, saved;
+and whole runs on 1 to 4 ranks. Starting processes takes longer than all of it, so they are started once.
+
+Started as `python -m tests.ranks FOLDER PORT...`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+
+from clt_parallel.grid import Grid
+from clt_plugins import parameter, run
+from clt_plugins.batch import Batch
+from clt_plugins.exits import Stopped
+from clt_plugins.objective import objective
+from clt_plugins.optim import clip_gradients, gradient_norm, make_optimizer
+from clt_plugins.recipe import Recipe
+from clt_plugins.setup import Parts, build, make_parallel
+from clt_plugins.together import anyone, read, same_everywhere, together
+from tests.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir, tables
+
+GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2)}
+"""Data × tensor ranks."""
+TOKENS, FEATURES = 12, 10
+LOSSES = [*ALL_LOSSES, {"name": "preactivation", "weight": 0.3}]
+TYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+@attrs.frozen
+class Case:
+    """One transcoder and its losses."""
+
+    activation: str
+    tying: str
+    path: str = "sparse"
+    dtype: str = "float64"
+    losses: tuple[str, ...] = ("mse", "tanh_sparsity", "auxk")
+    kernels: str = "torch"
+
+    @property
+    def name(self) -> str:
+        return "-".join((self.activation, self.tying, self.path, self.dtype, str(len(self.losses)), self.kernels))
+
+    def recipe(self) -> Recipe:
+        return recipe(
+            activation=ACTIVATIONS[self.activation],
+            tying=TYINGS[self.tying],
+            losses=[loss for loss in LOSSES if loss["name"] in self.losses],
+            transcoder={"features": FEATURES, "path": self.path, "dtype": self.dtype, "device": "cpu"},
+            kernels={"name": self.kernels},
+            train={"batch_tokens": TOKENS, "clip_norm": 0.5, "lr": 1e-3, "steps": 50},
+        )
+
+
+CASES = [
+    *(Case(activation, "untied") for activation in ACTIVATIONS),
+    *(Case("topk", tying) for tying in TYINGS if tying != "untied"),
+    *(Case(activation, "per_source-affine") for activation in ("jumprelu", "batchtopk-norm")),
+    *(Case(activation, "per_target-affine", dtype="float32") for activation in ("jumprelu", "batchtopk", "topk")),
+    *(Case(activation, "untied-skip", path="dense") for activation in ("relu", "jumprelu", "batchtopk")),
+    Case("batchtopk", "untied-skip", kernels="numba"),
+    Case("batchtopk", "untied-skip", losses=("mse", "auxk", "preactivation")),
+]
+TRAINED = [Case("batchtopk", "untied-skip"), Case("jumprelu", "per_source-affine")]
+
+
+RUN: dict[str, Any] = {
+    "transcoder": {"dtype": "float64", "features": 11},
+    "losses": [{"name": "mse"}, {"name": "auxk"}, {"name": "tanh_sparsity"}],
+    "train": {"log_every": 1, "clip_norm": 0.5},
+}
+RUNS: list[tuple[str, int, dict[str, Any]]] = [("two", 2, {}), ("1", 1, {}), ("3", 3, {}), ("2x2", 4, {"data": 2})]
+"""Name, ranks, settings of `[parallel]`."""
+
+
+def idle_tokens(layers: int = 3) -> torch.Tensor:
+    """Some features are dead, so that AuxK has something to do."""
+    idle = torch.zeros(layers, FEATURES, dtype=torch.int64)
+    idle[:, ::3] = 1000
+    return idle
+
+
+def whole(case: Case) -> Parts:
+    """The case in one process, its parameters at no special value."""
+    built = build(case.recipe(), plugins(), parallel=make_parallel("single", plugins()))
+    stir(built.transcoder)
+    return built
+
+
+def part(case: Case, grid: Grid) -> Parts:
+    """This rank's part of the same."""
+    built = build(case.recipe(), plugins(), parallel=grid)
+    first = build(case.recipe(), plugins(), parallel=make_parallel("single", plugins())).transcoder
+    for name, value in cut(first, grid).items():
+        assert torch.equal(cut(built.transcoder)[name], value), f"{name} does not start as in one process"
+    with torch.no_grad():
+        for name, value in cut(whole(case).transcoder, grid).items():
+            cut(built.transcoder)[name].copy_(value)
+    return built
+
+
+def cut(transcoder: Any, grid: Grid | None = None, of: str = "data") -> dict[str, torch.Tensor]:
+    """Parameters (or their gradients, or their momentum) by file name, cut to a rank's features if a grid is given."""
+    out = {}
+    for name, (owner, view, axis) in transcoder.views().items():
+        value = view(getattr(transcoder.get_parameter(owner), of).detach())
+        if grid is not None and axis is not None:
+            own = grid.shard(value.shape[axis])
+            value = value.narrow(axis, own.start, len(own))
+        out[name] = value
+    return out
+
+
+def one_pass(case: Case, built: Parts) -> dict[str, torch.Tensor]:
+    """A forward and a backward pass: what the issue compares."""
+    parallel, transcoder = built.context.parallel, built.transcoder
+    share = TOKENS // parallel.data_ranks
+    rows = slice(parallel.data_rank * share, (parallel.data_rank + 1) * share)
+    batch = random_batch(TOKENS, 3, 6, TYPES[case.dtype]).rows(rows)
+    own = parallel.shard(FEATURES)
+    idle = idle_tokens()[:, own.start : own.stop]
+    outcome = objective(transcoder, built.losses, batch, idle, 0.5)
+    outcome.total.backward()
+    parameters = list(transcoder.parameters())
+    parallel.reduce_gradients(parameters)
+    out = {f"term.{name}": value for name, value in outcome.terms.items()}
+    out["norm"] = gradient_norm(parameters, parallel)
+    out["reconstruction"] = outcome.reconstruction
+    out["features"] = outcome.features.dense().detach()
+    if outcome.features.pairs is not None:
+        chosen = torch.zeros(outcome.features.shape, dtype=torch.bool)
+        chosen.view(share, -1)[outcome.features.pairs.token, outcome.features.pairs.feature] = True
+        out["chosen"] = chosen
+    out.update({f"grad.{name}": value.clone() for name, value in cut(transcoder, of="grad").items()})
+    return out
+
+
+def steps(case: Case, built: Parts, count: int = 50) -> dict[str, torch.Tensor]:
+    """Weights after some steps of training with clipped gradients."""
+    parallel, transcoder = built.context.parallel, built.transcoder
+    parameters = list(transcoder.parameters())
+    optimizer = make_optimizer(transcoder, case.recipe().train)
+    share = TOKENS // parallel.data_ranks
+    rows = slice(parallel.data_rank * share, (parallel.data_rank + 1) * share)
+    own = parallel.shard(FEATURES)
+    idle = idle_tokens()[:, own.start : own.stop]
+    for step in range(count):
+        batch = random_batch(TOKENS, 3, 6, TYPES[case.dtype], seed=step).rows(rows)
+        optimizer.zero_grad(set_to_none=True)
+        objective(transcoder, built.losses, batch, idle, step / count).total.backward()
+        parallel.reduce_gradients(parameters)
+        clip_gradients(parameters, gradient_norm(parameters, parallel), 0.5)
+        optimizer.step()
+    return {name: value.clone() for name, value in cut(transcoder).items()}
+
+
+class Reader:
+    """A source that hands out one batch, or fails."""
+
+    def __init__(self, batch: Batch | None):
+        self.batch = batch
+
+    def next(self) -> Batch:
+        if self.batch is None:
+            raise ValueError("source.text: 'corpus' is gone")
+        return self.batch
+
+
+def agreements(grid: Grid) -> dict[str, str]:
+    """What a rank of 2 × 2 says when something is amiss on one of them."""
+    rank = grid.rank
+    good = random_batch(4, 3, 6, seed=grid.data_rank)
+    swapped = good.rows(torch.tensor([1, 0, 2, 3]))
+
+    def disk_full() -> None:
+        with together(grid):
+            if rank == 2:
+                raise OSError("no space left")
+
+    def shared_parameter() -> list[float]:
+        one = parameter(torch.zeros(2), None, partial_gradient=True)
+        other = parameter(torch.zeros(3), None)
+        one.grad, other.grad = torch.full((2,), float(rank)), torch.full((3,), float(rank))
+        grid.reduce_gradients([one, other])
+        return [*one.grad.tolist(), *other.grad.tolist()]
+
+    trials: dict[str, Callable[[], Any]] = {
+        "well": lambda: read(Reader(good), grid),
+        "failed read": lambda: read(Reader(None if rank == 3 else good), grid),
+        "failed everywhere": lambda: read(Reader(None), grid),
+        "other order": lambda: read(Reader(swapped if rank == 1 else good), grid),
+        "plugins": lambda: same_everywhere(grid, "plugins", {"a": "1", **({"square": "2.0"} if rank == 2 else {})}),
+        "disk": disk_full,
+        "stop": lambda: anyone(grid, rank == 1) or "nobody",
+        "shared": lambda: shared_parameter(),
+        "go on": lambda: "nobody" if not anyone(grid, False) else "someone",
+    }
+    said = {}
+    for name, trial in trials.items():
+        try:
+            said[name] = str(trial()) if name in ("stop", "go on", "shared") else str(trial() is None)
+        except (ValueError, OSError, Stopped) as error:
+            said[name] = f"{type(error).__name__} {getattr(error, 'code', '')}: {error}"
+    return said
+
+
+def runs(folder: Path, rank: int, ports: list[str]) -> None:
+    """A run on two ranks, and from its first checkpoint on 1, 3 and 2 × 2."""
+    whole_run = folder / "two"
+    for port, (name, world, parallel) in zip(ports, RUNS, strict=True):
+        os.environ.update(WORLD_SIZE=str(world), MASTER_PORT=port)
+        if rank == 0 and name != "two":
+            shutil.copytree(whole_run, folder / name)
+            shutil.rmtree(folder / name / "transcoder")
+        if rank < world:
+            changed = tables(**RUN, parallel={"name": "tensor", **parallel})
+            run(changed, out=folder / name, resume=None if name == "two" else "step_000004", plugins=plugins())
+
+
+def main(folder: Path, ports: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    rank = dist.get_rank()
+    for name, (data, tensor) in GRIDS.items():
+        # Every process must make every group, whether it is in it or not.
+        grid = torch.arange(data * tensor).view(data, tensor)
+        rows = [dist.new_group(row.tolist()) for row in grid]
+        columns = [dist.new_group(column.tolist()) for column in grid.T]
+        everyone = dist.new_group(grid.flatten().tolist())
+        if rank >= data * tensor:
+            continue
+        groups = {"features": rows[rank // tensor], "tokens": columns[rank % tensor], "all": everyone}
+        own = Grid(rank, tensor, data, groups)
+        found: dict[str, Any] = {case.name: one_pass(case, part(case, own)) for case in CASES}
+        found["trained"] = {case.name: steps(case, part(case, own)) for case in TRAINED}
+        torch.save(found, folder / f"{name}-{rank}.pt")
+    torch.save(agreements(own), folder / f"agreements-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    runs(folder, rank, ports)
+
+
+if __name__ == "__main__":
+    assert "RANK" in os.environ
+    main(Path(sys.argv[1]), sys.argv[2:])
