@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from clt_plugins import Trained
 
 
-@click.command()
+@click.command("thresholds")
 @with_trained()
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for the plot and for TensorBoard's events.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def thresholds(trained: Trained, out: Path | None, as_json: bool) -> None:
+def show_thresholds(trained: Trained, out: Path | None, as_json: bool) -> None:
     """How the thresholds of PLACE are distributed in each layer.
 
     Writes thresholds.png and a histogram per layer for TensorBoard into the run's folder thresholds/, or --out.
@@ -51,4 +51,5 @@ def top_activations(trained: Trained, features: str, out: Path | None, tokens: i
 
 @hookimpl
 def clt_commands() -> list[click.Command]:
-    return [thresholds, top_activations]
+    # Not called `thresholds`: importing the module of that name takes the name in this package.
+    return [show_thresholds, top_activations]

@@ -11,66 +11,100 @@ import torch
 from clt_plugins import CrossLayerTranscoder
 from clt_plugins.convert import as_table, convert, with_thresholds
 from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.metrics import evaluate_batches
 from clt_plugins.settings import ConvertConfig
 from clt_plugins.setup import Parts
 from tests.helpers import parts, plugins, stir
 
 SIZES = {"layers": 3, "d_model": 16, "features": 48, "active": 3.0}
-CONFIG = ConvertConfig(tokens=4096, calibration_tokens=8192)
+BATCH = 2048
+CONFIG = ConvertConfig(tokens=2 * BATCH, calibration_tokens=2 * BATCH)
+RANKINGS: dict[str, dict[str, Any]] = {
+    "topk": {"name": "topk", "k": 12},
+    "batchtopk": {"name": "batchtopk", "k": 12},
+    "batchtopk-zscore": {"name": "batchtopk", "k": 12, "ranking": "zscore"},
+}
 
 
-def trained(activation: dict[str, Any], **changes: Any) -> Parts:
+@cache
+def trained(name: str) -> Parts:
     """A transcoder trained for a few steps on sparse ground truth."""
     from clt_plugins.objective import objective
     from clt_plugins.optim import make_optimizer
 
     made = parts(
-        activation=activation,
+        activation=RANKINGS[name],
         source={"name": "synthetic", **SIZES},
         transcoder={"features": 64, "normalisation": "none"},
-        train={"batch_tokens": 512, "lr": 1e-2},
-        **changes,
+        train={"batch_tokens": BATCH, "lr": 1e-2},
     )
     recipe = made.context.recipe
     assert recipe is not None
     optimizer = make_optimizer(made.transcoder, recipe.train, 0)
     idle = torch.zeros(3, 64, dtype=torch.int64)
-    for _ in range(60):
+    for _ in range(30):
         optimizer.zero_grad()
         objective(made.transcoder, made.losses, made.source.next(), idle, 0.0).total.backward()
         optimizer.step()
     return made
 
 
-@cache
 def batchtopk() -> Parts:
-    return trained({"name": "batchtopk", "k": 12})
+    return trained("batchtopk")
 
 
-@pytest.mark.parametrize("thresholds", ["feature", "cut", "layer"])
-@pytest.mark.parametrize("name", ["batchtopk", "topk", "batchtopk-zscore"])
+# Each way of ranking with the thresholds that follow it.
+@pytest.mark.parametrize(
+    ("name", "thresholds"), [("topk", "feature"), ("batchtopk", "cut"), ("batchtopk-zscore", "layer")]
+)
 def test_every_layer_keeps_its_l0_on_other_tokens(name, thresholds):
-    base, _, ranking = name.partition("-")
-    made = batchtopk() if name == "batchtopk" else trained({"name": base, "k": 12, "ranking": ranking or "raw"})
-    config = ConvertConfig(tokens=4096, calibration_tokens=8192, thresholds=thresholds)
+    """Within 2 %, on a sample large enough to say so.
+
+    How many features of a token pass, less how many were selected, varies from token to token by 0.6 to 1.1 of the L0
+    (measured, these data, the batch's part included). So n tokens to calibrate on and n others to report on differ by
+    1.1 sqrt(2/n) of the L0, one standard deviation: 0.6 % with 65536, a third of the bound, where 8192 would give
+    1.7 %, and a miss of the bound somewhere in three layers would be no surprise.
+    """
+    made = trained(name)
+    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=65536, thresholds=thresholds)
     converted, report = convert(made.transcoder, made.source, config, plugins())
     assert converted.choices["activation"].name == "jumprelu"
     assert max(map(abs, report["l0_change"])) < 0.02
-    # Measured again, by the ordinary road, on all that is held out.
-    batches = list(made.source.held_out(16384))
-    before, after = (evaluate_batches(each, batches) for each in (made.transcoder, converted))
-    assert (after["l0_by_layer"] / before["l0_by_layer"] - 1).abs().max() < 0.02
-    if thresholds != "layer" or ranking:
-        assert after["nmse"] < 1.03 * before["nmse"]
+    for before, after in zip(report["before"]["nmse"], report["after"]["nmse"], strict=True):
+        assert after < 1.03 * before
     assert len(as_table(report).splitlines()) == 2 + 3
+
+
+@pytest.mark.parametrize("thresholds", ["feature", "cut", "layer"])
+@pytest.mark.parametrize("name", RANKINGS)
+def test_any_thresholds_can_be_calibrated(name, thresholds):
+    """Also those of another ranking: on the tokens calibrated on, counted by hand; on others, up to sampling error."""
+    made = trained(name)
+    size = 8 * BATCH
+    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=size, thresholds=thresholds)
+    converted, report = convert(made.transcoder, made.source, config, plugins())
+    held_out = list(made.source.held_out(2 * size))
+    with torch.no_grad():
+        excess = torch.stack([count(converted, batch) - count(made.transcoder, batch) for batch in held_out])
+        wanted = torch.tensor(report["calibrated_to"])
+    # The tolerance of the calibration, half a percent; its reading counts the sample as this does.
+    assert ((excess[::2].mean(0) / wanted).abs() < config.tolerance).all()
+    # Means of batches vary by this much; eight here against eight there, four standard deviations for 27 comparisons.
+    sampling = excess.std(0) * (2 / 8) ** 0.5
+    assert ((excess[1::2].mean(0) - excess[::2].mean(0)).abs() < 4 * sampling).all()
+    change = torch.tensor(report["l0_change"]) * torch.tensor(report["before"]["l0"])
+    assert torch.allclose(change.double(), excess[1::2].mean(0), atol=1e-4)
+
+
+def count(transcoder: CrossLayerTranscoder, batch: Any) -> torch.Tensor:
+    """Active features of each layer, a token's mean."""
+    return (transcoder.encode(batch.inputs).dense() > 0).double().sum(-1).mean(0)
 
 
 def test_thresholds_are_means_of_the_smallest_selected():
     """Against a count by hand, feature by feature, over the same batches."""
     made = batchtopk()
     state = made.source.state()
-    config = ConvertConfig(tokens=4 * 512, calibrate=False, unseen=7.5)
+    config = ConvertConfig(tokens=4 * BATCH, calibration_tokens=BATCH, calibrate=False, unseen=7.5)
     converted, report = convert(made.transcoder, made.source, config, plugins())
     made.source.load_state(state)
     smallest: dict[tuple[int, int], list[float]] = {}
@@ -114,7 +148,7 @@ def test_it_saves_and_loads(tmp_path):
 @pytest.mark.parametrize("wanted", [2.0, [1.0, 3.0, 6.0]])
 def test_an_l0_can_be_asked_for(wanted):
     made = batchtopk()
-    config = ConvertConfig(tokens=4096, calibration_tokens=8192, l0=wanted)
+    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=8 * BATCH, l0=wanted)
     _, report = convert(made.transcoder, made.source, config, plugins())
     targets = torch.tensor(wanted if isinstance(wanted, list) else [wanted] * 3)
     assert report["calibrated_to"] == targets.tolist()
@@ -124,10 +158,10 @@ def test_an_l0_can_be_asked_for(wanted):
 def test_a_layer_that_cannot_reach_its_target_is_named():
     made = batchtopk()
     with pytest.raises(Stopped, match=r"layer 1 cannot reach an L0 of 60: it is [\d.]+ with") as stop:
-        convert(made.transcoder, made.source, ConvertConfig(tokens=512, l0=[4.0, 60.0, 4.0]), plugins())
+        convert(made.transcoder, made.source, ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=[4.0, 60.0, 4.0]), plugins())
     assert stop.value.code == ExitCode.FAILED
     with pytest.raises(Stopped, match=r"layer 0 cannot reach an L0 of 4"):
-        convert(made.transcoder, made.source, ConvertConfig(tokens=512, l0=4.0, scales=[5.0, 10.0]), plugins())
+        convert(made.transcoder, made.source, ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=4.0, scales=[5.0, 10.0]), plugins())
 
 
 def test_what_cannot_be_converted_says_why():
@@ -137,8 +171,8 @@ def test_what_cannot_be_converted_says_why():
     other = parts(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
     with pytest.raises(ValueError, match="gives 2 layers of d_model 6, but the transcoder is for 3 layers"):
         convert(parts().transcoder, other.source, CONFIG, plugins())
-    with pytest.raises(ValueError, match=r"convert\.activation: 'topk' takes no thresholds"):
-        convert(made_small(), parts().source, ConvertConfig(activation="topk", tokens=64), plugins())
+    with pytest.raises(ValueError, match=r"convert\.activation: 'relu' takes no thresholds"):
+        convert(made_small(), parts().source, ConvertConfig(activation="relu", tokens=64), plugins())
     with pytest.raises(ValueError, match=r"convert\.l0: 2 numbers for 3 layers"):
         convert(made_small(), parts().source, ConvertConfig(l0=[1.0, 2.0], tokens=64), plugins())
 
