@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import ssl
@@ -29,6 +30,8 @@ from clt_plugins import DamagedError, StoredSource
 if TYPE_CHECKING:
     from clt_datasets import RemoteConfig
     from clt_plugins import Context
+
+log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """Between attempts; doubled each time, and up to half of it left off at random."""
@@ -128,17 +131,25 @@ class Connection:
 
         Raises:
             OSError: no success, and nothing at all has come for too long.
+            ValueError: the server's certificate is not trusted, which waiting does not change.
         """
         pause, since, before = FIRST_PAUSE_S, time.monotonic(), 0
         while True:
             try:
                 return await attempt()
+            except aiohttp.ClientConnectorCertificateError as error:
+                why = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
+                raise ValueError(
+                    f"{self.base}: the server's certificate is not trusted: {why}: if it is of your own making, name "
+                    "it in source.ca_file, or for uploads in the environment variable SSL_CERT_FILE"
+                ) from error
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, Again) as error:
                 if body is not None and body.at > before:
                     pause, since, before = FIRST_PAUSE_S, time.monotonic(), body.at
                 if self.session.closed or time.monotonic() - since > self.patience_s:
-                    text = " ".join(str(error).split()) or type(error).__name__
-                    raise OSError(f"{self.base}: no success in {self.patience_s:g} s: {text}") from error
+                    raise OSError(f"{self.base}: no success in {self.patience_s:g} s: {_text(error)}") from error
+                if pause < 1 <= 2 * pause:
+                    log.warning("%s: %s; tried again for %g s", self.base, _text(error), self.patience_s)
             await asyncio.sleep(pause * (1 - random.random() / 2))
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -234,6 +245,10 @@ class Filling:
         return self.views is None or self.at == self.size
 
 
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 async def _pieces(path: Path, offset: int) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
         file.seek(offset)
@@ -285,7 +300,7 @@ class Remote:
         data = self.connection.get(f"chunks/{number}/summary")
         blocks = -(-chunk.rows // self.manifest.block_rows) + 1
         checksums = np.frombuffer(data[: 8 * blocks], "<u8")
-        scales = np.frombuffer(data[8 * blocks :][: 8 * self.manifest.layers], "<f4").reshape(2, -1)
+        scales = np.frombuffer(data[8 * blocks :][: 8 * self.manifest.layers], "<f4").reshape(2, -1).copy()
         whole = len(checksums) == blocks and digest(data[8 * blocks :]) == checksums[-1]
         if not whole or xxhash.xxh3_128_hexdigest(checksums.tobytes()) != chunk.checksum:
             raise DamagedError(f"{self.connection.base}: {chunk.file}: chunk {number}: its checksums are damaged")

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from clt_datasets.folder import Folder
 from clt_datasets.layout import DATASET_NAME, MANIFEST, Manifest
@@ -39,6 +40,8 @@ from clt_datasets.receive import Receiver, Refused
 from clt_plugins import DamagedError
 
 log = logging.getLogger(__name__)
+connections = logging.getLogger(f"{__name__}.connections")
+"""Of what goes wrong outside the handlers."""
 
 SLICE = 2**18
 """Bytes that are handed to a connection at a time."""
@@ -254,6 +257,14 @@ class Server:
         return web.json_response(await self.receiver.put(self._place(request), request), status=201)
 
 
+def _ours(record: logging.LogRecord) -> bool:
+    """Whether a fault is not merely a malformed request, which is answered and would let anybody fill the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+connections.addFilter(_ours)
+
+
 def _answer(status: int, error: str, **more: Any) -> web.Response:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return web.json_response({"error": error, **more}, status=status, headers=headers)
@@ -306,7 +317,9 @@ async def listen(
     server: Server, host: str, port: int, tls: ssl.SSLContext | None = None, grace_s: float = 30
 ) -> web.AppRunner:
     """Begin to answer; `cleanup()` of what it gives waits `grace_s` for requests under way, then stops."""
-    runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=grace_s, keepalive_timeout=120)
+    runner = web.AppRunner(
+        server.app(), access_log=None, logger=connections, shutdown_timeout=grace_s, keepalive_timeout=120
+    )
     await runner.setup()
     await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024).start()
     return runner

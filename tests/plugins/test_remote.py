@@ -221,7 +221,9 @@ class TestUpload:
         assert sorted(p.name for p in (tmp_path / "root" / "data").iterdir()) == names
         for name in names:
             assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "root" / "data" / name).read_bytes()
-        assert equal(local(tmp_path / "data").next(), remote(server).next())
+        there = remote(server)
+        assert equal(local(tmp_path / "data").next(), there.next())
+        there.close()
 
     def test_an_upload_goes_on_where_it_broke_off(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setenv("CLT_TOKEN", "secret")
@@ -301,7 +303,9 @@ class TestTokens:
         with pytest.raises(ValueError, match="give the server's token in CLT_TOKEN"):
             remote(server)
         monkeypatch.setenv("CLT_TOKEN", "secret")
-        assert remote(server).next().tokens == 16
+        there = remote(server)
+        assert there.next().tokens == 16
+        there.close()
 
     def test_nobody_listens_to_others_without_one(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"^--host 0\.0\.0\.0: others can reach it: set a token in CLT_TOKEN"):
@@ -434,7 +438,7 @@ def attack(serving: Any, tmp_path: Path, count: int) -> None:
             assert server.get("/healthz")[0] == 200
     print("answers by status:", dict(sorted(statuses.items())))
     assert server.get("/healthz")[0] == 200
-    assert sum(statuses.values()) > 0.9 * count, statuses
+    assert sum(statuses.values()) > 0.99 * count, statuses
     assert {400, 401, 404, 413, 416} <= statuses.keys(), statuses
     after = snapshot(tmp_path)
     # Unfinished uploads lie in their own folder below the root, hidden.

@@ -1,0 +1,88 @@
+"""The commands as they are typed: `generate`, `serve` with TLS, uploads, `inspect`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+name = "numbers"
+source = { name = "synthetic", layers = 2, d_model = 4, features = 8, active = 2.0 }
+transcoder = { features = 8 }
+activation = { name = "topk", k = 2 }
+loggers = []
+train = { steps = 4, batch_tokens = 16, eval_tokens = 32 }
+"""
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "clt_plugins", *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[str]:
+    """`serve` in a process of its own: its address, until it is told to stop; it must then end well."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clt_plugins", "serve", *map(str, arguments), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.stderr is not None
+    try:
+        yield process.stderr.readline().split(" at ")[-1].strip()
+    finally:
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == 0, said
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_generate_uploads_over_tls_what_inspect_verifies(tmp_path: Path) -> None:
+    recipe, certificate, key = tmp_path / "recipe.toml", tmp_path / "certificate.pem", tmp_path / "key.pem"
+    recipe.write_text(RECIPE)
+    (tmp_path / "token").write_text("sesame\n")
+    (tmp_path / "root").mkdir()
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(make, check=True, capture_output=True)
+    tls = ["--certificate", certificate, "--key", key, "--token-file", tmp_path / "token"]
+    with serving(tmp_path / "root", *tls) as url:
+        trusted = {"SSL_CERT_FILE": str(certificate), "CLT_TOKEN": "sesame"}
+        done = command("generate", recipe, "--out", tmp_path / "data", "--to", url, **trusted)
+        assert done.returncode == 0, done.stderr
+        # Whole already, so that only the upload is tried; neither the certificate nor the token gets better by waiting.
+        again = ["generate", recipe, "--out", tmp_path / "data", "--to", url]
+        stranger = command(*again, CLT_TOKEN="sesame")
+        assert stranger.returncode == 2
+        assert "the server's certificate is not trusted: self-signed certificate: if it is of" in stranger.stderr
+        thief = command(*again, **(trusted | {"CLT_TOKEN": "open"}))
+        assert thief.returncode == 2
+        assert "give the server's token in CLT_TOKEN" in thief.stderr
+        context = ssl.create_default_context(cafile=certificate)
+        with urllib.request.urlopen(f"{url}/healthz", context=context, timeout=30) as answer:
+            assert answer.read() == b'{"status": "ok"}'
+    found = command("inspect", tmp_path / "root" / "data", "--verify")
+    assert found.returncode == 0, found.stderr
+    assert "64 tokens to train on, 32 held out" in found.stdout
+    assert found.stdout.splitlines()[-1] == "checked: all rows; no fault"
+    (tmp_path / "root" / "data" / "train_00000.h5").write_bytes(b"")
+    broken = command("inspect", tmp_path / "root" / "data", "--verify")
+    assert broken.returncode == 1
+    assert "train_00000.h5" in broken.stdout
