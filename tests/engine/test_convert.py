@@ -115,7 +115,7 @@ def test_thresholds_are_means_of_the_smallest_selected():
                 on = acts[:, layer, feature][acts[:, layer, feature] > 0]
                 if len(on):
                     smallest.setdefault((layer, feature), []).append(float(on.min()))
-    found = converted.activation.threshold()
+    found = converted.activation.threshold().detach()
     for layer in range(3):
         for feature in range(64):
             known = smallest.get((layer, feature))
