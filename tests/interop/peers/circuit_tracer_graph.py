@@ -81,6 +81,8 @@ def graph(folder: Path, model: Path, prompt: str, out: Path | None) -> dict[str,
     )
     replacement._configure_replacement_model(clt)
     tokens = tokenizer(prompt, return_tensors="pt")["input_ids"][0]
+    # circuit-tracer puts a special token in front, but takes one of id 0, as this tokenizer's, for none.
+    tokens = torch.cat([torch.tensor([tokenizer.bos_token_id]), tokens])
     with torch.no_grad():
         truth = hf(tokens[None]).logits[0]
         found = replacement(tokens[None])[0]
