@@ -159,29 +159,11 @@ def test_a_layer_that_cannot_reach_its_target_is_named():
     made = batchtopk()
     config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=[4.0, 60.0, 4.0])
     with pytest.raises(Stopped, match=r"layer 1 cannot reach an L0 of 60: it is [\d.]+ with") as stop:
-<<<<<<< HEAD
-        convert(
-            made.transcoder,
-            made.source,
-            ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=[4.0, 60.0, 4.0]),
-            plugins(),
-        )
-=======
         convert(made.transcoder, made.source, config, plugins())
->>>>>>> issue-6
     assert stop.value.code == ExitCode.FAILED
     config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=4.0, scales=[5.0, 10.0])
     with pytest.raises(Stopped, match=r"layer 0 cannot reach an L0 of 4"):
-<<<<<<< HEAD
-        convert(
-            made.transcoder,
-            made.source,
-            ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=4.0, scales=[5.0, 10.0]),
-            plugins(),
-        )
-=======
         convert(made.transcoder, made.source, config, plugins())
->>>>>>> issue-6
 
 
 def test_what_cannot_be_converted_says_why():
