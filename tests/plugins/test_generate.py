@@ -15,8 +15,8 @@ from clt_plugins import run
 from clt_plugins.recipe import read_recipe
 from tests.helpers import plugins, tables
 from tests.plugins.language_models import save_model, save_text
+from tests.plugins.serving import Serving
 from tests.plugins.stored_data import generated, join, local, make_context
-from tests.plugins.test_remote import Serving
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
