@@ -287,9 +287,11 @@ def import_transcoder(
                 raise ValueError(f"{folder}: {name} is {list(value.shape)}, expected {list(target.shape)}")
             target.copy_(value)
     statistics = transcoder.normaliser
-    if any(bool((getattr(statistics, f"{side}_shift") != 0).any()) for side in ("input", "target")) or any(
-        bool((getattr(statistics, f"{side}_scale") != 1).any()) for side in ("input", "target")
-    ):
+    shifts, scales = (
+        torch.stack([statistics.get_buffer(f"{side}_{kind}") for side in ("input", "target")])
+        for kind in ("shift", "scale")
+    )
+    if bool(shifts.any()) or bool((scales != 1).any()):
         transcoder.normalisation, statistics.identity = "mean_std", False
     logger.info("%s: %s%s", folder, found.kind, ", its decoder left on disk" if keep else "")
     return transcoder.eval()
