@@ -42,6 +42,9 @@ class Activation(Protocol):
 
     One that is exactly `pre where pre > θ, else 0` says so by a method `threshold()`, which gives θ [L, F]: it can then
     be exported, and encoded a layer at a time. One whose θ can be set by `set_threshold(θ)` can be converted to.
+
+    One that changes over a run, such as a k that falls, has `schedule(progress)`, called before every training step
+    with the share of the steps that are done. What it does in eval mode must not depend on it.
     """
 
     fixed_size: bool
@@ -119,7 +122,8 @@ class Forward:
     sum_features: Callable[[Tensor], Tensor]
     """The sum over the ranks that share the features: wrap what a term adds up over features (no-op on one)."""
     extra: Features | None
-    """The pre-activations that this loss's `selection` kept, rectified; None if it has none."""
+    """The pre-activations that this loss's `selection` kept, negative ones too, and -inf where a place of it stands
+    empty (on a GPU); None if it has none."""
     pre: Tensor | None
     """All pre-activations [B, L, F], where a loss of the recipe says `needs_pre = True`; else None."""
     progress: float

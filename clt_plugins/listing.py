@@ -74,13 +74,20 @@ def type_text(tp: Any) -> str:
     return "hub id or path" if tp is HubOrPath else getattr(tp, "__name__", "choice")
 
 
+def stated_default(a: Any) -> Any:
+    """A field's default; None where none is stated because it goes by other fields, `attrs.NOTHING` if required."""
+    if not isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
+        return a.default
+    return None if a.default.takes_self else a.default.factory()
+
+
 def fields(cls: Any) -> list[dict[str, Any]]:
     """The settings of a config class: name, type, whether required, default (None: not given) and doc."""
     attrs.resolve_types(cls)
     docs = field_docs(cls)
     found = []
     for a in attrs.fields(cls):
-        default = a.default.factory() if isinstance(a.default, attrs.Factory) else a.default  # type: ignore[arg-type]
+        default = stated_default(a)
         required = default is attrs.NOTHING
         found.append(
             {

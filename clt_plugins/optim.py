@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +24,25 @@ LINEAR_END = 0.1
 """The linear schedule ends at this share of the learning rate, as the reference library's does."""
 
 
+LR_BY_SIZE = 0.31
+"""A learning rate that is not given is this over the root of the number of features (Gao et al. 2024, arXiv
+2406.04093, appendix A.3, found the root; the factor is measured, see examples/README.md)."""
+
+
+def settled(config: TrainConfig, features: int) -> TrainConfig:
+    """The same settings with a learning rate.
+
+    Args:
+        features: of all layers and ranks together.
+    """
+    return config if config.lr is not None else attrs.evolve(config, lr=float(f"{LR_BY_SIZE * features**-0.5:.2g}"))
+
+
 def make_optimizer(model: CrossLayerTranscoder, config: TrainConfig, seed: int = 0) -> torch.optim.Optimizer:
     """Fused Adam(W) over a model's parameters. Weight decay applies to matrices, not to biases and thresholds.
 
-    With `states = "bf16"` its moments are bfloat16, rounded stochastically: see `rounding`.
+    The learning rate is set anew in every step, by `learning_rate`. With `states = "bf16"` the moments are bfloat16,
+    rounded stochastically: see `rounding`.
     """
     matrices = [p for p in model.parameters() if is_matrix(p, model.d_model)]
     others = [p for p in model.parameters() if not is_matrix(p, model.d_model)]
@@ -34,6 +50,8 @@ def make_optimizer(model: CrossLayerTranscoder, config: TrainConfig, seed: int =
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    config = settled(config, model.layers * model.features)
+    assert config.lr is not None
     beta1, beta2 = config.betas
     if config.states == "bf16":
         decoupled = config.optimizer == "adamw"
@@ -51,8 +69,10 @@ def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate of a step (counted from 0): warm-up from lr / warmup_steps, then the schedule.
 
-    `linear` falls to a tenth, `cosine` to 0, `linear_final20` is constant for 80 % of the steps, then falls to 0.
+    The settings are `settled`. `linear` falls to a tenth, `cosine` to 0, `linear_final20` is constant for 80 % of the
+    steps, then falls to 0.
     """
+    assert config.lr is not None
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)

@@ -88,5 +88,7 @@ def _pairs(parts: Parts, tokens: int) -> int:
     some = int(DENSE_ABOVE * tokens * transcoder.layers * transcoder.W_enc.shape[1])
     if not transcoder.activation.fixed_size:
         return some
+    if hasattr(transcoder.activation, "schedule"):
+        transcoder.activation.schedule(0.0)
     # `Top` knows its size; a selection of a plugin's own need not.
     return getattr(transcoder.activation.selection(tokens, transcoder.tying.norms), "size", some)

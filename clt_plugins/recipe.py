@@ -71,7 +71,7 @@ class Recipe:
     """What turns pre-activations into features."""
     tying: Annotated[Selected, "tying"] = field(metadata={"default": "untied"})
     """The decoder: which weights carry a feature to which layer."""
-    losses: list[Annotated[Selected, "losses"]] = field(metadata={"default": ["mse"]})
+    losses: list[Annotated[Selected, "losses"]] = field(metadata={"default": ["mse", "auxk"]})
     """Terms of the training loss; they are added up."""
     train: TrainConfig
     """The training loop."""

@@ -14,13 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 
 from clt_plugins.blame import blaming, check_built
 from clt_plugins.checkpoint import Progress, find_checkpoint, load_checkpoint
 from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.normalise import estimate
-from clt_plugins.optim import is_matrix, make_optimizer
+from clt_plugins.optim import is_matrix, make_optimizer, settled
 from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
 from clt_plugins.setup import Parts, build, close, connect, make_device
 from clt_plugins.sparse import reuse_gradients
@@ -111,6 +112,7 @@ def _train(
     parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, place: Path | None, wants_stop: Any
 ) -> CrossLayerTranscoder:
     transcoder, source = parts.transcoder, parts.source
+    recipe = attrs.evolve(recipe, train=settled(recipe.train, transcoder.layers * transcoder.features))
     optimizer = make_optimizer(transcoder, recipe.train, recipe.seed)
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)

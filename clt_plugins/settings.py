@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal
 
-from attrs import Attribute, field, frozen, validators
+from attrs import Attribute, Factory, field, frozen, validators
 
 from clt_plugins.kinds import HubOrPath
 
@@ -72,18 +72,19 @@ class TranscoderConfig:
 
 @frozen(kw_only=True)
 class TrainConfig:
-    """The training loop."""
+    """The training loop. What goes by the size of a run is set when it is not given, and written into its recipe.toml;
+    examples/README.md has the measurements behind these rules."""
 
     steps: int = field(validator=positive, metadata={"example": 10000})
     """Optimizer steps."""
     batch_tokens: int = field(default=4096, validator=positive)
     """B: tokens in a batch, of all ranks together."""
-    lr: float = field(default=1e-3, validator=positive)
-    """Learning rate at its highest."""
+    lr: float | None = field(default=None, validator=validators.optional(positive))
+    """Learning rate at its highest; 0.31 / sqrt(features of all layers together) if not given."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or Adam with decoupled weight decay."""
     betas: list[float] = field(
-        factory=lambda: [0.9, 0.999],
+        factory=lambda: [0.9, 0.95],
         validator=[
             validators.min_len(2),
             validators.max_len(2),
@@ -98,8 +99,10 @@ class TrainConfig:
     schedule: Literal["constant", "linear", "cosine", "linear_final20"] = "linear"
     """Of the learning rate, after the warm-up: constant; linear to a tenth; cosine to 0; constant, then to 0 over the
     last 20 %."""
-    warmup_steps: int = field(default=0, validator=[not_negative, _within_steps])
-    """Steps over which the learning rate rises to `lr`."""
+    warmup_steps: int = field(
+        default=Factory(lambda self: self.steps // 10, takes_self=True), validator=[not_negative, _within_steps]
+    )
+    """Steps over which the learning rate rises to `lr`; a tenth of all if not given."""
     clip_norm: float | None = field(default=None, validator=validators.optional(positive))
     """Gradients are scaled down to this 2-norm; not clipped if not given."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -116,8 +119,12 @@ class TrainConfig:
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = field(default=2, validator=positive)
     """How many checkpoints are kept, the newest."""
-    dead_after_tokens: int = field(default=1_000_000, validator=positive)
-    """A feature that was active at none of so many tokens counts as dead."""
+    dead_after_tokens: int = field(
+        default=Factory(lambda self: max(1, min(1_000_000, self.steps * self.batch_tokens // 20)), takes_self=True),
+        validator=positive,
+    )
+    """A feature that was active at none of so many tokens counts as dead; a twentieth of the run's tokens, at most a
+    million, if not given."""
 
 
 def _range(_: Any, attribute: Attribute[Any], value: list[float]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_origin
 import attrs
 
 from clt_plugins.hookspecs import SLOTS
-from clt_plugins.listing import ENGINE_TABLES, field_docs, summary
+from clt_plugins.listing import ENGINE_TABLES, field_docs, stated_default, summary
 from clt_plugins.loading import Plugins
 from clt_plugins.recipe import AUTO_KERNELS, Recipe, plain
 from clt_plugins.spec import Spec
@@ -67,7 +67,7 @@ def _settings(cls: Any) -> list[str]:
 
 
 def _setting(a: Any, doc: str) -> list[str]:
-    default = a.default.factory() if isinstance(a.default, attrs.Factory) else a.default  # type: ignore[arg-type]
+    default = stated_default(a)
     if default is attrs.NOTHING:
         return [*_comment(doc), f"{a.alias} = {inline(a.metadata.get('example', ''))}"]
     value = "" if default is None else inline(plain(default))

@@ -258,8 +258,11 @@ def _refused(cls: Any, found: dict[str, Any]) -> list[Fault]:
     draft = object.__new__(cls)
     for a in attrs.fields(cls):
         default = a.default
-        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            default = default.factory(draft) if default.takes_self else default.factory()  # type: ignore[union-attr]
+        if a.alias not in found and isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            try:
+                default = default.factory(draft) if default.takes_self else default.factory()  # type: ignore[union-attr]
+            except AttributeError:
+                continue  # it goes by another field, which has a fault of its own
         if a.alias in found or default is not attrs.NOTHING:
             object.__setattr__(draft, a.name, found.get(a.alias, default))
     faults = []

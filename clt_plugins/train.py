@@ -52,6 +52,7 @@ def train(
     """
     transcoder, source, device = parts.transcoder, parts.source, parts.context.device
     parallel = parts.context.parallel
+    schedule = getattr(transcoder.activation, "schedule", None)
     parameters = list(transcoder.parameters())
     watch = Stopwatch()
     evaluated: dict[str, Any] = {}
@@ -81,6 +82,8 @@ def train(
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
         share = progress.step / config.steps
+        if schedule is not None:
+            schedule(share)
         outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, share)
         outcome.total.backward()
         parallel.reduce_gradients(parameters)

@@ -35,7 +35,7 @@ class Encoded:
 
     features: Features
     extras: list[Features | None]
-    """What further selections kept, rectified."""
+    """The pre-activations that further selections kept."""
     pre: Tensor | None
     """All pre-activations [B, L, F], where they were asked for."""
 
@@ -137,7 +137,7 @@ class CrossLayerTranscoder(nn.Module):
         wanted = [selection, *(extra for extra in extras if extra is not None)]
         kept = encode_selected(x, self.W_enc, self.b_enc, wanted, self.context.kernels, self.product)
         pairs, pre = kept[0]
-        others = iter(Features(pre.relu(), pairs) for pairs, pre in kept[1:])
+        others = iter(Features(pre, pairs) for pairs, pre in kept[1:])
         features = Features(self.activation(pre, pairs.feature), pairs)
         return Encoded(features, [None if extra is None else next(others) for extra in extras], None)
 
@@ -153,10 +153,7 @@ class CrossLayerTranscoder(nn.Module):
             values = pre.flatten(1)[pairs.token, pairs.feature]
             return Features(values.masked_fill(found == -torch.inf, -torch.inf), pairs)
 
-        others = []
-        for extra in extras:
-            found = None if extra is None else select(extra)
-            others.append(None if found is None else Features(found.values.relu(), found.pairs))
+        others = [None if extra is None else select(extra) for extra in extras]
         if self.runs_dense and not self.activation.fixed_size:
             return Encoded(Features(self.activation(pre, None)), others, pre)
         chosen = select(self.activation.selection(x.shape[0], self.tying.norms))

@@ -37,6 +37,10 @@ class TopKConfig:
     """Whether k counts over all layers together or in each layer."""
     ranking: Literal["raw", "norm", "zscore"] = "raw"
     """What is compared: the pre-activation; times the decoder norm; or standardised over the tokens of the batch."""
+    anneal_from: float = field(default=3.0, validator=validators.ge(1))
+    """Training begins with so many times k, which then falls linearly to k; 1 trains with k throughout."""
+    anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
+    """The share of the training steps over which it falls."""
 
 
 @frozen(kw_only=True)

@@ -31,6 +31,14 @@ class TopK(nn.Module):
         self.config = config
         self.per = per
         self.context = context
+        self.room = room
+        self.training_k = self.k
+
+    def schedule(self, progress: float) -> None:
+        """Set what training keeps at this share of its steps: more features at first get a gradient (and so a use)
+        from more tokens, and fewer of them die."""
+        left = max(0.0, 1 - progress / self.config.anneal_over)
+        self.training_k = min(self.room, round(self.k * (1 + (self.config.anneal_from - 1) * left)))
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:
         rank = None
@@ -40,7 +48,7 @@ class TopK(nn.Module):
         elif self.config.ranking == "zscore":
             rank = self._standardise
         return Top(
-            self.k,
+            self.training_k if self.training else self.k,
             tokens,
             self.context.layers,
             self.context.features,

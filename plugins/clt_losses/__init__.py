@@ -54,6 +54,8 @@ class AuxKConfig:
     """Multiplies the term."""
     k: int | None = field(default=None, validator=validators.optional(validators.gt(0)))
     """Dead features taken per token, over all layers; half of d_model if not given."""
+    pull: float = field(default=1e-3, validator=validators.ge(0))
+    """Multiplies a term that pulls their mean pre-activation up."""
 
 
 def build_mse(config: MSEConfig, context: Context) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clt_plugins import Context, Forward, Top
+from clt_plugins import Context, Features, Forward, Top
 
 if TYPE_CHECKING:
     from clt_losses import AuxKConfig
@@ -20,13 +20,14 @@ class AuxK:
     """Normalised squared error between the detached residual and what the k best dead features write.
 
     The dead features of a token are found in the same encoder pass as its features, decoded through the same
-    (cross-layer) decoder without bias, and pass a ReLU as all features do.
+    (cross-layer) decoder without bias, and pass a ReLU as all features do. So one whose pre-activation is negative
+    everywhere would learn nothing: a second term pulls the pre-activations themselves up, until the feature is alive.
     """
 
     needs_pre = False
 
     def __init__(self, config: AuxKConfig, context: Context):
-        self.weight = config.weight
+        self.config = config
         self.k = config.k or max(1, context.d_model // 2)
         self.dead_after = context.dead_after_tokens
         self.layers, self.features = context.layers, context.features
@@ -46,12 +47,15 @@ class AuxK:
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         residual = (forward.targets - forward.reconstruction).detach()
-        if forward.extra is None:
-            return {"auxk": residual.new_zeros(())}
-        written = forward.decode(forward.extra)
+        extra = forward.extra
+        if extra is None:
+            return {"auxk": residual.new_zeros(()), "auxk_pull": residual.new_zeros(())}
+        written = forward.decode(Features(extra.values.relu(), extra.pairs))
         error = (written - residual).square().mean((0, 2))
         power = self._mean(residual.square().mean((0, 2))).clamp_min(torch.finfo(residual.dtype).tiny)
-        return {"auxk": self.weight * (error / power).mean()}
+        reached = extra.values.masked_fill(extra.values == -torch.inf, 0)
+        pull = forward.sum_features(reached.sum()) / (residual.shape[0] * self.k)
+        return {"auxk": self.config.weight * (error / power).mean(), "auxk_pull": -self.config.pull * pull}
 
     def _mean(self, x: Tensor) -> Tensor:
         """Over the parts of the batch that other ranks have."""

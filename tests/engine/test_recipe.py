@@ -170,13 +170,13 @@ def test_settings_out_of_range_are_faults(stubbed: Plugins, table: dict[str, Any
 def test_what_a_recipe_does_not_say_has_its_default(stubbed: Plugins) -> None:
     recipe = read_recipe(GOOD, plugins=stubbed)
     assert recipe.tying.name == "untied"
-    assert [loss.name for loss in recipe.losses] == ["mse"]
+    assert [loss.name for loss in recipe.losses] == ["mse", "auxk"]
     assert [sink.name for sink in recipe.loggers] == ["tensorboard", "jsonl", "console"]
     assert recipe.parallel.name == "single"
     assert recipe.kernels.name == "auto"
     assert recipe.exports == []
     assert recipe.model is None
-    assert recipe.train.betas == [0.9, 0.999]
+    assert recipe.train.betas == [0.9, 0.95]
 
 
 # -- --set ------------------------------------------------------------------------------------------------------
@@ -204,8 +204,8 @@ def test_set_changes_settings_before_they_are_checked(stubbed: Plugins) -> None:
         ("activation.warmpu=1", "--set activation.warmpu=1: unknown key, did you mean 'warmup'?"),
         ("activation.k=-3", "--set activation.k=-3: must be > 0: -3"),
         ("losses.0.weight=x", '--set losses.0.weight=x: expected float, got "x"'),
-        ("losses.2.weight=1", "--set losses.2.weight=1: losses has 1 items, counted from 0"),
-        ("losses.first.weight=1", "--set losses.first.weight=1: losses has 1 items, counted from 0"),
+        ("losses.3.weight=1", "--set losses.3.weight=1: losses has 2 items, counted from 0"),
+        ("losses.first.weight=1", "--set losses.first.weight=1: losses has 2 items, counted from 0"),
         ("name.x=1", "--set name.x=1: name is not a table"),
         ("activation.k", "--set activation.k: expected KEY=VALUE, such as train.steps=100"),
         ("=3", "--set =3: expected KEY=VALUE, such as train.steps=100"),
@@ -298,7 +298,7 @@ def test_the_resolved_recipe_is_the_recipe(stubbed: Plugins, tmp_path: Path) -> 
     assert read_recipe(as_data(recipe), plugins=stubbed) == recipe
     data = tomllib.loads(as_toml(recipe))
     assert data == as_data(recipe)
-    assert data["train"]["lr"] == 1e-3
+    assert data["train"]["warmup_steps"] == 1
     assert "clip_norm" not in data["train"]
 
 

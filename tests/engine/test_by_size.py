@@ -1,0 +1,39 @@
+"""What a recipe does not say goes by the size of its run, and stands in the run's own recipe."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from clt_plugins import run
+from clt_plugins.optim import settled
+from clt_plugins.recipe import TrainConfig
+from tests.helpers import tables
+
+
+def test_warm_up_and_dead_features_go_by_the_number_of_steps_and_tokens() -> None:
+    config = TrainConfig(steps=600, batch_tokens=1024)
+    assert (config.warmup_steps, config.dead_after_tokens) == (60, 30_720)
+    assert TrainConfig(steps=1, batch_tokens=1).dead_after_tokens == 1
+    assert TrainConfig(steps=24_000).dead_after_tokens == 1_000_000, "no longer than a million tokens"
+    assert TrainConfig(steps=600, warmup_steps=7, dead_after_tokens=9).warmup_steps == 7
+
+
+def test_the_learning_rate_falls_with_the_root_of_the_number_of_features() -> None:
+    rates = [settled(TrainConfig(steps=1), features).lr for features in (6144, 4 * 6144)]
+    assert rates[0] == pytest.approx(2 * rates[1], rel=0.05), "rounded to two digits"
+    assert settled(TrainConfig(steps=1, lr=3e-5), 6144).lr == 3e-5
+
+
+def test_the_run_says_what_it_took(tmp_path: Path) -> None:
+    table = tables(loggers=["jsonl"])
+    for name in ("lr", "dead_after_tokens"):
+        del table["train"][name]
+    run(table, out=tmp_path / "run")
+    written = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]
+    # 3 layers x 10 features; 12 steps of 16 tokens.
+    assert written["lr"] == pytest.approx(0.31 / 30**0.5, rel=0.02)
+    assert (written["warmup_steps"], written["dead_after_tokens"]) == (1, 9)
+    assert run(table, out=tmp_path / "run", resume="latest").layers == 3, "it can be resumed by the same recipe"
