@@ -59,7 +59,8 @@ class Commands(click.Group):
         except KeyboardInterrupt as interrupt:
             error, code, text = interrupt, ExitCode.INTERRUPTED, "interrupted"
         except ValueError as wrong:
-            error, code, text = wrong, ExitCode.USAGE, _place(str(wrong), ctx.meta.get(RECIPE))
+            lines = [_place(line, ctx.meta.get(RECIPE)) for line in str(wrong).splitlines()]
+            error, code, text = wrong, ExitCode.USAGE, "\n".join(lines)
         except OSError as failure:
             if failure.errno == errno.EPIPE:
                 raise
@@ -84,7 +85,7 @@ def _place(text: str, recipe: str | None) -> str:
     from clt_plugins.listing import tables
 
     setting = re.match(r"((\w+)[\w.\[\]]*): ", text)
-    if not (recipe and setting and setting[2] in tables()):
+    if not (recipe and setting and setting[2] in tables()) or text.startswith(f"{recipe}:"):
         return text
     line = None
     if " of plugin " in text and Path(recipe).is_file():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from clt_plugins.encode import encode_dense
-from clt_plugins.evaluate import check_fits
+from clt_plugins.evaluate import check_fits, check_held_out
 from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.metrics import evaluate_batches
 from clt_plugins.structure import structure_choice
@@ -52,25 +52,21 @@ def convert(
         Stopped: (exit code 1) a layer cannot reach its target; nothing is changed.
     """
     check_fits(transcoder, source)
-    if hasattr(transcoder.activation, "threshold"):
-        name = transcoder.choices["activation"].name
-        raise ValueError(f"convert: {name} has thresholds already, there is nothing to convert")
+    check_held_out(source)
+    check_ranks(transcoder)
+    wanted = config.targets(transcoder.layers, transcoder.features)
     transcoder.eval()
+    with_thresholds(transcoder, torch.ones(transcoder.W_enc.shape[:2]), config.activation, plugins)
     batches = max(1, -(-config.tokens // _batch_tokens(source)))
     estimate = Minima(transcoder, islice(iter(source.next, None), batches))
     thresholds, unseen = estimate.thresholds(config)
     converted = with_thresholds(transcoder, thresholds, config.activation, plugins)
 
-    # Every other batch, so that both samples come from the same documents.
-    held_out = list(source.held_out(2 * config.calibration_tokens))
-    sample, report_on = held_out[::2], held_out[1::2]
-    if not report_on:
-        raise ValueError(
-            "convert.calibration_tokens: there is only one batch of held-out text, none is left to report on: "
-            "hold out more text, or lower train.batch_tokens"
-        )
+    sample, report_on = _samples(source, config.calibration_tokens)
     before = evaluate_batches(transcoder, report_on)
-    targets = _targets(config, transcoder, sample)
+    if wanted is None:
+        wanted = evaluate_batches(transcoder, sample)["l0_by_layer"].tolist()
+    targets = torch.tensor(wanted, dtype=torch.float64)
     scales = torch.ones(transcoder.layers, dtype=torch.float64)
     if config.calibrate:
         scales = calibrate(transcoder, thresholds, sample, targets, config)
@@ -90,6 +86,27 @@ def convert(
     l0 = zip(report["before"]["l0"], report["after"]["l0"], strict=True)
     report["l0_change"] = [new / old - 1 if old else 0.0 for old, new in l0]
     return converted, report
+
+
+def check_ranks(transcoder: CrossLayerTranscoder) -> None:
+    """Refuse to convert what needs no conversion.
+
+    Raises:
+        ValueError: its features are those above a threshold already.
+    """
+    if hasattr(transcoder.activation, "threshold"):
+        name = transcoder.choices["activation"].name
+        raise ValueError(f"convert: {name} has thresholds already, there is nothing to convert: leave out [convert]")
+
+
+def _samples(source: Source, tokens: int) -> tuple[list[Batch], list[Batch]]:
+    """Held-out batches to calibrate on, and others to report on: as many tokens each, or half of what there is."""
+    held_out = list(source.held_out(2 * tokens))
+    if len(held_out) == 1:
+        half = -(-held_out[0].tokens // 2)
+        return [held_out[0].rows(slice(0, half))], [held_out[0].rows(slice(half, None))]
+    # Every other batch, so that both samples come from the same documents.
+    return held_out[::2], held_out[1::2]
 
 
 def _batch_tokens(source: Source) -> int:
@@ -112,7 +129,9 @@ def with_thresholds(
     device = transcoder.W_enc.device
     made: Any = chosen.build(attrs.evolve(transcoder.context, device=device))
     if not hasattr(made, "set_threshold"):
-        raise ValueError(f"convert.activation: {activation!r} takes no thresholds")
+        raise ValueError(
+            f"convert.activation: {activation!r} takes no thresholds: choose one that does, such as jumprelu"
+        )
     made.set_threshold(thresholds.to(device))
     converted = CrossLayerTranscoder.__new__(CrossLayerTranscoder)
     nn.Module.__init__(converted)
@@ -190,16 +209,6 @@ class Minima:
         rest = (found * seen).sum(1) / seen.sum(1).clamp_min(1)
         default = rest[:, None] if config.unseen is None else torch.full_like(rest, config.unseen)[:, None]
         return torch.where(seen, found, default).clamp_min(1e-7), (~seen).sum(1)
-
-
-def _targets(config: ConvertConfig, transcoder: CrossLayerTranscoder, sample: list[Batch]) -> Tensor:
-    """The L0 wanted of each layer, [L]."""
-    if config.l0 is None:
-        return evaluate_batches(transcoder, sample)["l0_by_layer"].double()
-    wanted = config.l0 if isinstance(config.l0, list) else [config.l0] * transcoder.layers
-    if len(wanted) != transcoder.layers:
-        raise ValueError(f"convert.l0: {len(wanted)} numbers for {transcoder.layers} layers")
-    return torch.tensor(wanted, dtype=torch.float64)
 
 
 @torch.no_grad()

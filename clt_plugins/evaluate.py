@@ -38,6 +38,39 @@ def check_fits(transcoder: CrossLayerTranscoder, source: Source) -> None:
         )
 
 
+def check_held_out(source: Source) -> None:
+    """Refuse a source that keeps no text apart.
+
+    Raises:
+        ValueError: it holds out nothing.
+    """
+    if sum(batch.tokens for batch in source.held_out(2)) < 2:
+        raise ValueError(
+            "source: holds out no text, without which nothing can be converted or evaluated: hold out some"
+        )
+
+
+MODEL_TOKENS = 16384
+"""For the language model to read, where a recipe does not say."""
+
+
+def model_tokens(source: Source, config: EvaluateConfig) -> int:
+    """How many held-out tokens the language model is to read; 0 if it is to be left out.
+
+    Raises:
+        ValueError: some are asked for, and there is no language model.
+    """
+    has_one = hasattr(source, "language_model")
+    if config.model_tokens is None:
+        return MODEL_TOKENS if has_one else 0
+    if config.model_tokens and not has_one:
+        raise ValueError(
+            "evaluate.model_tokens: the source has no language model for the transcoder to stand in for: set it to 0, "
+            'or evaluate with the recipe of a source that has one, such as "stream" (`evaluate --recipe`)'
+        )
+    return config.model_tokens
+
+
 def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateConfig) -> dict[str, Any]:
     """Judge a transcoder on a source's held-out tokens.
 
@@ -51,6 +84,8 @@ def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateC
         ValueError: the transcoder is for another model, or there is no held-out text.
     """
     check_fits(transcoder, source)
+    check_held_out(source)
+    inside = model_tokens(source, config)
     transcoder.eval()
     scores = score(transcoder, source.held_out(config.tokens))
     found = scores.result()
@@ -63,10 +98,10 @@ def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateC
     report["dense_above"] = config.dense_above
     report["density_histogram"] = _histogram(density)
     report["model"] = None
-    open_model = getattr(source, "language_model", None)
-    if config.model_tokens and open_model is not None:
+    if inside:
         mean = scores.targets.statistics()["targets.mean"]
-        report["model"] = evaluate_in_model(transcoder, open_model(), config.model_tokens, mean)
+        model = source.language_model()  # type: ignore[attr-defined]
+        report["model"] = evaluate_in_model(transcoder, model, inside, mean)
     report["density"] = density
     return report
 
@@ -118,7 +153,7 @@ def as_table(report: dict[str, Any]) -> str:
     lines.append(line("all", [report[name] for name in BY_LAYER]))
     inside = report["model"]
     if inside is None:
-        return "\n".join(lines)
+        return "\n".join([*lines, "", "not judged in the model: left out, or the source has no language model"])
     lines += ["", f"in the model, {inside['tokens']:,} tokens"]
     lines.append(f"{'MLPs':>20} {'CE':>8} {'KL':>9} {'top-1':>7}")
     for variant, name in NAMES.items():

@@ -115,7 +115,7 @@ class Hooks:
     def clt_exporters(self) -> Iterable[Spec]:  # type: ignore[empty-body]
         """Choices for `[[exports]]`: formats of other tools.
 
-        `build` returns an `interfaces.Exporter`.
+        `build` returns an `interfaces.Exporter`; with a method `check`, it is asked before training.
         """
 
     @hookspec

@@ -265,6 +265,9 @@ class Exporter(Protocol):
 
     An exporter that can read its format back also has `recognises(folder) -> bool`, a quick look at the names of
     files, and `read(folder) -> Imported`; `CrossLayerTranscoder.load` then reads such folders too.
+    One that can tell beforehand has `check(transcoder) -> list[str]`: what the format could not hold, each
+    `setting: what is wrong: remedy`. It is asked before training, about the transcoder as built (with thresholds where
+    it is to be converted; its values mean nothing, and it may be on the device "meta").
     """
 
     def export(self, transcoder: Any, folder: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clt_plugins.recipe import Recipe
 from clt_plugins.setup import Parts, build, close
+from clt_plugins.stages import check_stages
 
 if TYPE_CHECKING:
     from clt_plugins.loading import Plugins
@@ -24,11 +25,15 @@ def plan(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
         `parameters` (in all) and `parameters_by_name`; `bytes` by kind and `total_bytes`, of one process without its
         libraries and its source's own buffers; `flops` of a training step by part, and `total_flops`. Of several ranks,
         all are those of the first.
+
+    Raises:
+        RecipeError: the stages after training would fail.
     """
     import torch
 
     parts = build(recipe, plugins, None, torch.device("meta"))
     try:
+        check_stages(parts, recipe, plugins)
         return estimate(parts, recipe)
     finally:
         close(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +143,8 @@ def read_recipe(
     found += _missing_distributions(table.get("requires"))
     faults += [flags.line(fault, source) for fault in found]
     if typed is not None and not faults:
-        faults = [flags.line(_from_text(text), source) for text in plugins.checks(typed)]
+        complaints = [*_across_tables(typed, plugins), *plugins.checks(typed)]
+        faults = [flags.line(_from_text(text), source) for text in complaints]
     if typed is None or faults:
         raise RecipeError(faults)
     return typed
@@ -160,6 +161,22 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError([f"{path}: not UTF-8 text: {error.reason} at byte {error.start}"]) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError([f"{path}: {error}"]) from error
+
+
+def _across_tables(recipe: Recipe, plugins: Plugins) -> Iterator[str]:
+    """Complaints about the engine's own tables that no single field shows."""
+    if recipe.convert is None:
+        return
+    try:
+        plugins.pick("activation", recipe.convert.activation)
+    except ValueError as error:
+        yield f"convert.activation: {error}"
+    given = recipe.convert.l0 if isinstance(recipe.convert.l0, list) else [recipe.convert.l0]
+    layers = recipe.model.layers if recipe.model is not None else None
+    try:  # without a [model] that says how many layers there are, their number is seen when the source is built
+        recipe.convert.targets(len(layers or given), recipe.transcoder.features)
+    except ValueError as error:
+        yield str(error)
 
 
 def _from_text(complaint: str) -> Fault:

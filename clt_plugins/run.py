@@ -25,7 +25,7 @@ from clt_plugins.optim import is_matrix, make_optimizer, settled
 from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
 from clt_plugins.setup import Parts, build, close, connect, make_device
 from clt_plugins.sparse import reuse_gradients
-from clt_plugins.stages import after_training
+from clt_plugins.stages import after_training, check_stages
 from clt_plugins.store import save_transcoder, write_json
 from clt_plugins.together import read, same_everywhere, together
 from clt_plugins.train import train
@@ -84,6 +84,7 @@ def run(
         with together(parallel):
             parts = build(recipe, plugins, folder, device, parallel)
             stack.callback(close, parts)
+            check_stages(parts, recipe, plugins)
         return _train(parts, recipe, plugins, folder, place, wants_stop)
 
 

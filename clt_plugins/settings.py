@@ -132,6 +132,12 @@ def _range(_: Any, attribute: Attribute[Any], value: list[float]) -> None:
         raise ValueError(f"'{attribute.name}' must be two positive numbers, ascending: {value}")
 
 
+def _positive_numbers(_: Any, attribute: Attribute[Any], value: float | list[float]) -> None:
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or min(numbers) <= 0:
+        raise ValueError(f"'{attribute.name}' must be > 0, for every layer: {value}")
+
+
 @frozen(kw_only=True)
 class ConvertConfig:
     """After training: thresholds in place of a selection by rank (TopK, BatchTopK), at the same L0 in every layer."""
@@ -150,12 +156,29 @@ class ConvertConfig:
     """Scale each layer's thresholds until its L0 is the target."""
     calibration_tokens: int = field(default=16384, validator=positive)
     """Held-out tokens to calibrate on; as many others, not calibrated on, are reported on."""
-    l0: float | list[float] | None = None
+    l0: float | list[float] | None = field(default=None, validator=validators.optional(_positive_numbers))
     """The L0 wanted, per layer; that of the trained transcoder if not given."""
     tolerance: float = field(default=0.005, validator=positive)
     """How far a layer's L0 may be from the target after calibration, as a share of it."""
     scales: list[float] = field(factory=lambda: [0.01, 100.0], validator=_range)
     """The smallest and largest factor that is tried."""
+
+    def targets(self, layers: int, features: int) -> list[float] | None:
+        """The L0 wanted of each layer; None if it is that of the trained transcoder.
+
+        Raises:
+            ValueError: there are more or fewer layers, or a layer has not as many features.
+        """
+        if self.l0 is None:
+            return None
+        wanted = self.l0 if isinstance(self.l0, list) else [self.l0] * layers
+        if len(wanted) != layers:
+            raise ValueError(
+                f"convert.l0: {len(wanted)} numbers for {layers} layers: give one for each, or one for all"
+            )
+        if max(wanted) > features:
+            raise ValueError(f"convert.l0: {max(wanted):g} is more than the {features} features of a layer")
+        return wanted
 
 
 @frozen(kw_only=True)
@@ -164,7 +187,8 @@ class EvaluateConfig:
 
     tokens: int = field(default=65536, validator=positive)
     """Held-out tokens for statistics."""
-    model_tokens: int = field(default=16384, validator=not_negative)
-    """Held-out tokens read by the language model with the transcoder in the place of its MLPs; 0 leaves this out."""
+    model_tokens: int | None = field(default=None, validator=validators.optional(not_negative))
+    """Held-out tokens read by the language model with the transcoder in the place of its MLPs; 0 leaves this out. If
+    not given: 16384, or none where the source has no language model."""
     dense_above: float = field(default=0.1, validator=[validators.gt(0), validators.lt(1)])
     """A feature that is active at more than this share of tokens is ultra-dense."""

@@ -4,24 +4,68 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
+import torch
 
 from clt_plugins import convert as conversion
 from clt_plugins import evaluate as evaluation
-from clt_plugins.recipe import Recipe, as_data
+from clt_plugins.blame import check_built
+from clt_plugins.recipe import Recipe, RecipeError, as_data
 from clt_plugins.store import put_transcoder, whole_folder, write_json
 
 if TYPE_CHECKING:
     from clt_plugins.interfaces import Source
     from clt_plugins.loading import Plugins
     from clt_plugins.settings import ConvertConfig, EvaluateConfig
+    from clt_plugins.setup import Parts
     from clt_plugins.spec import Context, Selected
     from clt_plugins.transcoder import CrossLayerTranscoder
+
+
+def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
+    """Refuse, before training, what the stages after it would stumble over; each says so itself.
+
+    Args:
+        parts: as built; the transcoder may be on the device "meta".
+
+    Raises:
+        RecipeError: with every fault, a line each.
+    """
+    transcoder, source, faults = parts.transcoder, parts.source, []
+
+    def attempt(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except ValueError as error:
+            faults.append(str(error))
+
+    # As it will be: the thresholds are still to be found.
+    becomes: CrossLayerTranscoder | None = transcoder
+    if recipe.convert is not None:
+        config, ones = recipe.convert, torch.ones(transcoder.W_enc.shape[:2])
+        attempt(lambda: conversion.check_ranks(transcoder))
+        attempt(lambda: config.targets(transcoder.layers, transcoder.features))
+        becomes = attempt(lambda: conversion.with_thresholds(transcoder, ones, config.activation, plugins))
+    if recipe.evaluate is not None:
+        judged = recipe.evaluate
+        attempt(lambda: evaluation.model_tokens(source, judged))
+    if recipe.convert is not None or recipe.evaluate is not None:
+        attempt(lambda: evaluation.check_held_out(source))
+    for index, chosen in enumerate(recipe.exports):
+        exporter = attempt(partial(chosen.build, parts.context))
+        if exporter is None:
+            continue
+        check_built(exporter, "exports", chosen.spec)
+        if hasattr(exporter, "check") and becomes is not None:
+            faults += [f"exports[{index}]: {fault}" for fault in exporter.check(becomes)]
+    if faults:
+        raise RecipeError(faults)
 
 
 def convert_stage(

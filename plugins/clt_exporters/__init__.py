@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
@@ -112,16 +113,18 @@ def clt_exporters() -> list[Spec]:
 
 @hookimpl
 def clt_check(recipe: Any) -> list[str]:
-    """What would only come to light after training."""
-    faults = []
-    skip = getattr(recipe.tying.config, "skip", False)
-    by_rank = hasattr(recipe.activation.config, "k") and recipe.convert is None
-    for index, export in enumerate(recipe.exports):
-        if export.name == "circuit-tracer" and skip:
-            faults.append(f"exports[{index}]: circuit-tracer folders hold no skip path: set tying.skip = false")
-        if export.name in ("circuit-tracer", "saelens", "safetensors") and by_rank:
-            faults.append(
-                f"exports[{index}]: {export.name} holds no {recipe.activation.name}, only thresholds: "
-                "add a table [convert]"
-            )
-    return faults
+    """What the recipe alone tells of the formats' limits; exporters' `check` sees the rest."""
+    from clt_exporters import limits
+
+    subject = limits.Subject.of_recipe(recipe)
+    rules: dict[str, Callable[[Any, Any], list[str]]] = {
+        "circuit-tracer": limits.circuit_tracer,
+        "saelens": limits.saelens,
+        "crosslayer-coding": limits.crosslayer_coding,
+        "safetensors": lambda _, subject: limits.plain("safetensors", subject),
+    }
+    return [
+        f"exports[{index}]: {fault}"
+        for index, export in enumerate(recipe.exports)
+        for fault in (rules[export.name](export.config, subject) if export.name in rules else ())
+    ]

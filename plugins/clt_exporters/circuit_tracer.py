@@ -22,10 +22,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from clt_exporters import limits
 from clt_exporters.files import read, shapes, write
 from clt_exporters.fold import Folder
 from clt_exporters.mapped import Mapped
-from clt_exporters.names import input_hook, layer_numbers, model_name, output_hook
+from clt_exporters.names import input_hook, model_name, output_hook
 from clt_plugins import Context, Imported
 
 if TYPE_CHECKING:
@@ -39,24 +40,20 @@ class CircuitTracer:
     def __init__(self, config: CircuitTracerConfig):
         self.config = config
 
+    def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
+        """What the folder could not hold of a transcoder that is to be trained."""
+        return limits.circuit_tracer(self.config, limits.Subject.of(transcoder, trained=False))
+
     def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
         """Write the folder.
 
         Raises:
-            ValueError: a skip path, features selected by rank, offsets that differ between targets, or an unknown hook.
+            ValueError: a skip path, features selected by rank, offsets that differ between targets, no name of the
+                language model, an unknown hook, or layers that are not the first ones.
         """
-        if getattr(transcoder.tying, "skip", None) is not None:
-            raise ValueError(
-                "tying.skip: circuit-tracer folders hold no skip path, and without it the outputs would be wrong: "
-                "train with tying.skip = false to export"
-            )
-        folded = Folder(transcoder, "circuit-tracer")
+        limits.refuse(limits.circuit_tracer(self.config, limits.Subject.of(transcoder, trained=True)))
+        folded = Folder(transcoder)
         model = transcoder.model_described()
-        if layer_numbers(transcoder.layers, model) != list(range(transcoder.layers)):
-            raise ValueError(
-                f"model.layers: circuit-tracer numbers a folder's layers from 0, and these are {model['layers']}: "
-                "train on all layers to export"
-            )
         about = {
             "model_kind": "cross_layer_transcoder",
             "model_name": model_name(self.config.model_name, model),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clt_exporters import limits
 from clt_exporters.files import write
 from clt_exporters.names import input_hook, model_name, output_hook
 from clt_exporters.reference import read_reference, reference_files
@@ -43,12 +44,18 @@ class CrosslayerCoding:
     def __init__(self, config: CrosslayerCodingConfig):
         self.config = config
 
+    def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
+        """What the library could not compute of a transcoder that is to be trained."""
+        return limits.crosslayer_coding(self.config, limits.Subject.of(transcoder, trained=False))
+
     def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
         """Write `model.safetensors`, `cfg.json` and, where activations are normalised, `norm_stats.json`.
 
         Raises:
-            ValueError: an activation that the library lacks, or would compute differently.
+            ValueError: an activation that the library lacks, or would compute differently; no name of the language
+                model, or an unknown hook.
         """
+        limits.refuse(limits.crosslayer_coding(self.config, limits.Subject.of(transcoder, trained=True)))
         about: dict[str, Any] = {
             "num_features": transcoder.features,
             "num_layers": transcoder.layers,
@@ -93,20 +100,10 @@ class CrosslayerCoding:
 
 
 def _activation(transcoder: CrossLayerTranscoder) -> dict[str, Any]:
-    """The settings of the activation, where the library has it and computes the same."""
-    chosen = transcoder.choices["activation"]
-    if chosen.name in ("relu", "jumprelu"):
-        return {"activation_fn": chosen.name}
-    if chosen.name not in ("topk", "batchtopk"):
-        raise ValueError(f"activation: crosslayer-coding has no {chosen.name!r}: convert it first")
-    if chosen.config.ranking != "zscore" or chosen.config.scope != "global":
-        raise ValueError(
-            "activation: crosslayer-coding ranks standardised pre-activations of all layers together "
-            '(ranking = "zscore", scope = "global"), and would select other features than this '
-            f'(ranking = "{chosen.config.ranking}", scope = "{chosen.config.scope}"): convert it first'
-        )
+    """The settings of the activation."""
+    name = transcoder.choices["activation"].name
     activation: Any = transcoder.activation
-    return {"activation_fn": chosen.name, f"{chosen.name}_k": activation.k}
+    return {"activation_fn": name, **({f"{name}_k": activation.k} if name in limits.BY_RANK else {})}
 
 
 def _decoder(

@@ -41,29 +41,25 @@ class Layer:
 
 
 class Folder:
-    """Gives the layers of a transcoder.
-
-    Args:
-        format_name: who asks, for messages.
+    """Gives the layers of a transcoder that has thresholds.
 
     Raises:
-        ValueError: the transcoder selects features by rank.
+        ValueError: its tying adds something to active features that decoder rows cannot hold.
     """
 
-    def __init__(self, transcoder: CrossLayerTranscoder, format_name: str):
+    def __init__(self, transcoder: CrossLayerTranscoder):
         self.transcoder = transcoder
         activation: Any = transcoder.activation
-        if not hasattr(activation, "threshold"):
-            raise ValueError(
-                f"activation: {transcoder.choices['activation'].name} selects features by rank, and {format_name} "
-                "holds thresholds only: convert it first (`convert`, or a table [convert] in the recipe)"
-            )
-        self.threshold = activation.threshold().detach().cpu().double()
+        threshold = activation.threshold().detach().cpu().double()
         tying: Any = transcoder.tying
         shift = getattr(tying, "shift", lambda layer: None)
         shifts = [shift(layer) for layer in range(transcoder.layers)]
-        self.shifts = [None if each is None else each.cpu().double() for each in shifts]
-        self.is_relu = not bool(self.threshold.any()) and not any(each is not None and each.any() for each in shifts)
+        none = torch.zeros_like(threshold[0])
+        self.shift = torch.stack([none if each is None else each.cpu().double() for each in shifts])
+        """What is added to active features, [L, F]."""
+        self.threshold = threshold + self.shift
+        """[L, F]; of ReLU all 0."""
+        self.is_relu = not bool(threshold.any()) and not bool(self.shift.any())
 
     @torch.no_grad()
     def layer(self, layer: int) -> Layer:
@@ -76,10 +72,6 @@ class Folder:
         )
         weight = transcoder.W_enc[layer].cpu().double()
         bias = transcoder.b_enc[layer].cpu().double() - weight @ (shift[0] / scale[0])
-        threshold = self.threshold[layer]
-        added = self.shifts[layer]
-        if added is not None:
-            bias, threshold = bias + added, threshold + added
         rows = transcoder.tying.expand(layer).cpu().to(out) * target_scale.to(out)
         affine, skip = self._affine(layer)
         if skip is not None:
@@ -87,8 +79,8 @@ class Folder:
             skip = skip / scale[0][:, None] * target_scale[0]
         return Layer(
             W_enc=(weight / scale[0]).to(out),
-            b_enc=bias.to(out),
-            threshold=None if self.is_relu else threshold.to(out),
+            b_enc=(bias + self.shift[layer]).to(out),
+            threshold=None if self.is_relu else self.threshold[layer].to(out),
             W_dec=rows,
             b_dec=(affine * target_scale[0] + target_shift[0]).to(out),
             W_skip=None if skip is None else skip.to(out),

@@ -22,7 +22,7 @@ def model_name(wanted: str | None, model: Mapping[str, Any]) -> str:
     """
     name = wanted or model.get("path")
     if not name:
-        raise ValueError("exports.model_name: not known from a recipe: say which language model this belongs to")
+        raise ValueError("model_name: not known from a [model]: set it to the name of the language model")
     return str(name)
 
 
@@ -58,9 +58,7 @@ def _hook(key: str, side: str, model: Mapping[str, Any]) -> str:
         return "hook_resid_mid" if side == "input" else "mlp.hook_in"
     if last in AFTER and side == "output":
         return "hook_mlp_out"
-    raise ValueError(
-        f"exports.{side}_hook: TransformerLens's name for model.{key} = {template!r} is not known here: give it"
-    )
+    raise ValueError(f"{side}_hook: TransformerLens's name for model.{key} = {template!r} is not known here: give it")
 
 
 def layer_numbers(layers: int, model: Mapping[str, Any]) -> list[int]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clt_exporters import limits
 from clt_exporters.files import write
 from clt_exporters.fold import Folder
 
@@ -29,13 +30,18 @@ class Safetensors:
     def __init__(self, config: SafetensorsConfig):
         self.config = config
 
+    def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
+        """What the file could not hold of a transcoder that is to be trained."""
+        return limits.plain("safetensors", limits.Subject.of(transcoder, trained=False))
+
     def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
         """Write the two files; the decoder goes through memory whole.
 
         Raises:
             ValueError: features selected by rank, or offsets that differ between targets.
         """
-        folded = Folder(transcoder, "safetensors")
+        limits.refuse(limits.plain("safetensors", limits.Subject.of(transcoder, trained=True)))
+        folded = Folder(transcoder)
         dtype = getattr(torch, self.config.dtype)
         stacked: dict[str, list[Tensor]] = {}
         tensors: dict[str, Tensor] = {}

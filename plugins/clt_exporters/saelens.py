@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clt_exporters import limits
 from clt_exporters.files import write
 from clt_exporters.fold import Folder
 from clt_exporters.names import input_hook, layer_numbers, model_name, output_hook
@@ -31,18 +32,30 @@ class SAELens:
     def __init__(self, config: SAELensConfig):
         self.config = config
 
+    def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
+        """What the folders could not hold of a transcoder that is to be trained."""
+        return limits.saelens(self.config, limits.Subject.of(transcoder, trained=False))
+
     def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
         """Write a folder per layer.
 
         Raises:
-            ValueError: features selected by rank, offsets that differ between targets, thresholds below 0, or an
-                unknown hook.
+            ValueError: features selected by rank, offsets that differ between targets, thresholds below 0, no name of
+                the language model, or an unknown hook.
         """
-        folded = Folder(transcoder, "saelens")
+        limits.refuse(limits.saelens(self.config, limits.Subject.of(transcoder, trained=True)))
+        folded = Folder(transcoder)
         model = transcoder.model_described()
         name = model_name(self.config.model_name, model)
         hooks = input_hook(self.config.input_hook, model), output_hook(self.config.output_hook, model)
-        for i, number in enumerate(layer_numbers(transcoder.layers, model)):
+        numbers = layer_numbers(transcoder.layers, model)
+        for number, threshold in zip(numbers, folded.threshold, strict=True):
+            if bool((threshold < 0).any()):
+                raise ValueError(
+                    f"tying.feature_offset: gives features of layer {number} thresholds below 0, where SAELens cuts "
+                    "features off: export another format"
+                )
+        for i, number in enumerate(numbers):
             layer = folded.layer(i)
             # SAELens wants the encoder as [D, F], and the skip as [out, in].
             tensors = {
@@ -56,8 +69,6 @@ class SAELens:
                 tensors["W_skip"] = layer.W_skip.T
                 architecture = "skip_transcoder"
             if layer.threshold is not None:
-                if bool((layer.threshold < 0).any()):
-                    raise ValueError(f"exports.saelens: layer {number} has thresholds below 0, which SAELens cuts at 0")
                 tensors["threshold"] = layer.threshold
                 architecture = f"jumprelu_{architecture}"
             about = {

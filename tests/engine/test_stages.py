@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.cli import main_group
 from clt_plugins.exits import ExitCode, Stopped
 from clt_plugins.recipe import as_toml
+from clt_plugins.toml import document
 from tests.helpers import plugins, recipe, tables
 
 STAGES = {
@@ -58,6 +60,135 @@ def test_one_run_trains_converts_evaluates_and_exports(whole):
     x = torch.randn(20, 3, 6, generator=torch.Generator().manual_seed(0))
     again = CrossLayerTranscoder.load(whole / "exports/circuit-tracer", plugins=plugins())
     assert torch.allclose(again(x), converted(x), atol=1e-5)
+
+
+# What validate cannot know, since it builds nothing; and what it can.
+BUILT: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "thresholds already": (
+        {"activation": {"name": "jumprelu"}, "convert": {}},
+        ["convert: jumprelu has thresholds already, there is nothing to convert: leave out [convert]"],
+    ),
+    "takes none": (
+        {"convert": {"activation": "relu"}},
+        ["convert.activation: 'relu' takes no thresholds: choose one that does, such as jumprelu"],
+    ),
+    "number of layers": (
+        {"convert": {"l0": [1.0, 2.0]}},
+        ["convert.l0: 2 numbers for 3 layers: give one for each, or one for all"],
+    ),
+    "language model": (
+        {"evaluate": {"model_tokens": 100}},
+        ["evaluate.model_tokens: the source has no language model for the transcoder to stand in for: set it to 0"],
+    ),
+    "all at once": (
+        {
+            "activation": {"name": "relu"},
+            "convert": {"activation": "relu", "l0": [1.0]},
+            "evaluate": {"model_tokens": 1},
+        },
+        [
+            "convert: relu has thresholds already",
+            "convert.l0: 1 numbers for 3 layers",
+            "convert.activation: 'relu' takes no thresholds",
+            "evaluate.model_tokens: ",
+        ],
+    ),
+}
+READ: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"convert": {"activation": "jumpre"}}, "convert.activation: unknown name 'jumpre', did you mean 'jump"),
+    "more than features": ({"convert": {"l0": [1, 2, 11]}}, "convert.l0: 11 is more than the 10 features of a layer"),
+    "number of layers": (
+        {"convert": {"l0": [1, 2]}, "model": {"path": "x", "layers": [0, 1, 2]}},
+        "convert.l0: 2 numbers for 3 layers: give one for each, or one for all",
+    ),
+    "not positive": ({"convert": {"l0": [1, 0, 2]}}, "convert.l0: must be > 0, for every layer: [1.0, 0.0, 2.0]"),
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """A recipe as a file, unchecked."""
+    file = folder / "recipe.toml"
+    file.write_text(document(tables(**changes)))
+    return file
+
+
+def refused(commands: list[list[Any]], place: Path, wanted: list[str], *, loads_a_model: bool = False) -> None:
+    """Each command ends with 2 and a line for each fault, which begins with the recipe's place and what is wanted."""
+    starts = [f"{place}: {start}" for start in wanted]
+    for command in commands:
+        found = invoke(*command)
+        assert found.exit_code == ExitCode.USAGE, found.output
+        lines = found.stderr.strip().splitlines()
+        if loads_a_model:  # which prints lines of transformers' own
+            lines = [line for line in lines if line.startswith(str(place))]
+        assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts, found.stderr
+
+
+@pytest.mark.parametrize("case", BUILT)
+def test_what_the_stages_would_stumble_over_is_said_before_training(case, tmp_path):
+    changes, wanted = BUILT[case]
+    place = write(tmp_path, **changes)
+    out = tmp_path / "run"
+    refused([["run", place, "--out", out], ["run", place, "--dry-run"], ["plan", place]], place, wanted)
+    assert not out.exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize("case", READ)
+def test_and_by_validate_where_the_recipe_tells(case, tmp_path):
+    changes, wanted = READ[case]
+    place = write(tmp_path, **changes)
+    refused([["validate", place], ["run", place, "--out", tmp_path / "run"]], place, [wanted])
+
+
+@pytest.mark.parametrize("stage", ["convert", "evaluate"])
+def test_a_source_that_holds_out_nothing_is_refused_before_training(stage, tmp_path):
+    from tests.plugins.language_models import save_model, save_text
+
+    save_model(tmp_path / "model")
+    save_text(tmp_path / "text.jsonl", 200)
+    source = {"name": "stream", "text": str(tmp_path / "text.jsonl"), "context": 32, "held_out": 0.0}
+    place = write(tmp_path, model={"path": str(tmp_path / "model")}, source=source, **{stage: {}})
+    commands = [["run", place, "--out", tmp_path / "run"], ["plan", place]]
+    refused(
+        commands,
+        place,
+        [f"source.held_out: no held-out text in '{tmp_path}/text.jsonl' at a share of 0: raise it"],
+        loads_a_model=True,
+    )
+    assert not (tmp_path / "run").exists()
+
+
+EXPORTER = """
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    '''Picky.'''
+
+class Picky:
+    def check(self, transcoder):
+        name = transcoder.choices["activation"].name
+        kind = "thresholds" if hasattr(transcoder.activation, "threshold") else "ranks"
+        return [f"activation: {name} has {kind}", f"tying: {transcoder.choices['tying'].name} is not to my taste"]
+
+    def export(self, transcoder, folder):
+        raise AssertionError
+
+@hookimpl
+def clt_exporters():
+    return [Spec("picky", Config, lambda config, context: Picky())]
+"""
+
+
+def test_an_exporter_of_any_plugin_is_asked_about_the_transcoder_as_it_will_be(distributions, tmp_path):
+    distributions.module("picky_exporter", EXPORTER)
+    for changes, text in (({}, "batchtopk has ranks"), ({"convert": {}}, "jumprelu has thresholds")):
+        place = write(tmp_path, exports=[{"name": "safetensors"}] * bool(changes) + [{"name": "picky"}], **changes)
+        at = f"exports[{len(changes)}]"
+        wanted = [f"{at}: activation: {text}", f"{at}: tying: untied is not to my taste"]
+        command = ["run", place, "-p", "picky_exporter", "--out", tmp_path / "run"]
+        refused([command, ["plan", place, "-p", "picky_exporter"]], place, wanted)
 
 
 def test_an_evaluation_is_shown_by_tensorboard(whole):
@@ -144,7 +275,7 @@ def test_faults_of_commands_are_one_line(plain, tmp_path):
         assert text in lines[-1] and len(lines) == 1, found.stderr
 
     out = ["--out", tmp_path / "out"]
-    refused(ExitCode.USAGE, "holds thresholds only", "export", plain, "--format", "saelens", *out)
+    refused(ExitCode.USAGE, "holds thresholds only", "export", plain, "--format", "safetensors", *out)
     refused(ExitCode.USAGE, "unknown name 'saelen', did you mean", "export", plain, "--format", "saelen", *out)
     refused(ExitCode.USAGE, "dtype", "export", plain, "--format", "saelens", "--set", "dtype=int4", *out)
     refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -369,14 +370,92 @@ def test_faults_in_a_reference_checkpoint_are_named(tmp_path):
         CrossLayerTranscoder.load(folder, plugins=plugins())
 
 
-def test_what_a_format_cannot_hold_is_said_before_training():
+MODELED = {"path": "some/model"}
+LIMITS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "rank": (
+        {"activation": {"name": "topk", "k": 5, "ranking": "zscore"}},
+        "circuit-tracer saelens safetensors",
+        "activation: topk selects features by rank",
+    ),
+    "skip": ({"tying": {"name": "per_source", "skip": True}}, "circuit-tracer", "tying.skip: circuit-tracer folders"),
+    "offset": (
+        {"tying": {"name": "per_target", "feature_offset": True}},
+        "circuit-tracer saelens safetensors",
+        "tying.feature_offset: is learned for each target layer",
+    ),
+    "name": ({"model": None}, "circuit-tracer saelens crosslayer-coding", "model_name: not known"),
+    "layers": ({"model": {**MODELED, "layers": [1, 2, 3]}}, "circuit-tracer", "model.layers: circuit-tracer numbers"),
+    "input": (
+        {"model": {**MODELED, "inputs": "odd.{}.place"}},
+        "circuit-tracer saelens crosslayer-coding",
+        "input_hook: TransformerLens's name for model.inputs = 'odd.{}.place'",
+    ),
+    "output": (
+        {"model": {**MODELED, "outputs": "odd.{}.place"}},
+        "circuit-tracer saelens crosslayer-coding",
+        "output_hook: TransformerLens's name for model.outputs = 'odd.{}.place'",
+    ),
+    "ranking": (
+        {"activation": {"name": "batchtopk", "k": 5}},
+        "crosslayer-coding",
+        "activation: crosslayer-coding ranks",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["circuit-tracer", "saelens", "crosslayer-coding", "safetensors"])
+@pytest.mark.parametrize("case", LIMITS)
+def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_the_export(case, name, tmp_path):
+    """In the same words, by the recipe alone, of the untrained transcoder (without memory, too), and of a trained one;
+    and what it can hold is not refused."""
     from clt_plugins.recipe import RecipeError, read_recipe
     from tests.helpers import tables
 
-    faulty = tables(tying={"name": "untied", "skip": True}, exports=[{"name": "circuit-tracer"}])
+    changes, refusing, text = LIMITS[case]
+    chosen = {"model": MODELED, "activation": JUMPRELU, **changes}
+    wanted = name in refusing.split()
+    if case == "ranking" and not wanted:
+        return  # the other formats refuse it as they do "rank"
+    said: list[str] = []
+    try:
+        read_recipe(tables(**chosen, exports=[{"name": name}]), plugins=plugins())
+    except RecipeError as error:
+        said = error.faults
+    assert [fault.startswith(f"recipe: exports[0]: {text}") for fault in said] == [True] * wanted
+    said = [fault.removeprefix("recipe: exports[0]: ") for fault in said]
+
+    from clt_plugins.setup import build
+
+    typed = read_recipe(tables(**chosen), plugins=plugins())
+    exporter = structure_choice(plugins(), "exports", {"name": name}).build(parts().context)
+    for device in ("cpu", "meta"):
+        assert exporter.check(build(typed, plugins(), device=torch.device(device)).transcoder) == said
+    transcoder = build(typed, plugins()).transcoder
+    stir(transcoder)
+    if not wanted:
+        exporter.export(transcoder, tmp_path)
+    elif case != "offset":
+        with pytest.raises(ValueError, match=re.escape(text)) as refused:
+            exporter.export(transcoder, tmp_path)
+        assert str(refused.value).splitlines() == said
+    else:
+        with pytest.raises(ValueError, match="feature_offset: differs between target layers"):
+            exporter.export(transcoder, tmp_path)
+    assert wanted != bool(list(tmp_path.iterdir()))
+
+
+def test_all_limits_are_said_at_once_and_a_conversion_counts():
+    from clt_plugins.recipe import RecipeError, read_recipe
+    from tests.helpers import tables
+
+    faulty = tables(tying={"name": "untied", "skip": True}, exports=[{"name": "circuit-tracer"}, {"name": "saelens"}])
     with pytest.raises(RecipeError) as error:
         read_recipe(faulty, plugins=plugins())
-    assert len(error.value.faults) == 2
-    assert "exports[0]: circuit-tracer folders hold no skip path" in str(error.value)
-    assert "exports[0]: circuit-tracer holds no batchtopk, only thresholds: add a table [convert]" in str(error.value)
-    read_recipe(tables(convert={}, exports=[{"name": "circuit-tracer"}]), plugins=plugins())
+    starts = ["activation:", "tying.skip:", "model_name:"], ["activation:", "model_name:"]
+    wanted = [f"recipe: exports[{index}]: {start}" for index, each in enumerate(starts) for start in each]
+    assert [fault[: len(start)] for fault, start in zip(error.value.faults, wanted, strict=True)] == wanted
+    named = [{"name": name, "model_name": "x"} for name in ("circuit-tracer", "saelens", "crosslayer-coding")]
+    read_recipe(tables(convert={}, exports=[*named, {"name": "safetensors"}]), plugins=plugins())
+    # One layer has one target: its offset folds.
+    one = {"name": "per_target", "feature_offset": True}
+    read_recipe(tables(tying=one, convert={}, exports=named, model={**MODELED, "layers": [0]}), plugins=plugins())
