@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clt_plugins import run
 from clt_plugins.loading import load
 from clt_plugins.recipe import as_toml, read_recipe
 from clt_plugins.slices import Stored
-from tests.helpers import tables
+from tests.helpers import SMALL, tables
 from tests.ranks import RUN
 
 INTERRUPTING = "tests.interrupting"
@@ -70,3 +72,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monke
     with pytest.raises(ValueError, match=re.escape(text)):
         run(tables(parallel=parallel), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_stages_after_training_come_out_of_two_tensor_ranks_as_of_one_process(tmp_path):
+    stages = {
+        "convert": {"tokens": 512, "calibration_tokens": 512, "tolerance": 0.05},
+        "evaluate": {"tokens": 256},
+        "exports": [{"name": "circuit-tracer", "model_name": "none"}, {"name": "safetensors"}],
+    }
+    # With noise, no two tokens are alike, and any L0 can be reached.
+    source = {**SMALL["source"], "noise": 0.1}
+    changes = {**RUN, "source": source, "loggers": [{"name": "jsonl"}], **stages}
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(as_toml(read_recipe(tables(**changes, parallel={"name": "tensor"}), plugins=load())))
+    done = torchrun(2, recipe, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("exported to") == 2, "only rank 0 speaks"
+    run(tables(**changes), out=tmp_path / "one")
+    for name in ("converted/convert.json", "evaluation/evaluation.json"):
+        one, two = (json.loads((tmp_path / each / name).read_text()) for each in ("one", "two"))
+        assert one.keys() == two.keys()
+        for table in ("before", "after") if "after" in one else ("by_layer",):
+            for key, values in one[table].items():
+                assert two[table][key] == pytest.approx(values, rel=1e-5), (table, key)
+    for export in ("exports/circuit-tracer/W_dec_0.safetensors", "exports/safetensors/clt.safetensors"):
+        one_file, two_file = (load_file(tmp_path / each / export) for each in ("one", "two"))
+        assert one_file.keys() == two_file.keys()
+        for name, value in one_file.items():
+            assert torch.allclose(two_file[name], value, rtol=1e-5, atol=1e-6), name
