@@ -193,3 +193,16 @@ def test_thresholds_select_what_passes_them():
     pre = torch.einsum("bld,lfd->blf", x, made.W_enc) + made.b_enc
     wanted = torch.where(pre > thresholds, pre, 0)
     assert torch.allclose(converted.encode(x).dense(), wanted, atol=1e-5)
+
+
+def test_one_batch_of_held_out_tokens_is_halved_and_other_tokens_are_reported_on():
+    """Fewer tokens than a batch are enough: half of them to calibrate on, the rest to report on."""
+    made = batchtopk()
+    config = ConvertConfig(tokens=BATCH, calibration_tokens=BATCH // 4, tolerance=0.05)
+    converted, report = convert(made.transcoder, made.source, config, plugins())
+    (batch,) = made.source.held_out(BATCH // 2)
+    assert (report["calibration_tokens"], report["report_tokens"]) == (BATCH // 4, BATCH // 4)
+    with torch.no_grad():
+        on, other = (count(converted, batch.rows(rows)) for rows in (slice(0, BATCH // 4), slice(BATCH // 4, None)))
+    assert ((on / torch.tensor(report["calibrated_to"]) - 1).abs() <= config.tolerance).all()
+    assert torch.allclose(other, torch.tensor(report["after"]["l0"]).double(), atol=1e-4)
