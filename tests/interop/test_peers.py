@@ -78,17 +78,14 @@ def export(transcoder: CrossLayerTranscoder, name: str, folder: Path, **settings
     chosen.build(transcoder.context).export(transcoder, out)
     x = skewed(24).inputs
     normaliser, tying = transcoder.normaliser, transcoder.tying
-    normalised = normaliser.inputs(x)
     acts = transcoder.encode(x).dense()
-    affine = tying.affine(normalised).expand(24, 6, 128)
+    affine = tying.affine(normaliser.inputs(x)).expand(24, 6, 128)
     own = torch.stack([acts[:, layer] @ tying.expand(layer)[:, 0] for layer in range(6)], 1) + affine
     tensors = {
         "inputs": x,
         "features": acts,
         "decoded": transcoder(x),
         "own_decoded": normaliser.restore(own),
-        "normalised_inputs": normalised,
-        "normalised_decoded": transcoder.reconstruct(transcoder.encode(x), normalised),
     }
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "expected.safetensors")
     return out, folder / "expected.safetensors"
