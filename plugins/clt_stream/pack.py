@@ -141,7 +141,9 @@ class Packer:
         while not chunks or (not self.ended and rows < limit):
             self._read_chunk()
             chunks += 1
-            rows += sum(int(self._kept(torch.tensor(piece)).sum()) for pieces in self.chunk for piece in pieces)
+            pieces = [piece for pieces in self.chunk for piece in pieces]
+            tokens = torch.tensor([token for piece in pieces for token in piece], dtype=torch.int64)
+            rows += int(self._kept(tokens, _places([len(piece) for piece in pieces])).sum())
         if chunks > 1:
             self.chunk = []
         self.seek(here)
@@ -193,32 +195,35 @@ class Packer:
             if len(piece) > self.config.skip_first:
                 yield piece
 
-    def _kept(self, piece: Tensor) -> Tensor:
-        """Which positions of a piece go into batches."""
-        kept = ~torch.isin(piece, self.special)
-        kept[: self.config.skip_first] = False
-        return kept
+    def _kept(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Which positions go into batches, by their token and their place in its piece."""
+        return (places >= self.config.skip_first) & ~torch.isin(ids, self.special)
 
     def _collate(self, contexts: list[Pieces], first: int) -> Contexts:
-        length = max(sum(map(len, pieces)) for pieces in contexts)
-        shape = len(contexts), length
-        ids = torch.zeros(shape, dtype=torch.int64)
-        places = torch.zeros(shape, dtype=torch.int64)
-        kept = torch.zeros(shape, dtype=torch.bool)
-        mask = None if self.packed else torch.zeros(shape, dtype=torch.int64)
-        for row, pieces in enumerate(contexts):
-            at = 0
+        used = [sum(map(len, pieces)) for pieces in contexts]
+        length = max(used)
+        # One stretch of numbers for all contexts: what is left of each is one more piece, of zeros.
+        tokens: list[int] = []
+        lengths: list[int] = []
+        for pieces, count in zip(contexts, used, strict=True):
             for piece in pieces:
-                tokens = torch.tensor(piece)
-                end = at + len(piece)
-                ids[row, at:end] = tokens
-                places[row, at:end] = torch.arange(len(piece))
-                kept[row, at:end] = self._kept(tokens)
-                at = end
-            places[row, at:] = torch.arange(length - at)
-            if mask is not None:
-                mask[row, :at] = 1
+                tokens += piece
+                lengths.append(len(piece))
+            tokens += [0] * (length - count)
+            lengths.append(length - count)
+        ids = torch.tensor(tokens, dtype=torch.int64).view(-1, length)
+        places = _places(lengths).view(-1, length)
+        filled = torch.arange(length) < torch.tensor(used)[:, None]
+        kept = self._kept(ids, places) & filled
+        mask = None if self.packed else filled.long()
         return Contexts(ids, places, mask, kept.flatten().nonzero().squeeze(1), first)
+
+
+def _places(lengths: list[int]) -> Tensor:
+    """0, 1, 2, ... for each piece of the given lengths, one after the other."""
+    counts = torch.tensor(lengths, dtype=torch.int64)
+    begins = counts.cumsum(0) - counts
+    return torch.arange(sum(lengths)) - begins.repeat_interleave(counts)
 
 
 Pieces = list[list[int]]

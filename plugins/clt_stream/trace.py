@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from nnsight import NNsight
 from torch import Tensor
@@ -27,8 +28,7 @@ class Rows:
     """Room for R tokens' activations, ids and places."""
 
     def __init__(self, count: int, layers: int, d_model: int, dtype: torch.dtype, device: torch.device):
-        self.inputs = torch.empty(count, layers, d_model, dtype=dtype, device=device)
-        self.targets = torch.empty_like(self.inputs)
+        self.inputs, self.targets = (_room((count, layers, d_model), dtype, device) for _ in range(2))
         self.token_ids = torch.empty(count, dtype=torch.int64, device=device)
         self.positions = torch.empty(count, 2, dtype=torch.int64, device=device)
 
@@ -77,6 +77,18 @@ class Reader:
                 value = module.input if side == "input" else module.output
                 _copy(value, rows, (into.inputs if is_input else into.targets)[place, layer])
             tracer.stop()
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor; on a CPU in NumPy's memory, which asks for huge pages.
+
+    A block is written in strides and read in random order, one row from here and one from there: with small pages,
+    looking up where each of them lies takes as long as the copying.
+    """
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    raw = np.empty(torch.Size(shape).numel() * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def _copy(value: Any, rows: Tensor, out: Tensor) -> None:
