@@ -8,13 +8,13 @@ Shapes: C contexts, T tokens in the longest, L layers, D d_model, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from nnsight import NNsight
-from torch import Tensor
+from torch import Tensor, nn
 
 from clt_plugins import Batch
 from clt_stream.pack import Contexts
@@ -56,10 +56,11 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel, sites: Sequence[tuple[Site, Site]]):
         self.model = model
-        self.traced = NNsight(model)
         self.layers = len(sites)
         self.dtype, self.device = model.dtype, model.device
-        self.order, self.d_model = _probe(model, sites)
+        order, self.d_model = _probe(model, sites)
+        self.traced = NNsight(_skeleton(model, {path for path, *_ in order}))
+        self.order = [(self.traced.get(path), *rest) for path, *rest in order]
 
     @torch.inference_mode()
     def read(self, contexts: Contexts, rows: Tensor, into: Rows, at: int) -> None:
@@ -71,12 +72,30 @@ class Reader:
         kwargs: dict[str, Any] = {"position_ids": contexts.position_ids, "use_cache": False}
         if contexts.attention_mask is not None:
             kwargs["attention_mask"] = contexts.attention_mask
-        with self.traced.trace(contexts.ids, **kwargs) as tracer:
-            for path, side, layer, is_input in self.order:
-                module = self.traced.get(path)
+        with self.traced.trace(contexts.ids, fn=self.model, **kwargs) as tracer:
+            for module, side, layer, is_input in self.order:
                 value = module.input if side == "input" else module.output
                 _copy(value, rows, (into.inputs if is_input else into.targets)[place, layer])
             tracer.stop()
+
+
+def _skeleton(model: PreTrainedModel, paths: Collection[str]) -> nn.Module:
+    """The modules at some paths, at the same paths, and nothing else of the model.
+
+    Every module that nnsight wraps stops at it on its way in and out, whether it is asked for or not; of a model of
+    many small modules these are most of the stops.
+    """
+    root = nn.Module()
+    for path in sorted(paths):  # so that a module comes before those inside it, which it brings along
+        *parents, name = path.split(".")
+        at = root
+        for parent in parents:
+            if parent not in dict(at.named_children()):
+                at.add_module(parent, nn.Module())
+            at = at.get_submodule(parent)
+        if name not in dict(at.named_children()):
+            at.add_module(name, model.get_submodule(path))
+    return root
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

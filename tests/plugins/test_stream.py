@@ -121,6 +121,37 @@ def test_sites_are_read_whatever_the_order_the_model_reaches_them_in(gpt2: Path,
     assert torch.equal(one.targets, two.inputs)
 
 
+def test_a_site_within_another_one_is_read(gpt2: Path, text: Path) -> None:
+    """In evaluation nothing follows an MLP's last projection, so both ways read the same numbers."""
+    within, whole = build(gpt2, text, {"outputs": "transformer.h.{}.mlp.c_proj"}).next(), build(gpt2, text).next()
+    assert equal(within, whole)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_contexts_are_pieces_one_after_the_other(gpt2: Path, text: Path, pack: bool) -> None:
+    """Against a loop over each context's pieces, token by token."""
+    packer = build(gpt2, text, pack=pack, skip_first=2).packer
+    special = packer.tokenizer.all_special_ids
+    for number in range(0, 12, 3):
+        contexts = packer.next()
+        chosen = packer.chunk[number : number + 3]
+        assert (packer.first, contexts.first, len(contexts.ids)) == (0, number, 3)
+        length = max(sum(map(len, pieces)) for pieces in chosen)
+        kept = []
+        for row, pieces in enumerate(chosen):
+            used = [(token, place) for piece in pieces for place, token in enumerate(piece)]
+            padding = [(0, place) for place in range(length - len(used))]
+            assert list(zip(contexts.ids[row].tolist(), contexts.position_ids[row].tolist(), strict=True)) == [
+                *used,
+                *padding,
+            ]
+            if not pack:
+                assert contexts.attention_mask[row].tolist() == [1] * len(used) + [0] * len(padding)
+            kept += [row * length + at for at, (token, place) in enumerate(used) if place >= 2 and token not in special]
+        assert contexts.rows.tolist() == kept
+        assert (contexts.attention_mask is None) == pack
+
+
 def test_the_output_head_is_not_run(gpt2: Path, text: Path) -> None:
     source = build(gpt2, text)
 
