@@ -33,7 +33,7 @@ SHIPPED = Path(__file__).parents[2] / "examples" / "models" / "stdlib-gpt2"
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.stream", description=__doc__)
-    parser.add_argument("--model", default=str(SHIPPED), help="folder or hub id")
+    parser.add_argument("--model", default=str(SHIPPED), help="folder, hub id or GGUF file")
     parser.add_argument("--text", default="python-stdlib")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--model-batch", type=int, default=16)
@@ -70,7 +70,10 @@ class Bare:
         from transformers import AutoModel
 
         dtype = getattr(torch, options.dtype)
-        self.model = AutoModel.from_pretrained(options.model, dtype=dtype).eval().to(options.device)
+        path = Path(options.model)
+        gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+        folder = str(path.parent) if gguf else options.model
+        self.model = AutoModel.from_pretrained(folder, dtype=dtype, **gguf).eval().to(options.device)
         # As the source does: no search for padding at each pass.
         self.model.config.pad_token_id = None
         self.packer, self.block = mirror.packer, mirror.size
