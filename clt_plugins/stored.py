@@ -182,12 +182,17 @@ class StoredSource:
         self.position = state["rows"]
 
     def close(self) -> None:
-        """Stop the threads; close the store."""
+        """Stop the threads; close the store; let go of all memory but that of batches that somebody holds."""
         for each in (self.maker, self.loader, self.readers):
             each.shutdown(wait=False, cancel_futures=True)
         self.store.close()
         for each in (self.maker, self.loader, self.readers):
             each.shutdown(wait=True)
+        # A closed source may stay referenced for long, and by cycles through threads that only the collector finds.
+        self.made.clear()
+        self.groups.clear()
+        self.buffers.clear()
+        self.shelf.close()
 
     # -- batches ------------------------------------------------------------------------------------------------
 
@@ -291,6 +296,7 @@ class Shelf:
     def __init__(self, *, pinned: bool):
         self.pinned = pinned
         self.free: deque[np.ndarray] = deque(maxlen=4 + 2 * AHEAD)
+        self.closed = False
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor."""
@@ -300,8 +306,17 @@ class Shelf:
         raw = self.free.popleft() if self.free else np.empty(size, np.uint8)
         # All tensors that share the memory hold this view of it, and nothing else does.
         view = raw[:]
-        weakref.finalize(view, self.free.append, raw).atexit = False
+        weakref.finalize(view, self._give_back, raw).atexit = False
         return torch.from_numpy(view).view(dtype).view(shape)
+
+    def close(self) -> None:
+        """Keep nothing from here on."""
+        self.closed = True
+        self.free.clear()
+
+    def _give_back(self, raw: np.ndarray) -> None:
+        if not self.closed:
+            self.free.append(raw)
 
 
 def _empty(rows: int, store: Store, make: Callable[..., Tensor]) -> Batch:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class LocalConfig:
     """A data set in a folder, made by `generate` or `scramble`: every row once per epoch, in a new order each time.
 
-    Blocks from all chunks are read into a buffer and shuffled there while the buffer before is used up. Memory: two
-    buffers of `buffer_tokens` rows and three batches; a row has 2 x layers x d_model numbers in the stored type (int8
-    becomes float32 on the way). For GPT-2 small in bfloat16 and the default size that is 1.2 GB and the batches.
+    Blocks from all chunks are read into a buffer and shuffled there while the buffer before is used up. Memory at the
+    most: two buffers of `buffer_tokens` rows, four batches, and 64 MiB; a row has 2 x layers x d_model numbers in the
+    stored type (int8 becomes float32 on the way). For GPT-2 small in bfloat16, the default size and batches of 4,096
+    tokens that is 1.9 GB.
     """
 
     path: Path
@@ -31,6 +32,9 @@ class LocalConfig:
     on_corrupt: Literal["stop", "skip"] = "stop"
     """What to do when stored rows fail their checksum: stop the run, or warn and train on other rows of the same buffer
     in their place."""
+    page_cache: bool = False
+    """Read through the system's page cache: faster from the second epoch on where the data set fits into free memory.
+    Otherwise it is read past the cache, at the disk's own rate, leaving there what other programs want."""
 
 
 @frozen(kw_only=True)

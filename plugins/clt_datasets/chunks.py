@@ -1,7 +1,7 @@
 """Chunk files: written whole or not at all, read block by block, every block against its checksum.
 
-Uncompressed rows lie in one stretch of the file, so a block is read by the operating system straight into its place,
-without HDF5 and by several threads at a time; HDF5 itself reads compressed ones.
+Uncompressed rows lie in one stretch of the file, so a block is read without HDF5 and by several threads at a time; HDF5
+itself reads compressed ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import xxhash
 
 from clt_datasets.encode import encode
 from clt_datasets.layout import Manifest, digest
+from clt_datasets.stretches import read_stretches
 from clt_plugins import Batch, DamagedError
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")
@@ -151,12 +152,15 @@ def read_summary(path: Path) -> Summary:
 class ChunkReader:
     """Reads the blocks of one chunk.
 
+    Args:
+        page_cache: whether uncompressed rows are read through it.
+
     Raises:
         DamagedError: the chunk is not the one that the manifest lists.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, number: int):
-        self.manifest, self.chunk = manifest, manifest.chunks[number]
+    def __init__(self, folder: Path, manifest: Manifest, number: int, *, page_cache: bool = True):
+        self.manifest, self.chunk, self.page_cache = manifest, manifest.chunks[number], page_cache
         self.path, self.number = folder / self.chunk.file, number
         self.summary = read_summary(self.path)
         self._check()
@@ -186,7 +190,8 @@ class ChunkReader:
                     for name, array in zip(ARRAYS, into, strict=False):
                         file[name].read_direct(array, np.s_[begin : begin + rows])
             else:
-                self._read_plain(begin, into, self.summary.offsets)
+                places = [offset + begin * x[0].nbytes for offset, x in zip(self.summary.offsets, into, strict=True)]
+                read_stretches(self.path, list(zip(places, into, strict=True)), page_cache=self.page_cache)
         except (OSError, RuntimeError, KeyError) as error:
             raise self.damaged(begin, rows, f"cannot be read: {' '.join(str(error).split())}") from error
         if digest(*into) != self.checksum(begin):
@@ -199,24 +204,3 @@ class ChunkReader:
     def damaged(self, begin: int, rows: int, what: str) -> DamagedError:
         """An error that names the place."""
         return DamagedError(f"{self.path}: chunk {self.number}, rows {begin} to {begin + rows - 1}: {what}")
-
-    def _read_plain(self, begin: int, into: list[np.ndarray], offsets: tuple[int, ...]) -> None:
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            places = [offset + begin * array[0].nbytes for offset, array in zip(offsets, into, strict=True)]
-            for place, array in zip(places, into, strict=True):
-                # The whole stretch is asked for at once, instead of a read-ahead window at a time.
-                os.posix_fadvise(handle, place, array.nbytes, os.POSIX_FADV_WILLNEED)
-            for place, array in zip(places, into, strict=True):
-                _read_exactly(handle, place, array)
-        finally:
-            os.close(handle)
-
-
-def _read_exactly(handle: int, place: int, array: np.ndarray) -> None:
-    left = array.reshape(-1).view(np.uint8).data
-    while len(left):
-        count = os.preadv(handle, [left], place)
-        if not count:
-            raise OSError("the file ends before them")
-        left, place = left[count:], place + count

@@ -13,7 +13,6 @@ import xxhash
 from torch import Tensor
 
 from clt_datasets.chunks import ChunkReader
-from clt_datasets.encode import decode
 from clt_datasets.layout import STATISTICS, Manifest, read_manifest
 from clt_plugins import Batch, DamagedError, StoredSource
 
@@ -27,12 +26,15 @@ class Folder:
 
     Of each chunk that was read, a few numbers and 8 bytes per block are kept, and no open file.
 
+    Args:
+        page_cache: whether uncompressed rows are read through it.
+
     Raises:
         ValueError: it is no data set.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.manifest = path, read_manifest(path)
+    def __init__(self, path: Path, *, page_cache: bool = True):
+        self.path, self.manifest, self.page_cache = path, read_manifest(path), page_cache
         self._readers: dict[int, ChunkReader] = {}
         self._lock = threading.Lock()
 
@@ -45,7 +47,7 @@ class Folder:
         with self._lock:
             found = self._readers.get(number)
         if found is None:
-            found = ChunkReader(self.path, self.manifest, number)
+            found = ChunkReader(self.path, self.manifest, number, page_cache=self.page_cache)
             with self._lock:
                 self._readers[number] = found
         return found
@@ -112,7 +114,7 @@ class DatasetStore:
         if self.manifest.dtype == "int8":
             scales = torch.from_numpy(self.place.scales(number))
             for tensor, array, scale in zip((into.inputs, into.targets), arrays, scales, strict=False):
-                tensor.copy_(decode(torch.from_numpy(array), scale))
+                tensor.copy_(torch.from_numpy(array)).mul_(scale[:, None])
         if into.token_ids is not None:
             into.token_ids.copy_(torch.from_numpy(arrays[2]))
 
@@ -134,5 +136,5 @@ def _array(tensor: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
 
 def build_local(config: LocalConfig, context: Context) -> StoredSource:
     """The source `local`."""
-    store = DatasetStore(Folder(config.path), str(config.path))
+    store = DatasetStore(Folder(config.path, page_cache=config.page_cache), str(config.path))
     return StoredSource(store, context, buffer_tokens=config.buffer_tokens, on_corrupt=config.on_corrupt)

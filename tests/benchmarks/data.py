@@ -3,16 +3,21 @@
     python -m tests.benchmarks.data --json
 
 Writes a data set of random rows (GPT-2 small: 12 layers x 768) to a folder, then takes turns: the disk's own sequential
-rate, which is that of reading the same files from end to end in pieces of 16 MB into the same memory; `local`; and
-`remote`, from a `serve` in another process. Before each turn the files are dropped from the page cache. The clock of a
-source runs from its first batch, when one group of rows was read, to its last, when all were. What training consumes is
-measured on the same batches: tokens in a batch over the seconds of a step, without those spent waiting for data.
+rate, which is that of reading the same files from end to end past the page cache, in pieces of 16 MiB into the same
+memory; `local`; and `remote`, from a `serve` in another process. Before each turn the files are dropped from the page
+cache. The clock of a source runs from its first batch, when one group of rows was read, to its last, when all were.
+
+What training consumes is measured on the same batches: tokens in a batch over the seconds of a step, without those
+spent waiting for data. It falls as the transcoder grows, so how many times that `local` feeds depends on `--features`:
+by default 8 times d_model of GPT-2 small, as circuits of it are traced with; a toy of 1,024 features is fed half as
+many times. Memory is that of `local` alone, in a process of its own: its peak over what `LocalConfig` states.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -25,7 +30,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 from clt_datasets.chunks import Style, write_chunk
@@ -33,19 +37,18 @@ from clt_datasets.generate import write_manifest
 from clt_datasets.layout import Manifest, default_block_rows, read_manifest
 from clt_plugins import Batch
 from clt_plugins.loading import load
-from tests.benchmarks.timing import peak_rss_gb
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.data", description=__doc__)
     parser.add_argument("--folder", type=Path, help="where the data set is written; a temporary one beside the runs")
-    parser.add_argument("--gb", type=float, default=4.0, help="size of the data set")
+    parser.add_argument("--gb", type=float, default=2.5, help="size of the data set")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--buffer", type=int, default=8192, help="rows in a buffer of the sources")
-    parser.add_argument("--features", type=int, default=1024, help="of the transcoder whose step is timed; 0: none is")
+    parser.add_argument("--features", type=int, default=6144, help="of the transcoder whose step is timed; 0: none is")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stream", action="store_true", help="also compare `stream` with the bare model")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
@@ -81,11 +84,11 @@ def drop(folder: Path) -> None:
         os.close(handle)
 
 
-def disk_rate(folder: Path, room: np.ndarray) -> float:
-    """Bytes per second of reading the rows' files one after the other."""
+def disk_rate(folder: Path, room: mmap.mmap) -> float:
+    """Bytes per second of reading the rows' files one after the other, past the page cache."""
     count, begun = 0, time.perf_counter()
     for path in sorted(folder.glob("train_*.h5")):
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
         place = 0
         while got := os.preadv(handle, [room], place):
             place += got
@@ -145,12 +148,22 @@ def training_rate(folder: Path, options: argparse.Namespace) -> float:
     return options.batch / min(line["time/step_s"] for line in lines if "time/step_s" in line)
 
 
+def source_memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """GB that `local` states, takes at the most, and holds when it is closed."""
+    command = [sys.executable, "-m", "tests.plugins.source_memory", str(folder), str(options.batch)]
+    printed = subprocess.run([*command, str(options.buffer)], capture_output=True, text=True, check=True).stdout
+    found = json.loads(printed)
+    return {f"local_memory_{name}_gb": round(size / 1e9, 3) for name, size in found.items()} | {
+        "local_memory_over_stated": round(found["peak"] / found["stated"], 3)
+    }
+
+
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All figures, for a folder in which the data set is written."""
     data = folder / "data"
     data.mkdir()
     manifest = write_data(data, options)
-    room = np.zeros(2**24, np.uint8)
+    room = mmap.mmap(-1, 2**24)
     server, url = start_server(folder)
     rates: dict[str, list[float]] = {"disk": [], "local": [], "remote": []}
     try:
@@ -178,6 +191,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "buffer": options.buffer,
         "dtype": options.dtype,
+        **source_memory(data, options),
     }
     if options.features:
         training = training_rate(data, options)
@@ -190,7 +204,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         command = [sys.executable, "-m", "tests.benchmarks.stream", "--json"]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found["stream_over_bare_model"] = json.loads(printed.splitlines()[-1])["ratio"]
-    return found | {"peak_rss_gb": round(peak_rss_gb(), 2)}
+    return found
 
 
 def _ratio(one: list[float], two: list[float]) -> float:
@@ -210,6 +224,8 @@ def main() -> None:
     print(f"disk       {found['disk_gb_per_s']:6.2f} GB/s")
     print(f"local      {found['local_gb_per_s']:6.2f} GB/s  {found['local_over_disk']:.0%} of the disk (target 80 %)")
     print(f"remote     {found['remote_gb_per_s']:6.2f} GB/s  {found['remote_over_local']:.0%} of local (target 60 %)")
+    memory = found["local_memory_peak_gb"], found["local_memory_stated_gb"]
+    print(f"memory     {memory[0]:6.2f} GB of local at the most; stated are {memory[1]:.2f} GB")
     if options.features:
         times = found["local_over_training"]
         print(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from clt_datasets.chunks import Style, write_chunk
+from clt_datasets.generate import write_manifest
+from clt_datasets.layout import default_block_rows
 from clt_plugins import DamagedError
 from clt_plugins.normalise import Moments
 from clt_plugins.setup import build_source
@@ -17,7 +22,7 @@ from clt_stream import clt_sources as stream_sources
 from tests.helpers import plugins, tables
 from tests.plugins.language_models import make_context as model_context
 from tests.plugins.language_models import save_model, save_text
-from tests.plugins.stored_data import equal, generated, join, local, make_context, write_numbered
+from tests.plugins.stored_data import equal, generated, join, local, make_context, numbered, write_numbered
 
 
 def stream_recipe(tmp_path: Path, dtype: str = "float32") -> dict[str, Any]:
@@ -211,6 +216,27 @@ def test_memory_of_batches_is_used_again(tmp_path: Path) -> None:
     source = local(tmp_path / "data")
     addresses = [source.next().inputs.data_ptr() for _ in range(60)]
     assert len(set(addresses)) < 16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compression"), [("float32", "none"), ("bfloat16", "none"), ("int8", "none"), ("float16", "lz4")]
+)
+def test_memory_is_what_is_stated_and_gone_when_closed(tmp_path: Path, dtype: str, compression: Any) -> None:
+    rows = numbered(3000, layers=8, d_model=256)
+    # 32 kB per row and block of 4 MB, as by default.
+    style = Style(dtype, compression, default_block_rows(2 * 8 * 256 * 4))
+    paths = [tmp_path / f"train_0000{number}.h5" for number in range(3)] + [tmp_path / "held_out_00000.h5"]
+    for path in paths:
+        write_chunk(path, rows, style, {})
+    write_manifest(tmp_path, paths, about={})
+    command = [sys.executable, "-m", "tests.plugins.source_memory", str(tmp_path), "1000", "4000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["peak"] < found["stated"]
+    # The buffers are not merely small: nearly all that is stated is used.
+    assert found["peak"] > 0.5 * found["stated"]
+    assert found["left"] < 64 * 2**20
 
 
 def test_held_out_rows_are_the_same_at_each_call_and_never_trained_on(tmp_path: Path) -> None:
