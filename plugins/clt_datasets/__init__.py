@@ -67,7 +67,7 @@ def build_local(config: LocalConfig, context: Context) -> Any:
 
 
 def build_remote(config: RemoteConfig, context: Context) -> Any:
-    from clt_datasets.client import build_remote
+    from clt_datasets.remote import build_remote
 
     return build_remote(config, context)
 
