@@ -9,17 +9,16 @@ Shapes: B tokens, L layers, D d_model, R rows.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clt_plugins.batch import Batch
+from clt_plugins.room import AHEAD, Buffer, Shelf, empty, tensors
 from clt_plugins.shuffle import Deal, Group, Order, digest
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 READERS = 4
 """Blocks that are read at a time: enough to keep a disk or a connection busy."""
-AHEAD = 2
-"""Batches that are made ahead."""
 
 Part = Literal["train", "held_out"]
 
@@ -69,15 +66,6 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections; readings under way may fail."""
-
-
-class Buffer:
-    """Room for the blocks of a group."""
-
-    def __init__(self, rows: int, store: Store):
-        self.rows = _empty(rows, store, _room)
-        self.order = torch.empty(0, dtype=torch.int64)
-        """Which row is handed out when."""
 
 
 class StoredSource:
@@ -151,12 +139,12 @@ class StoredSource:
         left = min(tokens, sum(self.store.chunks["held_out"]))
         block = None
         while left > 0:
-            out = _empty(min(self.batch_tokens, left), self.store, torch.empty)
+            out = empty(min(self.batch_tokens, left), self.store, torch.empty)
             at = 0
             while at < out.tokens:
                 block = block if block is not None and block.tokens else next(blocks)
                 count = min(out.tokens - at, block.tokens)
-                for source, target in zip(_tensors(block), _tensors(out), strict=True):
+                for source, target in zip(tensors(block), tensors(out), strict=True):
                     target[at : at + count] = source[:count]
                 block, at = block.rows(slice(count, None)), at + count
             left -= out.tokens
@@ -208,14 +196,14 @@ class StoredSource:
 
     def _make(self, position: int) -> Batch:
         """The batch that begins after `position` rows; in the maker's thread."""
-        out = _empty(self.batch_tokens, self.store, self.shelf.take)
+        out = empty(self.batch_tokens, self.store, self.shelf.take)
         at = 0
         while at < self.batch_tokens:
             group, buffer = self._group(position + at)
             offset = position + at - group.start
             count = min(self.batch_tokens - at, group.rows - offset)
             index = buffer.order[offset : offset + count]
-            for source, target in zip(_tensors(buffer.rows), _tensors(out), strict=True):
+            for source, target in zip(tensors(buffer.rows), tensors(out), strict=True):
                 torch.index_select(source, 0, index, out=target[at : at + count])
             at += count
         return out
@@ -284,53 +272,3 @@ class StoredSource:
                 into = room.rows.rows(slice(0, min(self.store.block_rows, rows - begin)))
                 self.store.read("held_out", chunk, begin, into)
                 yield into
-
-
-class Shelf:
-    """Memory for batches of one size, used again as soon as nobody holds its tensors.
-
-    The first touch of fresh memory costs more than all else that is done to a batch on a CPU; pinned memory is kept by
-    torch's own allocator.
-    """
-
-    def __init__(self, *, pinned: bool):
-        self.pinned = pinned
-        self.free: deque[np.ndarray] = deque(maxlen=4 + 2 * AHEAD)
-        self.closed = False
-
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor."""
-        if self.pinned:
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-        size = torch.Size(shape).numel() * dtype.itemsize
-        raw = self.free.popleft() if self.free else np.empty(size, np.uint8)
-        # All tensors that share the memory hold this view of it, and nothing else does.
-        view = raw[:]
-        weakref.finalize(view, self._give_back, raw).atexit = False
-        return torch.from_numpy(view).view(dtype).view(shape)
-
-    def close(self) -> None:
-        """Keep nothing from here on."""
-        self.closed = True
-        self.free.clear()
-
-    def _give_back(self, raw: np.ndarray) -> None:
-        if not self.closed:
-            self.free.append(raw)
-
-
-def _empty(rows: int, store: Store, make: Callable[..., Tensor]) -> Batch:
-    """A batch to be filled; the activations are made by `make(shape, dtype=...)`."""
-    inputs, targets = (make((rows, store.layers, store.d_model), dtype=store.dtype) for _ in range(2))
-    if not store.has_tokens:
-        return Batch(inputs, targets)
-    return Batch(inputs, targets, torch.empty(rows, dtype=torch.int64), torch.empty(rows, 2, dtype=torch.int64))
-
-
-def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor in NumPy's memory, which asks for huge pages: they are touched a hundred times faster."""
-    return torch.from_numpy(np.empty(torch.Size(shape).numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [x for x in (batch.inputs, batch.targets, batch.token_ids, batch.positions) if x is not None]

@@ -86,7 +86,7 @@ class Blocks:
                 if not count:
                     raise Again("the connection broke off")
                 body.at += count
-                patience.progress()
+                patience.progress(body.at)
             answer.close()
             whole = True
         finally:

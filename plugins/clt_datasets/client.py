@@ -145,10 +145,8 @@ class Connection:
         # aiohttp would wait for ever for a server that takes nothing.
         async with asyncio.timeout(patience.stalled_s) as limit:
 
-            def taken() -> None:
-                # A manifest is taken again and again while other processes' chunks are missing.
-                if path.name != MANIFEST:
-                    patience.progress()
+            def taken(at: int) -> None:
+                patience.progress(at)
                 limit.reschedule(self.loop.time() + patience.stalled_s)
 
             pieces = _pieces(path, there["offset"], taken)
@@ -163,10 +161,10 @@ class Connection:
             raise refused(self.base, answer.status, answer.reason, await answer.content.read(4096))
 
 
-async def _pieces(path: Path, offset: int, taken: Callable[[], None]) -> AsyncIterator[bytes]:
-    """A file from a byte on; `taken` is called after each piece."""
+async def _pieces(path: Path, offset: int, taken: Callable[[int], None]) -> AsyncIterator[bytes]:
+    """A file from a byte on; `taken` is told after each piece how far it reached."""
     with path.open("rb") as file:
         file.seek(offset)
         while piece := await asyncio.to_thread(file.read, 2**20):
             yield piece
-            taken()
+            taken(file.tell())

@@ -100,6 +100,11 @@ def scramble(source: Path, out: Path, seed: int, memory_mb: float) -> None:
 @click.option(
     "--max-upload-mb", type=click.IntRange(1), default=8192, show_default=True, help="The largest file taken."
 )
+@click.option(
+    "--page-cache",
+    is_flag=True,
+    help="Read blocks through the system's page cache: where the data fit into free memory.",
+)
 @verbose
 def serve(
     root: Path,
@@ -109,6 +114,7 @@ def serve(
     certificate: Path | None,
     key: Path | None,
     max_upload_mb: int,
+    page_cache: bool,
 ) -> None:
     """Serve the data sets below ROOT over HTTP.
 
@@ -116,7 +122,7 @@ def serve(
     """
     import ssl
 
-    from clt_datasets.server import serve as run
+    from clt_datasets.listening import serve as run
 
     token = os.environ.get("CLT_TOKEN", "")
     if token_file is not None:
@@ -130,7 +136,7 @@ def serve(
             tls.load_cert_chain(certificate, key)
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"--certificate: cannot use {certificate} and {key}: {error}") from error
-    run(root, host, port, token, tls, max_upload_mb * 2**20)
+    run(root, host, port, token, tls, max_upload=max_upload_mb * 2**20, page_cache=page_cache)
 
 
 def _first_line(path: Path) -> str:

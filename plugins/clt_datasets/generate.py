@@ -34,6 +34,7 @@ from clt_datasets.layout import (
     read_manifest,
     replace,
 )
+from clt_datasets.plan import Plan, Share, prepare
 from clt_plugins import Batch, DamagedError, build_source, recipe_data
 
 if TYPE_CHECKING:
@@ -43,58 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SETTINGS = ".generate.json"
 HELD_OUT = ".held_out.json"
-
-
-@attrs.frozen
-class Share:
-    """Which of several processes this one is, as a source asks; `torchrun` sets RANK and WORLD_SIZE."""
-
-    data_rank: int = attrs.field(factory=lambda: int(os.environ.get("RANK", "0")))
-    data_ranks: int = attrs.field(factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
-    tensor_rank: int = 0
-    tensor_ranks: int = 1
-
-    @property
-    def rank(self) -> int:
-        return self.data_rank
-
-    @property
-    def world(self) -> int:
-        return self.data_ranks
-
-
-@attrs.frozen(kw_only=True)
-class Plan:
-    """What is to be written: settings that a resumed generation must share."""
-
-    tokens: int
-    """Rows to train on, of all ranks together."""
-    held_out: int
-    """Held-out rows, or fewer where the source has no more."""
-    dtype: str
-    """"source" is what the source gives."""
-    compression: Any
-    chunk_bytes: int
-    block_rows: int
-    """0: by size."""
-    batch_tokens: int
-    ranks: int
-    seed: int
-    model: Any
-    source: Any
-
-    def share(self, rank: int) -> int:
-        """Rows to train on that a rank writes: whole batches, but for the last."""
-        batch = self.batch_tokens // self.ranks
-        batches, rest = divmod(self.tokens, self.batch_tokens)
-        return batches * batch + min(batch, max(0, rest - rank * batch))
-
-    def chunk_rows(self, row_bytes: int) -> int:
-        """Rows of a chunk: whole batches, so that a source's state stands at its end."""
-        batch = self.batch_tokens // self.ranks
-        return max(1, self.chunk_bytes // row_bytes // batch) * batch
 
 
 def generate(
@@ -141,7 +91,7 @@ def generate(
         raise ValueError(f"train.batch_tokens: {plan.batch_tokens} cannot be divided among {plan.ranks} data ranks")
     if plan.tokens < plan.ranks or plan.held_out < 0:
         raise ValueError(f"--tokens: at least one per process, got {plan.tokens}")
-    _prepare(out, plan)
+    prepare(out, plan)
     if (out / MANIFEST).is_file():
         print(f"{out}: whole already", file=sys.stderr)
         for chunk in read_manifest(out).chunks:
@@ -168,26 +118,6 @@ def _publish(out: Path, written: Callable[[Path], None]) -> None:
     """Hand over what comes last."""
     written(out / STATISTICS)
     written(out / MANIFEST)
-
-
-def _prepare(out: Path, plan: Plan) -> None:
-    """Take a folder: an empty one, or one in which the same generation was begun."""
-    settings = json.loads(json.dumps(attrs.asdict(plan)))
-    path = out / SETTINGS
-    if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if not p.name.startswith("."))):
-            raise ValueError(f"{out}: already there, and no data set in the making: give another folder with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        # Each rank writes the same.
-        replace(path, json.dumps(settings).encode())
-        return
-    before = json.loads(path.read_text())
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise ValueError(
-                f"{out}: begun with other settings: {name} was {before.get(name)}, now it is {value}; "
-                f"give another folder with --out"
-            )
 
 
 class Writer:

@@ -34,16 +34,15 @@ class Patience:
 
     def __init__(self, base: str, limit_s: float):
         self.base, self.limit_s = base, limit_s
-        self.progress()
+        self.stalled_s = min(STALLED_S, limit_s)
+        """How long an attempt may wait for its next byte."""
+        self.furthest = -1
+        self.progress(0)
 
-    def progress(self) -> None:
-        """Something came."""
-        self.pause_s, self.since = FIRST_PAUSE_S, time.monotonic()
-
-    @property
-    def stalled_s(self) -> float:
-        """How long the next attempt may wait for its next byte."""
-        return min(STALLED_S, max(0.01, self.since + self.limit_s - time.monotonic()))
+    def progress(self, at: int) -> None:
+        """The first `at` bytes came through; what an earlier attempt had done already is no progress."""
+        if at > self.furthest:
+            self.furthest, self.pause_s, self.since = at, FIRST_PAUSE_S, time.monotonic()
 
     def after(self, error: Exception) -> float:
         """Seconds to wait before the next attempt.

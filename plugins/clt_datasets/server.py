@@ -2,7 +2,7 @@
 
 | method, path (below /v1/datasets) | |
 | --- | --- |
-| GET `` | names and sizes |
+| GET `` | names and sizes; of damaged ones, what is wrong |
 | GET `/{name}/manifest`, `/{name}/statistics` | the files |
 | GET `/{name}/chunks/{number}/summary` | checksums, scales, moments, errors: raw, one after the other |
 | GET `/{name}/chunks/{number}/blocks/{row}` | the block that begins at a row, raw; `Range: bytes=N-` for its rest |
@@ -21,9 +21,6 @@ import asyncio
 import hmac
 import logging
 import re
-import signal
-import ssl
-import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,7 +29,6 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from clt_datasets.folder import Folder
 from clt_datasets.layout import DATASET_NAME, MANIFEST, Manifest
@@ -40,8 +36,6 @@ from clt_datasets.receive import Receiver, Refused
 from clt_plugins import DamagedError
 
 log = logging.getLogger(__name__)
-connections = logging.getLogger(f"{__name__}.connections")
-"""Of what goes wrong outside the handlers."""
 
 SLICE = 2**18
 """Bytes that are handed to a connection at a time."""
@@ -62,9 +56,11 @@ class Server:
         root: the folder with the data sets.
         token: demanded from everybody if not empty; nobody writes without one.
         max_upload: bytes of a file.
+        page_cache: whether blocks are read through it.
     """
 
-    def __init__(self, root: Path, token: str = "", max_upload: int = 2**33):
+    def __init__(self, root: Path, token: str = "", max_upload: int = 2**33, *, page_cache: bool = False):
+        self.page_cache = page_cache
         self.root, self.token = root.resolve(), token.encode()
         self.threads = ThreadPoolExecutor(8, "clt-serve")
         self.blocks = asyncio.Semaphore(BLOCKS)
@@ -122,7 +118,7 @@ class Server:
         except DamagedError as error:
             log.error("%s", error)
             status = 422
-            return _answer(status, str(error).replace(f"{self.root}/", ""))
+            return _answer(status, self._text(error))
         except (ConnectionError, TimeoutError):
             raise
         except Exception as error:
@@ -133,6 +129,10 @@ class Server:
             self.in_flight -= 1
             key = request.method if request.method in ("GET", "PUT", "HEAD") else "other", status
             self.counts[key] = self.counts.get(key, 0) + 1
+
+    def _text(self, error: DamagedError) -> str:
+        """What clients are told: nothing of where the root is."""
+        return str(error).replace(f"{self.root}/", "")
 
     def _authorise(self, request: web.Request) -> None:
         if request.path == "/healthz":
@@ -166,7 +166,7 @@ class Server:
         known = self.folders.get(path.name)
         if known is None or known[0] != changed:
             try:
-                known = changed, Folder(path)
+                known = changed, Folder(path, page_cache=self.page_cache)
             except ValueError as error:
                 raise DamagedError(str(error)) from error
             if len(self.folders) >= DATASETS:
@@ -200,8 +200,11 @@ class Server:
         found = []
         for path in sorted(self.root.iterdir()):
             if DATASET_NAME.fullmatch(path.name) and not path.is_symlink() and (path / MANIFEST).is_file():
-                manifest = self._open(path).manifest
-                found.append({"name": path.name, "tokens": manifest.tokens, "dtype": manifest.dtype})
+                try:
+                    manifest = self._open(path).manifest
+                    found.append({"name": path.name, "tokens": manifest.tokens, "dtype": manifest.dtype})
+                except DamagedError as error:
+                    found.append({"name": path.name, "damaged": self._text(error)})
         return found
 
     async def _manifest(self, request: web.Request) -> web.Response:
@@ -257,14 +260,6 @@ class Server:
         return web.json_response(await self.receiver.put(self._place(request), request), status=201)
 
 
-def _ours(record: logging.LogRecord) -> bool:
-    """Whether a fault is not merely a malformed request, which is answered and would let anybody fill the log."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-connections.addFilter(_ours)
-
-
 def _answer(status: int, error: str, **more: Any) -> web.Response:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return web.json_response({"error": error, **more}, status=status, headers=headers)
@@ -311,42 +306,3 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     except OSError:
         return 0
-
-
-async def listen(
-    server: Server, host: str, port: int, tls: ssl.SSLContext | None = None, grace_s: float = 30
-) -> web.AppRunner:
-    """Begin to answer; `cleanup()` of what it gives waits `grace_s` for requests under way, then stops."""
-    runner = web.AppRunner(
-        server.app(), access_log=None, logger=connections, shutdown_timeout=grace_s, keepalive_timeout=120
-    )
-    await runner.setup()
-    await web.TCPSite(runner, host, port, ssl_context=tls, backlog=1024).start()
-    return runner
-
-
-def serve(root: Path, host: str, port: int, token: str, tls: ssl.SSLContext | None, max_upload: int) -> None:
-    """Serve until SIGINT or SIGTERM.
-
-    Raises:
-        ValueError: the root is no folder; or the address is not this machine's own, and there is no token.
-        OSError: the port is taken.
-    """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
-    if host not in ("127.0.0.1", "::1", "localhost") and not token:
-        raise ValueError(f"--host {host}: others can reach it: set a token in CLT_TOKEN, or with --token-file")
-
-    async def run() -> None:
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        runner = await listen(Server(root, token, max_upload), host, port, tls)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-        address = runner.addresses[0]
-        scheme = "https" if tls else "http"
-        print(f"serving {root} at {scheme}://{address[0]}:{address[1]}", file=sys.stderr, flush=True)
-        await stop.wait()
-        print("stopping: requests under way are finished", file=sys.stderr, flush=True)
-        await runner.cleanup()
-
-    asyncio.run(run())

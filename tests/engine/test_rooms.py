@@ -22,7 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = sorted(path.name for path in PLUGINS.iterdir() if path.is_dir() and path.name != "__pycache__")
 
 GROUPS = {
-    "data": ["batch", "features", "normalise", "shuffle", "stored", "toml"],
+    "data": ["batch", "features", "normalise", "shuffle", "room", "stored", "toml"],
     "contract": ["spec", "hookspecs", "interfaces", "kinds", "exits"],
     "recipe": ["discovery", "structure", "overrides", "settings", "lines", "loading", "recipe", "blame"],
     "model": [

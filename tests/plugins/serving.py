@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clt_datasets.server import Server, listen
+import pytest
+
+from clt_datasets.listening import listen
+from clt_datasets.server import Server
 
 
 class Serving:
@@ -48,3 +57,48 @@ class Serving:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
+
+
+@contextmanager
+def serving_process(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`serve` in a process of its own: its address, and the process; told to stop, it must end well."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clt_plugins", "serve", *map(str, arguments), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.stderr is not None
+    try:
+        yield process.stderr.readline().split(" at ")[-1].strip(), process
+    finally:
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == 0, said
+
+
+class Fake:
+    """A server that answers each connection as a function says, in a thread for each."""
+
+    def __init__(self, answer: Callable[[socket.socket], None]):
+        self.answer, self.connections = answer, 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            connection, _ = self.socket.accept()
+            self.connections += 1
+            threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody else trusts, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificate with openssl")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(make, check=True, capture_output=True)
+    return certificate, key

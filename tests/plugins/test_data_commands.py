@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.plugins.serving import make_certificate, serving_process
 
 RECIPE = """
 name = "numbers"
@@ -35,35 +32,13 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
     )
 
 
-@contextmanager
-def serving(*arguments: object) -> Iterator[str]:
-    """`serve` in a process of its own: its address, until it is told to stop; it must then end well."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clt_plugins", "serve", *map(str, arguments), "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert process.stderr is not None
-    try:
-        yield process.stderr.readline().split(" at ")[-1].strip()
-    finally:
-        process.terminate()
-        said = process.stderr.read()
-        assert process.wait(timeout=60) == 0, said
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_generate_uploads_over_tls_what_inspect_verifies(tmp_path: Path) -> None:
-    recipe, certificate, key = tmp_path / "recipe.toml", tmp_path / "certificate.pem", tmp_path / "key.pem"
+    recipe, (certificate, key) = tmp_path / "recipe.toml", make_certificate(tmp_path)
     recipe.write_text(RECIPE)
     (tmp_path / "token").write_text("sesame\n")
     (tmp_path / "root").mkdir()
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
-    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(make, check=True, capture_output=True)
     tls = ["--certificate", certificate, "--key", key, "--token-file", tmp_path / "token"]
-    with serving(tmp_path / "root", *tls) as url:
+    with serving_process(tmp_path / "root", *tls) as (url, _):
         trusted = {"SSL_CERT_FILE": str(certificate), "CLT_TOKEN": "sesame"}
         done = command("generate", recipe, "--out", tmp_path / "data", "--to", url, **trusted)
         assert done.returncode == 0, done.stderr

@@ -5,29 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xxhash
 
 from clt_datasets import RemoteConfig, clt_sources
 from clt_datasets.client import Connection
-from clt_datasets.server import serve
+from clt_datasets.listening import serve
 from clt_plugins import DamagedError
-from tests.plugins.serving import Serving
+from tests.plugins.serving import Fake, make_certificate, serving_process
 from tests.plugins.stored_data import equal, generated, join, local, make_context, write_numbered
 
 
-def remote(server: Serving, dataset: str = "data", context: Any = None, **config: Any) -> Any:
-    """The source, by the road a recipe takes."""
+def remote(server: Any, dataset: str = "data", context: Any = None, **config: Any) -> Any:
+    """The source, by the road a recipe takes; from a server or its address."""
     spec = next(spec for spec in clt_sources() if spec.name == "remote")
     settings = {"buffer_tokens": 64, "patience_s": 60.0} | config
-    return spec.build(RemoteConfig(url=server.url, dataset=dataset, **settings), context or make_context())
+    return spec.build(
+        RemoteConfig(url=getattr(server, "url", server), dataset=dataset, **settings), context or make_context()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["source", "bfloat16", "int8"])
@@ -100,7 +104,7 @@ def test_broken_transfers_go_on_where_they_broke_off(serving: Any, tmp_path: Pat
     server = serving()
     proxy = Flaky(server.port, 4000)
     here = local(tmp_path / "root" / "data", buffer_tokens=128)
-    there = remote(proxy, buffer_tokens=128)  # type: ignore[arg-type]
+    there = remote(proxy, buffer_tokens=128)
     for _ in range(20):
         assert equal(here.next(), there.next())
     assert proxy.cuts > 10
@@ -251,7 +255,133 @@ class TestTokens:
 
     def test_nobody_listens_to_others_without_one(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"^--host 0\.0\.0\.0: others can reach it: set a token in CLT_TOKEN"):
-            serve(tmp_path, "0.0.0.0", 0, "", None, 10)
+            serve(tmp_path, "0.0.0.0", 0)
+
+
+class TestPatience:
+    """Nothing is waited for longer than patience says; closing waits for nothing."""
+
+    def test_a_server_that_stands_still(self, tmp_path: Path, monkeypatch: Any) -> None:
+        """Its system still takes connections, and what is sent, until its buffers are full."""
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        (tmp_path / "root").mkdir()
+        write_numbered(tmp_path / "root" / "data", [3000], d_model=64)
+        (tmp_path / "train_00000.h5").write_bytes(b"0" * 3_000_000)
+        with serving_process(tmp_path / "root") as (url, process):
+            there = remote(url, patience_s=1.0)
+            connection = Connection(url, "new", patience_s=1.0)
+            there.next()
+            process.send_signal(signal.SIGSTOP)
+            try:
+                begun = time.monotonic()
+                with pytest.raises(OSError, match=r"data: no success in 1 s: "):
+                    join([there.next() for _ in range(100)])
+                with pytest.raises(OSError, match=r"new: no success in 1 s: "):
+                    connection.put(tmp_path / "train_00000.h5")
+                there.close()
+                connection.close()
+                assert time.monotonic() - begun < 20
+            finally:
+                process.send_signal(signal.SIGCONT)
+
+    def test_a_server_that_takes_no_more_of_an_upload(self, tmp_path: Path) -> None:
+        def answer(connection: socket.socket) -> None:
+            """Say that nothing is there yet; then read no more."""
+            connection.recv(10_000)
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n"
+                b'{"whole": false, "offset":0}'
+            )
+            time.sleep(60)
+
+        # More than the system takes in buffers.
+        (tmp_path / "train_00000.h5").touch()
+        os.truncate(tmp_path / "train_00000.h5", 2**26)
+        connection = Connection(Fake(answer).url, "new", patience_s=1.0)
+        begun = time.monotonic()
+        with pytest.raises(OSError, match=r"new: no success in 1 s: "):
+            connection.put(tmp_path / "train_00000.h5")
+        connection.close()
+        assert time.monotonic() - begun < 20
+
+    @pytest.mark.parametrize("what", ["file", "block", "pause"])
+    def test_closing_ends_a_request_under_way(self, what: str) -> None:
+        def answer(connection: socket.socket) -> None:
+            """Nothing at all, or not even that."""
+            if what == "pause":
+                connection.close()
+            else:
+                time.sleep(60)
+
+        server = Fake(answer)
+        connection = Connection(server.url, "data", patience_s=600)
+        found: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                if what == "file":
+                    connection.get("manifest")
+                else:
+                    connection.fill("chunks/0/blocks/0", [np.empty(10, np.uint8)])
+            except OSError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while server.connections < (5 if what == "pause" else 1):
+            time.sleep(0.01)
+        begun = time.monotonic()
+        connection.close()
+        thread.join(10)
+        assert time.monotonic() - begun < 0.5
+        assert [str(error) for error in found] == [f"{server.url}/v1/datasets/data: closed"]
+        with pytest.raises(OSError, match=r"closed$"):
+            connection.get("manifest")
+
+    def test_bytes_that_came_before_are_no_progress(self) -> None:
+        """A server that begins each answer and never ends one is not asked for ever."""
+
+        def answer(connection: socket.socket) -> None:
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 100)
+            connection.close()
+
+        server = Fake(answer)
+        connection = Connection(server.url, "data", patience_s=1.0)
+        with pytest.raises(OSError, match=r"data: no success in 1 s: the connection broke off$"):
+            connection.fill("chunks/0/blocks/0", [np.empty(1000, np.uint8)])
+        assert server.connections > 2
+        connection.close()
+
+
+def test_blocks_come_over_tls(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    (tmp_path / "root").mkdir()
+    write_numbered(tmp_path / "root" / "data", [500], d_model=64)
+    with serving_process(tmp_path / "root", "--certificate", certificate, "--key", key) as (url, _):
+        here, there = local(tmp_path / "root" / "data"), remote(url, ca_file=certificate)
+        assert url.startswith("https://")
+        for _ in range(20):
+            assert equal(here.next(), there.next())
+        there.close()
+        with pytest.raises(ValueError, match="the server's certificate is not trusted: self-signed certificate: if it"):
+            remote(url)
+
+
+def test_one_damaged_data_set_leaves_the_others(serving: Any, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_numbered(tmp_path / "root" / name, [30])
+    (tmp_path / "root" / "b" / "manifest.json").write_text("{")
+    server = serving()
+    status, body = server.get("/v1/datasets")
+    found = json.loads(body)
+    assert status == 200
+    assert [each["name"] for each in found] == ["a", "b", "c"]
+    assert found[1]["damaged"].startswith("b/manifest.json: not the manifest of a data set: ")
+    assert found[0]["tokens"] == found[2]["tokens"] == {"train": 30, "held_out": 10}
+    assert server.get("/v1/datasets/b/manifest")[0] == 422
+    with pytest.raises(DamagedError, match=r"b/manifest\.json"):
+        remote(server, "b")
 
 
 def test_metrics_count_what_happened(serving: Any, tmp_path: Path) -> None:
