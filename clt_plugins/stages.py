@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
-    """Refuse, before training, what the stages after it would stumble over; each says so itself.
+    """Refuse, before training, what it and the stages after it would stumble over; each says so itself.
 
     Args:
         parts: as built; the transcoder may be on the device "meta".
@@ -55,7 +55,8 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
     if recipe.evaluate is not None:
         judged = recipe.evaluate
         attempt(lambda: evaluation.model_tokens(source, judged))
-    if recipe.convert is not None or recipe.evaluate is not None:
+    # Training needs some text apart, too; but it is not worth running a language model for the plan of it alone.
+    if recipe.convert is not None or recipe.evaluate is not None or not transcoder.W_enc.is_meta:
         attempt(lambda: evaluation.check_held_out(source))
     for index, chosen in enumerate(recipe.exports):
         exporter = attempt(partial(chosen.build, parts.context))

@@ -44,7 +44,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "source": ("batches", "determinism", "resume", "exactly_once", "held_out", "statistics", "ranks"),
     "loggers": ("protocol", "resume", "flush", "prompt"),
     "kernels": ("products", "edges", "rows", "strides", "threads", "gradient"),
-    "exports": ("export", "every_tensor", "round_trip"),
+    "exports": ("export", "every_tensor", "round_trip", "before_training"),
     "parallel": ("shard", "sums", "gradients"),
 }
 """Recipe table -> its checks, besides `config` and `default`, which every choice has.

@@ -6,6 +6,7 @@ They take the first transcoder that the format can hold of `TRANSCODERS`, or the
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -13,6 +14,7 @@ from unittest import SkipTest
 import torch
 
 from clt_plugins.normalise import estimate
+from clt_plugins.recipe import RecipeError
 from clt_plugins.setup import Parts
 from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench, step
 from clt_plugins.testing.report import complain, expect, same
@@ -132,3 +134,37 @@ def round_trip(bench: Bench) -> None:
         wanted, found = parts.transcoder(inputs), loaded(inputs)
     # float32 weights; folding statistics into them rounds once more.
     same(found, wanted, "the outputs of the transcoder that was exported", "what `export` folds into weights", 1e-4)
+
+
+def before_training(bench: Bench) -> None:
+    """`check` says faults as text, the same with and without memory, and only of what `export` refuses.
+
+    Skipped where the exporter has no `check`.
+    """
+    for number, tables in enumerate(TRANSCODERS):
+        chosen = {name: table for name, table in tables.items() if name not in bench.tables}
+        try:
+            built = [bench.parts(device=device, stirred=False, **chosen) for device in ("meta", "cpu")]
+        except RecipeError:
+            continue  # the plugin's `clt_check` says so of the recipe alone
+        exporters = [bench.spec.build(bench.recipe(**chosen).exports[0].config, parts.context) for parts in built]
+        if not hasattr(exporters[0], "check"):
+            raise SkipTest("it has no `check`")
+        look = "`check`: look at the choices and settings, not at values"
+        without, said = (exporter.check(parts.transcoder) for exporter, parts in zip(exporters, built, strict=True))
+        expect(
+            isinstance(said, list) and all(isinstance(f, str) and re.match(r"[\w.\[\]]+: \S", f) for f in said),
+            "a list of texts `setting: what is wrong: remedy`",
+            repr(said),
+            "`check`",
+        )
+        expect(without == said, f"the same of a transcoder on the device meta: {said}", f"{without}", look)
+        if not said:
+            continue
+        folder = bench.folder / f"refused{number}"
+        folder.mkdir()
+        try:
+            exporters[1].export(_trained(bench, tables).transcoder, folder)
+        except ValueError:
+            continue
+        complain("`export` to refuse what `check` does", f"it wrote, though {said}", "`check`, or `export`")

@@ -82,11 +82,15 @@ def clt_activations() -> list[Spec]:
     ]
 
 
+THRESHOLDS = "has thresholds already, there is nothing to convert: leave out [convert]"
+
+
 @hookimpl
 def clt_check(recipe: Any) -> list[str]:
     config = recipe.activation.config
     if not isinstance(config, TopKConfig):
-        return []
+        own = isinstance(config, ReLUConfig | JumpReLUConfig)
+        return [f"convert: {recipe.activation.name} {THRESHOLDS}"] if own and recipe.convert is not None else []
     faults = []
     if config.k >= 1 and config.k != int(config.k):
         faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")

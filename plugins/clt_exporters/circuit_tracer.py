@@ -14,7 +14,8 @@ Shapes: L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ from clt_plugins import Context, Imported
 if TYPE_CHECKING:
     from clt_exporters import CircuitTracerConfig
     from clt_plugins import CrossLayerTranscoder
+
+
+READERS: dict[str, Callable[[str], Any]] = {"config.yaml": yaml.safe_load, "config.json": json.loads}
+"""Of what is said about a folder, by the file's name."""
 
 
 class CircuitTracer:
@@ -163,14 +168,15 @@ class _Tensors:
 
 
 def _model(folder: Path) -> dict[str, Any]:
-    """What `config.yaml`, if any, says of the language model."""
-    path = folder / "config.yaml"
-    if not path.is_file():
+    """What `config.yaml`, or `config.json` as some trainers write it, says of the language model, if there is one."""
+    path = next((folder / name for name in READERS if (folder / name).is_file()), None)
+    if path is None:
         return {}
     try:
-        about = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
+        about = READERS[path.name](path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        kind = path.suffix.removeprefix(".").upper()
+        raise ValueError(f"{path}: not a readable {kind} file: {' '.join(str(error).split())}") from error
     if not isinstance(about, dict):
         raise ValueError(f"{path}: expected a table, got {type(about).__name__}")
     if about.get("model_kind", "cross_layer_transcoder") != "cross_layer_transcoder":

@@ -57,7 +57,8 @@ def find(
     has, wants = (source.layers, source.d_model), (transcoder.layers, transcoder.d_model)
     if has != wants:
         raise ValueError(
-            f"source: gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} of {wants[1]}"
+            f"source: gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} layers of "
+            f"d_model {wants[1]}: name the language model and layers that it was trained on"
         )
     device = transcoder.W_enc.device
     columns = torch.full((transcoder.layers * transcoder.features,), -1, device=device)

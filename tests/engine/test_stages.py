@@ -64,10 +64,6 @@ def test_one_run_trains_converts_evaluates_and_exports(whole):
 
 # What validate cannot know, since it builds nothing; and what it can.
 BUILT: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "thresholds already": (
-        {"activation": {"name": "jumprelu"}, "convert": {}},
-        ["convert: jumprelu has thresholds already, there is nothing to convert: leave out [convert]"],
-    ),
     "takes none": (
         {"convert": {"activation": "relu"}},
         ["convert.activation: 'relu' takes no thresholds: choose one that does, such as jumprelu"],
@@ -82,12 +78,10 @@ BUILT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "all at once": (
         {
-            "activation": {"name": "relu"},
             "convert": {"activation": "relu", "l0": [1.0]},
             "evaluate": {"model_tokens": 1},
         },
         [
-            "convert: relu has thresholds already",
             "convert.l0: 1 numbers for 3 layers",
             "convert.activation: 'relu' takes no thresholds",
             "evaluate.model_tokens: ",
@@ -95,6 +89,14 @@ BUILT: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
 }
 READ: dict[str, tuple[dict[str, Any], str]] = {
+    "thresholds already": (
+        {"activation": {"name": "jumprelu"}, "convert": {}},
+        "convert: jumprelu has thresholds already, there is nothing to convert: leave out [convert]",
+    ),
+    "thresholds of zero": (
+        {"activation": {"name": "relu"}, "convert": {}},
+        "convert: relu has thresholds already, there is nothing to convert: leave out [convert]",
+    ),
     "unknown": ({"convert": {"activation": "jumpre"}}, "convert.activation: unknown name 'jumpre', did you mean 'jump"),
     "more than features": ({"convert": {"l0": [1, 2, 11]}}, "convert.l0: 11 is more than the 10 features of a layer"),
     "number of layers": (
@@ -140,17 +142,18 @@ def test_and_by_validate_where_the_recipe_tells(case, tmp_path):
     refused([["validate", place], ["run", place, "--out", tmp_path / "run"]], place, [wanted])
 
 
-@pytest.mark.parametrize("stage", ["convert", "evaluate"])
+@pytest.mark.parametrize("stage", ["convert", "evaluate", "training alone"])
 def test_a_source_that_holds_out_nothing_is_refused_before_training(stage, tmp_path):
     from tests.plugins.language_models import save_model, save_text
 
     save_model(tmp_path / "model")
     save_text(tmp_path / "text.jsonl", 200)
     source = {"name": "stream", "text": str(tmp_path / "text.jsonl"), "context": 32, "held_out": 0.0}
-    place = write(tmp_path, model={"path": str(tmp_path / "model")}, source=source, **{stage: {}})
+    stages: dict[str, Any] = {} if stage == "training alone" else {stage: {}}
+    place = write(tmp_path, model={"path": str(tmp_path / "model")}, source=source, **stages)
     commands = [["run", place, "--out", tmp_path / "run"], ["plan", place]]
     refused(
-        commands,
+        commands if stages else commands[:1],
         place,
         [f"source.held_out: no held-out text in '{tmp_path}/text.jsonl' at a share of 0: raise it"],
         loads_a_model=True,
@@ -244,12 +247,14 @@ def test_the_converted_transcoder_of_a_run_is_the_one_that_counts(whole, tmp_pat
     assert invoke("export", whole, "--format", "safetensors", "--out", tmp_path / "out").exit_code == 0
 
 
-@pytest.mark.parametrize("command", ["convert", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["convert", "evaluate", "export", "thresholds", "top-activations"])
 def test_a_wrong_place_is_named_with_exit_code_2(command, tmp_path):
     rest = {
         "convert": ["--out", tmp_path / "out"],
         "evaluate": [],
         "export": ["--out", tmp_path / "out", "--format", "safetensors"],
+        "thresholds": ["--out", tmp_path / "out"],
+        "top-activations": ["--out", tmp_path / "out", "--features", "0:0"],
     }[command]
 
     def refused(place: Path, text: str) -> None:
@@ -267,7 +272,17 @@ def test_a_wrong_place_is_named_with_exit_code_2(command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_faults_of_commands_are_one_line(plain, tmp_path):
+def test_a_skip_path_to_circuit_tracer_is_one_line(tmp_path):
+    run(tables(tying={"name": "untied", "skip": True}, activation={"name": "jumprelu"}), out=tmp_path / "run")
+    command = ["export", tmp_path / "run", "--format", "circuit-tracer", "--set", "model_name=x"]
+    found = invoke(*command, "--out", tmp_path / "out")
+    assert found.exit_code == ExitCode.USAGE
+    (line,) = found.stderr.strip().splitlines()
+    assert line.startswith("tying.skip: circuit-tracer folders hold no skip path")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_faults_of_commands_are_one_line(plain, whole, tmp_path):
     def refused(code: ExitCode, text: str, *arguments: object) -> None:
         found = invoke(*arguments)
         assert found.exit_code == code, found.output
@@ -280,8 +295,14 @@ def test_faults_of_commands_are_one_line(plain, tmp_path):
     refused(ExitCode.USAGE, "dtype", "export", plain, "--format", "saelens", "--set", "dtype=int4", *out)
     refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)
     refused(ExitCode.FAILED, "layer 0 cannot reach", "convert", plain, *out, "--set", "convert.l0=9.9")
-    other = tables(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
-    (tmp_path / "other.toml").write_text(as_toml(recipe(source=other["source"])))
-    wrong = ["evaluate", plain, "--recipe", tmp_path / "other.toml"]
-    refused(ExitCode.USAGE, "gives 2 layers of d_model 6, but the transcoder is for 3 layers", *wrong)
+    thresholds = ["convert", whole / "converted", *out]
+    refused(ExitCode.USAGE, "convert: jumprelu has thresholds already, there is nothing to convert", *thresholds)
+    one = ["top-activations", plain, "--features", "0:0", "--out", tmp_path / "out"]
+    commands = (["evaluate", plain, *out], ["convert", plain, *out], one)
+    for layers, d_model in ((2, 6), (3, 8)):
+        other = {"name": "synthetic", "layers": layers, "d_model": d_model, "features": 24, "active": 2.0}
+        (tmp_path / "other.toml").write_text(as_toml(recipe(source=other)))
+        text = f"gives {layers} layers of d_model {d_model}, but the transcoder is for 3 layers of d_model 6: name the"
+        for command in commands:
+            refused(ExitCode.USAGE, text, *command, "--recipe", tmp_path / "other.toml")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*partial"))

@@ -221,13 +221,27 @@ print(most())
     assert most[True] < most[False] - 0.6 * decoder, f"MB: {most}, decoder {decoder:.0f}"
 
 
-def test_a_folder_without_biases_has_biases_of_zero(tmp_path):
-    folder = export(make(), "circuit-tracer", tmp_path / "out")
+def test_a_folder_as_other_trainers_write_it_has_biases_of_zero_and_a_json_file(tmp_path):
+    """ByteDance's: no biases, decoder norms beside the weights, and `config.json`."""
+    transcoder = make()
+    folder = export(transcoder, "circuit-tracer", tmp_path / "out")
     for i in range(L):
         path = folder / f"W_enc_{i}.safetensors"
         save_file({name: value for name, value in load_file(path).items() if not name.startswith("b_")}, path)
+        path = folder / f"W_dec_{i}.safetensors"
+        rows = load_file(path)
+        save_file({**rows, f"W_dec_norm_{i}": rows[f"W_dec_{i}"].norm(dim=-1)}, path)
+    (folder / "config.yaml").unlink()
+    (folder / "config.json").write_text(json.dumps({"model_name": "some/model"}))
     again = CrossLayerTranscoder.load(folder, plugins=plugins())
+    assert again.model_described()["path"] == "some/model"
     assert not again.b_enc.any() and not again.tensors()["b_dec"].any()
+    whole = CrossLayerTranscoder.load(export(transcoder, "circuit-tracer", tmp_path / "whole"), plugins=plugins())
+    assert torch.equal(again.W_enc, whole.W_enc)
+    assert all(torch.equal(again.tying.expand(i), whole.tying.expand(i)) for i in range(L))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: not a readable JSON file"):
+        CrossLayerTranscoder.load(folder, plugins=plugins())
 
 
 def test_faults_in_a_circuit_tracer_folder_are_named(tmp_path):
