@@ -238,6 +238,26 @@ def test_an_exporter_that_drops_a_tensor(failures: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("faults", "text"),
+    [
+        ("['activation: not to my taste']", "got: it wrote, though ['activation: not to my taste']"),
+        ("['activation: unseen'] if transcoder.W_enc.is_meta else []", "the same of a transcoder on the device meta"),
+        ("['not to my taste']", "expected: a list of texts `setting: what is wrong: remedy`"),
+        ("None", "got: None"),
+    ],
+)
+def test_an_exporter_whose_check_is_not_what_it_does(failures: Any, faults: str, text: str) -> None:
+    def with_check(returned: str) -> dict[str, str]:
+        method = f"class Exporter:\n    def check(self, transcoder):\n        return {returned}\n"
+        return failures(HEADER + EXPORTER, DROP="", **{"class Exporter:": method})
+
+    assert with_check("[]") == {}
+    found = with_check(faults)
+    assert found.keys() == {"mine/before_training"}
+    assert text in found["mine/before_training"]
+
+
+@pytest.mark.parametrize(
     ("body", "check", "text"),
     [
         ("weight = 1.0", "config", "weight without one, so that no recipe can set it"),
