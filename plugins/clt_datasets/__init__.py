@@ -55,7 +55,7 @@ class RemoteConfig:
     """What to do when rows are damaged on the server: stop the run, or warn and train on other rows of the same buffer
     in their place."""
     patience_s: float = field(default=600.0, validator=validators.gt(0))
-    """Seconds without any answer after which the run stops."""
+    """Seconds without anything new from the server after which the run stops."""
     ca_file: Path | None = None
     """Certificates to trust, for a server with one of its own making."""
 

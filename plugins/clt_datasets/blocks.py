@@ -54,7 +54,7 @@ class Blocks:
                     raise OSError(f"{self.base}: closed") from None
 
     def close(self) -> None:
-        """Close the connections; requests under way fail."""
+        """Close the connections; requests under way fail at once, or when they have waited for a connection."""
         self.closed.set()
         with self.lock:
             for connection in self.busy:
