@@ -4,8 +4,8 @@
 
 Writes a data set of random rows (GPT-2 small: 12 layers x 768) to a folder, then takes turns: the disk's own sequential
 rate, which is that of reading the same files from end to end past the page cache, in pieces of 16 MiB into the same
-memory; `local`; and `remote`, from a `serve` in another process. Before each turn the files are dropped from the page
-cache. The clock of a source runs from its first batch, when one group of rows was read, to its last, when all were.
+memory; `local`; and `remote`, from a `serve` in another process; these, too, read past it. The clock of a source runs
+when two groups of rows were handed out, so that all its memory was touched once, up to the end of its second epoch.
 
 What training consumes is measured on the same batches: tokens in a batch over the seconds of a step, without those
 spent waiting for data. It falls as the transcoder grows, so how many times that `local` feeds depends on `--features`:
@@ -98,15 +98,15 @@ def disk_rate(folder: Path, room: mmap.mmap) -> float:
 
 
 def source_rate(source: Any, manifest: Manifest, options: argparse.Namespace) -> float:
-    """Bytes per second of an epoch's batches, from the first one on."""
-    batches = manifest.tokens["train"] // options.batch
-    source.next()
-    begun = time.perf_counter()
-    for _ in range(batches - 1):
+    """Bytes per second of the batches of two epochs, but for those of the first two groups."""
+    first = 2 * -(-options.buffer // options.batch)
+    batches = 2 * manifest.tokens["train"] // options.batch - first
+    for _ in range(first):
         source.next()
-    seconds = time.perf_counter() - begun
-    rows = batches * options.batch - source.deal.at(0).rows
-    return rows * manifest.row_bytes / seconds
+    begun = time.perf_counter()
+    for _ in range(batches):
+        source.next()
+    return batches * options.batch * manifest.row_bytes / (time.perf_counter() - begun)
 
 
 def make_source(kind: str, options: argparse.Namespace, **settings: Any) -> Any:
