@@ -37,10 +37,10 @@ from clt_plugins import DamagedError
 
 log = logging.getLogger(__name__)
 
-SLICE = 2**18
-"""Bytes that are handed to a connection at a time."""
+SLICE = 2**22
+"""Bytes that are handed to a connection at a time; what the system does not take at once, the event loop may copy."""
 STALLED_S = 60.0
-"""A client that takes (or gives) nothing for so long is dropped."""
+"""A client that takes no slice, or gives nothing, for so long is dropped; it may ask for the rest."""
 BLOCKS = 16
 """Blocks in memory at a time; other requests wait."""
 LARGEST_BLOCK = 2**26
