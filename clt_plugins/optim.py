@@ -24,7 +24,7 @@ LINEAR_END = 0.1
 """The linear schedule ends at this share of the learning rate, as the reference library's does."""
 
 
-LR_BY_SIZE = 0.31
+LR_BY_SIZE = 0.25
 """A learning rate that is not given is this over the root of the number of features (Gao et al. 2024, arXiv
 2406.04093, appendix A.3, found the root; the factor is measured, see examples/README.md)."""
 

@@ -80,7 +80,7 @@ class TrainConfig:
     batch_tokens: int = field(default=4096, validator=positive)
     """B: tokens in a batch, of all ranks together."""
     lr: float | None = field(default=None, validator=validators.optional(positive))
-    """Learning rate at its highest; 0.31 / sqrt(features of all layers together) if not given."""
+    """Learning rate at its highest; 0.25 / sqrt(features of all layers together) if not given."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or Adam with decoupled weight decay."""
     betas: list[float] = field(

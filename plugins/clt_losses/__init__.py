@@ -54,7 +54,7 @@ class AuxKConfig:
     """Multiplies the term."""
     k: int | None = field(default=None, validator=validators.optional(validators.gt(0)))
     """Dead features taken per token, over all layers; half of d_model if not given."""
-    pull: float = field(default=1e-3, validator=validators.ge(0))
+    pull: float = field(default=0.1, validator=validators.ge(0))
     """Multiplies a term that pulls their mean pre-activation up."""
 
 

@@ -210,7 +210,7 @@ def test_init_writes_a_recipe_that_is_valid_and_says_every_setting(recipe: Path)
     text = Path("new.toml").read_text()
     for table in tomllib.loads(done.stdout).values():
         for settings in table if isinstance(table, list) else [table]:
-            assert all(f"{name} = " in text for name in (settings if isinstance(settings, dict) else []))
+            assert all(f"{name} =" in text for name in (settings if isinstance(settings, dict) else []))
     again = invoke("init", "-o", "new.toml")
     assert again.exit_code == ExitCode.USAGE
     assert "already there" in again.stderr
