@@ -139,7 +139,9 @@ def training_rate(folder: Path, options: argparse.Namespace) -> float:
             "name": "benchmark",
             "source": {"name": "local", "path": str(folder), "buffer_tokens": options.buffer},
             "transcoder": {"features": options.features},
-            "activation": {"name": "batchtopk", "k": 64},
+            # As examples/gpt2.toml in its cheapest steps: at the end of the run, no feature dead.
+            "activation": {"name": "batchtopk", "k": 200, "anneal_from": 1.0},
+            "losses": ["mse"],
             "loggers": ["jsonl"],
             "train": {"steps": 4, "batch_tokens": options.batch, "log_every": 1, "eval_tokens": 64},
         }
