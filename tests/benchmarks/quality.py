@@ -221,11 +221,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where activations are stored (up to 4 GB), instead of here")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
+    parser.add_argument("--steps", type=int, help="shorter trainings, to try the benchmark itself")
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder or Path.cwd(), prefix=".benchmark-") as work:
         folder = Path(work)
         setup = smollm2(options.model, folder) if options.model else shipped()
+        if options.steps:
+            setup = attrs.evolve(setup, steps=options.steps, stored_tokens=options.steps * setup.batch)
         bench = Benchmark(setup, folder, options)
         bench.store()
         found = {"setup": attrs.asdict(setup), "threads": options.threads, **measure(bench)}
