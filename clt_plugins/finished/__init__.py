@@ -1,0 +1,1 @@
+"""A finished transcoder: found on disk, converted, evaluated, exported."""

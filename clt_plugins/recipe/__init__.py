@@ -1,0 +1,1 @@
+"""TOML -> typed settings: overrides, strict structuring, every fault at once."""

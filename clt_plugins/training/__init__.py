@@ -1,0 +1,1 @@
+"""A run: objective, optimizer, loop, checkpoints, the run's folder."""
