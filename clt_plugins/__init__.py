@@ -10,56 +10,56 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from clt_plugins.hookspecs import hookimpl
-from clt_plugins.spec import API_VERSION, Context, Selected, Spec
+from clt_plugins.contract.hooks import hookimpl
+from clt_plugins.contract.spec import API_VERSION, Context, Selected, Spec
 
 if TYPE_CHECKING:
-    from clt_plugins.batch import Batch
-    from clt_plugins.features import Features, Pairs
-    from clt_plugins.initial import parameter, uniform
-    from clt_plugins.interfaces import Forward, Imported
-    from clt_plugins.kinds import HubOrPath
-    from clt_plugins.options import verbose, with_plugins, with_recipe, with_trained
-    from clt_plugins.recipe import as_data as recipe_data
-    from clt_plugins.run import run
-    from clt_plugins.selection import Above, Top
-    from clt_plugins.setup import build_source
-    from clt_plugins.sparse import Layout
-    from clt_plugins.sparse import decode as sparse_decode
-    from clt_plugins.stored import DamagedError, Store, StoredSource
+    from clt_plugins.cli.options import verbose, with_plugins, with_recipe, with_trained
+    from clt_plugins.contract.interfaces import Forward, Imported
+    from clt_plugins.contract.types import HubOrPath
+    from clt_plugins.data.batch import Batch
+    from clt_plugins.data.features import Features, Pairs
+    from clt_plugins.finished.find import Trained
+    from clt_plugins.model.assemble import build_source
+    from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.selection import Above, Top
+    from clt_plugins.model.sparse import Layout
+    from clt_plugins.model.sparse import decode as sparse_decode
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.recipe.read import as_data as recipe_data
+    from clt_plugins.rows.source import DamagedError, Store, StoredSource
     from clt_plugins.toml import document as toml_text
-    from clt_plugins.trained import Trained
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.training.run import run
 
 __version__ = "0.1.0"
 
 # What needs torch is imported at first use, so that `--help`, `plugins` and `validate` start without it.
 _LAZY = {
-    "Above": "clt_plugins.selection",
-    "Batch": "clt_plugins.batch",
-    "CrossLayerTranscoder": "clt_plugins.transcoder",
-    "DamagedError": "clt_plugins.stored",
-    "Features": "clt_plugins.features",
-    "Forward": "clt_plugins.interfaces",
-    "HubOrPath": "clt_plugins.kinds",
-    "Imported": "clt_plugins.interfaces",
-    "Layout": "clt_plugins.sparse",
-    "Pairs": "clt_plugins.features",
-    "Store": "clt_plugins.stored",
-    "StoredSource": "clt_plugins.stored",
-    "Top": "clt_plugins.selection",
-    "build_source": "clt_plugins.setup",
-    "Trained": "clt_plugins.trained",
-    "parameter": "clt_plugins.initial",
-    "recipe_data": "clt_plugins.recipe:as_data",
-    "run": "clt_plugins.run",
-    "sparse_decode": "clt_plugins.sparse:decode",
+    "Above": "clt_plugins.model.selection",
+    "Batch": "clt_plugins.data.batch",
+    "CrossLayerTranscoder": "clt_plugins.model.transcoder",
+    "DamagedError": "clt_plugins.rows.source",
+    "Features": "clt_plugins.data.features",
+    "Forward": "clt_plugins.contract.interfaces",
+    "HubOrPath": "clt_plugins.contract.types",
+    "Imported": "clt_plugins.contract.interfaces",
+    "Layout": "clt_plugins.model.sparse",
+    "Pairs": "clt_plugins.data.features",
+    "Store": "clt_plugins.rows.source",
+    "StoredSource": "clt_plugins.rows.source",
+    "Top": "clt_plugins.model.selection",
+    "build_source": "clt_plugins.model.assemble",
+    "Trained": "clt_plugins.finished.find",
+    "parameter": "clt_plugins.model.parameters",
+    "recipe_data": "clt_plugins.recipe.read:as_data",
+    "run": "clt_plugins.training.run",
+    "sparse_decode": "clt_plugins.model.sparse:decode",
     "toml_text": "clt_plugins.toml:document",
-    "uniform": "clt_plugins.initial",
-    "verbose": "clt_plugins.options",
-    "with_plugins": "clt_plugins.options",
-    "with_recipe": "clt_plugins.options",
-    "with_trained": "clt_plugins.options",
+    "uniform": "clt_plugins.model.parameters",
+    "verbose": "clt_plugins.cli.options",
+    "with_plugins": "clt_plugins.cli.options",
+    "with_recipe": "clt_plugins.cli.options",
+    "with_trained": "clt_plugins.cli.options",
 }
 
 __all__ = [

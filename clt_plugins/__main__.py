@@ -19,7 +19,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("clt_plugins").setLevel(logging.INFO)
 
-    from clt_plugins.cli import main_group
+    from clt_plugins.cli.main import main_group
 
     main_group()
 

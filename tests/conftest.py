@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from clt_plugins.loading import Plugins, load
+from clt_plugins.registry.plugins import Plugins, load
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clt_plugins.options import with_plugins, with_trained
+from clt_plugins.cli.options import with_plugins, with_trained
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Plugins
-    from clt_plugins.trained import Trained
+    from clt_plugins.finished.find import Trained
+    from clt_plugins.registry.plugins import Plugins
 
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
 
@@ -31,9 +31,9 @@ def convert(trained: Trained, out: Path, as_json: bool) -> None:
 
     Settings are those of the recipe's [convert], and can be changed: --set convert.tolerance=0.01.
     """
-    from clt_plugins import stages
-    from clt_plugins.convert import as_table
-    from clt_plugins.settings import ConvertConfig
+    from clt_plugins.contract.recipe import ConvertConfig
+    from clt_plugins.finished import stages
+    from clt_plugins.finished.convert import as_table
 
     _new(out)
     config = trained.recipe().convert or ConvertConfig()
@@ -53,10 +53,10 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     Settings are those of the recipe's [evaluate], and can be changed: --set evaluate.tokens=10000. The report of a run
     is also written to its folder evaluation/, for TensorBoard too, unless --out names another.
     """
-    from clt_plugins import stages
-    from clt_plugins.evaluate import as_json as plain
-    from clt_plugins.evaluate import as_table
-    from clt_plugins.settings import EvaluateConfig
+    from clt_plugins.contract.recipe import EvaluateConfig
+    from clt_plugins.finished import stages
+    from clt_plugins.finished.evaluate import as_json as plain
+    from clt_plugins.finished.evaluate import as_table
 
     folder = _new(out) if out is not None else None
     if folder is None and trained.run is not None:
@@ -78,11 +78,11 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
 @with_plugins
 def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[str, ...]) -> None:
     """Write PLACE (a run, a transcoder, or another tool's folder) in the format of another tool."""
-    from clt_plugins import stages
-    from clt_plugins.overrides import Overrides
-    from clt_plugins.recipe import RecipeError
-    from clt_plugins.structure import structure_choice
-    from clt_plugins.trained import find_trained
+    from clt_plugins.finished import stages
+    from clt_plugins.finished.find import find_trained
+    from clt_plugins.recipe.overrides import Overrides
+    from clt_plugins.recipe.read import RecipeError
+    from clt_plugins.recipe.structure import structure_choice
 
     _new(out)
     table: dict[str, Any] = {"name": name}

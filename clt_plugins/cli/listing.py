@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import attrs
 
-from clt_plugins.hookspecs import SLOTS
-from clt_plugins.kinds import HubOrPath
-from clt_plugins.loading import Choice, Plugins
-from clt_plugins.recipe import Recipe, plain
-from clt_plugins.settings import ConvertConfig, EvaluateConfig, ModelConfig, TrainConfig, TranscoderConfig
-from clt_plugins.structure import did_you_mean
+from clt_plugins.contract.hooks import SLOTS
+from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig, ModelConfig, TrainConfig, TranscoderConfig
+from clt_plugins.contract.types import HubOrPath
+from clt_plugins.recipe.read import Recipe, plain
+from clt_plugins.recipe.structure import did_you_mean
+from clt_plugins.registry.plugins import Choice, Plugins
 from clt_plugins.toml import inline
 
 ENGINE_TABLES: dict[str, type] = {

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clt_plugins import __version__, after
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.new import KINDS
-from clt_plugins.options import RECIPE, VERBOSE, load_plugins, verbose, with_plugins, with_recipe
+from clt_plugins import __version__
+from clt_plugins.cli import finished as after
+from clt_plugins.cli.new import KINDS
+from clt_plugins.cli.options import RECIPE, VERBOSE, load_plugins, verbose, with_plugins, with_recipe
+from clt_plugins.errors import ExitCode, Stopped
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Plugins
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Commands(click.Group):
     """The engine's commands and those of plugins; turns exceptions into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from clt_plugins.loading import PluginError
+        from clt_plugins.registry.plugins import PluginError
 
         try:
             found = self._from_plugins(ctx)
@@ -47,7 +48,7 @@ class Commands(click.Group):
         return ctx.obj
 
     def invoke(self, ctx: click.Context) -> Any:
-        from clt_plugins.loading import PluginError
+        from clt_plugins.registry.plugins import PluginError
 
         error: BaseException
         try:
@@ -81,8 +82,8 @@ class Commands(click.Group):
 def _place(text: str, recipe: str | None) -> str:
     """Put the recipe's file before a fault that names a setting, `model.path: no such folder`; and its line, where the
     setting is a plugin's own, `losses[1]: 'mine' of plugin ...`."""
-    from clt_plugins.lines import line_of
-    from clt_plugins.listing import tables
+    from clt_plugins.cli.listing import tables
+    from clt_plugins.recipe.lines import line_of
 
     setting = re.match(r"((\w+)[\w.\[\]]*): ", text)
     if not (recipe and setting and setting[2] in tables()) or text.startswith(f"{recipe}:"):
@@ -122,7 +123,7 @@ def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, 
     from clt_plugins import run as engine
 
     if dry_run:
-        from clt_plugins.plan import plan as measure
+        from clt_plugins.training.plan import plan as measure
 
         click.echo(_sizes(measure(recipe, plugins)))
         return
@@ -134,7 +135,7 @@ def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, 
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def plan(recipe: Recipe, plugins: Plugins, as_json: bool) -> None:
     """Predict what RECIPE needs: parameters, bytes, arithmetic per step. Builds everything, trains nothing."""
-    from clt_plugins.plan import plan as measure
+    from clt_plugins.training.plan import plan as measure
 
     found = measure(recipe, plugins)
     click.echo(json.dumps(found, indent=2) if as_json else _sizes(found))
@@ -144,7 +145,7 @@ def plan(recipe: Recipe, plugins: Plugins, as_json: bool) -> None:
 @with_recipe
 def validate(recipe: Recipe, plugins: Plugins) -> None:
     """Check RECIPE and print it with every default written out."""
-    from clt_plugins.recipe import as_toml
+    from clt_plugins.recipe.read import as_toml
 
     click.echo(as_toml(recipe), nl=False)
 
@@ -161,8 +162,8 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
 
     Ends with 1 if a plugin failed to load.
     """
-    from clt_plugins.discovery import OWN
-    from clt_plugins.listing import as_text, listing, undocumented
+    from clt_plugins.cli.listing import as_text, listing, undocumented
+    from clt_plugins.registry.discovery import OWN
     from clt_plugins.testing.cases import trial
 
     plugins.commands()  # so that one that fails is listed
@@ -184,7 +185,7 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
 @click.option("--out", type=click.Path(path_type=Path), help="The folder; ./NAME if not given.")
 def new_command(name: str, kind: str, out: Path | None) -> None:
     """Write a plugin: an installable package NAME with a working example and its conformance test."""
-    from clt_plugins.new import new
+    from clt_plugins.cli.new import new
 
     folder = new(name, kind, out)
     click.echo(folder)
@@ -196,7 +197,7 @@ def new_command(name: str, kind: str, out: Path | None) -> None:
 @with_plugins
 def init(plugins: Plugins, file: Path | None) -> None:
     """Print a recipe made from the defaults, every setting explained."""
-    from clt_plugins.starter import starter
+    from clt_plugins.cli.starter import starter
 
     text = starter(plugins)
     if file is None:

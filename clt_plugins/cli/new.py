@@ -25,7 +25,7 @@ KINDS = {
 }
 """Kind -> the recipe table it offers a choice for."""
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
+TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
 PYPROJECT = """\
 [build-system]

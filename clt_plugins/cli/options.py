@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Plugins
+    from clt_plugins.registry.plugins import Plugins
 
 VERBOSE = "clt_plugins.verbose"
 RECIPE = "clt_plugins.recipe"
@@ -19,7 +19,7 @@ RECIPE = "clt_plugins.recipe"
 
 def load_plugins(names: Sequence[str], strict: bool = False) -> Plugins:
     """Load plugins as the `-p` options say: `no:NAME` blocks, anything else is loaded as well."""
-    from clt_plugins.loading import load
+    from clt_plugins.registry.plugins import load
 
     block = [name.removeprefix("no:") for name in names if name.startswith("no:")]
     return load(block=block, extra=[name for name in names if not name.startswith("no:")], strict=strict)
@@ -68,7 +68,7 @@ def with_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
     @with_plugins
     @functools.wraps(command)
     def wrapped(*, recipe: str, settings: tuple[str, ...], plugins: Plugins, **rest: Any) -> Any:
-        from clt_plugins.recipe import read_recipe
+        from clt_plugins.recipe.read import read_recipe
 
         return command(recipe=read_recipe(recipe, settings, plugins), plugins=plugins, **rest)
 
@@ -91,7 +91,7 @@ def with_trained(*, converted: bool = True) -> Callable[[Callable[..., Any]], Ca
         def wrapped(
             *, place: Path, recipe: Path | None, settings: tuple[str, ...], plugins: Plugins, **rest: Any
         ) -> Any:
-            from clt_plugins.trained import find_trained
+            from clt_plugins.finished.find import find_trained
 
             return command(trained=find_trained(place, plugins, recipe, settings, converted=converted), **rest)
 

@@ -7,11 +7,11 @@ from typing import Any, get_origin
 
 import attrs
 
-from clt_plugins.hookspecs import SLOTS
-from clt_plugins.listing import ENGINE_TABLES, field_docs, stated_default, summary
-from clt_plugins.loading import Plugins
-from clt_plugins.recipe import AUTO_KERNELS, Recipe, plain
-from clt_plugins.spec import Spec
+from clt_plugins.cli.listing import ENGINE_TABLES, field_docs, stated_default, summary
+from clt_plugins.contract.hooks import SLOTS
+from clt_plugins.contract.spec import Spec
+from clt_plugins.recipe.read import AUTO_KERNELS, Recipe, plain
+from clt_plugins.registry.plugins import Plugins
 from clt_plugins.toml import inline
 
 HEADER = """\

@@ -35,12 +35,12 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from clt_plugins.spec import Spec
+from clt_plugins.contract.spec import Spec
 
 if TYPE_CHECKING:
     import click
 
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.recipe.read import Recipe
 
 hookspec = pluggy.HookspecMarker("clt_plugins")
 hookimpl = pluggy.HookimplMarker("clt_plugins")

@@ -18,10 +18,10 @@ import attrs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clt_plugins.batch import Batch
-    from clt_plugins.features import Features, Pairs
-    from clt_plugins.sparse import Layout
-    from clt_plugins.spec import Context
+    from clt_plugins.contract.spec import Context
+    from clt_plugins.data.batch import Batch
+    from clt_plugins.data.features import Features, Pairs
+    from clt_plugins.model.sparse import Layout
 
 Over = Literal["features", "tokens", "all"]
 """Which ranks a collective is over."""

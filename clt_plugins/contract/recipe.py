@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from attrs import Attribute, Factory, field, frozen, validators
 
-from clt_plugins.kinds import HubOrPath
+from clt_plugins.contract.types import HubOrPath
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)

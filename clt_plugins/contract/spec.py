@@ -11,8 +11,8 @@ import attrs
 if TYPE_CHECKING:
     import torch
 
-    from clt_plugins.interfaces import Kernels, Parallel
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.contract.interfaces import Kernels, Parallel
+    from clt_plugins.recipe.read import Recipe
 
 API_VERSION = 1
 """The plugin contract's version. A plugin that says `CLT_API = 1` is refused when this is another number."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 import attrs
 
-from clt_plugins.spec import Selected
+from clt_plugins.contract.spec import Selected
 from clt_plugins.toml import inline
 
 HubOrPath = NewType("HubOrPath", str)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clt_plugins.exits import ExitCode, Stopped
+from clt_plugins.errors import ExitCode, Stopped
 
 if TYPE_CHECKING:
-    from clt_plugins.batch import Batch
-    from clt_plugins.interfaces import Parallel, Source
+    from clt_plugins.contract.interfaces import Parallel, Source
+    from clt_plugins.data.batch import Batch
 
 
 @contextmanager

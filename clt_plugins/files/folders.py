@@ -21,13 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from clt_plugins.slices import Stored, own_files, put_tensors
-from clt_plugins.together import together
+from clt_plugins.distributed.agree import together
+from clt_plugins.files.sliced import Stored, own_files, put_tensors
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Parallel
-    from clt_plugins.loading import Plugins
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def _flush(path: Path) -> None:
 def put_transcoder(transcoder: CrossLayerTranscoder, folder: Path) -> None:
     """Write a transcoder's two files into a folder that `whole_folder` made."""
     from clt_plugins import __version__
-    from clt_plugins.recipe import plain
+    from clt_plugins.recipe.read import plain
 
     parallel = transcoder.context.parallel
     put_tensors(folder, "transcoder", transcoder.tensors(), transcoder.feature_axes(), parallel, transcoder.features)
@@ -194,7 +194,7 @@ def load_transcoder(
     lazy: bool | None = None,
 ) -> CrossLayerTranscoder:
     """See `CrossLayerTranscoder.load`."""
-    from clt_plugins.loading import load
+    from clt_plugins.registry.plugins import load
 
     plugins = plugins or load()
     if not (folder / "transcoder.json").is_file():
@@ -213,10 +213,10 @@ def _empty(
     described: Mapping[str, Any], where: str, place: torch.device, plugins: Plugins, kernels: str
 ) -> CrossLayerTranscoder:
     """A transcoder as `transcoder.json` describes it, without memory."""
-    from clt_plugins.setup import make_kernels, make_parallel
-    from clt_plugins.spec import Context
-    from clt_plugins.structure import structure_choice
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.spec import Context
+    from clt_plugins.model.assemble import make_kernels, make_parallel
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.recipe.structure import structure_choice
 
     context = Context(
         recipe=None,
@@ -249,7 +249,7 @@ def import_transcoder(
     Raises:
         ValueError: nobody does, or the files are not whole; says what is there.
     """
-    from clt_plugins.spec import Context
+    from clt_plugins.contract.spec import Context
 
     if not folder.exists():
         raise ValueError(f"{folder}: no such folder")

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Parallel
+    from clt_plugins.contract.interfaces import Parallel
 
 SUFFIX = "-{:05}-of-{:05}.safetensors"
 

@@ -19,18 +19,18 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.encode import encode_dense
-from clt_plugins.evaluate import check_fits, check_held_out
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.metrics import evaluate_batches
-from clt_plugins.structure import structure_choice
-from clt_plugins.transcoder import CrossLayerTranscoder
+from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.finished.evaluate import check_fits, check_held_out
+from clt_plugins.model.encoder import encode_dense
+from clt_plugins.model.scores import evaluate_batches
+from clt_plugins.model.transcoder import CrossLayerTranscoder
+from clt_plugins.recipe.structure import structure_choice
 
 if TYPE_CHECKING:
-    from clt_plugins.batch import Batch
-    from clt_plugins.interfaces import Source
-    from clt_plugins.loading import Plugins
-    from clt_plugins.settings import ConvertConfig
+    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.recipe import ConvertConfig
+    from clt_plugins.data.batch import Batch
+    from clt_plugins.registry.plugins import Plugins
 
 MAX_PROBES = 60
 """Of the bisection: it then knows a scale to more digits than float32 has."""

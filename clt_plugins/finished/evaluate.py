@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clt_plugins.metrics import score
-from clt_plugins.replacement import evaluate_in_model
+from clt_plugins.finished.in_model import evaluate_in_model
+from clt_plugins.model.scores import score
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Source
-    from clt_plugins.settings import EvaluateConfig
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.recipe import EvaluateConfig
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 EDGES = [-8.0 + 0.5 * step for step in range(17)]
 """Of the bins of the density histogram: log10 of the share of tokens, 10^-8 to 1."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from clt_plugins.recipe import Recipe, read_recipe
+from clt_plugins.recipe.read import Recipe, read_recipe
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Source
-    from clt_plugins.loading import Plugins
-    from clt_plugins.spec import Context
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.spec import Context
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +39,16 @@ class Trained:
         Raises:
             ValueError: it is not whole, or needs a plugin that is not there.
         """
-        from clt_plugins.transcoder import CrossLayerTranscoder
+        from clt_plugins.model.transcoder import CrossLayerTranscoder
 
         device = "cpu"
         if self.recipe_file is not None:
-            from clt_plugins.setup import make_device
+            from clt_plugins.model.assemble import make_device
 
             device = str(make_device(self.recipe().transcoder.device))
         found = CrossLayerTranscoder.load(self.folder, device=device, plugins=self.plugins)
         if not found.model_described() and self.recipe_file is not None:
-            from clt_plugins.recipe import plain
+            from clt_plugins.recipe.read import plain
 
             model = self.recipe().model
             found.described_model = {} if model is None else plain(model)
@@ -76,7 +76,7 @@ class Trained:
     @contextmanager
     def opened(self) -> Iterator[tuple[Context, Source]]:
         """The source with its context, closed afterwards."""
-        from clt_plugins.setup import make_context
+        from clt_plugins.model.assemble import make_context
 
         recipe = self.recipe()
         context = make_context(recipe, self.plugins)

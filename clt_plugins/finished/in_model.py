@@ -18,11 +18,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.features import Features, Pairs
+from clt_plugins.data.features import Features, Pairs
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import LanguageModel
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import LanguageModel
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 VARIANTS = ("transcoder", "with_errors", "mean", "zero")
 """What takes the place of the MLPs: the reconstruction; that plus the error it makes in the unchanged model, which

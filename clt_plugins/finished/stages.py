@@ -13,19 +13,19 @@ import attrs
 import click
 import torch
 
-from clt_plugins import convert as conversion
-from clt_plugins import evaluate as evaluation
-from clt_plugins.blame import check_built
-from clt_plugins.recipe import Recipe, RecipeError, as_data
-from clt_plugins.store import put_transcoder, whole_folder, write_json
+from clt_plugins.files.folders import put_transcoder, whole_folder, write_json
+from clt_plugins.finished import convert as conversion
+from clt_plugins.finished import evaluate as evaluation
+from clt_plugins.recipe.read import Recipe, RecipeError, as_data
+from clt_plugins.registry.build import check_built
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Source
-    from clt_plugins.loading import Plugins
-    from clt_plugins.settings import ConvertConfig, EvaluateConfig
-    from clt_plugins.setup import Parts
-    from clt_plugins.spec import Context, Selected
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig
+    from clt_plugins.contract.spec import Context, Selected
+    from clt_plugins.model.assemble import Parts
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.registry.plugins import Plugins
 
 
 def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from clt_plugins.blame import check_built
-from clt_plugins.interfaces import Kernels, Loss, Parallel, Source
-from clt_plugins.spec import Context
-from clt_plugins.transcoder import CrossLayerTranscoder
+from clt_plugins.contract.interfaces import Kernels, Loss, Parallel, Source
+from clt_plugins.contract.spec import Context
+from clt_plugins.model.transcoder import CrossLayerTranscoder
+from clt_plugins.registry.build import check_built
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from clt_plugins.loading import Plugins
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.registry.plugins import Plugins
 
 
 @attrs.frozen(eq=False)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clt_plugins.features import Pairs
-from clt_plugins.interfaces import Kernels, Selection
-from clt_plugins.sparse import Layout, pre_activations
+from clt_plugins.contract.interfaces import Kernels, Selection
+from clt_plugins.data.features import Pairs
+from clt_plugins.model.sparse import Layout, pre_activations
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 """What torch's compiler calls for a linear layer on a CPU. torch itself calls it for bfloat16 only."""

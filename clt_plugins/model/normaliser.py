@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from clt_plugins.batch import Batch
-    from clt_plugins.interfaces import Parallel
+    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.data.batch import Batch
 
 Method = Literal["none", "mean_std", "rms", "sqrt_d_model"]
 

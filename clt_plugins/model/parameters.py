@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from clt_plugins.spec import Context
+    from clt_plugins.contract.spec import Context
 
 CHUNK = 2**22
 """Numbers drawn at a time."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clt_plugins.normalise import Moments
+from clt_plugins.model.normaliser import Moments
 
 if TYPE_CHECKING:
-    from clt_plugins.batch import Batch
-    from clt_plugins.features import Features
-    from clt_plugins.interfaces import Parallel
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.data.batch import Batch
+    from clt_plugins.data.features import Features
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 
 class Scores:

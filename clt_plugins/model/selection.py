@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_plugins.agreement import among_best
-from clt_plugins.features import Pairs
+from clt_plugins.data.features import Pairs
+from clt_plugins.distributed.topk import among_best
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Over, Parallel
+    from clt_plugins.contract.interfaces import Over, Parallel
 
 Scope = Literal["global", "layer"]
 Rank = Callable[[int, Tensor], Tensor]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clt_plugins.features import Pairs
-    from clt_plugins.interfaces import Kernels
+    from clt_plugins.contract.interfaces import Kernels
+    from clt_plugins.data.features import Pairs
 
 
 @attrs.frozen

@@ -15,15 +15,15 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.encode import encode_dense, encode_selected
-from clt_plugins.features import Features
-from clt_plugins.initial import parameter, uniform
-from clt_plugins.normalise import Normaliser
-from clt_plugins.spec import Context, Selected
+from clt_plugins.contract.spec import Context, Selected
+from clt_plugins.data.features import Features
+from clt_plugins.model.encoder import encode_dense, encode_selected
+from clt_plugins.model.normaliser import Normaliser
+from clt_plugins.model.parameters import parameter, uniform
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Activation, Selection, Tying
-    from clt_plugins.loading import Plugins
+    from clt_plugins.contract.interfaces import Activation, Selection, Tying
+    from clt_plugins.registry.plugins import Plugins
 
 DENSE_ABOVE = 0.04
 """Share of active features above which an activation without a fixed size runs dense; below half of it, sparse."""
@@ -196,7 +196,7 @@ class CrossLayerTranscoder(nn.Module):
     def model_described(self) -> dict[str, Any]:
         """The language model whose activations it was trained on, as the recipe names it; empty if unknown."""
         if self.described_model is None and self.context.recipe is not None:
-            from clt_plugins.recipe import plain
+            from clt_plugins.recipe.read import plain
 
             return plain(self.context.recipe.model) if self.context.recipe.model is not None else {}
         return self.described_model or {}
@@ -215,7 +215,7 @@ class CrossLayerTranscoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write `transcoder.safetensors` (of several ranks: a slice each) and `transcoder.json`; see `load`."""
-        from clt_plugins.store import save_transcoder
+        from clt_plugins.files.folders import save_transcoder
 
         save_transcoder(self, Path(folder))
 
@@ -241,7 +241,7 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             ValueError: the folder is not a whole transcoder, or needs a plugin that is not installed; says which.
         """
-        from clt_plugins.store import load_transcoder
+        from clt_plugins.files.folders import load_transcoder
 
         return load_transcoder(Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from datetime import date, time
 from typing import Any
 
-from clt_plugins.hookspecs import SLOTS
-from clt_plugins.structure import Fault, Where
+from clt_plugins.contract.hooks import SLOTS
+from clt_plugins.recipe.structure import Fault, Where
 
 
 class Overrides:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import attrs
 from attrs import Attribute, field, frozen, validators
 
-from clt_plugins.overrides import Overrides
-from clt_plugins.settings import ConvertConfig, EvaluateConfig, ModelConfig, TrainConfig, TranscoderConfig
-from clt_plugins.spec import Selected, Spec
-from clt_plugins.structure import Fault, Faults, converter
+from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig, ModelConfig, TrainConfig, TranscoderConfig
+from clt_plugins.contract.spec import Selected, Spec
+from clt_plugins.recipe.overrides import Overrides
+from clt_plugins.recipe.structure import Fault, Faults, converter
 from clt_plugins.toml import document
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Plugins
+    from clt_plugins.registry.plugins import Plugins
 
 __all__ = [
     "ConvertConfig",
@@ -117,7 +117,7 @@ def read_recipe(
         PluginError: a plugin's own check is broken.
     """
     if plugins is None:
-        from clt_plugins.loading import load
+        from clt_plugins.registry.plugins import load
 
         plugins = load()
     if isinstance(recipe, Mapping):

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import attrs
 
-from clt_plugins.kinds import HubOrPath, describe, is_choice, is_union
-from clt_plugins.spec import Selected, Spec
+from clt_plugins.contract.spec import Selected, Spec
+from clt_plugins.contract.types import HubOrPath, describe, is_choice, is_union
 from clt_plugins.toml import inline
 
 if TYPE_CHECKING:
     import cattrs
 
-    from clt_plugins.loading import Plugins
+    from clt_plugins.registry.plugins import Plugins
 
 Pick = Callable[[str, str], Spec]
 """(slot, name) -> the choice; raises ValueError with the reason."""

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_plugins.exits import Stopped
-from clt_plugins.interfaces import Activation, Exporter, Kernels, Logger, Loss, Parallel, Source, Tying
-from clt_plugins.loading import PluginError, remedy
-from clt_plugins.spec import Broken, Selected, Spec, WrongReturn
+from clt_plugins.contract.interfaces import Activation, Exporter, Kernels, Logger, Loss, Parallel, Source, Tying
+from clt_plugins.contract.spec import Broken, Selected, Spec, WrongReturn
+from clt_plugins.errors import Stopped
+from clt_plugins.registry.plugins import PluginError, remedy
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Choice, Info, Plugins
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.registry.plugins import Choice, Info, Plugins
 
 PROTOCOLS: dict[str, type] = {
     "activation": Activation,

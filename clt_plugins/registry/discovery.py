@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Info
+    from clt_plugins.registry.plugins import Info
 
 logger = logging.getLogger(__name__)
 
 GROUP = "clt_plugins"
 OWN = "clt-plugins"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the engine: a checkout, or site-packages."""
 
 

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pluggy
 
-from clt_plugins.discovery import Found, find_plugins, source_file, warn_of_mixed_install
-from clt_plugins.hookspecs import SLOTS, Hooks
-from clt_plugins.kinds import check_config
-from clt_plugins.spec import API_VERSION, Spec
-from clt_plugins.structure import did_you_mean
+from clt_plugins.contract.hooks import SLOTS, Hooks
+from clt_plugins.contract.spec import API_VERSION, Spec
+from clt_plugins.contract.types import check_config
+from clt_plugins.recipe.structure import did_you_mean
+from clt_plugins.registry.discovery import Found, find_plugins, source_file, warn_of_mixed_install
 
 if TYPE_CHECKING:
     import click
 
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.recipe.read import Recipe
 
 logger = logging.getLogger(__name__)
 

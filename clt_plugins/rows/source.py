@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from clt_plugins.batch import Batch
-from clt_plugins.room import AHEAD, Buffer, Shelf, empty, tensors
-from clt_plugins.shuffle import Deal, Group, Order, digest
+from clt_plugins.data.batch import Batch
+from clt_plugins.rows.order import Deal, Group, Order, digest
+from clt_plugins.rows.store import AHEAD, Buffer, Shelf, empty, tensors
 
 if TYPE_CHECKING:
-    from clt_plugins.spec import Context
+    from clt_plugins.contract.spec import Context
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_plugins.batch import Batch
+from clt_plugins.data.batch import Batch
 
 if TYPE_CHECKING:
-    from clt_plugins.stored import Store
+    from clt_plugins.rows.source import Store
 
 AHEAD = 2
 """Batches that are made ahead."""

@@ -1,4 +1,4 @@
-"""The conformance kit: does a plugin keep the contract of `clt_plugins.interfaces`?
+"""The conformance kit: does a plugin keep the contract of `clt_plugins.contract.interfaces`?
 
 With pytest, one test for each (choice, check) of a plugin:
 

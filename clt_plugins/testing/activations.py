@@ -1,4 +1,4 @@
-"""Checks for `[activation]`: see `clt_plugins.interfaces.Activation`."""
+"""Checks for `[activation]`: see `clt_plugins.contract.interfaces.Activation`."""
 
 from __future__ import annotations
 

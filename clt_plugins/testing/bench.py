@@ -14,13 +14,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.batch import Batch
-from clt_plugins.interfaces import Forward
-from clt_plugins.loading import Plugins
-from clt_plugins.objective import Outcome, objective
-from clt_plugins.recipe import Recipe, read_recipe
-from clt_plugins.setup import Parts, build
-from clt_plugins.spec import Spec
+from clt_plugins.contract.interfaces import Forward
+from clt_plugins.contract.spec import Spec
+from clt_plugins.data.batch import Batch
+from clt_plugins.model.assemble import Parts, build
+from clt_plugins.recipe.read import Recipe, read_recipe
+from clt_plugins.registry.plugins import Plugins
+from clt_plugins.training.objective import Outcome, objective
 
 LAYERS, D_MODEL, FEATURES, TOKENS = 3, 6, 41, 16
 """41 features are divided evenly by no number of ranks."""

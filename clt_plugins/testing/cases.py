@@ -12,7 +12,7 @@ from unittest import SkipTest
 
 import attrs
 
-from clt_plugins.loading import Info, Plugins, load
+from clt_plugins.registry.plugins import Info, Plugins, load
 from clt_plugins.testing.report import Nonconformance, place
 
 SLOTS_IN_WORDS = {"losses": "loss", "loggers": "logger", "exports": "exporter"}

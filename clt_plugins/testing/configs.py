@@ -9,11 +9,11 @@ from unittest import SkipTest
 
 import attrs
 
-from clt_plugins.kinds import check_config
-from clt_plugins.listing import field_docs, summary
-from clt_plugins.recipe import plain
-from clt_plugins.spec import Selected
-from clt_plugins.structure import Faults, structure_choice
+from clt_plugins.cli.listing import field_docs, summary
+from clt_plugins.contract.spec import Selected
+from clt_plugins.contract.types import check_config
+from clt_plugins.recipe.read import plain
+from clt_plugins.recipe.structure import Faults, structure_choice
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.report import complain, expect
 from clt_plugins.toml import document

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clt_plugins.loading import load
+from clt_plugins.registry.plugins import load
 from clt_plugins.testing.bench import Bench
 
 

@@ -1,4 +1,4 @@
-"""Checks for `[[exports]]`: see `clt_plugins.interfaces.Exporter`.
+"""Checks for `[[exports]]`: see `clt_plugins.contract.interfaces.Exporter`.
 
 They take the first transcoder that the format can hold of `TRANSCODERS`, or the one that `recipe` names.
 """
@@ -13,12 +13,12 @@ from unittest import SkipTest
 
 import torch
 
-from clt_plugins.normalise import estimate
-from clt_plugins.recipe import RecipeError
-from clt_plugins.setup import Parts
+from clt_plugins.model.assemble import Parts
+from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.transcoder import CrossLayerTranscoder
+from clt_plugins.recipe.read import RecipeError
 from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench, step
 from clt_plugins.testing.report import complain, expect, same
-from clt_plugins.transcoder import CrossLayerTranscoder
 
 TRANSCODERS: tuple[dict[str, Any], ...] = (
     {"activation": {"name": "jumprelu"}, "transcoder": {"normalisation": "mean_std"}},

@@ -1,4 +1,4 @@
-"""Checks for `[kernels]`: see `clt_plugins.interfaces.Kernels`; against `products`."""
+"""Checks for `[kernels]`: see `clt_plugins.contract.interfaces.Kernels`; against `products`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.features import Pairs
-from clt_plugins.sparse import Layout
-from clt_plugins.sparse import decode as sparse_decode
+from clt_plugins.data.features import Pairs
+from clt_plugins.model.sparse import Layout
+from clt_plugins.model.sparse import decode as sparse_decode
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 from clt_plugins.testing.report import complain, expect, same

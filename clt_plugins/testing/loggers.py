@@ -1,4 +1,4 @@
-"""Checks for `[[loggers]]`: see `clt_plugins.interfaces.Logger`."""
+"""Checks for `[[loggers]]`: see `clt_plugins.contract.interfaces.Logger`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import torch
 
-from clt_plugins.recipe import as_data
+from clt_plugins.recipe.read import as_data
 from clt_plugins.testing.bench import FEATURES, LAYERS, Bench
 from clt_plugins.testing.report import complain, expect, place
 

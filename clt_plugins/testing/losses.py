@@ -1,4 +1,4 @@
-"""Checks for `[[losses]]`: see `clt_plugins.interfaces.Loss` and `Forward`."""
+"""Checks for `[[losses]]`: see `clt_plugins.contract.interfaces.Loss` and `Forward`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.features import Features
-from clt_plugins.interfaces import Forward
-from clt_plugins.objective import objective
-from clt_plugins.setup import Parts
+from clt_plugins.contract.interfaces import Forward
+from clt_plugins.data.features import Features
+from clt_plugins.model.assemble import Parts
 from clt_plugins.testing.bench import Bench, idle_tokens
 from clt_plugins.testing.ranks import tensor_parallel
 from clt_plugins.testing.report import complain, expect
 from clt_plugins.testing.transcoders import bf16, determinism, no_sync, sparse_is_dense
+from clt_plugins.training.objective import objective
 
 __all__ = [
     "bf16",

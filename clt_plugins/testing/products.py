@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_plugins.features import Pairs
-from clt_plugins.interfaces import Kernels
-from clt_plugins.sparse import Layout
+from clt_plugins.contract.interfaces import Kernels
+from clt_plugins.data.features import Pairs
+from clt_plugins.model.sparse import Layout
 from clt_plugins.testing.report import complain
 
 LAYOUTS = {

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from clt_plugins.loading import Plugins, load
-from clt_plugins.recipe import read_recipe
-from clt_plugins.setup import build
+from clt_plugins.model.assemble import build
+from clt_plugins.recipe.read import read_recipe
+from clt_plugins.registry.plugins import Plugins, load
 from clt_plugins.testing.bench import FEATURES, Bench
 from clt_plugins.testing.ranks import results, weights_of, write_tensors
 from clt_plugins.testing.report import place

@@ -21,7 +21,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from clt_plugins.store import read_tensors
+from clt_plugins.files.folders import read_tensors
 from clt_plugins.testing.bench import Bench, step
 from clt_plugins.testing.report import complain, expect, same
 from clt_plugins.testing.transcoders import ROUNDING

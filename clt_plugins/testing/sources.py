@@ -1,4 +1,4 @@
-"""Checks for `[source]`: see `clt_plugins.interfaces.Source`.
+"""Checks for `[source]`: see `clt_plugins.contract.interfaces.Source`.
 
 A row's identity is its `positions` where the source gives them, else its numbers; rows of zeros have none.
 """
@@ -14,9 +14,9 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from clt_plugins.batch import Batch
-from clt_plugins.setup import make_kernels
-from clt_plugins.spec import Context
+from clt_plugins.contract.spec import Context
+from clt_plugins.data.batch import Batch
+from clt_plugins.model.assemble import make_kernels
 from clt_plugins.testing.bench import TOKENS, Bench
 from clt_plugins.testing.report import expect, same
 

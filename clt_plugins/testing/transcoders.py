@@ -8,9 +8,9 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
+from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.testing.bench import Bench, gradients, step, stir
 from clt_plugins.testing.report import complain, expect, place, same
-from clt_plugins.transcoder import CrossLayerTranscoder
 
 ROUNDING = 1e-10
 """Of float64: other orders of the same sums differ by about 1e-15 of the largest term for each of some 1e3 terms."""

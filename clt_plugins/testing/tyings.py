@@ -1,10 +1,10 @@
-"""Checks for `[tying]`: see `clt_plugins.interfaces.Tying`."""
+"""Checks for `[tying]`: see `clt_plugins.contract.interfaces.Tying`."""
 
 from __future__ import annotations
 
 import torch
 
-from clt_plugins.features import Features
+from clt_plugins.data.features import Features
 from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench
 from clt_plugins.testing.ranks import tensor_parallel
 from clt_plugins.testing.report import expect, same

@@ -15,12 +15,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.slices import Stored, put_tensors
-from clt_plugins.store import put_transcoder, read_json, take_tensors, verify, whole_folder, write_json
+from clt_plugins.files.folders import put_transcoder, read_json, take_tensors, verify, whole_folder, write_json
+from clt_plugins.files.sliced import Stored, put_tensors
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Source
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 
 @attrs.define(eq=False)

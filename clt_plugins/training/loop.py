@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clt_plugins.checkpoint import Progress, save_checkpoint
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.metrics import evaluate_batches
-from clt_plugins.objective import Outcome, objective
-from clt_plugins.optim import clip_gradients, gradient_norm, learning_rate
-from clt_plugins.together import anyone, read
+from clt_plugins.distributed.agree import anyone, read
+from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.model.scores import evaluate_batches
+from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.objective import Outcome, objective
+from clt_plugins.training.optimizer import clip_gradients, gradient_norm, learning_rate
 
 if TYPE_CHECKING:
-    from clt_plugins.batch import Batch
-    from clt_plugins.interfaces import Logger
-    from clt_plugins.recipe import TrainConfig
-    from clt_plugins.setup import Parts
+    from clt_plugins.contract.interfaces import Logger
+    from clt_plugins.data.batch import Batch
+    from clt_plugins.model.assemble import Parts
+    from clt_plugins.recipe.read import TrainConfig
 
 
 def train(

@@ -11,11 +11,11 @@ from functools import lru_cache
 import attrs
 from torch import Tensor
 
-from clt_plugins.batch import Batch
-from clt_plugins.features import Features
-from clt_plugins.interfaces import Forward, Loss
-from clt_plugins.spec import WrongReturn
-from clt_plugins.transcoder import CrossLayerTranscoder
+from clt_plugins.contract.interfaces import Forward, Loss
+from clt_plugins.contract.spec import WrongReturn
+from clt_plugins.data.batch import Batch
+from clt_plugins.data.features import Features
+from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 
 def _terms(loss: Loss, forward: Forward) -> Mapping[str, Tensor]:

@@ -13,12 +13,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.rounding import AdamBF16
+from clt_plugins.training.rounding import AdamBF16
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Parallel
-    from clt_plugins.recipe import TrainConfig
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.recipe.read import TrainConfig
 
 LINEAR_END = 0.1
 """The linear schedule ends at this share of the learning rate, as the reference library's does."""

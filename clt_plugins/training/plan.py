@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clt_plugins.recipe import Recipe
-from clt_plugins.setup import Parts, build, close
-from clt_plugins.stages import check_stages
+from clt_plugins.finished.stages import check_stages
+from clt_plugins.model.assemble import Parts, build, close
+from clt_plugins.recipe.read import Recipe
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Plugins
+    from clt_plugins.registry.plugins import Plugins
 
 PAIR_BYTES = 96
 """Per active pair: token, feature and feature-order numbers (int64), values and their gradients, sorting's scratch."""
@@ -87,7 +87,7 @@ def estimate(parts: Parts, recipe: Recipe) -> dict[str, Any]:
 
 def _pairs(parts: Parts, tokens: int) -> int:
     """N, where the activation fixes it; else as many as switch a dense pass to sparse."""
-    from clt_plugins.transcoder import DENSE_ABOVE
+    from clt_plugins.model.transcoder import DENSE_ABOVE
 
     transcoder = parts.transcoder
     some = int(DENSE_ABOVE * tokens * transcoder.layers * transcoder.W_enc.shape[1])

@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from clt_plugins.blame import blaming, check_built
-from clt_plugins.checkpoint import Progress, find_checkpoint, load_checkpoint
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.normalise import estimate
-from clt_plugins.optim import is_matrix, make_optimizer, settled
-from clt_plugins.recipe import Recipe, as_data, as_toml, read_recipe
-from clt_plugins.setup import Parts, build, close, connect, make_device
-from clt_plugins.sparse import reuse_gradients
-from clt_plugins.stages import after_training, check_stages
-from clt_plugins.store import save_transcoder, write_json
-from clt_plugins.together import read, same_everywhere, together
-from clt_plugins.train import train
+from clt_plugins.distributed.agree import read, same_everywhere, together
+from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.files.folders import save_transcoder, write_json
+from clt_plugins.finished.stages import after_training, check_stages
+from clt_plugins.model.assemble import Parts, build, close, connect, make_device
+from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.sparse import reuse_gradients
+from clt_plugins.recipe.read import Recipe, as_data, as_toml, read_recipe
+from clt_plugins.registry.build import blaming, check_built
+from clt_plugins.training.checkpoint import Progress, find_checkpoint, load_checkpoint
+from clt_plugins.training.loop import train
+from clt_plugins.training.optimizer import is_matrix, make_optimizer, settled
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Logger, Parallel
-    from clt_plugins.loading import Plugins
-    from clt_plugins.transcoder import CrossLayerTranscoder
+    from clt_plugins.contract.interfaces import Logger, Parallel
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def run(
         Stopped: interrupted, or stopped by a guard.
         PluginError: a plugin failed, in `build` or in a step; names plugin, distribution and choice.
     """
-    from clt_plugins.loading import load
+    from clt_plugins.registry.plugins import load
 
     plugins = plugins or load()
     if not isinstance(recipe, Recipe):

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from clt_stream.stdlib import is_held_out, python_stdlib
+from clt_stream.text.stdlib import is_held_out, python_stdlib
 
 END = "<|endoftext|>"
 VOCABULARY, CONTEXT, HELD_OUT_SHARE = 4096, 256, 0.05
@@ -116,7 +116,7 @@ A small language model of Python source code and of the Python language referenc
 |---|---|
 | architecture | GPT-2 (`GPT2LMHeadModel`): {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, context {config.n_positions}, tied embeddings, no dropout; {parameters:,} parameters, stored as float16 (load with `dtype=torch.float32`) |
 | tokenizer | byte-level BPE, {config.vocab_size} entries, trained on the training documents; one end-of-text token begins, ends and pads |
-| text | `clt_stream.stdlib.python_stdlib()` under CPython {python}: sources of the standard library and topics of `help()`, under the Python Software Foundation License Version 2 |
+| text | `clt_stream.text.stdlib.python_stdlib()` under CPython {python}: sources of the standard library and topics of `help()`, under the Python Software Foundation License Version 2 |
 | trained on | {train} |
 | held out | {held}: those with `is_held_out(identity, {share})` |
 | training | {steps:,} steps of {batch} x {config.n_positions} tokens: {seen:,} tokens seen; AdamW, peak learning rate {rate}, warm-up, cosine; seed {args.seed}; {minutes:.0f} CPU minutes, {args.threads} thread(s) |

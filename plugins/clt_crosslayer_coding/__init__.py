@@ -31,7 +31,7 @@ class CrosslayerCodingConfig:
 
 
 def build_crosslayer_coding(config: CrosslayerCodingConfig, context: Context) -> Any:
-    from clt_crosslayer_coding.store import build
+    from clt_crosslayer_coding.source import build
 
     return build(config, context)
 

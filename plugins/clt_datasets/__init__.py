@@ -61,13 +61,13 @@ class RemoteConfig:
 
 
 def build_local(config: LocalConfig, context: Context) -> Any:
-    from clt_datasets.folder import build_local
+    from clt_datasets.dataset import build_local
 
     return build_local(config, context)
 
 
 def build_remote(config: RemoteConfig, context: Context) -> Any:
-    from clt_datasets.remote import build_remote
+    from clt_datasets.net.remote import build_remote
 
     return build_remote(config, context)
 

@@ -12,8 +12,8 @@ import click
 from clt_plugins import verbose, with_recipe
 
 if TYPE_CHECKING:
-    from clt_plugins.loading import Plugins
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.registry.plugins import Plugins
 
 
 @click.command()
@@ -46,13 +46,13 @@ def generate(
     Run it again to go on after an interruption. With `torchrun`, each process writes its share. The token for --to is
     read from CLT_TOKEN; the data set has the folder's name there.
     """
-    from clt_datasets.generate import generate as write
+    from clt_datasets.make.generate import generate as write
 
     rest |= {"chunk_bytes": int(chunk_mb * 2**20), "block_rows": block_rows or 0}
     if url is None:
         write(recipe, plugins, out, **rest)
         return
-    from clt_datasets.client import Connection
+    from clt_datasets.net.client import Connection
 
     connection = Connection(url, out.resolve().name, patience_s=600)
     try:
@@ -68,8 +68,8 @@ def generate(
 @verbose
 def inspect(dataset: Path, verify: bool, as_json: bool) -> None:
     """Show what DATASET holds: counts, statistics, the first rows. Ends with 1 if something is damaged."""
-    from clt_datasets.inspect import as_text
-    from clt_datasets.inspect import inspect as look
+    from clt_datasets.make.inspect import as_text
+    from clt_datasets.make.inspect import inspect as look
 
     found = look(dataset, verify=verify)
     click.echo(json.dumps(found, indent=1) if as_json else as_text(found))
@@ -85,7 +85,7 @@ def inspect(dataset: Path, verify: bool, as_json: bool) -> None:
 @verbose
 def scramble(source: Path, out: Path, seed: int, memory_mb: float) -> None:
     """Write the rows of the data set IN to OUT, in one random order of all. Needs twice its room on the disk."""
-    from clt_datasets.scramble import scramble as write
+    from clt_datasets.make.scramble import scramble as write
 
     write(source, out, seed, memory=int(memory_mb * 2**20))
 
@@ -122,7 +122,7 @@ def serve(
     """
     import ssl
 
-    from clt_datasets.listening import serve as run
+    from clt_datasets.net.serve import serve as run
 
     token = os.environ.get("CLT_TOKEN", "")
     if token_file is not None:

@@ -12,8 +12,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from clt_datasets.chunks import ChunkReader
-from clt_datasets.layout import STATISTICS, Manifest, read_manifest
+from clt_datasets.format.chunk import ChunkReader
+from clt_datasets.format.manifest import STATISTICS, Manifest, read_manifest
 from clt_plugins import Batch, DamagedError, StoredSource
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ import yaml
 from torch import Tensor
 
 from clt_exporters import limits
-from clt_exporters.files import read, shapes, write
-from clt_exporters.fold import Folder
-from clt_exporters.mapped import Mapped
-from clt_exporters.names import input_hook, model_name, output_hook
+from clt_exporters.folded import Folder
+from clt_exporters.hooks import input_hook, model_name, output_hook
+from clt_exporters.on_disk import Mapped
+from clt_exporters.tensors import read, shapes, write
 from clt_plugins import Context, Imported
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from clt_exporters import limits
-from clt_exporters.files import write
-from clt_exporters.names import input_hook, model_name, output_hook
+from clt_exporters.hooks import input_hook, model_name, output_hook
 from clt_exporters.reference import read_reference, reference_files
+from clt_exporters.tensors import write
 from clt_plugins import Imported
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from clt_exporters.names import input_hook, layer_numbers, model_name, output_hook
+from clt_exporters.hooks import input_hook, layer_numbers, model_name, output_hook
 from clt_plugins import recipe_data
 
 if TYPE_CHECKING:

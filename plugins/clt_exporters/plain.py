@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from clt_exporters import limits
-from clt_exporters.files import write
-from clt_exporters.fold import Folder
+from clt_exporters.folded import Folder
+from clt_exporters.tensors import write
 
 if TYPE_CHECKING:
     from clt_exporters import SafetensorsConfig

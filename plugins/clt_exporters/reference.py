@@ -20,7 +20,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_exporters.files import read, shapes
+from clt_exporters.tensors import read, shapes
 from clt_plugins import Imported
 
 EPSILON = 1e-6

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clt_exporters import limits
-from clt_exporters.files import write
-from clt_exporters.fold import Folder
-from clt_exporters.names import input_hook, layer_numbers, model_name, output_hook
+from clt_exporters.folded import Folder
+from clt_exporters.hooks import input_hook, layer_numbers, model_name, output_hook
+from clt_exporters.tensors import write
 
 if TYPE_CHECKING:
     from clt_exporters import SAELensConfig

@@ -28,7 +28,7 @@ class TritonConfig:
 
 
 def build_torch(config: TorchConfig, device: torch.device) -> Any:
-    from clt_kernels.torch_kernels import TorchKernels
+    from clt_kernels.reference import TorchKernels
 
     return TorchKernels()
 
@@ -36,7 +36,7 @@ def build_torch(config: TorchConfig, device: torch.device) -> Any:
 def build_numba(config: NumbaConfig, device: torch.device) -> Any:
     if device.type != "cpu":
         raise ValueError(f'kernels: "numba" runs on the CPU only, not on {device}: use "auto" or "torch"')
-    from clt_kernels.numba_kernels import NumbaKernels
+    from clt_kernels.cpu.kernels import NumbaKernels
 
     return NumbaKernels()
 
@@ -47,7 +47,7 @@ def build_triton(config: TritonConfig, device: torch.device) -> Any:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f'kernels: "triton" runs on CUDA GPUs only, not on {device}: use "auto" or "torch"')
     try:
-        from clt_kernels.triton_kernels import TritonKernels
+        from clt_kernels.gpu.kernels import TritonKernels
     except ModuleNotFoundError as error:
         raise ValueError(f'kernels: "triton" cannot be imported ({error}): install it, or use "torch"') from error
     return TritonKernels()

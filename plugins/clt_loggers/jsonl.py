@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clt_loggers.files import Growing
+from clt_loggers.growing import Growing
 
 
 class JSONLines:

@@ -26,7 +26,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard import summary
 
-from clt_loggers.files import Growing
+from clt_loggers.growing import Growing
 from clt_plugins import toml_text
 
 BINS = 64

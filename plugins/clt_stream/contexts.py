@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_stream.text import Texts, generator, part
+from clt_stream.text.documents import Texts, generator, part
 
 if TYPE_CHECKING:
     from clt_stream import StreamConfig

@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_stream.pack import Contexts, Packer
+from clt_stream.contexts import Contexts, Packer
 from clt_stream.sites import Site
 
 if TYPE_CHECKING:

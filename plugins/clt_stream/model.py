@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clt_stream.text import one_line
+from clt_stream.text.documents import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

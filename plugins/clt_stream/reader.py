@@ -17,7 +17,7 @@ from nnsight import NNsight
 from torch import Tensor, nn
 
 from clt_plugins import Batch
-from clt_stream.pack import Contexts
+from clt_stream.contexts import Contexts
 from clt_stream.sites import Site
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Batch
+from clt_stream.contexts import Cursor, Packer
 from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
-from clt_stream.pack import Cursor, Packer
+from clt_stream.reader import Reader, Rows, packs
 from clt_stream.sites import find_sites
-from clt_stream.text import generator, open_texts, part
-from clt_stream.trace import Reader, Rows, packs
+from clt_stream.text.documents import generator, open_texts, part
 
 if TYPE_CHECKING:
     from clt_plugins import Context

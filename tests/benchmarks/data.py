@@ -32,11 +32,11 @@ from typing import Any
 
 import torch
 
-from clt_datasets.chunks import Style, write_chunk
-from clt_datasets.generate import write_manifest
-from clt_datasets.layout import Manifest, default_block_rows, read_manifest
+from clt_datasets.format.chunk import Style, write_chunk
+from clt_datasets.format.manifest import Manifest, default_block_rows, read_manifest
+from clt_datasets.make.generate import write_manifest
 from clt_plugins import Batch
-from clt_plugins.loading import load
+from clt_plugins.registry.plugins import load
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -152,7 +152,7 @@ def training_rate(folder: Path, options: argparse.Namespace) -> float:
 
 def source_memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """GB that `local` states, takes at the most, and holds when it is closed."""
-    command = [sys.executable, "-m", "tests.plugins.source_memory", str(folder), str(options.batch)]
+    command = [sys.executable, "-m", "tests.support.source_memory", str(folder), str(options.batch)]
     printed = subprocess.run([*command, str(options.buffer)], capture_output=True, text=True, check=True).stdout
     found = json.loads(printed)
     return {f"local_memory_{name}_gb": round(size / 1e9, 3) for name, size in found.items()} | {

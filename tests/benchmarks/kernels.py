@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from clt_plugins import Layout, Pairs
-from clt_plugins.interfaces import Kernels
-from clt_plugins.loading import load
-from clt_plugins.setup import make_kernels
+from clt_plugins.contract.interfaces import Kernels
+from clt_plugins.model.assemble import make_kernels
+from clt_plugins.registry.plugins import load
 from tests.benchmarks.timing import alternate, read_bandwidth
 
 LAYOUTS = {

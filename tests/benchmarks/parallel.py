@@ -42,12 +42,12 @@ class Step:
     """One rank's training step on random activations."""
 
     def __init__(self, options: argparse.Namespace):
-        from clt_plugins.batch import Batch
-        from clt_plugins.loading import load
-        from clt_plugins.optim import is_matrix, make_optimizer
-        from clt_plugins.recipe import read_recipe
-        from clt_plugins.setup import build
-        from clt_plugins.sparse import reuse_gradients
+        from clt_plugins.data.batch import Batch
+        from clt_plugins.model.assemble import build
+        from clt_plugins.model.sparse import reuse_gradients
+        from clt_plugins.recipe.read import read_recipe
+        from clt_plugins.registry.plugins import load
+        from clt_plugins.training.optimizer import is_matrix, make_optimizer
 
         torch.set_num_threads(1)
         plugins = load()
@@ -73,8 +73,8 @@ class Step:
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        from clt_plugins.objective import objective
-        from clt_plugins.together import anyone, read
+        from clt_plugins.distributed.agree import anyone, read
+        from clt_plugins.training.objective import objective
 
         class Ready:
             next = staticmethod(lambda: self.batch)

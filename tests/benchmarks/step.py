@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from clt_plugins.encode import affine
+from clt_plugins.model.encoder import affine
 from tests.benchmarks.timing import alternate, median_seconds, peak_rss_gb, read_bandwidth
 
 PEERS = Path(__file__).parent / "peers"
@@ -54,12 +54,12 @@ class Own:
     """This project's training step on random activations."""
 
     def __init__(self, options: argparse.Namespace):
-        from clt_plugins.batch import Batch
-        from clt_plugins.loading import load
-        from clt_plugins.optim import is_matrix, make_optimizer
-        from clt_plugins.recipe import read_recipe
-        from clt_plugins.setup import build
-        from clt_plugins.sparse import reuse_gradients
+        from clt_plugins.data.batch import Batch
+        from clt_plugins.model.assemble import build
+        from clt_plugins.model.sparse import reuse_gradients
+        from clt_plugins.recipe.read import read_recipe
+        from clt_plugins.registry.plugins import load
+        from clt_plugins.training.optimizer import is_matrix, make_optimizer
 
         torch.set_num_threads(options.threads)
         plugins = load()
@@ -87,7 +87,7 @@ class Own:
         self.idle = torch.zeros(options.layers, options.features, dtype=torch.int64)
 
     def step(self) -> Any:
-        from clt_plugins.objective import objective
+        from clt_plugins.training.objective import objective
 
         self.optimizer.zero_grad(set_to_none=True)
         outcome = objective(self.transcoder, self.parts.losses, self.batch, self.idle, 0.5)

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from clt_plugins.loading import load
-from clt_plugins.settings import ModelConfig
+from clt_plugins.contract.recipe import ModelConfig
+from clt_plugins.registry.plugins import load
 from clt_stream import StreamConfig
-from clt_stream.pack import Contexts
+from clt_stream.contexts import Contexts
 
 SHIPPED = Path(__file__).parents[2] / "examples" / "models" / "stdlib-gpt2"
 

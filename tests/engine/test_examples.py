@@ -8,11 +8,11 @@ import attrs
 import pytest
 import torch
 
-from clt_plugins.plan import estimate
-from clt_plugins.recipe import read_recipe
-from clt_plugins.setup import Parts, build_transcoder, make_kernels, make_parallel
-from clt_plugins.spec import Context
-from tests.helpers import parts, plugins
+from clt_plugins.contract.spec import Context
+from clt_plugins.model.assemble import Parts, build_transcoder, make_kernels, make_parallel
+from clt_plugins.recipe.read import read_recipe
+from clt_plugins.training.plan import estimate
+from tests.support.helpers import parts, plugins
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {

@@ -12,8 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import clt_plugins
-from clt_plugins import hookspecs
-from clt_plugins.recipe import Recipe
+from clt_plugins.contract import hooks as hookspecs
+from clt_plugins.recipe.read import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "clt_plugins"
@@ -138,7 +138,7 @@ def test_public_names_exist() -> None:
 
 
 def test_run_is_the_function_whatever_was_imported_first() -> None:
-    import clt_plugins.run
+    import clt_plugins.training.run
     from clt_plugins import run
 
     assert callable(run)

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 from clt_plugins import CrossLayerTranscoder
-from clt_plugins.normalise import estimate
-from clt_plugins.structure import structure_choice
-from tests.helpers import parts, plugins, random_batch, stir
+from clt_plugins.model.normaliser import estimate
+from clt_plugins.recipe.structure import structure_choice
+from tests.support.helpers import parts, plugins, random_batch, stir
 
 PEERS = Path(__file__).parent / "peers"
 MODEL = Path(__file__).parents[2] / "examples/models/stdlib-gpt2"

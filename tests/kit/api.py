@@ -11,7 +11,9 @@ import attrs
 import click
 
 import clt_plugins
-from clt_plugins import hookspecs, interfaces, testing
+from clt_plugins import testing
+from clt_plugins.contract import hooks as hookspecs
+from clt_plugins.contract import interfaces
 
 FILE = Path(__file__).with_name("api.txt")
 

@@ -8,7 +8,7 @@ from unittest import SkipTest
 
 import pytest
 
-from clt_plugins.loading import load
+from clt_plugins.registry.plugins import load
 from clt_plugins.testing import Nonconformance, cases
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Kernels:
         self.inner.grad_rows(*arguments, overwrite=overwrite)
 
 def build(config, device):
-    from clt_kernels.torch_kernels import TorchKernels
+    from clt_kernels.reference import TorchKernels
     return Kernels(TorchKernels())
 
 @hookimpl

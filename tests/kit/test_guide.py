@@ -11,20 +11,21 @@ from pathlib import Path
 import attrs
 import pytest
 
-from clt_plugins import Context, hookspecs
-from clt_plugins.blame import PROTOCOLS
-from clt_plugins.interfaces import Forward
-from clt_plugins.listing import undocumented
-from clt_plugins.loading import load
-from clt_plugins.new import KINDS
+from clt_plugins import Context
+from clt_plugins.cli.listing import undocumented
+from clt_plugins.cli.new import KINDS
+from clt_plugins.contract import hooks as hookspecs
+from clt_plugins.contract.interfaces import Forward
+from clt_plugins.registry.build import PROTOCOLS
+from clt_plugins.registry.plugins import load
 from clt_plugins.testing import CHECKS
-from tests.guide import GUIDE, commands, files, written
+from tests.support.guide import GUIDE, commands, files, written
 
 TEXT = GUIDE.read_text()
 
 
 def test_examples_and_names_are_those_of_the_code() -> None:
-    assert written(TEXT) == TEXT, "write the guide anew: python -m tests.guide"
+    assert written(TEXT) == TEXT, "write the guide anew: python -m tests.support.guide"
 
 
 def section(title: str) -> str:
@@ -95,7 +96,8 @@ def test_every_example_and_command_runs(tmp_path: Path) -> None:
         [*odd, "transcoder.features=63"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert "transcoder.features=63: must be even, not 63" in done.stderr
-    check = "import click.testing, clt_plugins.loading as l; c = l.load(extra=['count', 'square']).commands()['count'];"
+    check = "import click.testing, clt_plugins.registry.plugins as l;"
+    check += "c = l.load(extra=['count', 'square']).commands()['count'];"
     check += "print(click.testing.CliRunner().invoke(c, ['try.toml', '-psquare']).output)"
     assert run("-c", check).stdout.strip() == "64"
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "test_square.py")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clt_plugins import lines, run
-from clt_plugins.exits import ExitCode
-from clt_plugins.loading import PluginError, load
-from tests.helpers import tables
+from clt_plugins import run
+from clt_plugins.errors import ExitCode
+from clt_plugins.recipe import lines
+from clt_plugins.registry.plugins import PluginError, load
+from tests.support.helpers import tables
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from clt_plugins.cli import main_group
-from clt_plugins.exits import ExitCode
-from clt_plugins.hookspecs import SLOTS
-from clt_plugins.new import KINDS, new
+from clt_plugins.cli.main import main_group
+from clt_plugins.cli.new import KINDS, new
+from clt_plugins.contract.hooks import SLOTS
+from clt_plugins.errors import ExitCode
 
 
 def test_there_is_a_kind_for_every_table() -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.plugins.serving import Serving
+    from tests.support.serving import Serving
 
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
     """Starts servers of `tmp_path / "root"`."""
-    from tests.plugins.serving import Serving
+    from tests.support.serving import Serving
 
     (tmp_path / "root").mkdir()
     started: list[Serving] = []

@@ -1,4 +1,4 @@
-"""The author's guide and its code: `python -m tests.guide` puts the templates and public names into the guide anew."""
+"""The author's guide and its code: `python -m tests.support.guide` writes templates and public names into the guide."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import clt_plugins
-from clt_plugins.new import KINDS, TEMPLATES, renamed
+from clt_plugins.cli.new import KINDS, TEMPLATES, renamed
 
-GUIDE = Path(__file__).resolve().parents[1] / "plugins" / "README.md"
+GUIDE = Path(__file__).resolve().parents[2] / "plugins" / "README.md"
 
 
 def example(kind: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from clt_plugins.batch import Batch
-from clt_plugins.loading import Plugins, load
-from clt_plugins.recipe import Recipe, read_recipe
-from clt_plugins.setup import Parts, build
+from clt_plugins.data.batch import Batch
+from clt_plugins.model.assemble import Parts, build
+from clt_plugins.recipe.read import Recipe, read_recipe
+from clt_plugins.registry.plugins import Plugins, load
 
 SMALL: dict[str, Any] = {
     "name": "small",

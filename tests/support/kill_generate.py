@@ -1,6 +1,6 @@
 """Kills generations at random moments and resumes them.
 
-    python -m tests.plugins.kill_generate FOLDER KILLS [MODEL TEXT]
+    python -m tests.support.kill_generate FOLDER KILLS [MODEL TEXT]
 
 A process of its own, which imports everything once, runs nothing in threads, and forks a generation at a time.
 Prints how many chunks there were at each kill.
@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-import clt_datasets.generate
+import clt_datasets.make.generate
 import clt_stream.source  # noqa: F401 - so that forked processes need not import it
 import clt_synthetic.source  # noqa: F401
-from clt_plugins.recipe import Recipe, read_recipe
-from tests.helpers import plugins, tables
+from clt_plugins.recipe.read import Recipe, read_recipe
+from tests.support.helpers import plugins, tables
 
 
 def make_recipe(model: str | None, text: str | None) -> Recipe:
@@ -46,7 +46,7 @@ def start(recipe: Recipe, out: Path, **options: Any) -> int:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         torch.set_num_threads(1)
-        clt_datasets.generate.generate(recipe, plugins(), out, **options)
+        clt_datasets.make.generate.generate(recipe, plugins(), out, **options)
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", flush=True)

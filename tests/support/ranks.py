@@ -1,7 +1,7 @@
-"""What each of four processes does in `tests/plugins/test_parallel.py`: every case on grids of 1 to 4 ranks, saved;
-and whole runs on 1 to 4 ranks. Starting processes takes longer than all of it, so they are started once.
+"""What each of four processes does in `tests/plugins/parallel/test_parallel.py`: every case on grids of 1 to 4 ranks,
+saved; and whole runs on 1 to 4 ranks. Starting processes takes longer than all of it, so they are started once.
 
-Started as `python -m tests.ranks FOLDER PORT...`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+Started as `python -m tests.support.ranks FOLDER PORT...`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch.distributed as dist
 
 from clt_parallel.grid import Grid
 from clt_plugins import parameter, run
-from clt_plugins.batch import Batch
-from clt_plugins.exits import Stopped
-from clt_plugins.objective import objective
-from clt_plugins.optim import clip_gradients, gradient_norm, make_optimizer
-from clt_plugins.recipe import Recipe
-from clt_plugins.setup import Parts, build, make_parallel
-from clt_plugins.together import anyone, read, same_everywhere, together
-from tests.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir, tables
+from clt_plugins.data.batch import Batch
+from clt_plugins.distributed.agree import anyone, read, same_everywhere, together
+from clt_plugins.errors import Stopped
+from clt_plugins.model.assemble import Parts, build, make_parallel
+from clt_plugins.recipe.read import Recipe
+from clt_plugins.training.objective import objective
+from clt_plugins.training.optimizer import clip_gradients, gradient_norm, make_optimizer
+from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir, tables
 
 GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2)}
 """Data × tensor ranks."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from clt_datasets.listening import listen
-from clt_datasets.server import Server
+from clt_datasets.net.serve import listen
+from clt_datasets.net.server import Server
 
 
 class Serving:

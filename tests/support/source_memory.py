@@ -1,6 +1,6 @@
 """What a `local` source takes of memory, in a process of its own in which nothing else is.
 
-    python -m tests.plugins.source_memory FOLDER BATCH_TOKENS BUFFER_TOKENS
+    python -m tests.support.source_memory FOLDER BATCH_TOKENS BUFFER_TOKENS
 
 Prints, in bytes: `stated`, what `LocalConfig` says it takes; `peak`, what it took at the most while two epochs were
 handed out, each batch held until the next one came; `left`, what was still there of that when it was closed. The

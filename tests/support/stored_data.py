@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from clt_datasets import LocalConfig, clt_sources
-from clt_datasets.chunks import Style, write_chunk
-from clt_datasets.generate import generate, write_manifest
+from clt_datasets.format.chunk import Style, write_chunk
+from clt_datasets.make.generate import generate, write_manifest
 from clt_plugins import Batch
-from clt_plugins.recipe import read_recipe
-from tests.helpers import plugins, tables
+from clt_plugins.recipe.read import read_recipe
+from tests.support.helpers import plugins, tables
 
 
 def make_context(*, batch_tokens: int = 16, rank: int = 0, ranks: int = 1, seed: int = 3) -> Any:

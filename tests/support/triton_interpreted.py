@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from clt_plugins import Layout
-from clt_plugins.interfaces import Kernels
-from clt_plugins.loading import load
-from clt_plugins.setup import make_kernels
+from clt_plugins.contract.interfaces import Kernels
+from clt_plugins.model.assemble import make_kernels
+from clt_plugins.registry.plugins import load
 from clt_plugins.testing.kernels import EDGES
 from clt_plugins.testing.products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 

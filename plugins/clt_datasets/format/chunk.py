@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import xxhash
 
-from clt_datasets.encode import encode
-from clt_datasets.layout import Manifest, digest
-from clt_datasets.stretches import read_stretches
+from clt_datasets.format.encode import encode
+from clt_datasets.format.manifest import Manifest, digest
+from clt_datasets.format.read import read_stretches
 from clt_plugins import Batch, DamagedError
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")

@@ -22,9 +22,9 @@ import torch
 import xxhash
 from tqdm import tqdm
 
-from clt_datasets.chunks import Style, Summary, compression_library, read_summary, write_chunk
-from clt_datasets.encode import statistics
-from clt_datasets.layout import (
+from clt_datasets.format.chunk import Style, Summary, compression_library, read_summary, write_chunk
+from clt_datasets.format.encode import statistics
+from clt_datasets.format.manifest import (
     DTYPES,
     MANIFEST,
     STATISTICS,
@@ -34,13 +34,13 @@ from clt_datasets.layout import (
     read_manifest,
     replace,
 )
-from clt_datasets.plan import Plan, Share, prepare
+from clt_datasets.make.plan import Plan, Share, prepare
 from clt_plugins import Batch, DamagedError, build_source, recipe_data
 
 if TYPE_CHECKING:
-    from clt_plugins.interfaces import Source
-    from clt_plugins.loading import Plugins
-    from clt_plugins.recipe import Recipe
+    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.registry.plugins import Plugins
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clt_datasets.folder import DatasetStore, Folder
-from clt_datasets.layout import Manifest
+from clt_datasets.dataset import DatasetStore, Folder
+from clt_datasets.format.manifest import Manifest
 from clt_plugins import Batch, DamagedError
 
 PREVIEW = 4

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from clt_datasets.layout import replace
+from clt_datasets.format.manifest import replace
 
 SETTINGS = ".generate.json"
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clt_datasets.chunks import Style, write_chunk
-from clt_datasets.folder import DatasetStore, Folder
-from clt_datasets.generate import write_manifest
-from clt_datasets.layout import MANIFEST, Manifest, replace
+from clt_datasets.dataset import DatasetStore, Folder
+from clt_datasets.format.chunk import Style, write_chunk
+from clt_datasets.format.manifest import MANIFEST, Manifest, replace
+from clt_datasets.make.generate import write_manifest
 from clt_plugins import Batch
 
 FILES = 512

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from clt_datasets.patience import CONNECT_S, Again, Patience, refused
+from clt_datasets.net.retry import CONNECT_S, Again, Patience, refused
 from clt_plugins import DamagedError
 
 

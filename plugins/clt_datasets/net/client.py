@@ -19,9 +19,9 @@ import aiohttp
 import numpy as np
 import xxhash
 
-from clt_datasets.blocks import Blocks
-from clt_datasets.layout import DATASET_NAME, MANIFEST
-from clt_datasets.patience import CONNECT_S, STALLED_S, Again, Patience, refused
+from clt_datasets.format.manifest import DATASET_NAME, MANIFEST
+from clt_datasets.net.blocks import Blocks
+from clt_datasets.net.retry import CONNECT_S, STALLED_S, Again, Patience, refused
 
 T = TypeVar("T")
 

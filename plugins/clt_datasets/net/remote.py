@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from clt_datasets.client import Connection
-from clt_datasets.folder import DatasetStore
-from clt_datasets.layout import Manifest, digest
+from clt_datasets.dataset import DatasetStore
+from clt_datasets.format.manifest import Manifest, digest
+from clt_datasets.net.client import Connection
 from clt_plugins import DamagedError, StoredSource
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from clt_datasets.server import Server
+from clt_datasets.net.server import Server
 
 connections = logging.getLogger(f"{__name__}.connections")
 """Of what goes wrong outside the handlers."""

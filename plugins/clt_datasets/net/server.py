@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from clt_datasets.folder import Folder
-from clt_datasets.layout import DATASET_NAME, MANIFEST, Manifest
-from clt_datasets.receive import Receiver, Refused
+from clt_datasets.dataset import Folder
+from clt_datasets.format.manifest import DATASET_NAME, MANIFEST, Manifest
+from clt_datasets.net.uploads import Receiver, Refused
 from clt_plugins import DamagedError
 
 log = logging.getLogger(__name__)

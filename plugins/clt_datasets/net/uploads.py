@@ -16,8 +16,8 @@ import xxhash
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from clt_datasets.chunks import read_summary
-from clt_datasets.layout import CHUNK_NAME, MANIFEST, STATISTICS, Manifest
+from clt_datasets.format.chunk import read_summary
+from clt_datasets.format.manifest import CHUNK_NAME, MANIFEST, STATISTICS, Manifest
 from clt_plugins import DamagedError
 
 PIECE = 2**20

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_kernels import numba_loops as loops
+from clt_kernels.cpu import loops
 from clt_plugins import Layout, Pairs
 
 Plan = tuple[Any, Any, Any, Any]

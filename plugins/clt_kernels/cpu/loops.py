@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from clt_kernels.numba_bits import LINE, compiled, fetch_add, narrow, prefetch, readable, widen
+from clt_kernels.cpu.bits import LINE, compiled, fetch_add, narrow, prefetch, readable, widen
 
 CHUNK = 256
 """Features in a unit of work."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from clt_stream.stdlib import is_held_out, python_stdlib
+from clt_stream.text.stdlib import is_held_out, python_stdlib
 
 if TYPE_CHECKING:
     from clt_stream import StreamConfig
@@ -121,7 +121,7 @@ def open_texts(config: StreamConfig, seed: int) -> Texts:
     if config.text == "python-stdlib":
         documents = _stdlib()
         return StoredTexts(len(documents), lambda numbers: [documents[n] for n in numbers], seed)
-    from clt_stream.datasets_text import open_dataset
+    from clt_stream.text.hub import open_dataset
 
     dataset = open_dataset(config)
     name, column = config.text, config.text_column

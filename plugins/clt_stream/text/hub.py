@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from clt_stream.text import one_line
+from clt_stream.text.documents import one_line
 
 if TYPE_CHECKING:
     from clt_stream import StreamConfig

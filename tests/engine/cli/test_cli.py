@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner, Result
 
-from clt_plugins.cli import main_group
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.loading import PluginError, load
-from clt_plugins.recipe import Recipe
+from clt_plugins.cli.main import main_group
+from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.recipe.read import Recipe
+from clt_plugins.registry.plugins import PluginError, load
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -48,7 +48,7 @@ def invoke(*arguments: str) -> Result:
 
 
 def replace_run(monkeypatch: pytest.MonkeyPatch, function: Callable[..., None]) -> None:
-    monkeypatch.setattr(import_module("clt_plugins.run"), "run", function)
+    monkeypatch.setattr(import_module("clt_plugins.training.run"), "run", function)
 
 
 def test_validate_prints_the_resolved_recipe_and_nothing_else(clt: Clt, recipe: Path) -> None:
@@ -88,7 +88,7 @@ def test_wrong_usage_is_2_with_a_suggestion(recipe: Path) -> None:
 def test_what_only_reads_starts_without_torch(recipe: Path, command: list[str]) -> None:
     probe = (
         "import sys\n"
-        "from clt_plugins.cli import main_group\n"
+        "from clt_plugins.cli.main import main_group\n"
         "code = main_group(sys.argv[1:], standalone_mode=False)\n"
         "assert not code, code\n"
         "heavy = {'torch', 'numpy', 'transformers', 'numba', 'h5py', 'tensorboard'} & sys.modules.keys()\n"

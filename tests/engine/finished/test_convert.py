@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from clt_plugins import CrossLayerTranscoder
-from clt_plugins.convert import as_table, convert, with_thresholds
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.settings import ConvertConfig
-from clt_plugins.setup import Parts
-from tests.helpers import parts, plugins, stir
+from clt_plugins.contract.recipe import ConvertConfig
+from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.finished.convert import as_table, convert, with_thresholds
+from clt_plugins.model.assemble import Parts
+from tests.support.helpers import parts, plugins, stir
 
 SIZES = {"layers": 3, "d_model": 16, "features": 48, "active": 3.0}
 BATCH = 2048
@@ -28,8 +28,8 @@ RANKINGS: dict[str, dict[str, Any]] = {
 @cache
 def trained(name: str) -> Parts:
     """A transcoder trained for a few steps on sparse ground truth."""
-    from clt_plugins.objective import objective
-    from clt_plugins.optim import make_optimizer
+    from clt_plugins.training.objective import objective
+    from clt_plugins.training.optimizer import make_optimizer
 
     made = parts(
         activation=RANKINGS[name],

@@ -10,14 +10,14 @@ import pytest
 import torch
 import transformers
 
-from clt_plugins.evaluate import as_json, as_metrics, as_table, evaluate
-from clt_plugins.settings import EvaluateConfig
-from clt_plugins.setup import Parts
-from clt_plugins.transcoder import CrossLayerTranscoder
-from tests.helpers import ACTIVATIONS, parts, stir
-from tests.plugins.language_models import save_model, save_text
+from clt_plugins.contract.recipe import EvaluateConfig
+from clt_plugins.finished.evaluate import as_json, as_metrics, as_table, evaluate
+from clt_plugins.model.assemble import Parts
+from clt_plugins.model.transcoder import CrossLayerTranscoder
+from tests.support.helpers import ACTIVATIONS, parts, stir
+from tests.support.language_models import save_model, save_text
 
-SHIPPED = Path(__file__).parents[2] / "examples/models/stdlib-gpt2"
+SHIPPED = Path(__file__).parents[3] / "examples/models/stdlib-gpt2"
 CONFIG = EvaluateConfig(tokens=300, model_tokens=300)
 UNMOVED = ("model", "with_errors", "mean", "zero")
 
@@ -130,7 +130,7 @@ def test_with_errors_added_back_it_is_the_model_in_every_family(family, tmp_path
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("tying", ["untied-skip", "per_target"])
 def test_with_errors_added_back_it_is_the_model_whatever_the_choices(activation, tying, relu_model):
-    from tests.helpers import TYINGS
+    from tests.support.helpers import TYINGS
 
     found = stream(relu_model, activation=ACTIVATIONS[activation], tying=TYINGS[tying])
     stir(found.transcoder)
@@ -158,7 +158,7 @@ def test_later_layers_read_what_earlier_replacements_wrote(relu_model):
     model.transformer.h[0].mlp.register_forward_hook(lambda _, args, out: out + shift)
     with torch.no_grad():
         wanted = model(text.ids, position_ids=text.position_ids, use_cache=False).logits.flatten(0, 1)[text.rows]
-    from clt_plugins.replacement import Replacement
+    from clt_plugins.finished.in_model import Replacement
 
     clean: list[torch.Tensor] = []
     language.run(text, lambda layer, read, written: clean.append(read))
@@ -265,7 +265,7 @@ def numbers(report: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_moves_every_number_in_the_direction_it_should(name, tmp_path):
     from clt_plugins import run
-    from tests.helpers import tables
+    from tests.support.helpers import tables
 
     activation, losses, directions = TRAINED[name]
     chosen = tables(

@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clt_plugins import CrossLayerTranscoder, run
-from clt_plugins.cli import main_group
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.recipe import as_toml
+from clt_plugins.cli.main import main_group
+from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.recipe.read import as_toml
 from clt_plugins.toml import document
-from tests.helpers import plugins, recipe, tables
+from tests.support.helpers import plugins, recipe, tables
 
 STAGES = {
     "convert": {"tokens": 512, "calibration_tokens": 512, "tolerance": 0.05},
@@ -144,7 +144,7 @@ def test_and_by_validate_where_the_recipe_tells(case, tmp_path):
 
 @pytest.mark.parametrize("stage", ["convert", "evaluate", "training alone"])
 def test_a_source_that_holds_out_nothing_is_refused_before_training(stage, tmp_path):
-    from tests.plugins.language_models import save_model, save_text
+    from tests.support.language_models import save_model, save_text
 
     save_model(tmp_path / "model")
     save_text(tmp_path / "text.jsonl", 200)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clt_plugins.batch import Batch
-from clt_plugins.normalise import Moments, Normaliser, estimate
+from clt_plugins.data.batch import Batch
+from clt_plugins.model.normaliser import Moments, Normaliser, estimate
 
 
 def batches(mean: float = 3.0) -> list[Batch]:

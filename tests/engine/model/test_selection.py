@@ -57,7 +57,7 @@ def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties):
 @pytest.mark.parametrize("per", ["token", "batch"])
 def test_the_fixed_shape_form_for_gpus_keeps_the_same(per):
     """The two forms are chosen by the device's type; there is no GPU here, so its steps are taken by hand."""
-    from clt_plugins.selection import Pool
+    from clt_plugins.model.selection import Pool
 
     pre = (torch.randn(2, 9, 40, generator=torch.Generator().manual_seed(0)) * 3).round()
     rows = 9 if per == "token" else 1

@@ -7,13 +7,13 @@ from functools import cache
 import pytest
 import torch
 
-from clt_plugins.batch import Batch
-from clt_plugins.normalise import estimate
-from clt_plugins.objective import objective
-from clt_plugins.optim import make_optimizer
-from clt_plugins.recipe import read_recipe
-from clt_plugins.setup import build, close
-from tests.helpers import ACTIVATIONS, TYINGS, plugins
+from clt_plugins.data.batch import Batch
+from clt_plugins.model.assemble import build, close
+from clt_plugins.model.normaliser import estimate
+from clt_plugins.recipe.read import read_recipe
+from clt_plugins.training.objective import objective
+from clt_plugins.training.optimizer import make_optimizer
+from tests.support.helpers import ACTIVATIONS, TYINGS, plugins
 
 STEPS, TOKENS = 200, 64
 ACTIVATION_K = {"topk": 24, "batchtopk": 24}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clt_plugins.objective import objective
-from clt_plugins.sparse import reuse_gradients
-from tests.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, parts, random_batch, stir
+from clt_plugins.model.sparse import reuse_gradients
+from clt_plugins.training.objective import objective
+from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, parts, random_batch, stir
 
 KERNELS = ["torch", "numba"]
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clt_plugins import toml
-from clt_plugins.loading import Plugins, load
-from clt_plugins.overrides import parse
-from clt_plugins.recipe import Recipe, RecipeError, as_data, as_toml, read_recipe
+from clt_plugins.recipe.overrides import parse
+from clt_plugins.recipe.read import Recipe, RecipeError, as_data, as_toml, read_recipe
+from clt_plugins.registry.plugins import Plugins, load
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions

@@ -9,8 +9,8 @@ import pytest
 from attrs import field, frozen, validators
 
 from clt_plugins import HubOrPath, Selected, Spec
-from clt_plugins.kinds import check_config
-from clt_plugins.structure import Faults, converter
+from clt_plugins.contract.types import check_config
+from clt_plugins.recipe.structure import Faults, converter
 
 
 @frozen(kw_only=True)

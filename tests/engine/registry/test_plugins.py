@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clt_plugins import Spec, discovery
-from clt_plugins.loading import PluginError, load
-from clt_plugins.recipe import read_recipe
-from clt_plugins.structure import structure_choice
+from clt_plugins import Spec
+from clt_plugins.recipe.read import read_recipe
+from clt_plugins.recipe.structure import structure_choice
+from clt_plugins.registry import discovery
+from clt_plugins.registry.plugins import PluginError, load
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clt_plugins.shuffle import Deal, Order, Permutation
+from clt_plugins.rows.order import Deal, Order, Permutation
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097])

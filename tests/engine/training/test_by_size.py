@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from clt_plugins import run
-from clt_plugins.optim import settled
-from clt_plugins.recipe import TrainConfig
-from tests.helpers import tables
+from clt_plugins.recipe.read import TrainConfig
+from clt_plugins.training.optimizer import settled
+from tests.support.helpers import tables
 
 
 def test_warm_up_and_dead_features_go_by_the_number_of_steps_and_tokens() -> None:

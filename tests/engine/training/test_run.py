@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from clt_plugins import CrossLayerTranscoder, run
-from clt_plugins.exits import ExitCode, Stopped
-from clt_plugins.loading import load
-from clt_plugins.normalise import estimate
-from clt_plugins.recipe import as_toml, read_recipe
-from clt_plugins.store import read_tensors
-from tests.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
+from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.files.folders import read_tensors
+from clt_plugins.model.normaliser import estimate
+from clt_plugins.recipe.read import as_toml, read_recipe
+from clt_plugins.registry.plugins import load
+from tests.support.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
 
-INTERRUPTING = "tests.interrupting"
+INTERRUPTING = "tests.support.interrupting"
 
 
 def everything(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 
 from clt_crosslayer_coding import CrosslayerCodingConfig, clt_sources
 from clt_plugins import Batch
-from tests.plugins.stored_data import join, make_context
+from tests.support.stored_data import join, make_context
 
 SIZES = [40, 25, 60]
 

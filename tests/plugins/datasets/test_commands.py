@@ -9,7 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from tests.plugins.serving import make_certificate, serving_process
+from tests.support.serving import make_certificate, serving_process
 
 RECIPE = """
 name = "numbers"

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from clt_datasets.chunks import Style, write_chunk
-from clt_datasets.generate import write_manifest
-from clt_datasets.layout import default_block_rows
+from clt_datasets.format.chunk import Style, write_chunk
+from clt_datasets.format.manifest import default_block_rows
+from clt_datasets.make.generate import write_manifest
 from clt_plugins import DamagedError
-from clt_plugins.normalise import Moments
-from clt_plugins.setup import build_source
+from clt_plugins.model.assemble import build_source
+from clt_plugins.model.normaliser import Moments
 from clt_stream import StreamConfig
 from clt_stream import clt_sources as stream_sources
-from tests.helpers import plugins, tables
-from tests.plugins.language_models import make_context as model_context
-from tests.plugins.language_models import save_model, save_text
-from tests.plugins.stored_data import equal, generated, join, local, make_context, numbered, write_numbered
+from tests.support.helpers import plugins, tables
+from tests.support.language_models import make_context as model_context
+from tests.support.language_models import save_model, save_text
+from tests.support.stored_data import equal, generated, join, local, make_context, numbered, write_numbered
 
 
 def stream_recipe(tmp_path: Path, dtype: str = "float32") -> dict[str, Any]:
@@ -229,7 +229,7 @@ def test_memory_is_what_is_stated_and_gone_when_closed(tmp_path: Path, dtype: st
     for path in paths:
         write_chunk(path, rows, style, {})
     write_manifest(tmp_path, paths, about={})
-    command = [sys.executable, "-m", "tests.plugins.source_memory", str(tmp_path), "1000", "4000"]
+    command = [sys.executable, "-m", "tests.support.source_memory", str(tmp_path), "1000", "4000"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -364,7 +364,7 @@ class TestBadInput:
             local(tmp_path / "two").load_state(local(tmp_path / "one").state())
 
     def test_values_a_type_cannot_hold(self, tmp_path: Path) -> None:
-        from clt_datasets.encode import encode
+        from clt_datasets.format.encode import encode
 
         x = torch.tensor([[[1.0, 70000.0]]])
         with pytest.raises(ValueError, match=r"^activations reach 70000, which float16 cannot hold: use bfloat16$"):

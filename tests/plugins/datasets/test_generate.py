@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from clt_plugins import run
-from clt_plugins.recipe import read_recipe
-from tests.helpers import plugins, tables
-from tests.plugins.language_models import save_model, save_text
-from tests.plugins.serving import Serving
-from tests.plugins.stored_data import generated, join, local, make_context
+from clt_plugins.recipe.read import read_recipe
+from tests.support.helpers import plugins, tables
+from tests.support.language_models import save_model, save_text
+from tests.support.serving import Serving
+from tests.support.stored_data import generated, join, local, make_context
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def kill_and_resume(folder: Path, kills: int, *text: str) -> dict[str, Any]:
     """See `kill_generate`."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.plugins.kill_generate", str(folder), str(kills), *text],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", "tests.support.kill_generate", str(folder), str(kills), *text],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=600,
@@ -104,7 +104,7 @@ def test_the_recipes_generate_and_train_from_a_folder_and_from_a_server(tmp_path
     small = ["source.buffer_tokens=2048", "train.batch_tokens=256", "train.eval_tokens=512", "train.warmup_steps=0"]
     (tmp_path / "root").mkdir()
     recipe = read_recipe(EXAMPLES / "generate.toml", [*small, "train.steps=8"], plugins=plugins())
-    from clt_datasets.generate import generate
+    from clt_datasets.make.generate import generate
 
     generate(recipe, plugins(), tmp_path / "root" / "stdlib-gpt2", dtype="bfloat16")
     train = ["train.steps=2", "transcoder.features=64", "activation.k=16", "transcoder.device=cpu", "loggers=[]"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugins.stored_data import write_numbered
+from tests.support.stored_data import write_numbered
 
 
 def malformed(draw: random.Random) -> tuple[bytes, bool]:

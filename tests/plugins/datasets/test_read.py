@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clt_datasets.stretches import DIRECT, PIECE, read_stretches
+from clt_datasets.format.read import DIRECT, PIECE, read_stretches
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ import torch
 import xxhash
 
 from clt_datasets import RemoteConfig, clt_sources
-from clt_datasets.client import Connection
-from clt_datasets.listening import serve
+from clt_datasets.net.client import Connection
+from clt_datasets.net.serve import serve
 from clt_plugins import DamagedError
-from tests.plugins.serving import Fake, make_certificate, serving_process
-from tests.plugins.stored_data import equal, generated, join, local, make_context, write_numbered
+from tests.support.serving import Fake, make_certificate, serving_process
+from tests.support.stored_data import equal, generated, join, local, make_context, write_numbered
 
 
 def remote(server: Any, dataset: str = "data", context: Any = None, **config: Any) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from clt_datasets.inspect import as_text, inspect
-from clt_datasets.scramble import scramble
-from tests.plugins.stored_data import equal, generated, join, local, make_context, write_numbered
+from clt_datasets.make.inspect import as_text, inspect
+from clt_datasets.make.scramble import scramble
+from tests.support.stored_data import equal, generated, join, local, make_context, write_numbered
 
 
 def stored_order(folder: Path) -> Any:

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clt_plugins import CrossLayerTranscoder
-from clt_plugins.normalise import estimate
-from clt_plugins.structure import structure_choice
-from tests.helpers import parts, plugins, random_batch, stir
+from clt_plugins.model.normaliser import estimate
+from clt_plugins.recipe.structure import structure_choice
+from tests.support.helpers import parts, plugins, random_batch, stir
 
 L, D, F = 3, 6, 10
 TYINGS = {
@@ -422,8 +422,8 @@ LIMITS: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_the_export(case, name, tmp_path):
     """In the same words, by the recipe alone, of the untrained transcoder (without memory, too), and of a trained one;
     and what it can hold is not refused."""
-    from clt_plugins.recipe import RecipeError, read_recipe
-    from tests.helpers import tables
+    from clt_plugins.recipe.read import RecipeError, read_recipe
+    from tests.support.helpers import tables
 
     changes, refusing, text = LIMITS[case]
     chosen = {"model": MODELED, "activation": JUMPRELU, **changes}
@@ -438,7 +438,7 @@ def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_th
     assert [fault.startswith(f"recipe: exports[0]: {text}") for fault in said] == [True] * wanted
     said = [fault.removeprefix("recipe: exports[0]: ") for fault in said]
 
-    from clt_plugins.setup import build
+    from clt_plugins.model.assemble import build
 
     typed = read_recipe(tables(**chosen), plugins=plugins())
     exporter = structure_choice(plugins(), "exports", {"name": name}).build(parts().context)
@@ -459,8 +459,8 @@ def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_th
 
 
 def test_all_limits_are_said_at_once_and_a_conversion_counts():
-    from clt_plugins.recipe import RecipeError, read_recipe
-    from tests.helpers import tables
+    from clt_plugins.recipe.read import RecipeError, read_recipe
+    from tests.support.helpers import tables
 
     faulty = tables(tying={"name": "untied", "skip": True}, exports=[{"name": "circuit-tracer"}, {"name": "saelens"}])
     with pytest.raises(RecipeError) as error:

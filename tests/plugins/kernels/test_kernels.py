@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clt_plugins.loading import load
-from clt_plugins.setup import make_kernels
+from clt_plugins.model.assemble import make_kernels
+from clt_plugins.registry.plugins import load
 
 
 def test_numba_refuses_a_gpu():
@@ -35,12 +35,13 @@ def test_auto_takes_numba_on_a_cpu():
 def test_triton_computes_the_right_thing_under_its_interpreter():
     """In a process of its own, because Triton asks for the interpreter once, when it is first imported."""
     pytest.importorskip("triton")
-    file = Path(__file__).with_name("triton_interpreted.py")
+    root = Path(__file__).parents[3]
+    file = root / "tests" / "support" / "triton_interpreted.py"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
         env=environment,
-        cwd=file.parents[2],
+        cwd=root,
         capture_output=True,
         text=True,
     )

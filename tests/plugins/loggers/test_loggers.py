@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tqdm import tqdm
 
 from clt_plugins import Context, run
-from tests.helpers import parts, plugins, tables
+from tests.support.helpers import parts, plugins, tables
 
 NAMES = ["tensorboard", "jsonl", "console"]
 RECIPE: dict[str, Any] = {
@@ -84,7 +84,7 @@ def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     start = "from pathlib import Path\nimport os, resource, signal, sys\nfrom tests.plugins.test_loggers import *\n"
     given = f"context, folder = parts().context, Path({str(folder)!r})\n"
     command = [sys.executable, "-c", start + given + textwrap.dedent(script)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
 
 
 # -- all of them ------------------------------------------------------------------------------------------------

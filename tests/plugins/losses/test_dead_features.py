@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from clt_plugins.objective import objective
-from tests.helpers import parts, random_batch
+from clt_plugins.training.objective import objective
+from tests.support.helpers import parts, random_batch
 
 TOKENS = 16
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from clt_plugins import CrossLayerTranscoder, run
-from clt_plugins.agreement import among_best
-from clt_plugins.slices import Stored
-from tests import ranks
-from tests.helpers import plugins, tables
-from tests.ranks import CASES, GRIDS, RUN, RUNS, TRAINED
+from clt_plugins.distributed.topk import among_best
+from clt_plugins.files.sliced import Stored
+from tests.support import ranks
+from tests.support.helpers import plugins, tables
+from tests.support.ranks import CASES, GRIDS, RUN, RUNS, TRAINED
 
 
 def free_port() -> int:
@@ -48,7 +48,7 @@ def spawn(world: int, *arguments: str, timeout: float = 580) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What each rank of each grid found."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(4, "tests.ranks", str(folder), *(str(free_port()) for _ in RUNS))
+    spawn(4, "tests.support.ranks", str(folder), *(str(free_port()) for _ in RUNS))
     found: dict[str, Any] = {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(data * tensor)]
         for name, (data, tensor) in GRIDS.items()

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from clt_plugins import run
-from clt_plugins.loading import load
-from clt_plugins.recipe import as_toml, read_recipe
-from clt_plugins.slices import Stored
-from tests.helpers import SMALL, tables
-from tests.ranks import RUN
+from clt_plugins.files.sliced import Stored
+from clt_plugins.recipe.read import as_toml, read_recipe
+from clt_plugins.registry.plugins import load
+from tests.support.helpers import SMALL, tables
+from tests.support.ranks import RUN
 
-INTERRUPTING = "tests.interrupting"
+INTERRUPTING = "tests.support.interrupting"
 
 
 def torchrun(ranks: int, recipe: Path, out: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:

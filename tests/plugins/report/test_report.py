@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clt_plugins import run
-from clt_plugins.batch import Batch
-from clt_plugins.cli import main_group
-from clt_plugins.exits import ExitCode
-from tests.helpers import parts, stir, tables
-from tests.plugins.language_models import save_model, save_text
+from clt_plugins.cli.main import main_group
+from clt_plugins.data.batch import Batch
+from clt_plugins.errors import ExitCode
+from tests.support.helpers import parts, stir, tables
+from tests.support.language_models import save_model, save_text
 
 
 def invoke(*arguments: object) -> Result:
@@ -61,8 +61,8 @@ def test_thresholds_are_tabulated_plotted_and_shown_by_tensorboard(streamed):
 
 
 def test_top_activations_are_the_highest_with_their_neighbours(streamed, tmp_path):
-    from clt_plugins.trained import find_trained
-    from tests.helpers import plugins
+    from clt_plugins.finished.find import find_trained
+    from tests.support.helpers import plugins
 
     out = tmp_path / "top.json"
     found = invoke(

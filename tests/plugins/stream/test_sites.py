@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from clt_stream.sites import find_sites
-from tests.plugins.language_models import CONFIGS, MLPS
+from tests.support.language_models import CONFIGS, MLPS
 
 
 def model_of(family: str) -> transformers.PreTrainedModel:

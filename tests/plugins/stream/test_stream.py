@@ -15,9 +15,9 @@ import torch
 
 from clt_plugins import Batch
 from clt_stream import StreamConfig, clt_check, clt_sources
-from clt_stream.stdlib import is_held_out
-from clt_stream.text import document
-from tests.plugins.language_models import CONFIGS, MLPS, Hooked, make_context, save_model, save_text
+from clt_stream.text.documents import document
+from clt_stream.text.stdlib import is_held_out
+from tests.support.language_models import CONFIGS, MLPS, Hooked, make_context, save_model, save_text
 
 CONTEXT = 24
 

@@ -10,9 +10,9 @@ import datasets
 import pytest
 
 from clt_stream import StreamConfig
-from clt_stream.pack import fill
-from clt_stream.stdlib import python_stdlib
-from clt_stream.text import Texts, open_texts
+from clt_stream.contexts import fill
+from clt_stream.text.documents import Texts, open_texts
+from clt_stream.text.stdlib import python_stdlib
 
 TEXTS = [f"document {n}\n\nof two paragraphs" for n in range(200)]
 
