@@ -36,7 +36,7 @@ def key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else inline(name)
 
 
-def document(table: Mapping[str, Any]) -> str:
+def toml_text(table: Mapping[str, Any]) -> str:
     """A whole file: plain values first, then a table for each dict and for each item of a list of dicts."""
     return "\n".join(_lines(table, "")).lstrip("\n") + "\n"
 

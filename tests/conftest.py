@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from clt_plugins.registry.plugins import Plugins, load
+from clt_plugins.registry.plugins import Plugins, load_plugins
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,7 +32,7 @@ settings.load_profile("repeatable")
 @pytest.fixture
 def plugins() -> Plugins:
     """All installed plugins, freshly loaded."""
-    return load()
+    return load_plugins()
 
 
 @pytest.fixture

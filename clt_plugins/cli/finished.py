@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clt_plugins.cli.options import with_plugins, with_trained
+from clt_plugins.errors import Faults, Refused
 
 if TYPE_CHECKING:
     from clt_plugins.finished.find import Trained
@@ -18,7 +19,7 @@ OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help
 
 def _new(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: already there: give another folder with --out")
+        raise Refused(folder, "already there: give another folder with --out")
     return folder
 
 
@@ -81,14 +82,13 @@ def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[
     from clt_plugins.finished import stages
     from clt_plugins.finished.find import find_trained
     from clt_plugins.recipe.overrides import Overrides
-    from clt_plugins.recipe.read import RecipeError
     from clt_plugins.recipe.structure import structure_choice
 
     _new(out)
     table: dict[str, Any] = {"name": name}
     faults = Overrides(settings).apply(table)
     if faults:
-        raise RecipeError(faults)
+        raise Faults(faults)
     chosen = structure_choice(plugins, "exports", table, "--format")
     transcoder = find_trained(place, plugins).transcoder()
     stages.export_stage(transcoder, chosen, out)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
-import typing
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import attrs
 
-from clt_plugins.contract.hooks import SLOTS
-from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig, ModelConfig, TrainConfig, TranscoderConfig
-from clt_plugins.contract.types import HubOrPath
-from clt_plugins.recipe.read import Recipe, plain
-from clt_plugins.recipe.structure import did_you_mean
-from clt_plugins.registry.plugins import Choice, Plugins
+from clt_plugins.contract.recipe import (
+    ConvertConfig,
+    EvaluateConfig,
+    ModelConfig,
+    Recipe,
+    TrainConfig,
+    TranscoderConfig,
+)
+from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.contract.spec import Choice
+from clt_plugins.contract.types import field_docs, stated_default, summary, type_text
+from clt_plugins.errors import Refused, did_you_mean
+from clt_plugins.recipe.structure import plain
+from clt_plugins.registry.info import name_of
+from clt_plugins.registry.plugins import Plugins
 from clt_plugins.toml import inline
 
 ENGINE_TABLES: dict[str, type] = {
@@ -33,52 +37,6 @@ ENGINE_TABLES: dict[str, type] = {
 def tables() -> list[str]:
     """The keys a recipe may have at its top."""
     return [a.name for a in attrs.fields(Recipe)]
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The string literals under an attrs class's fields, its bases' included."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not attrs.has(base):
-            continue
-        try:
-            source = textwrap.dedent(inspect.getsource(base))
-        except (OSError, TypeError):
-            continue  # typed in at a prompt: there is no source to read
-        body = typing.cast("ast.ClassDef", ast.parse(source).body[0]).body
-        for statement, after in pairwise(body):
-            if (
-                isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-                and isinstance(after.value.value, str)
-            ):
-                docs[statement.target.id] = " ".join(after.value.value.split())
-    return docs
-
-
-def summary(cls: type) -> str:
-    """The first paragraph of a config's own docstring. (attrs gives none of its own; bases are not asked.)"""
-    return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
-
-
-def type_text(tp: Any) -> str:
-    """A type as it would be written: `int | list[int]`, `"global" | "layer"`."""
-    if get_origin(tp) is Literal:
-        return " | ".join(inline(option) for option in get_args(tp))
-    if get_origin(tp) in (list, dict):
-        return f"{get_origin(tp).__name__}[{', '.join(map(type_text, get_args(tp)))}]"
-    if get_origin(tp) is not None and get_origin(tp) is not typing.Annotated:
-        return " | ".join(type_text(member) for member in get_args(tp) if member is not type(None))
-    return "hub id or path" if tp is HubOrPath else getattr(tp, "__name__", "choice")
-
-
-def stated_default(a: Any) -> Any:
-    """A field's default; None where none is stated because it goes by other fields, `attrs.NOTHING` if required."""
-    if not isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
-        return a.default
-    return None if a.default.takes_self else a.default.factory()
 
 
 def fields(cls: Any) -> list[dict[str, Any]]:
@@ -108,11 +66,11 @@ def listing(plugins: Plugins, name: str | None = None) -> dict[str, Any]:
         name: only what has this name: a plugin, a distribution, a table, or a choice.
 
     Raises:
-        ValueError: nothing has it.
+        Refused: nothing has it.
     """
     found: dict[str, Any] = {
         "plugins": [attrs.asdict(info) for info in plugins.infos],
-        "choices": {slot: [_choice(choice) for choice in plugins.choices(slot).values()] for slot in SLOTS.values()},
+        "choices": {slot: [_choice(choice) for choice in plugins.choices(slot).values()] for slot in BY_TABLE},
         "tables": {table: {"summary": summary(cls), "fields": fields(cls)} for table, cls in ENGINE_TABLES.items()},
         "failures": [
             {"plugin": each.plugin, "distribution": each.distribution, "error": str(each).split(": ", 1)[1]}
@@ -135,7 +93,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
 
 def _only(found: dict[str, Any], name: str) -> dict[str, Any]:
     def of_plugin(item: Mapping[str, Any], key: str) -> bool:
-        return name in (item[key], item["distribution"], item["distribution"].split()[0])
+        return name in (item[key], item["distribution"], name_of(item["distribution"]))
 
     kept: dict[str, Any] = {
         "plugins": [item for item in found["plugins"] if of_plugin(item, "name")],
@@ -146,17 +104,17 @@ def _only(found: dict[str, Any], name: str) -> dict[str, Any]:
         "tables": {table: value for table, value in found["tables"].items() if table == name},
         "failures": [item for item in found["failures"] if of_plugin(item, "plugin")],
     }
-    if not (kept["plugins"] or any(kept["choices"].values()) or kept["tables"] or name in SLOTS.values()):
-        known = [*(item["name"] for item in found["plugins"]), *SLOTS.values(), *ENGINE_TABLES]
+    if not (kept["plugins"] or any(kept["choices"].values()) or kept["tables"] or name in BY_TABLE):
+        known = [*(item["name"] for item in found["plugins"]), *BY_TABLE, *ENGINE_TABLES]
         known += [c["name"] for offered in found["choices"].values() for c in offered]
-        raise ValueError(f"no plugin, table or choice is called {name!r}{did_you_mean(name, known)}")
+        raise Refused("", f"no plugin, table or choice is called {name!r}{did_you_mean(name, known)}")
     return kept
 
 
 def undocumented(plugins: Plugins) -> list[str]:
     """What a reader of the listing would miss: configs and fields without a word on them."""
     faults = []
-    for slot in SLOTS.values():
+    for slot in BY_TABLE:
         for choice in plugins.choices(slot).values():
             config = choice.spec.config
             where = f"{choice}: {slot} {choice.spec.name!r}: {config.__name__}"
@@ -180,7 +138,7 @@ def as_text(found: dict[str, Any]) -> str:
             lines.append(f"    {', '.join(info['hooks'])}")
     for slot, offered in found["choices"].items():
         if offered:
-            lines += ["", f"[[{slot}]]" if slot in ("losses", "loggers", "exports") else f"[{slot}]"]
+            lines += ["", BY_TABLE[slot].bracket]
         for choice in offered:
             also = f" (also {', '.join(choice['aliases'])})" if choice["aliases"] else ""
             lines.append(f"  {choice['name']}{also} - {choice['summary']}  <{choice['plugin']}>")

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clt_plugins import __version__
-from clt_plugins.cli import finished as after
-from clt_plugins.cli.new import KINDS
-from clt_plugins.cli.options import RECIPE, VERBOSE, load_plugins, verbose, with_plugins, with_recipe
-from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.cli import finished
+from clt_plugins.cli.options import RECIPE, VERBOSE, selected_plugins, verbose, with_plugins, with_recipe
+from clt_plugins.contract.slots import SLOTS
+from clt_plugins.contract.spec import __version__
+from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped
 
 if TYPE_CHECKING:
-    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.contract.recipe import Recipe
     from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,6 @@ class Commands(click.Group):
     """The engine's commands and those of plugins; turns exceptions into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from clt_plugins.registry.plugins import PluginError
-
         try:
             found = self._from_plugins(ctx)
         except PluginError as error:  # only a strict environment raises; help is shown all the same
@@ -44,12 +42,10 @@ class Commands(click.Group):
 
     def _from_plugins(self, ctx: click.Context) -> dict[str, click.Command]:
         if ctx.obj is None:
-            ctx.obj = load_plugins(()).commands()
+            ctx.obj = selected_plugins(()).commands()
         return ctx.obj
 
     def invoke(self, ctx: click.Context) -> Any:
-        from clt_plugins.registry.plugins import PluginError
-
         error: BaseException
         try:
             return super().invoke(ctx)
@@ -59,15 +55,16 @@ class Commands(click.Group):
             error, code, text = stop, stop.code, str(stop)
         except KeyboardInterrupt as interrupt:
             error, code, text = interrupt, ExitCode.INTERRUPTED, "interrupted"
-        except ValueError as wrong:
-            lines = [_place(line, ctx.meta.get(RECIPE)) for line in str(wrong).splitlines()]
+        except Faults as wrong:
+            lines = [str(_located(fault, ctx.meta.get(RECIPE))) for fault in wrong.faults]
             error, code, text = wrong, ExitCode.USAGE, "\n".join(lines)
         except OSError as failure:
             if failure.errno == errno.EPIPE:
                 raise
             error, code, text = failure, ExitCode.FAILED, str(failure)
         except PluginError as failure:
-            error, code, text = failure, ExitCode.FAILED, _place(str(failure), ctx.meta.get(RECIPE))
+            origin = _located(Fault(failure.where, ""), ctx.meta.get(RECIPE)).origin
+            error, code, text = failure, ExitCode.FAILED, f"{origin}: {failure}" if origin else str(failure)
         except Exception as failure:
             hint = "" if VERBOSE in ctx.meta else " (-v shows where)"
             text = f"{type(failure).__name__}: {' '.join(str(failure).split())}{hint}"
@@ -79,19 +76,12 @@ class Commands(click.Group):
         raise click.exceptions.Exit(code)
 
 
-def _place(text: str, recipe: str | None) -> str:
-    """Put the recipe's file before a fault that names a setting, `model.path: no such folder`; and its line, where the
-    setting is a plugin's own, `losses[1]: 'mine' of plugin ...`."""
+def _located(fault: Fault, recipe: str | None) -> Fault:
+    """A fault of a setting, with the recipe's file and line."""
     from clt_plugins.cli.listing import tables
-    from clt_plugins.recipe.lines import line_of
+    from clt_plugins.recipe.read import locate
 
-    setting = re.match(r"((\w+)[\w.\[\]]*): ", text)
-    if not (recipe and setting and setting[2] in tables()) or text.startswith(f"{recipe}:"):
-        return text
-    line = None
-    if " of plugin " in text and Path(recipe).is_file():
-        line = line_of(Path(recipe).read_text(encoding="utf-8"), setting[1])
-    return f"{recipe}:{line}: {text}" if line else f"{recipe}: {text}"
+    return locate(fault, recipe) if recipe and fault.where and fault.where[0] in tables() else fault
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -181,7 +171,7 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
 
 @main_group.command("new")
 @click.argument("name")
-@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it offers.")
+@click.option("--kind", type=click.Choice([slot.kind for slot in SLOTS]), required=True, help="What it offers.")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder; ./NAME if not given.")
 def new_command(name: str, kind: str, out: Path | None) -> None:
     """Write a plugin: an installable package NAME with a working example and its conformance test."""
@@ -207,10 +197,10 @@ def init(plugins: Plugins, file: Path | None) -> None:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)
     except FileExistsError:
-        raise ValueError(f"{file}: already there; give another name with -o") from None
+        raise Refused(file, "already there; give another name with -o") from None
 
 
-for _command in (after.convert, after.evaluate, after.export):
+for _command in (finished.convert, finished.evaluate, finished.export):
     main_group.add_command(_command)
 
 

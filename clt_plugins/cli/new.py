@@ -11,19 +11,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from clt_plugins import __version__
-
-KINDS = {
-    "activation": "activation",
-    "tying": "tying",
-    "source": "source",
-    "loss": "losses",
-    "logger": "loggers",
-    "kernel": "kernels",
-    "exporter": "exports",
-    "parallel": "parallel",
-}
-"""Kind -> the recipe table it offers a choice for."""
+from clt_plugins.contract.slots import SLOTS, Slot
+from clt_plugins.contract.spec import __version__
+from clt_plugins.errors import Refused
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
@@ -55,6 +45,7 @@ TEST = '''\
 """Whether the plugin keeps the contract: one test for each check of the conformance kit."""
 
 from clt_plugins.testing import parametrize
+from clt_plugins.errors import Refused
 
 
 @parametrize("{module}")
@@ -82,11 +73,13 @@ requires = ["{distribution}>=0.1"]
 """
 
 
-def usage(table: str, choice: str) -> str:
+def usage(slot: Slot, choice: str) -> str:
     """How a recipe names the choice."""
-    if table == "losses":
-        return f'losses = ["mse", "{choice}"]'
-    return f'{table} = ["{choice}"]' if table in ("loggers", "exports") else f'{table} = "{choice}"'
+    if not slot.many:
+        return f'{slot.table} = "{choice}"'
+    # A recipe's list must not be empty, and a new loss alone would train nothing.
+    others = '"mse", ' if slot.needs_one else ""
+    return f'{slot.table} = [{others}"{choice}"]'
 
 
 def new(name: str, kind: str, out: Path | None = None) -> Path:
@@ -97,19 +90,20 @@ def new(name: str, kind: str, out: Path | None = None) -> Path:
         out: the folder; of the plugin's name in the working directory if not given.
 
     Raises:
-        ValueError: the name cannot be one, or is taken; or the folder is not empty.
+        Refused: the name cannot be one, or is taken; or the folder is not empty.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
-        raise ValueError(f"{name!r}: a plugin's name is lower-case words with '-' between them, such as clt-gated")
+        raise Refused(repr(name), "a plugin's name is lower-case words with '-' between them, such as clt-gated")
     module = name.replace("-", "_")
     choice = module.removeprefix("clt_")
     if keyword.iskeyword(module) or keyword.iskeyword(choice) or choice in ("example", "testing", "plugins"):
-        raise ValueError(f"{name!r}: {choice!r} has another meaning in Python or here: take another name")
+        raise Refused(repr(name), f"{choice!r} has another meaning in Python or here: take another name")
     if module in sys.stdlib_module_names or find_spec(module) is not None:
-        raise ValueError(f"{name!r}: there is a module {module!r} already: take another name, such as clt-{name}")
+        raise Refused(repr(name), f"there is a module {module!r} already: take another name, such as clt-{name}")
+    slot = next(slot for slot in SLOTS if slot.kind == kind)
     folder = out or Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: already there: give another folder with --out")
+        raise Refused(folder, "already there: give another folder with --out")
     words = {
         "distribution": name.replace("_", "-"),
         "module": module,
@@ -117,7 +111,7 @@ def new(name: str, kind: str, out: Path | None = None) -> Path:
         "kind": kind,
         "version": ".".join(__version__.split(".")[:2]),
         "next_version": _next_minor(__version__),
-        "usage": usage(KINDS[kind], choice),
+        "usage": usage(slot, choice),
     }
     (folder / module).mkdir(parents=True)
     (folder / "tests").mkdir()

@@ -17,12 +17,12 @@ VERBOSE = "clt_plugins.verbose"
 RECIPE = "clt_plugins.recipe"
 
 
-def load_plugins(names: Sequence[str], strict: bool = False) -> Plugins:
+def selected_plugins(names: Sequence[str], strict: bool = False) -> Plugins:
     """Load plugins as the `-p` options say: `no:NAME` blocks, anything else is loaded as well."""
-    from clt_plugins.registry.plugins import load
+    from clt_plugins.registry.plugins import load_plugins
 
     block = [name.removeprefix("no:") for name in names if name.startswith("no:")]
-    return load(block=block, extra=[name for name in names if not name.startswith("no:")], strict=strict)
+    return load_plugins(block=block, extra=[name for name in names if not name.startswith("no:")], strict=strict)
 
 
 def _verbose(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -55,7 +55,7 @@ def with_plugins(command: Callable[..., Any]) -> Callable[..., Any]:
     @verbose
     @functools.wraps(command)
     def wrapped(*, names: tuple[str, ...], strict: bool, **rest: Any) -> Any:
-        return command(plugins=load_plugins(names, strict), **rest)
+        return command(plugins=selected_plugins(names, strict), **rest)
 
     return wrapped
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any, get_origin
+from typing import Any
 
 import attrs
 
-from clt_plugins.cli.listing import ENGINE_TABLES, field_docs, stated_default, summary
-from clt_plugins.contract.hooks import SLOTS
-from clt_plugins.contract.spec import Spec
-from clt_plugins.recipe.read import AUTO_KERNELS, Recipe, plain
+from clt_plugins.cli.listing import ENGINE_TABLES
+from clt_plugins.contract.recipe import Recipe
+from clt_plugins.contract.slots import BY_TABLE, Slot
+from clt_plugins.contract.types import field_docs, stated_default, summary
+from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.plugins import Plugins
 from clt_plugins.toml import inline
 
@@ -30,35 +31,28 @@ def starter(plugins: Plugins) -> str:
             # A table whose presence is the choice stands in a comment as a whole.
             bracket = f"# [{a.name}]" if "example" in a.metadata else f"[{a.name}]"
             tables.append("\n".join([*_comment(docs[a.name]), bracket, *_settings(ENGINE_TABLES[a.name])]))
-        elif a.name in SLOTS.values():
-            tables += _choices(a, docs[a.name], plugins)
+        elif a.name in BY_TABLE:
+            tables += _choices(BY_TABLE[a.name], plugins)
         else:
             parts.append("\n".join(_setting(a, docs[a.name])))
     return "\n\n".join(["\n".join(parts), *tables]) + "\n"
 
 
-def _choices(a: Any, doc: str, plugins: Plugins) -> list[str]:
+def _choices(slot: Slot, plugins: Plugins) -> list[str]:
     """One table, or one for each choice in a list."""
-    known = list(plugins.choices(a.name))
-    wanted = a.metadata.get("default", a.metadata.get("example"))
-    names = wanted if isinstance(wanted, list) else [wanted]
-    brackets = f"[[{a.name}]]" if get_origin(a.type) is list else f"[{a.name}]"
-    intro = _comment(f"{doc} One of: {', '.join(known)}." if known else doc)
+    known = list(plugins.choices(slot.table))
+    stated = slot.example if slot.default is None else slot.default
+    names = stated if isinstance(stated, list) else [stated or ""]
+    intro = _comment(f"{slot.doc} One of: {', '.join(known)}." if known else slot.doc)
     if not names:
-        return ["\n".join([*intro, f"# {brackets}", '# name = ""'])]
+        return ["\n".join([*intro, f"# {slot.bracket}", '# name = ""'])]
     made = []
     for name in names:
-        spec = _spec(a.name, name, plugins)
+        spec = plugins.pick(slot.table, name).spec
         described = [*intro, *_comment(f"{name}: {summary(spec.config)}")]
-        made.append("\n".join([*described, brackets, f"name = {inline(name)}", *_settings(spec.config)]))
+        made.append("\n".join([*described, slot.bracket, f"name = {inline(name)}", *_settings(spec.config)]))
         intro = []
     return made
-
-
-def _spec(slot: str, name: str, plugins: Plugins) -> Spec:
-    if slot == "kernels" and name == AUTO_KERNELS.name:
-        return AUTO_KERNELS
-    return plugins.pick(slot, name).spec
 
 
 def _settings(cls: Any) -> list[str]:

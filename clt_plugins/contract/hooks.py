@@ -1,6 +1,7 @@
-"""The hooks of a plugin. Each is optional, is called once at set-up, and returns the choices it adds.
+"""The hooks of a plugin.
 
-A plugin is a module (or package) named by an entry point of the group `clt_plugins`. A whole one:
+A plugin is a module (or package) named by an entry point of the group `clt_plugins`. Each hook is optional, is called
+once at set-up, and returns the choices it adds. A complete plugin:
 
 ```python
 from attrs import field, frozen, validators
@@ -31,92 +32,24 @@ def clt_losses():
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from clt_plugins.contract.slots import SLOTS, Slot
 from clt_plugins.contract.spec import Spec
 
 if TYPE_CHECKING:
     import click
 
-    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.contract.recipe import Recipe
 
 hookspec = pluggy.HookspecMarker("clt_plugins")
 hookimpl = pluggy.HookimplMarker("clt_plugins")
 
-SLOTS = {
-    "activations": "activation",
-    "tyings": "tying",
-    "sources": "source",
-    "losses": "losses",
-    "loggers": "loggers",
-    "parallel": "parallel",
-    "kernels": "kernels",
-    "exporters": "exports",
-}
-"""Hook (without `clt_`) -> the recipe table that it offers choices for."""
-
 
 class Hooks:
-    """The hook specifications."""
-
-    @hookspec
-    def clt_activations(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[activation]`: what turns pre-activations into features.
-
-        `build` returns an `interfaces.Activation`, a `torch.nn.Module`.
-        """
-
-    @hookspec
-    def clt_tyings(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[tying]`: the decoder.
-
-        `build` returns an `interfaces.Tying`, a `torch.nn.Module`.
-        """
-
-    @hookspec
-    def clt_sources(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[source]`: where activations come from.
-
-        `build` returns an `interfaces.Source`. It is built before the transcoder: `context.layers` is 0.
-        """
-
-    @hookspec
-    def clt_losses(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[[losses]]`: terms of the training loss.
-
-        `build` returns an `interfaces.Loss`.
-        """
-
-    @hookspec
-    def clt_loggers(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[[loggers]]`: sinks of metrics.
-
-        `build` returns an `interfaces.Logger`; it may write below `context.folder`.
-        """
-
-    @hookspec
-    def clt_parallel(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[parallel]`: how features and tokens are split over ranks.
-
-        `build(config, device)` returns an `interfaces.Parallel`; there is no context yet. For the device "meta" it must
-        not wait for other processes: only sizes are asked for.
-        """
-
-    @hookspec
-    def clt_kernels(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[kernels]`: sparse products for a device.
-
-        `build(config, device)` returns an `interfaces.Kernels`; there is no context yet.
-        """
-
-    @hookspec
-    def clt_exporters(self) -> Iterable[Spec]:  # type: ignore[empty-body]
-        """Choices for `[[exports]]`: formats of other tools.
-
-        `build` returns an `interfaces.Exporter`; with a method `check`, it is asked before training.
-        """
+    """The hook specifications; those that offer choices are added below, one for each slot."""
 
     @hookspec
     def clt_commands(self) -> Iterable[click.Command]:  # type: ignore[empty-body]
@@ -128,3 +61,22 @@ class Hooks:
 
         Called after the recipe is typed, before anything is built; all plugins' complaints are shown together.
         """
+
+
+def _collecting(slot: Slot) -> Any:
+    """The specification of a slot's hook."""
+
+    def collect(self: Hooks) -> Iterable[Spec]:  # type: ignore[empty-body]
+        ...
+
+    collect.__name__ = f"clt_{slot.hook}"
+    collect.__qualname__ = f"Hooks.{collect.__name__}"
+    collect.__doc__ = (
+        f"Choices for `{slot.bracket}`: {slot.doc[0].lower()}{slot.doc[1:]}\n\n"
+        f"`build(config, context)` returns a `{slot.protocol.__name__}`. {slot.note}".rstrip()
+    )
+    return hookspec(collect)
+
+
+for _slot in SLOTS:
+    setattr(Hooks, f"clt_{_slot.hook}", _collecting(_slot))

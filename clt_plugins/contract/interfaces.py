@@ -18,10 +18,9 @@ import attrs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clt_plugins.contract.spec import Context
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
-    from clt_plugins.model.sparse import Layout
+    from clt_plugins.data.layout import Layout
 
 Over = Literal["features", "tokens", "all"]
 """Which ranks a collective is over."""
@@ -40,11 +39,8 @@ class Selection(Protocol):
 class Activation(Protocol):
     """Turns pre-activations into features: which pairs are kept, and the value of each.
 
-    One that is exactly `pre where pre > θ, else 0` says so by a method `threshold()`, which gives θ [L, F]: it can then
-    be exported, and encoded a layer at a time. One whose θ can be set by `set_threshold(θ)` can be converted to.
-
-    One that changes over a run, such as a k that falls, has `schedule(progress)`, called before every training step
-    with the share of the steps that are done. What it does in eval mode must not depend on it.
+    It may also be `Thresholded` (then it can be exported, and encoded a layer at a time), `Settable` (then it can be
+    converted to) and `Scheduled` (then it changes over a run).
     """
 
     fixed_size: bool
@@ -70,7 +66,10 @@ class Activation(Protocol):
 
 
 class Tying(Protocol):
-    """The decoder: which weights carry a feature of layer s to layer t >= s."""
+    """The decoder: which weights carry a feature of layer s to layer t >= s.
+
+    It may also be `Shifted`.
+    """
 
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D], without bias or skip; features may be sparse or dense.
@@ -88,8 +87,7 @@ class Tying(Protocol):
     def expand(self, layer: int) -> Tensor:
         """The decoder rows of one source layer as if untied, [F, L - layer, D], factors included, detached.
 
-        A tying that adds something to active features before these rows gives it by a method `shift(layer)`, [F] or
-        None; that raises `ValueError` where the rows cannot hold the tying, saying why.
+        A tying that adds something to active features before these rows is also `Shifted`.
         """
 
     def views(self) -> Mapping[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
@@ -146,11 +144,10 @@ class Loss(Protocol):
 class Source(Protocol):
     """An endless, resumable stream of activation batches.
 
-    A source that holds threads, files or connections also has `close()`, called when the run ends. One that can run
-    the language model on held-out text has `language_model()`, which gives a `LanguageModel`.
+    It may also be `Closable`, and `HasModel` (then a transcoder can be evaluated inside the language model).
     """
 
-    layers: int
+    n_layers: int
     d_model: int
 
     def next(self) -> Batch:
@@ -193,7 +190,7 @@ class Kernels(Protocol):
     which layers of a dense [B, L, D] they belong to; `values` are [N], or [N, L] with a column per target layer.
 
     Sums are accumulated in at least float32 whatever the weight's type. Results do not depend on the number of
-    threads.
+    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them).
     """
 
     name: str
@@ -228,7 +225,7 @@ class Parallel(Protocol):
     batch_ranks: int
     """Which part of how many parts of a batch this rank has: data_rank of data_ranks; 0 of 1 within `apart`."""
 
-    def shard(self, features: int) -> range:
+    def shard(self, n_features: int) -> range:
         """The features of each layer that this rank owns, of F; ranks' shards follow each other."""
 
     def sum_features(self, x: Tensor) -> Tensor:
@@ -263,11 +260,8 @@ class Parallel(Protocol):
 class Exporter(Protocol):
     """Writes a trained transcoder in another tool's format.
 
-    An exporter that can read its format back also has `recognises(folder) -> bool`, a quick look at the names of
-    files, and `read(folder) -> Imported`; `CrossLayerTranscoder.load` then reads such folders too.
-    One that can tell beforehand has `check(transcoder) -> list[str]`: what the format could not hold, each
-    `setting: what is wrong: remedy`. It is asked before training, about the transcoder as built (with thresholds where
-    it is to be converted; its values mean nothing, and it may be on the device "meta").
+    It may also be one that `Checks`: then a format that cannot hold the transcoder is refused before training. A format
+    that can be read back has a `Spec.reader`.
     """
 
     def export(self, transcoder: Any, folder: Any) -> None:
@@ -284,9 +278,9 @@ class Imported:
 
     kind: str
     """What was found, for people: "circuit-tracer folder with thresholds"."""
-    layers: int
+    n_layers: int
     d_model: int
-    features: int
+    n_features: int
     activation: Mapping[str, Any]
     """The `[activation]` table that it amounts to."""
     tying: Mapping[str, Any]
@@ -298,8 +292,8 @@ class Imported:
     asked for one at a time. None leaves a normaliser's at its first value."""
     decoder_bytes: int = 0
     """What the decoder takes on disk."""
-    decoder: Callable[[Context], Tying] | None = None
-    """Makes a tying that leaves the decoder on disk."""
+    decoder: Callable[[Any], Tying] | None = None
+    """Makes, from a `Context`, a tying that leaves the decoder on disk."""
 
 
 class LanguageModel(Protocol):
@@ -308,7 +302,7 @@ class LanguageModel(Protocol):
     Shapes: R positions of a text that count (no padding, special tokens or first positions), V vocabulary.
     """
 
-    layers: int
+    n_layers: int
     d_model: int
 
     def held_out(self, tokens: int) -> Iterator[Any]:

@@ -1,12 +1,15 @@
-"""The tables of a recipe that belong to the engine: [model], [transcoder], [train]."""
+"""A recipe, typed: the engine's own tables, and one field for each slot."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import attrs
 from attrs import Attribute, Factory, field, frozen, validators
 
+from clt_plugins.contract.slots import BY_TABLE, SLOTS, Slot
+from clt_plugins.contract.spec import Selected
 from clt_plugins.contract.types import HubOrPath
 
 positive: Any = validators.gt(0)
@@ -192,3 +195,73 @@ class EvaluateConfig:
     not given: 16384, or none where the source has no language model."""
     dense_above: float = field(default=0.1, validator=[validators.gt(0), validators.lt(1)])
     """A feature that is active at more than this share of tokens is ultra-dense."""
+
+
+def _as_folder(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if not value.replace("-", "a").replace(".", "a").replace("_", "a").isalnum() or value.startswith("."):
+        raise ValueError(f"'{attribute.name}' must be letters, digits, '-', '_' and '.', to name a folder: {value!r}")
+
+
+def _one_or_more(_: Any, attribute: Attribute[Any], value: list[Selected]) -> None:
+    if not value:
+        raise ValueError(f"'{attribute.name}' must have at least one {BY_TABLE[attribute.name].kind}")
+
+
+def _field(slot: Slot) -> Any:
+    """The recipe's field for a slot. Its default is written in the metadata as a recipe writes it, by name."""
+    stated = {"example": slot.example} if slot.default is None else {"default": slot.default}
+    kind: Any = Annotated[Selected, slot.table]
+    validator = _one_or_more if slot.needs_one else None
+    return field(type=list[kind] if slot.many else kind, validator=validator, metadata=stated)
+
+
+def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
+    """The class's own fields, and those of all slots, each after the table that it names."""
+    made = attrs.make_class("Slots", {slot.table: _field(slot) for slot in SLOTS}, kw_only=True)
+    by_name = {a.name: a for a in attrs.fields(made)}
+    out = [a.evolve(inherited=False) for a in fields]
+    for slot in SLOTS:
+        index = next(number for number, a in enumerate(out) if a.name == slot.after)
+        out.insert(index + 1, by_name[slot.table])
+    return out
+
+
+@frozen(kw_only=True, field_transformer=_with_slots)
+class Recipe:
+    """What to train, on what, and how; `clt_plugins plugins` describes every table.
+
+    Besides the fields below it has one for each slot: `source`, `activation`, `tying`, `parallel` and `kernels` are
+    `Selected`; `losses`, `loggers` and `exports` are lists of them.
+    """
+
+    name: str = field(validator=_as_folder, metadata={"example": "my-transcoder"})
+    """What the run is called; its folder is below `runs/<name>/`."""
+    seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
+    """Every random number comes from it."""
+    requires: list[str] = field(factory=list)
+    """Distributions that must be installed, such as `clt-gated>=1.0`."""
+    model: ModelConfig | None = None
+    """The language model."""
+    transcoder: TranscoderConfig
+    """The transcoder's size and arithmetic."""
+    train: TrainConfig
+    """The training loop."""
+    convert: ConvertConfig | None = field(default=None, metadata={"example": None})
+    """After training, TopK or BatchTopK is replaced by thresholds; without this table it is not."""
+    evaluate: EvaluateConfig | None = field(default=None, metadata={"example": None})
+    """After that, the transcoder is evaluated on held-out text and inside the language model; without this table it is
+    not."""
+
+    if TYPE_CHECKING:
+        # The slots' fields, which a type checker does not see.
+        def __getattr__(self, table: str) -> Any: ...
+
+    def selected(self) -> list[tuple[str, Selected]]:
+        """All choices with their paths: `activation`, `losses[1]`."""
+        found: list[tuple[str, Selected]] = []
+        for slot in SLOTS:
+            value = getattr(self, slot.table)
+            found += (
+                [(f"{slot.table}[{n}]", one) for n, one in enumerate(value)] if slot.many else [(slot.table, value)]
+            )
+        return found

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NewType, Union, cast, get_args, get_origin
 
 import attrs
 
@@ -85,3 +89,49 @@ def _is_supported(tp: Any) -> bool:
         attrs.resolve_types(tp)
         return all(a.type is not None and _is_supported(a.type) for a in attrs.fields(tp))
     return False
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string literals under an attrs class's fields, its bases' included."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not attrs.has(base):
+            continue
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):
+            continue  # typed in at a prompt: there is no source to read
+        body = cast("ast.ClassDef", ast.parse(source).body[0]).body
+        for statement, after in pairwise(body):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def summary(cls: type) -> str:
+    """The first paragraph of a config's own docstring. (attrs gives none of its own; bases are not asked.)"""
+    return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def type_text(tp: Any) -> str:
+    """A type as it would be written: `int | list[int]`, `"global" | "layer"`."""
+    if get_origin(tp) is Literal:
+        return " | ".join(inline(option) for option in get_args(tp))
+    if get_origin(tp) in (list, dict):
+        return f"{get_origin(tp).__name__}[{', '.join(map(type_text, get_args(tp)))}]"
+    if get_origin(tp) is not None and get_origin(tp) is not Annotated:
+        return " | ".join(type_text(member) for member in get_args(tp) if member is not type(None))
+    return "hub id or path" if tp is HubOrPath else getattr(tp, "__name__", "choice")
+
+
+def stated_default(a: Any) -> Any:
+    """A field's default; None where none is stated because it goes by other fields, `attrs.NOTHING` if required."""
+    if not isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
+        return a.default
+    return None if a.default.takes_self else a.default.factory()

@@ -22,9 +22,9 @@ class Pairs:
     """[N] int64: layer * F + f, ascending within a token."""
     tokens: int
     """B."""
-    layers: int
+    n_layers: int
     """L."""
-    features: int
+    n_features: int
     """F, per layer (of this rank's shard, under tensor parallelism)."""
 
     @classmethod
@@ -37,7 +37,7 @@ class Pairs:
     @cached_property
     def layer(self) -> Tensor:
         """The source layer of each pair, [N]."""
-        return self.feature // self.features
+        return self.feature // self.n_features
 
     @cached_property
     def token_start(self) -> Tensor:
@@ -53,7 +53,7 @@ class Pairs:
     @cached_property
     def feature_start(self) -> Tensor:
         """Where each feature's pairs begin in `by_feature`, [L * F + 1]."""
-        edges = torch.arange(self.layers * self.features + 1, device=self.feature.device)
+        edges = torch.arange(self.n_layers * self.n_features + 1, device=self.feature.device)
         return torch.searchsorted(self.feature[self.by_feature], edges)
 
 
@@ -80,7 +80,7 @@ class Features:
         if self.pairs is None:
             tokens, layers, features = self.values.shape
             return tokens, layers, features
-        return self.pairs.tokens, self.pairs.layers, self.pairs.features
+        return self.pairs.tokens, self.pairs.n_layers, self.pairs.n_features
 
     def per_feature(self, x: Tensor) -> Tensor:
         """One number per feature, [L, F], as a tensor that broadcasts against `values`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel, Source
@@ -24,7 +24,7 @@ def together(parallel: Parallel | None) -> Iterator[None]:
     """A block that all ranks get through, or none. There must be no communication in it.
 
     Raises:
-        ValueError, OSError, Stopped, RuntimeError: on rank 0, what the first rank that failed raised.
+        Faults, OSError, PluginError, Stopped, RuntimeError: on rank 0, what the first rank that failed raised.
         Stopped: on the others, without a text.
     """
     if parallel is None or parallel.world == 1:
@@ -51,18 +51,22 @@ def _agree(parallel: Parallel, error: Exception | None) -> None:
     text = f"rank {failed}: {text}"
     if kind == "Stopped":
         raise Stopped(ExitCode(code), text)
-    raise {"ValueError": ValueError, "OSError": OSError}.get(kind, RuntimeError)(text)
+    if kind == "Faults":
+        raise Faults([Fault((), text)])
+    raise {"OSError": OSError, "PluginError": PluginError}.get(kind, RuntimeError)(text)
 
 
 def _described(error: Exception | None) -> tuple[str, int, str] | None:
+    """What other ranks need to know of an error: its kind, the exit code, its text."""
     if error is None:
         return None
     if isinstance(error, Stopped):
         return "Stopped", int(error.code), str(error)
-    if isinstance(error, ValueError):
-        return "ValueError", int(ExitCode.USAGE), str(error)
-    if isinstance(error, OSError):
-        return "OSError", int(ExitCode.FAILED), str(error)
+    if isinstance(error, Faults):
+        return "Faults", int(ExitCode.USAGE), str(error)
+    for kind in (OSError, PluginError):
+        if isinstance(error, kind):
+            return kind.__name__, int(ExitCode.FAILED), str(error)
     return "", int(ExitCode.FAILED), f"{type(error).__name__}: {error}"
 
 
@@ -77,7 +81,7 @@ def read(source: Source, parallel: Parallel) -> Batch:
     """The next batch; the same one on all ranks that share the features.
 
     Raises:
-        ValueError: a rank could not read, or ranks read differently; raised on rank 0, `Stopped` on the others.
+        Refused: a rank could not read, or ranks read differently; raised on rank 0, `Stopped` on the others.
     """
     if parallel.world == 1:
         return source.next()
@@ -99,10 +103,10 @@ def read(source: Source, parallel: Parallel) -> Batch:
         if differs:
             first = data_rank * parallel.tensor_ranks
             text = (
-                f"source: ranks {first} and {first + differs[0]} share the tokens, but read different batches: their "
+                f"ranks {first} and {first + differs[0]} share the tokens, but read different batches: their "
                 "data or library versions differ"
             )
-            raise ValueError(text) if parallel.rank == 0 else Stopped(ExitCode.USAGE, "")
+            raise Refused("source", text) if parallel.rank == 0 else Stopped(ExitCode.USAGE, "")
     return batch
 
 
@@ -122,7 +126,7 @@ def same_everywhere(parallel: Parallel, what: str, own: dict[str, str]) -> None:
     """Stop unless all ranks have the same entries.
 
     Raises:
-        ValueError: naming the first difference to rank 0; `Stopped` on the other ranks.
+        Refused: naming the first difference to rank 0; `Stopped` on the other ranks.
     """
     if parallel.world == 1:
         return
@@ -132,4 +136,4 @@ def same_everywhere(parallel: Parallel, what: str, own: dict[str, str]) -> None:
             ours, other = everyone[0].get(key, "nothing"), theirs.get(key, "nothing")
             if ours != other:
                 text = f"{what} differ between ranks: {key} is {ours} on rank 0, but {other} on rank {rank}"
-                raise ValueError(text) if parallel.rank == 0 else Stopped(ExitCode.USAGE, "")
+                raise Refused("", text) if parallel.rank == 0 else Stopped(ExitCode.USAGE, "")

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clt_plugins.errors import Refused
+
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
 
@@ -69,7 +71,7 @@ class Piece:
 
 
 @attrs.define
-class Stored:
+class SlicedTensors:
     """The tensors of `STEM.safetensors`, or of its slices."""
 
     folder: Path
@@ -81,7 +83,7 @@ class Stored:
     """In order; of a tensor that is not cut, one of length 0."""
 
     @classmethod
-    def find(cls, folder: Path, stem: str) -> Stored:
+    def find(cls, folder: Path, stem: str) -> SlicedTensors:
         """Read the headers.
 
         Raises:
@@ -92,7 +94,7 @@ class Stored:
         if sliced:
             files = [folder / (stem + SUFFIX.format(rank, int(sliced[0].stem[-5:]))) for rank in range(len(sliced))]
             if int(sliced[0].stem[-5:]) != len(sliced):
-                raise ValueError(f"{folder}: {len(sliced)} slices of {stem} of {int(sliced[0].stem[-5:])}")
+                raise Refused(folder, f"{len(sliced)} slices of {stem} of {int(sliced[0].stem[-5:])}")
         found = cls(folder)
         for file in files:
             with _opened(file) as data:
@@ -102,7 +104,7 @@ class Stored:
         for name, axis in found.axes.items():
             edges = [0, *(piece.stop for piece in found.pieces[name])]
             if [*(piece.start for piece in found.pieces[name]), found.shapes[name][axis]] != edges:
-                raise ValueError(f"{folder}: slices of tensor {name!r} leave a gap")
+                raise Refused(folder, f"slices of tensor {name!r} leave a gap")
         return found
 
     def _note(self, file: Path, name: str, shape: list[int], slice_: list[int] | None) -> None:
@@ -144,4 +146,4 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: not a readable safetensors file: {error}") from error
+        raise Refused(file, f"not a readable safetensors file: {error}") from error

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.contract.abilities import Settable, Thresholded
+from clt_plugins.errors import ExitCode, Refused, Stopped
 from clt_plugins.finished.evaluate import check_fits, check_held_out
 from clt_plugins.model.encoder import encode_dense
 from clt_plugins.model.scores import evaluate_batches
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.recipe.structure import structure_choice
+from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Source
@@ -54,7 +56,7 @@ def convert(
     check_fits(transcoder, source)
     check_held_out(source)
     check_ranks(transcoder)
-    wanted = config.targets(transcoder.layers, transcoder.features)
+    wanted = config.targets(transcoder.n_layers, transcoder.n_features)
     transcoder.eval()
     with_thresholds(transcoder, torch.ones(transcoder.W_enc.shape[:2]), config.activation, plugins)
     batches = max(1, -(-config.tokens // _batch_tokens(source)))
@@ -67,7 +69,7 @@ def convert(
     if wanted is None:
         wanted = evaluate_batches(transcoder, sample)["l0_by_layer"].tolist()
     targets = torch.tensor(wanted, dtype=torch.float64)
-    scales = torch.ones(transcoder.layers, dtype=torch.float64)
+    scales = torch.ones(transcoder.n_layers, dtype=torch.float64)
     if config.calibrate:
         scales = calibrate(transcoder, thresholds, sample, targets, config)
         thresholds = thresholds * scales.to(thresholds)[:, None]
@@ -94,9 +96,9 @@ def check_ranks(transcoder: CrossLayerTranscoder) -> None:
     Raises:
         ValueError: its features are those above a threshold already.
     """
-    if hasattr(transcoder.activation, "threshold"):
+    if isinstance(transcoder.activation, Thresholded):
         name = transcoder.choices["activation"].name
-        raise ValueError(f"convert: {name} has thresholds already, there is nothing to convert: leave out [convert]")
+        raise Refused("convert", f"{name} has thresholds already, there is nothing to convert: leave out [convert]")
 
 
 def _samples(source: Source, tokens: int) -> tuple[list[Batch], list[Batch]]:
@@ -127,23 +129,13 @@ def with_thresholds(
     """
     chosen = structure_choice(plugins, "activation", {"name": activation}, "convert")
     device = transcoder.W_enc.device
-    made: Any = chosen.build(attrs.evolve(transcoder.context, device=device))
-    if not hasattr(made, "set_threshold"):
-        raise ValueError(
-            f"convert.activation: {activation!r} takes no thresholds: choose one that does, such as jumprelu"
+    made = build(chosen, attrs.evolve(transcoder.context, device=device))
+    if not isinstance(made, Settable):
+        raise Refused(
+            "convert.activation", f"{activation!r} takes no thresholds: choose one that does, such as jumprelu"
         )
     made.set_threshold(thresholds.to(device))
-    converted = CrossLayerTranscoder.__new__(CrossLayerTranscoder)
-    nn.Module.__init__(converted)
-    skipped = {"_modules", "_parameters", "_buffers", "training"}
-    converted.__dict__.update({k: v for k, v in transcoder.__dict__.items() if k not in skipped and k[0] != "_"})
-    converted.W_enc, converted.b_enc = transcoder.W_enc, transcoder.b_enc
-    converted.tying, converted.normaliser = transcoder.tying, transcoder.normaliser
-    converted.activation = made
-    converted.choices = {**transcoder.choices, "activation": chosen}
-    converted.described_model = transcoder.model_described()
-    converted.runs_dense = False
-    return converted.eval()
+    return transcoder.with_activation(chosen, made)
 
 
 class Minima:
@@ -226,7 +218,7 @@ def calibrate(
     device = transcoder.W_enc.device
     tokens = sum(batch.tokens for batch in sample)
     scales = []
-    for layer in range(transcoder.layers):
+    for layer in range(transcoder.n_layers):
         target = float(targets[layer])
         near = max(config.tolerance * target, 1 / tokens)
         low, high = config.scales

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import HasModel
+from clt_plugins.errors import Refused
 from clt_plugins.finished.in_model import evaluate_in_model
 from clt_plugins.model.scores import score
 
@@ -30,11 +32,12 @@ def check_fits(transcoder: CrossLayerTranscoder, source: Source) -> None:
     Raises:
         ValueError: the numbers of layers or widths differ.
     """
-    has, wants = (source.layers, source.d_model), (transcoder.layers, transcoder.d_model)
+    has, wants = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
     if has != wants:
-        raise ValueError(
-            f"source: gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} layers of "
-            f"d_model {wants[1]}: name the language model and layers that it was trained on"
+        raise Refused(
+            "source",
+            f"gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} layers of "
+            f"d_model {wants[1]}: name the language model and layers that it was trained on",
         )
 
 
@@ -45,9 +48,7 @@ def check_held_out(source: Source) -> None:
         ValueError: it holds out nothing.
     """
     if sum(batch.tokens for batch in source.held_out(2)) < 2:
-        raise ValueError(
-            "source: holds out no text, without which nothing can be converted or evaluated: hold out some"
-        )
+        raise Refused("source", "holds out no text, without which nothing can be converted or evaluated: hold out some")
 
 
 MODEL_TOKENS = 16384
@@ -60,13 +61,14 @@ def model_tokens(source: Source, config: EvaluateConfig) -> int:
     Raises:
         ValueError: some are asked for, and there is no language model.
     """
-    has_one = hasattr(source, "language_model")
+    has_one = isinstance(source, HasModel)
     if config.model_tokens is None:
         return MODEL_TOKENS if has_one else 0
     if config.model_tokens and not has_one:
-        raise ValueError(
-            "evaluate.model_tokens: the source has no language model for the transcoder to stand in for: set it to 0, "
-            'or evaluate with the recipe of a source that has one, such as "stream" (`evaluate --recipe`)'
+        raise Refused(
+            "evaluate.model_tokens",
+            "the source has no language model for the transcoder to stand in for: set it to 0, "
+            'or evaluate with the recipe of a source that has one, such as "stream" (`evaluate --recipe`)',
         )
     return config.model_tokens
 

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from clt_plugins.recipe.read import Recipe, read_recipe
+from clt_plugins.contract.abilities import Closable
+from clt_plugins.errors import Refused
+from clt_plugins.recipe.read import read_recipe
+from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
+    from clt_plugins.contract.context import Context
     from clt_plugins.contract.interfaces import Source
-    from clt_plugins.contract.spec import Context
+    from clt_plugins.contract.recipe import Recipe
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.registry.plugins import Plugins
 
@@ -43,7 +47,7 @@ class Trained:
 
         device = "cpu"
         if self.recipe_file is not None:
-            from clt_plugins.model.assemble import make_device
+            from clt_plugins.model.devices import make_device
 
             device = str(make_device(self.recipe().transcoder.device))
         found = CrossLayerTranscoder.load(self.folder, device=device, plugins=self.plugins)
@@ -61,9 +65,10 @@ class Trained:
             ValueError: there is none.
         """
         if self.recipe_file is None:
-            raise ValueError(
-                f"{self.folder}: no recipe.toml with it to say what it reads: give a recipe with --recipe, "
-                "whose [model] and [source] are used"
+            raise Refused(
+                self.folder,
+                "no recipe.toml with it to say what it reads: give a recipe with --recipe, "
+                "whose [model] and [source] are used",
             )
         return read_recipe(self.recipe_file, self.overrides, self.plugins)
 
@@ -79,13 +84,13 @@ class Trained:
         from clt_plugins.model.assemble import make_context
 
         recipe = self.recipe()
-        context = make_context(recipe, self.plugins)
-        source = recipe.source.build(context)
-        context = attrs.evolve(context, layers=source.layers, d_model=source.d_model)
+        context = make_context(recipe)
+        source = build(recipe.source, context)
+        context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
         try:
             yield context, source
         finally:
-            if hasattr(source, "close"):
+            if isinstance(source, Closable):
                 source.close()
             context.parallel.close()
 
@@ -103,7 +108,7 @@ def find_trained(
         ValueError: there is nothing of the kind; says what is missing.
     """
     if not place.exists():
-        raise ValueError(f"{place}: no such folder")
+        raise Refused(place, "no such folder")
     if (place / "transcoder.json").is_file():
         folder = place
         run = next((above for above in (place.parent, place.parent.parent) if (above / "recipe.toml").is_file()), None)
@@ -114,8 +119,8 @@ def find_trained(
         if not whole:
             saved = sorted((place / "checkpoints").glob("step_*"))
             or_else = f", or name a checkpoint: {saved[-1]}" if saved else ""
-            raise ValueError(
-                f"{place}: this run has no final transcoder, it did not end: go on with `run --resume`{or_else}"
+            raise Refused(
+                place, f"this run has no final transcoder, it did not end: go on with `run --resume`{or_else}"
             )
         folder = whole[0]
         logger.info("the transcoder in %s", folder)
@@ -124,5 +129,5 @@ def find_trained(
     if recipe is None and run is not None:
         recipe = run / "recipe.toml"
     if recipe is None and overrides:
-        raise ValueError("--set: there is no recipe to change: give one with --recipe")
+        raise Refused("--set", "there is no recipe to change: give one with --recipe")
     return Trained(folder=folder, run=run, recipe_file=recipe, plugins=plugins, overrides=tuple(overrides))

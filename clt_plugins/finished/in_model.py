@@ -18,7 +18,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import Thresholded
 from clt_plugins.data.features import Features, Pairs
+from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import LanguageModel
@@ -42,7 +44,7 @@ class Replacement:
         self.token: list[Tensor] = []
         self.feature: list[Tensor] = []
         self.values: list[Tensor] = []
-        shape = len(inputs), transcoder.layers, transcoder.W_enc.shape[1]
+        shape = len(inputs), transcoder.n_layers, transcoder.W_enc.shape[1]
         self.acts = inputs.new_zeros(shape) if transcoder.runs_dense else None
 
     @torch.no_grad()
@@ -61,9 +63,9 @@ class Replacement:
     def _sparse(self, x: Tensor, layer: int) -> Features:
         """The features of layers up to this one, those of earlier ones as they were."""
         transcoder = self.transcoder
-        activation: Any = transcoder.activation
-        layers, width = transcoder.layers, transcoder.W_enc.shape[1]
-        if hasattr(activation, "threshold"):
+        activation = transcoder.activation
+        layers, width = transcoder.n_layers, transcoder.W_enc.shape[1]
+        if isinstance(activation, Thresholded):
             weight = transcoder.W_enc[layer].to(x.dtype)
             pre = torch.addmm(transcoder.b_enc[layer].to(x.dtype), x[:, layer], weight.T)
             token, number = (pre > activation.threshold()[layer].to(pre)).nonzero(as_tuple=True)
@@ -147,7 +149,7 @@ def evaluate_in_model(
         for name, replace in _variants(transcoder, clean, written, mean.to(device)):
             sums[name].add(model.run(text, replace)[ends], truth, wanted)
     if not count:
-        raise ValueError("evaluate.model_tokens: no held-out text among so many tokens has a token after another")
+        raise Refused("evaluate.model_tokens", "no held-out text among so many tokens has a token after another")
     entropy = {name: each.cross_entropy / count for name, each in sums.items()}
     return {
         "tokens": count,

@@ -13,16 +13,20 @@ import attrs
 import click
 import torch
 
-from clt_plugins.files.folders import put_transcoder, whole_folder, write_json
+from clt_plugins.contract.abilities import Checks
+from clt_plugins.errors import Fault, Faults
+from clt_plugins.files.folders import whole_folder, write_json
 from clt_plugins.finished import convert as conversion
 from clt_plugins.finished import evaluate as evaluation
-from clt_plugins.recipe.read import Recipe, RecipeError, as_data
-from clt_plugins.registry.build import check_built
+from clt_plugins.model.saved import put_transcoder
+from clt_plugins.recipe.read import recipe_data
+from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
+    from clt_plugins.contract.context import Context
     from clt_plugins.contract.interfaces import Source
-    from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig
-    from clt_plugins.contract.spec import Context, Selected
+    from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig, Recipe
+    from clt_plugins.contract.spec import Selected
     from clt_plugins.model.assemble import Parts
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.registry.plugins import Plugins
@@ -35,22 +39,23 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
         parts: as built; the transcoder may be on the device "meta".
 
     Raises:
-        RecipeError: with every fault, a line each.
+        Faults: all of them.
     """
-    transcoder, source, faults = parts.transcoder, parts.source, []
+    transcoder, source = parts.transcoder, parts.source
+    faults: list[Fault] = []
 
     def attempt(check: Callable[[], Any]) -> Any:
         try:
             return check()
-        except ValueError as error:
-            faults.append(str(error))
+        except Faults as error:
+            faults.extend(error.faults)
 
     # As it will be: the thresholds are still to be found.
     becomes: CrossLayerTranscoder | None = transcoder
     if recipe.convert is not None:
         config, ones = recipe.convert, torch.ones(transcoder.W_enc.shape[:2])
         attempt(lambda: conversion.check_ranks(transcoder))
-        attempt(lambda: config.targets(transcoder.layers, transcoder.features))
+        attempt(lambda: config.targets(transcoder.n_layers, transcoder.n_features))
         becomes = attempt(lambda: conversion.with_thresholds(transcoder, ones, config.activation, plugins))
     if recipe.evaluate is not None:
         judged = recipe.evaluate
@@ -59,14 +64,13 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
     if recipe.convert is not None or recipe.evaluate is not None or not transcoder.W_enc.is_meta:
         attempt(lambda: evaluation.check_held_out(source))
     for index, chosen in enumerate(recipe.exports):
-        exporter = attempt(partial(chosen.build, parts.context))
+        exporter = attempt(partial(build, chosen, parts.context))
         if exporter is None:
             continue
-        check_built(exporter, "exports", chosen.spec)
-        if hasattr(exporter, "check") and becomes is not None:
-            faults += [f"exports[{index}]: {fault}" for fault in exporter.check(becomes)]
+        if isinstance(exporter, Checks) and becomes is not None:
+            faults += [Fault(("exports", index), text) for text in exporter.check(becomes)]
     if faults:
-        raise RecipeError(faults)
+        raise Faults(faults)
 
 
 def convert_stage(
@@ -102,8 +106,8 @@ def evaluate_stage(
         write_json(partial / "evaluation.json", evaluation.as_json(report))
         inside = attrs.evolve(context, folder=partial)
         for chosen in recipe.loggers:
-            logger = chosen.build(inside)
-            logger.start(as_data(recipe), 0)
+            logger = build(chosen, inside)
+            logger.start(recipe_data(recipe), 0)
             try:
                 logger.log(recipe.train.steps, evaluation.as_metrics(report))
             finally:
@@ -119,7 +123,7 @@ def export_stage(transcoder: CrossLayerTranscoder, chosen: Selected, folder: Pat
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as partial:
-        chosen.build(transcoder.context).export(transcoder, partial)
+        build(chosen, transcoder.context).export(transcoder, partial)
 
 
 def after_training(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from clt_plugins.contract.interfaces import Kernels, Selection
 from clt_plugins.data.features import Pairs
-from clt_plugins.model.sparse import Layout, pre_activations
+from clt_plugins.data.layout import Layout
+from clt_plugins.model.sparse import pre_activations
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 """What torch's compiler calls for a linear layer on a CPU. torch itself calls it for bfloat16 only."""
@@ -73,7 +74,7 @@ def encode_selected(
         pairs, found = selection.finish()
         with torch.no_grad():
             if not exact:
-                layout = Layout.own_layer(pairs.layers, pairs.features)
+                layout = Layout.own_layer(pairs.n_layers, pairs.n_features)
                 empty = found == -torch.inf
                 kernels.grad_values(inputs, pairs, layout, weight.view(layout.rows, -1), found)
                 found += bias.flatten()[pairs.feature]

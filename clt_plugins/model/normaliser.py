@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from clt_plugins.data.moments import Moments
+
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
     from clt_plugins.data.batch import Batch
@@ -30,60 +32,6 @@ EPSILON = 1e-6
 """Added to standard deviations, as the reference library does: a dimension that never moves stays finite."""
 
 
-class Moments:
-    """Streamed mean, standard deviation and root mean square of the inputs and targets, in float64."""
-
-    def __init__(self, layers: int, d_model: int, device: torch.device | str = "cpu"):
-        self.count = 0
-        self.sums = {
-            side: torch.zeros(2, layers, d_model, dtype=torch.float64, device=device) for side in ("inputs", "targets")
-        }
-        # Sums of squares about zero lose digits where a mean is large; a shift near the mean keeps them.
-        self.shift: dict[str, Tensor] = {}
-
-    def add(self, batch: Batch) -> None:
-        """Take a batch of B tokens into account."""
-        self.count += batch.tokens
-        for side, sums in self.sums.items():
-            x = getattr(batch, side).to(sums.device, torch.float64)
-            shift = self.shift.setdefault(side, x.mean(0))
-            sums[0] += (x - shift).sum(0)
-            sums[1] += (x - shift).square().sum(0)
-
-    def merge(self, parallel: Parallel) -> None:
-        """Make these the moments of all tokens that ranks have seen, each its own."""
-        count = int(parallel.total(torch.tensor(self.count), over="tokens"))
-        for side, sums in self.sums.items() if count else ():
-            shift = self.shift.get(side, torch.zeros_like(sums[0]))
-            # From each rank's shift to a common one: the mean of all tokens.
-            mean = parallel.total(sums[0] + self.count * shift, over="tokens") / count
-            step = shift - mean
-            moved = torch.stack(
-                [sums[0] + self.count * step, sums[1] + 2 * step * sums[0] + self.count * step.square()]
-            )
-            self.sums[side], self.shift[side] = parallel.total(moved, over="tokens"), mean
-        self.count = count
-
-    def statistics(self) -> dict[str, Tensor]:
-        """`inputs.mean`, `inputs.std` (n - 1) [L, D], `inputs.rms` [L], and the same for targets; float64.
-
-        Raises:
-            ValueError: fewer than two tokens were seen.
-        """
-        if self.count < 2:
-            raise ValueError(f"statistics need at least 2 tokens, got {self.count}")
-        found = {}
-        for side, (first, second) in self.sums.items():
-            mean = first / self.count
-            variance = (second - self.count * mean.square()).clamp_min(0) / (self.count - 1)
-            raw_mean = mean + self.shift[side]
-            square = variance * (self.count - 1) / self.count + raw_mean.square()
-            found[f"{side}.mean"] = raw_mean
-            found[f"{side}.std"] = variance.sqrt()
-            found[f"{side}.rms"] = square.mean(-1).sqrt()
-        return found
-
-
 def estimate(
     batches: Iterable[Batch], layers: int, d_model: int, parallel: Parallel | None = None
 ) -> dict[str, Tensor]:
@@ -92,7 +40,7 @@ def estimate(
     for batch in batches:
         moments.add(batch)
     if parallel is not None and parallel.data_ranks > 1:
-        moments.merge(parallel)
+        moments.total(parallel)
     return moments.statistics()
 
 
@@ -133,6 +81,16 @@ class Normaliser(nn.Module):
         """Change nothing: shifts 0, scales and variances 1."""
         for name, value in self.named_buffers():
             value.fill_(0 if name.endswith("shift") else 1)
+
+    def settle(self) -> Method:
+        """The method that loaded shifts and scales amount to, "none" where they change nothing.
+
+        Where they change nothing no copy of the activations is made.
+        """
+        shifted = any(bool(self.get_buffer(f"{side}_shift").any()) for side in ("input", "target"))
+        scaled = any(bool((self.get_buffer(f"{side}_scale") != 1).any()) for side in ("input", "target"))
+        self.identity = not (shifted or scaled)
+        return "none" if self.identity else "mean_std"
 
     def fit(self, method: Method, statistics: Mapping[str, Tensor]) -> None:
         """Set shift and scale for a method from `Moments.statistics` (or what a data set stored).

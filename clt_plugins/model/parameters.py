@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from clt_plugins.data.random import generator
+
 if TYPE_CHECKING:
-    from clt_plugins.contract.spec import Context
+    from clt_plugins.contract.context import Context
 
 CHUNK = 2**22
 """Numbers drawn at a time."""
@@ -28,8 +29,7 @@ def uniform(name: str, shape: tuple[int, ...], bound: float, context: Context, f
     if context.device.type == "meta":
         shape = (*shape[:feature_axis], len(context.parallel.shard(shape[feature_axis])), *shape[feature_axis + 1 :])
         return torch.empty(shape, dtype=context.dtype, device="meta")
-    digest = hashlib.blake2b(f"{context.seed}/{name}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    numbers = generator(context.seed, name)
     dtype = torch.float64 if context.dtype == torch.float64 else torch.float32
     own = context.parallel.shard(shape[feature_axis])
     before, (features, *after) = math.prod(shape[:feature_axis]), shape[feature_axis:]
@@ -39,7 +39,7 @@ def uniform(name: str, shape: tuple[int, ...], bound: float, context: Context, f
     for block in out:
         for first in range(0, features, rows):
             part = range(first, min(first + rows, features))
-            drawn = torch.empty(len(part), *after, dtype=dtype).uniform_(-bound, bound, generator=generator)
+            drawn = torch.empty(len(part), *after, dtype=dtype).uniform_(-bound, bound, generator=numbers)
             start, stop = max(part.start, own.start), min(part.stop, own.stop)
             if start < stop:
                 block[start - own.start : stop - own.start] = drawn[start - first : stop - first].to(out)
@@ -57,3 +57,14 @@ def parameter(value: Tensor, feature_axis: int | None, *, partial_gradient: bool
     made.feature_axis = feature_axis  # type: ignore[attr-defined]
     made.partial_gradient = partial_gradient  # type: ignore[attr-defined]
     return made
+
+
+def give_memory(module: nn.Module, device: torch.device | str) -> None:
+    """Memory, with undefined content, for a module that was built on "meta".
+
+    torch makes new parameters for it; `feature_axis` and `partial_gradient` are carried over.
+    """
+    marks = {name: dict(vars(value)) for name, value in module.named_parameters()}
+    module.to_empty(device=device)
+    for name, value in module.named_parameters():
+        vars(value).update(marks[name])

@@ -46,7 +46,7 @@ class Scores:
         """Make these the scores of all ranks: of all tokens, and of the features of all shards."""
         self.tokens = int(parallel.total(torch.tensor(self.tokens), over="tokens"))
         self.error = parallel.total(self.error, over="tokens")
-        self.targets.merge(parallel)
+        self.targets.total(parallel)
         whole = self.counts.new_zeros(self.counts.shape[0], features)
         own = parallel.shard(features)
         whole[:, own.start : own.stop] = self.counts
@@ -77,7 +77,7 @@ def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
     """
     parallel = transcoder.context.parallel
     device = transcoder.normaliser.input_shift.device
-    scores = Scores(transcoder.layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
+    scores = Scores(transcoder.n_layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
     was_training = transcoder.training
     transcoder.eval()
     try:
@@ -90,7 +90,7 @@ def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
     finally:
         transcoder.train(was_training)
     if parallel.world > 1:
-        scores.merge(parallel, transcoder.features)
+        scores.merge(parallel, transcoder.n_features)
     return scores
 
 

@@ -162,7 +162,7 @@ class Top:
         parallel: Parallel | None = None,
     ):
         self.own = range(features) if parallel is None else parallel.shard(features)
-        self.features = features
+        self.n_features = features
         self.shape = tokens, layers, len(self.own)
         self.per = per
         self.scope = scope
@@ -229,10 +229,10 @@ class Top:
             row = (feature // features) * batch
             if self.per == "batch":
                 row = row + self.parallel.batch_rank * tokens + token
-            ids.append(row * self.features + self.own.start + feature % features)
+            ids.append(row * self.n_features + self.own.start + feature % features)
         over: Over = "all" if self.per == "batch" and self.parallel.batch_ranks > 1 else "features"
         total = partial(self.parallel.total, over=over, what="selection")
-        return among_best([rank for rank, _, _ in found], ids, self.k, layers * batch * self.features, total)
+        return among_best([rank for rank, _, _ in found], ids, self.k, layers * batch * self.n_features, total)
 
 
 class Above:

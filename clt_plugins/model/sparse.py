@@ -11,67 +11,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
 from torch import Tensor
+
+from clt_plugins.data.layout import Layout
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Kernels
     from clt_plugins.data.features import Pairs
 
 
-@attrs.frozen
-class Layout:
-    """Which rows of a weight [R, D] belong to feature f of layer s, and where they write.
-
-    Row j (0 <= j < count[s]) of that feature is row `first[s] + f * step[s] + j * stride[s]` of the weight and
-    writes to layer s + j.
-    """
-
-    features: int
-    """F, per layer."""
-    first: tuple[int, ...]
-    """Row of feature 0 of each source layer."""
-    step: tuple[int, ...]
-    """Rows from one feature to the next."""
-    stride: tuple[int, ...]
-    """Rows from one target to the next."""
-    count: tuple[int, ...]
-    """How many targets a feature of each source layer writes to, counted from its own layer on."""
-    rows: int
-    """R."""
-
-    @property
-    def layers(self) -> int:
-        return len(self.first)
-
-    @classmethod
-    def own_layer(cls, layers: int, features: int) -> Layout:
-        """One row per feature, writing to the feature's own layer: an encoder [L, F, D]."""
-        first = tuple(layer * features for layer in range(layers))
-        return cls(features, first, (1,) * layers, (0,) * layers, (1,) * layers, layers * features)
-
-    @classmethod
-    def untied(cls, layers: int, features: int) -> Layout:
-        """A row for each target, contiguous: [F, L - s, D] for each source layer s, one after the other."""
-        first = tuple(features * sum(layers - r for r in range(s)) for s in range(layers))
-        count = tuple(layers - s for s in range(layers))
-        return cls(features, first, count, (1,) * layers, count, features * sum(count))
-
-    @classmethod
-    def per_source(cls, layers: int, features: int) -> Layout:
-        """One row per feature, written to every target from its layer on: [L, F, D], by source."""
-        own = cls.own_layer(layers, features)
-        return attrs.evolve(own, count=tuple(layers - s for s in range(layers)))
-
-    @classmethod
-    def per_target(cls, layers: int, features: int) -> Layout:
-        """One row per target and feature number, shared by all sources: [L, F, D], by target."""
-        own = cls.per_source(layers, features)
-        return attrs.evolve(own, stride=(features,) * layers)
-
-
-def decode(values: Tensor, pairs: Pairs, weight: Tensor, layout: Layout, kernels: Kernels) -> Tensor:
+def sparse_decode(values: Tensor, pairs: Pairs, weight: Tensor, layout: Layout, kernels: Kernels) -> Tensor:
     """What the active features write: [B, L, D].
 
     Args:
@@ -123,7 +73,7 @@ def _row_gradient(weight: Tensor, values: Tensor, pairs: Pairs, layout: Layout, 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, weight, pairs, layout, kernels):
-        out = values.new_empty(pairs.tokens, layout.layers, weight.shape[-1])
+        out = values.new_empty(pairs.tokens, layout.n_layers, weight.shape[-1])
         kernels.decode(values, pairs, layout, weight.view(layout.rows, -1), out)
         ctx.save_for_backward(values, weight)
         ctx.sparse = pairs, layout, kernels
@@ -149,7 +99,7 @@ class _PreActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx, found, inputs, weight, bias, pairs, kernels):
         ctx.save_for_backward(inputs, weight)
-        ctx.sparse = pairs, Layout.own_layer(pairs.layers, pairs.features), kernels
+        ctx.sparse = pairs, Layout.own_layer(pairs.n_layers, pairs.n_features), kernels
         ctx.weight = weight
         return found.clone()
 
@@ -165,6 +115,6 @@ class _PreActivations(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             grad_weight = _row_gradient(ctx.weight, grad, pairs, layout, inputs, kernels)
         if ctx.needs_input_grad[3]:
-            zeros = grad.new_zeros(pairs.layers * pairs.features)
-            grad_bias = zeros.index_add(0, pairs.feature, grad).view(pairs.layers, pairs.features)
+            zeros = grad.new_zeros(pairs.n_layers * pairs.n_features)
+            grad_bias = zeros.index_add(0, pairs.feature, grad).view(pairs.n_layers, pairs.n_features)
         return None, grad_inputs, grad_weight, grad_bias, None, None

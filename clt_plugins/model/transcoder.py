@@ -7,6 +7,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,16 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.contract.spec import Context, Selected
+from clt_plugins.contract.context import Context
+from clt_plugins.contract.spec import Selected
 from clt_plugins.data.features import Features
+from clt_plugins.errors import Refused
 from clt_plugins.model.encoder import encode_dense, encode_selected
 from clt_plugins.model.normaliser import Normaliser
 from clt_plugins.model.parameters import parameter, uniform
+from clt_plugins.model.saved import load_transcoder, save_transcoder
+from clt_plugins.recipe.structure import plain
+from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Activation, Selection, Tying
@@ -61,24 +67,24 @@ class CrossLayerTranscoder(nn.Module):
         path: str = "auto",
     ):
         super().__init__()
-        self.layers = context.layers
+        self.n_layers = context.n_layers
         self.d_model = context.d_model
-        self.features = context.features
-        self.own = context.parallel.shard(context.features)
+        self.n_features = context.n_features
+        self.own = context.parallel.shard(context.n_features)
         """Which of the features of each layer this rank has."""
         self.context = context
         self.choices = {"activation": activation, "tying": tying}
         self.normalisation = normalisation
         self.path = path
-        shape = context.layers, context.features, context.d_model
-        weight = uniform("W_enc", shape, context.features**-0.5, context, feature_axis=1)
+        shape = context.n_layers, context.n_features, context.d_model
+        weight = uniform("W_enc", shape, context.n_features**-0.5, context, feature_axis=1)
         self.W_enc = parameter(weight, 1)
         self.b_enc = parameter(weight.new_zeros(weight.shape[:2]), 1)
-        self.activation: Activation = activation.build(context)
-        self.tying: Tying = tying.build(context)
+        self.activation: Activation = build(activation, context)
+        self.tying: Tying = build(tying, context)
         compute = torch.promote_types(context.dtype, torch.float32)
         identity = normalisation == "none"
-        self.normaliser = Normaliser(context.layers, context.d_model, compute, context.device, identity=identity)
+        self.normaliser = Normaliser(context.n_layers, context.d_model, compute, context.device, identity=identity)
         self.described_model: dict[str, Any] | None = None
         self.product: torch.dtype | None = None
         """The type of the encoder's matrix product; that of its weights if None."""
@@ -104,20 +110,26 @@ class CrossLayerTranscoder(nn.Module):
             inputs: the raw MLP inputs [B, L, D], which a skip path reads.
 
         Raises:
-            ValueError: the tying has a skip path and no inputs are given.
+            Refused: the tying reads the inputs (a skip path) and none are given.
         """
         if isinstance(features, Tensor):
             features = Features(features)
         if inputs is None:
-            if getattr(self.tying, "skip", None) is not None:
-                raise ValueError("decode: this transcoder has a skip path: give `inputs` too")
-            inputs = features.values.new_zeros(features.shape[0], self.layers, self.d_model)
+            if self._affine_reads_inputs():
+                raise Refused("decode", "this transcoder has a skip path: give `inputs` too")
+            inputs = features.values.new_zeros(features.shape[0], self.n_layers, self.d_model)
         return self.normaliser.restore(self.reconstruct(features, self.normaliser.inputs(inputs)))
 
+    def _affine_reads_inputs(self) -> bool:
+        """Whether the tying reads the inputs: NaN goes in, does NaN come out? A declaration could be forgotten."""
+        probe = torch.full((1, self.n_layers, self.d_model), torch.nan, device=self.b_enc.device)
+        return bool(self.tying.affine(probe.to(self.normaliser.input_shift.dtype)).isnan().any())
+
     def _check(self, inputs: Tensor) -> None:
-        if inputs.dim() != 3 or tuple(inputs.shape[1:]) != (self.layers, self.d_model):
-            raise ValueError(
-                f"expected activations of shape [tokens, {self.layers}, {self.d_model}], got {list(inputs.shape)}"
+        if inputs.dim() != 3 or tuple(inputs.shape[1:]) != (self.n_layers, self.d_model):
+            raise Refused(
+                "inputs",
+                f"expected activations of shape [tokens, {self.n_layers}, {self.d_model}], got {list(inputs.shape)}",
             )
 
     # -- in normalised units ------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ class CrossLayerTranscoder(nn.Module):
 
         def select(selection: Selection) -> Features:
             with torch.no_grad():
-                for layer in range(self.layers):
+                for layer in range(self.n_layers):
                     selection.see(layer, pre[:, layer])
                 pairs, found = selection.finish()
             values = pre.flatten(1)[pairs.token, pairs.feature]
@@ -179,6 +191,22 @@ class CrossLayerTranscoder(nn.Module):
         if self.path == "auto" and not self.activation.fixed_size:
             self.runs_dense = density > (DENSE_ABOVE if not self.runs_dense else DENSE_ABOVE / 2)
 
+    def with_activation(self, choice: Selected, activation: Any) -> CrossLayerTranscoder:
+        """A transcoder in eval mode that shares everything with this one but the activation.
+
+        Args:
+            choice: what built the activation.
+        """
+        other = copy.copy(self)
+        # `copy` shares torch's tables of modules too; the activation is exchanged in a table of its own.
+        other._modules = {**self._modules, "activation": activation}
+        other.choices = {**self.choices, "activation": choice}
+        other.described_model = self.model_described()
+        other.runs_dense = False
+        other.training = False
+        activation.eval()
+        return other
+
     # -- files --------------------------------------------------------------------------------------------------
 
     def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
@@ -196,8 +224,6 @@ class CrossLayerTranscoder(nn.Module):
     def model_described(self) -> dict[str, Any]:
         """The language model whose activations it was trained on, as the recipe names it; empty if unknown."""
         if self.described_model is None and self.context.recipe is not None:
-            from clt_plugins.recipe.read import plain
-
             return plain(self.context.recipe.model) if self.context.recipe.model is not None else {}
         return self.described_model or {}
 
@@ -215,8 +241,6 @@ class CrossLayerTranscoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write `transcoder.safetensors` (of several ranks: a slice each) and `transcoder.json`; see `load`."""
-        from clt_plugins.files.folders import save_transcoder
-
         save_transcoder(self, Path(folder))
 
     @classmethod
@@ -241,9 +265,7 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             ValueError: the folder is not a whole transcoder, or needs a plugin that is not installed; says which.
         """
-        from clt_plugins.files.folders import load_transcoder
-
-        return load_transcoder(Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
+        return load_transcoder(cls, Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
 
 
 def _whole(x: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ So they pass the same checks as the file, and a fault in one names the flag.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date, time
 from typing import Any
 
-from clt_plugins.contract.hooks import SLOTS
-from clt_plugins.recipe.structure import Fault, Where
+import attrs
+
+from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.errors import Fault, Where
 
 
 class Overrides:
@@ -24,31 +26,31 @@ class Overrides:
 
     def __init__(self, texts: Sequence[str]):
         self.texts = list(texts)
-        self.places: list[tuple[Where, str]] = []
+        self.applied: list[tuple[Where, str]] = []
 
-    def apply(self, table: dict[str, Any]) -> list[str]:
-        """Change `table` in place; returns the faults, a line each."""
-        faults = []
+    def apply(self, table: dict[str, Any]) -> list[Fault]:
+        """Change `table` in place; returns the faults."""
+        faults: list[Fault] = []
         for text in self.texts:
             keys, equals, value = text.partition("=")
             parts = [part.strip() for part in keys.split(".")]
             if not equals or not all(parts):
-                faults.append(f"--set {text}: expected KEY=VALUE, such as train.steps=100")
+                faults.append(Fault((), "expected KEY=VALUE, such as train.steps=100", f"--set {text}"))
                 continue
             try:
-                self.places.append((_put(table, parts, parse(value.strip())), text))
+                self.applied.append((_put(table, parts, parse(value.strip())), text))
             except ValueError as error:
-                faults.append(f"--set {text}: {error}")
+                faults.append(Fault((), str(error), f"--set {text}"))
         return faults
 
-    def line(self, fault: Fault, source: str) -> str:
-        """A fault as the user sees it: named by the flag it comes from, else by the file."""
-        for place, text in reversed(self.places):
-            if fault.where == place or (*fault.where, "name") == place:
-                return f"--set {text}: {fault.text}"
-            if fault.where[: len(place)] == place:
-                return f"--set {text}: {fault}"
-        return f"{source}: {fault}"
+    def locate(self, fault: Fault) -> Fault:
+        """The fault with the flag that it comes from as its origin, if it comes from one."""
+        for path, text in reversed(self.applied):
+            if fault.where == path or (*fault.where, "name") == path:
+                return Fault((), fault.text, f"--set {text}")
+            if fault.where[: len(path)] == path:
+                return attrs.evolve(fault, origin=f"--set {text}")
+        return fault
 
 
 def parse(text: str) -> Any:
@@ -70,7 +72,7 @@ def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:
     """
     node: Any = table
     where: list[str | int] = []
-    for part, more in _with_next(parts):
+    for number, part in enumerate(parts):
         key: str | int = part
         if isinstance(node, list):
             if not part.isdecimal() or int(part) > len(node):
@@ -81,20 +83,16 @@ def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:
         elif not isinstance(node, dict):
             raise ValueError(f"{_dotted(where)} is not a table")
         where.append(key)
-        if not more:
+        if number + 1 == len(parts):
             node[key] = value
             break
         if isinstance(node, dict):
             node.setdefault(part, {})
         # A choice may be written as its bare name; then it is a table from here on.
-        if isinstance(node[key], str) and where[0] in SLOTS.values():
+        if isinstance(node[key], str) and where[0] in BY_TABLE:
             node[key] = {"name": node[key]}
         node = node[key]
     return tuple(where)
-
-
-def _with_next(parts: list[str]) -> Iterable[tuple[str, bool]]:
-    return ((part, index + 1 < len(parts)) for index, part in enumerate(parts))
 
 
 def _dotted(where: list[str | int]) -> str:

@@ -5,7 +5,6 @@ cattrs picks the hook for a type; the hooks are ours, since its own turn `"5"`, 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import attrs
 
-from clt_plugins.contract.spec import Selected, Spec
+from clt_plugins.contract.spec import Choice, Selected
 from clt_plugins.contract.types import HubOrPath, describe, is_choice, is_union
+from clt_plugins.errors import Fault, Faults, did_you_mean, fault
 from clt_plugins.toml import inline
 
 if TYPE_CHECKING:
@@ -23,46 +23,8 @@ if TYPE_CHECKING:
 
     from clt_plugins.registry.plugins import Plugins
 
-Pick = Callable[[str, str], Spec]
+Pick = Callable[[str, str], Choice]
 """(slot, name) -> the choice; raises ValueError with the reason."""
-
-Where = tuple[str | int, ...]
-
-
-@attrs.frozen
-class Fault:
-    """One thing wrong, and where."""
-
-    where: Where
-    text: str
-
-    @property
-    def path(self) -> str:
-        """`losses[0].layers[1]`"""
-        dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.where)
-        return dotted.removeprefix(".")
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.text}" if self.where else self.text
-
-
-class Faults(ValueError):
-    """All that is wrong with some data."""
-
-    def __init__(self, faults: Iterable[Fault]):
-        self.faults = list(faults)
-        super().__init__("\n".join(map(str, self.faults)))
-
-
-def fault(text: str, *where: str | int) -> Faults:
-    """A single fault, to be raised."""
-    return Faults([Fault(where, text)])
-
-
-def did_you_mean(word: str, known: Iterable[str], quote: str = "'") -> str:
-    """ ", did you mean 'x'?", or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {quote}{near[0]}{quote}?" if near else ""
 
 
 def converter(pick: Pick, folder: Path | None = None) -> cattrs.Converter:
@@ -95,17 +57,16 @@ def converter(pick: Pick, folder: Path | None = None) -> cattrs.Converter:
 def structure_choice(plugins: Plugins, slot: str, value: Any, where: str = "") -> Selected:
     """A choice from plain data, `{"name": ..., ...}` or its bare name.
 
+    Args:
+        where: the origin that faults name, such as a file.
+
     Raises:
-        ValueError: with all faults, a line each, beginning with `where`.
+        Faults: all of them.
     """
-
-    def pick(slot: str, name: str) -> Spec:
-        return plugins.pick(slot, name).spec
-
     faults: list[Fault] = []
     with _under(faults, slot):
-        return _choice(value, slot, converter(pick), pick)
-    raise ValueError("\n".join(f"{where}: {each}" if where else str(each) for each in faults))
+        return _choice(value, slot, converter(plugins.pick), plugins.pick)
+    raise Faults(attrs.evolve(one, origin=where) for one in faults)
 
 
 @contextmanager
@@ -217,10 +178,11 @@ def _choice(value: Any, slot: str, made: cattrs.Converter, pick: Pick) -> Select
     if not isinstance(value["name"], str):
         raise fault(f"expected str, got {inline(value['name'])}", "name")
     try:
-        spec = pick(slot, value["name"])
-    except ValueError as error:
+        choice = pick(slot, value["name"])
+    except Faults as error:
         raise fault(str(error)) from error
-    return Selected(spec, made.structure({k: v for k, v in value.items() if k != "name"}, spec.config))
+    settings = {key: item for key, item in value.items() if key != "name"}
+    return Selected(choice, made.structure(settings, choice.spec.config))
 
 
 def _record(value: Any, cls: Any, made: cattrs.Converter) -> Any:
@@ -243,6 +205,8 @@ def _record(value: Any, cls: Any, made: cattrs.Converter) -> Any:
     if not faults:
         try:
             return cls(**found)
+        except Faults:
+            raise  # `Refused`, by a check of the class as a whole
         except (ValueError, TypeError) as error:
             refused = _refused(cls, found)
             raise Faults(refused or [Fault((), _plain_text(error, ""))]) from error
@@ -283,3 +247,17 @@ def _plain_text(error: Exception, name: str) -> str:
     text = " ".join(str(error.args[0] if error.args else error).split())
     text = re.sub(rf"^Length of '{name}'", "length", text)
     return re.sub(rf"^'{name}' ", "", text)
+
+
+def plain(value: Any) -> Any:
+    """Typed settings as plain TOML data: tables, lists and scalars, defaults included, None left out."""
+    if isinstance(value, Selected):
+        return {"name": value.name, **plain(value.config)}
+    if attrs.has(type(value)):
+        items = ((a.alias, getattr(value, a.name)) for a in attrs.fields(type(value)) if a.init)
+        return {key: plain(item) for key, item in items if item is not None}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,131 +1,115 @@
-"""Whose fault it is: an exception from inside a plugin becomes one message that names plugin, choice and remedy.
+"""Building what a recipe chose: build, wrap and check in one place; and naming the plugin that an error comes from.
 
-A `ValueError` of the form `path: what is wrong; remedy` is how plugins speak to users, and is left alone.
+A plugin refuses a user's setting by `Refused`. Anything else that leaves it, a `ValueError` included, is an error of
+the plugin: it becomes a `PluginError` that names setting, plugin, distribution and line.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clt_plugins.contract.interfaces import Activation, Exporter, Kernels, Logger, Loss, Parallel, Source, Tying
-from clt_plugins.contract.spec import Broken, Selected, Spec, WrongReturn
-from clt_plugins.errors import Stopped
-from clt_plugins.registry.plugins import PluginError, remedy
+from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, WrongReturn, parse_path
+from clt_plugins.registry.info import remedy
 
 if TYPE_CHECKING:
-    from clt_plugins.recipe.read import Recipe
-    from clt_plugins.registry.plugins import Choice, Info, Plugins
+    from clt_plugins.contract.context import Context
+    from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.spec import Choice, Selected
+    from clt_plugins.registry.info import Info
 
-PROTOCOLS: dict[str, type] = {
-    "activation": Activation,
-    "tying": Tying,
-    "source": Source,
-    "losses": Loss,
-    "loggers": Logger,
-    "parallel": Parallel,
-    "kernels": Kernels,
-    "exports": Exporter,
-}
-"""What `build` returns, by recipe table."""
+TOLD = (Faults, Stopped, PluginError, DamagedError, MemoryError)
+"""Exceptions that say themselves what the user has to know."""
 
 
-def check_built(made: Any, slot: str, spec: Spec) -> Any:
-    """What `build` returned, if it has all that its protocol asks for.
+def build(chosen: Selected, context: Context) -> Any:
+    """Build what a recipe chose, and check that it has all that its protocol asks for.
 
     Raises:
-        Broken: naming what is missing.
+        Faults: the plugin refuses a setting.
+        PluginError: `build` failed, or what it returned lacks something.
     """
-    protocol = PROTOCOLS[slot]
-    wanted = [*protocol.__annotations__, *(name for name, each in vars(protocol).items() if callable(each))]
-    missing = [name for name in wanted if (name == "__call__" or name[0] != "_") and not hasattr(made, name)]
-    if missing:
-        raise Broken(
-            spec,
-            f"build returned {type(made).__name__}, which is no {protocol.__name__}: it has no {', '.join(missing)}",
-        )
-    return made
+    setting = _setting(context.recipe, chosen)
+    try:
+        built = chosen.spec.build(chosen.config, context)
+    except TOLD:
+        raise
+    except Exception as error:
+        raise PluginError(_text(chosen.choice, setting, error, "build"), where=parse_path(setting)) from error
+    if lacking := missing_members(built, chosen.choice.slot):
+        protocol = BY_TABLE[chosen.choice.slot].protocol.__name__
+        text = f"build returned {type(built).__name__}, which is no {protocol}: it has no {', '.join(lacking)}"
+        raise PluginError(_message(chosen.choice, setting, text), where=parse_path(setting))
+    return built
+
+
+def missing_members(built: Any, table: str) -> list[str]:
+    """What an object lacks of the protocol of a slot."""
+    protocol = BY_TABLE[table].protocol
+    required = [*protocol.__annotations__, *(name for name, member in vars(protocol).items() if callable(member))]
+    return [name for name in required if (name == "__call__" or name[0] != "_") and not hasattr(built, name)]
 
 
 @contextmanager
-def blaming(plugins: Plugins, recipe: Recipe) -> Iterator[None]:
-    """Exceptions from inside plugins leave as `PluginError`; users' errors, and the engine's own, as they are.
+def naming_plugins(infos: Sequence[Info], recipe: Recipe) -> Iterator[None]:
+    """Errors raised inside a plugin leave as `PluginError`; users' errors and the engine's own leave as they are.
 
     Raises:
-        PluginError: a plugin is at fault; the text begins with the recipe's setting.
+        PluginError: names the plugin whose code the error passed through last; begins with its setting, where the
+            recipe chooses just one thing of that plugin.
     """
     try:
         yield
-    except Broken as error:
-        choice = next((c for each in _slots(plugins) for c in each if c.spec is error.spec), None)
-        raise PluginError(_text(plugins, recipe, choice, str(error), error.__cause__ or error)) from error
-    except (PluginError, Stopped, OSError, MemoryError):
+    except TOLD:
         raise
     except Exception as error:
-        info = None if _is_for_users(error) else _owner(plugins, error)
+        info = _owner(infos, error)
         if info is None:
             raise
-        used = [c for each in _slots(plugins) for c in each if c.plugin == info.name and _place(recipe, c)]
-        near = [c for c in used if c.spec.name in "".join(traceback.format_tb(error.__traceback__))]
-        text = f"failed in a step: {type(error).__name__}: {error}"
-        blamed = next(iter(near or used), None)
-        raise PluginError(_text(plugins, recipe, blamed, text, error, info)) from error
+        used = [(path, chosen) for path, chosen in recipe.selected() if chosen.choice.plugin == info.name]
+        setting, choice = (used[0][0], used[0][1].choice) if len(used) == 1 else ("", None)
+        text = _text(choice or info, setting, error, "a step")
+        raise PluginError(text, where=parse_path(setting)) from error
 
 
-def _is_for_users(error: Exception) -> bool:
-    return isinstance(error, ValueError) and re.match(r"\S[^\n]*: ", str(error)) is not None
+def _setting(recipe: Recipe | None, chosen: Selected) -> str:
+    """Where a recipe names a choice: `activation`, `losses[1]`; the table where there is no recipe."""
+    paths = [] if recipe is None else [path for path, other in recipe.selected() if other is chosen]
+    return paths[0] if paths else chosen.choice.slot
 
 
-def _slots(plugins: Plugins) -> Iterator[list[Choice]]:
-    return (list(plugins.choices(slot).values()) for slot in PROTOCOLS)
-
-
-def _owner(plugins: Plugins, error: BaseException) -> Info | None:
+def _owner(infos: Sequence[Info], error: BaseException) -> Info | None:
     """The plugin in whose files an exception was raised or last passed through, innermost first."""
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, WrongReturn):
-        files.append(Path(getattr(sys.modules[type(error.made).__module__], "__file__", "")))
-    for file in reversed(files):
-        for info in plugins.infos:
-            own = Path(info.file)
-            if info.status == "active" and info.file and (file == own or _inside(file, own)):
-                return info
-    return None
+        files.append(Path(getattr(sys.modules[type(error.returned_by).__module__], "__file__", None) or ""))
+    active = [info for info in infos if info.status == "active" and info.file]
+    return next((info for file in reversed(files) for info in active if _belongs(file, info.file)), None)
 
 
-def _inside(file: Path, own: Path) -> bool:
-    return own.name == "__init__.py" and own.parent in file.parents
+def _belongs(file: Path, plugin_file: str) -> bool:
+    """Whether a file is the plugin's module, or in the plugin's package."""
+    module = Path(plugin_file)
+    return file == module or (module.name == "__init__.py" and module.parent in file.parents)
 
 
-def _place(recipe: Recipe, choice: Choice) -> str | None:
-    """Where a recipe names a choice: `activation`, `losses[1]`; None if it does not."""
-    for slot in PROTOCOLS:
-        found = getattr(recipe, slot)
-        for index, each in enumerate(found if isinstance(found, list) else [found]):
-            if isinstance(each, Selected) and each.spec is choice.spec:
-                return f"{slot}[{index}]" if isinstance(found, list) else slot
-    return None
-
-
-def _text(
-    plugins: Plugins, recipe: Recipe, choice: Choice | None, what: str, error: BaseException, info: Info | None = None
-) -> str:
+def _text(owner: Choice | Info, setting: str, error: BaseException, phase: str) -> str:
+    """One line on an error: what failed, and at which line of the plugin."""
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [f for f in frames if info is None or _owner_file(info, Path(f.filename))]
-    at = f" ({Path((inside or frames)[-1].filename).name}:{(inside or frames)[-1].lineno})" if frames else ""
-    name = info.name if info else choice.plugin if choice else "?"
-    owner = info.distribution if info else choice.distribution if choice else "unknown"
-    setting = _place(recipe, choice) if choice else None
-    who = f"{choice.spec.name!r} of plugin {name!r} ({owner})" if choice else f"plugin {name!r} ({owner})"
-    told = " ".join(what.split())
-    return f"{setting + ': ' if setting else ''}{who}: {told}{at}; {remedy(name, owner)}, or -v shows where"
+    inside = [frame for frame in frames if owner.file and _belongs(Path(frame.filename), owner.file)] or frames
+    line = f" ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else ""
+    told = " ".join(str(error).split())
+    return _message(owner, setting, f"failed in {phase}: {type(error).__name__}: {told}{line}")
 
 
-def _owner_file(info: Info, file: Path) -> bool:
-    own = Path(info.file)
-    return file == own or _inside(file, own)
+def _message(owner: Choice | Info, setting: str, text: str) -> str:
+    spec = getattr(owner, "spec", None)
+    name = owner.plugin if spec is not None else owner.name  # type: ignore[union-attr]
+    who = f"plugin {name!r} ({owner.distribution})"
+    who = who if spec is None else f"{spec.name!r} of {who}"
+    return f"{setting + ': ' if setting else ''}{who}: {text}; {remedy(name, owner.distribution)}, or -v shows where"

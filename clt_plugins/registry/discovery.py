@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import logging
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import attrs
 
-if TYPE_CHECKING:
-    from clt_plugins.registry.plugins import Info
+from clt_plugins.registry.info import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ def find_plugins() -> list[Found]:
 
 
 def _is_own(found: Found) -> bool:
-    return found.distribution.split()[0].lower().replace("_", "-") == OWN
+    return name_of(found.distribution).lower().replace("_", "-") == OWN
 
 
 def _from_checkout() -> list[Found]:
@@ -67,26 +64,3 @@ def _from_checkout() -> list[Found]:
         Found(name, f"{OWN} {project['version']} (checkout)", importlib.metadata.EntryPoint(name, module, GROUP))
         for name, module in project["entry-points"][GROUP].items()
     ]
-
-
-def source_file(plugin: Any) -> str:
-    """The file a plugin (a module, or an object of one) was loaded from; "" where there is none."""
-    if plugin is None:
-        return ""
-    module = plugin if inspect.ismodule(plugin) else inspect.getmodule(type(plugin))
-    return getattr(module, "__file__", None) or ""
-
-
-def warn_of_mixed_install(infos: list[Info]) -> None:
-    """Warn where the engine comes from one place and its own plugins from another: `python -m` in a checkout
-    takes the engine from the working directory, whatever is installed."""
-    own = [info for info in infos if info.status == "active" and info.file and info.distribution.split()[0] == OWN]
-    strays = [info for info in own if Path(info.file).resolve().parents[1] not in (ROOT, ROOT / "plugins")]
-    if strays:
-        logger.warning(
-            "mixed installation: the engine is %s, but plugin %r is %s; install the checkout (pip install -e .) "
-            "or start elsewhere",
-            ROOT / "clt_plugins",
-            strays[0].name,
-            strays[0].file,
-        )

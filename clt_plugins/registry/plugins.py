@@ -11,79 +11,30 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pluggy
 
-from clt_plugins.contract.hooks import SLOTS, Hooks
-from clt_plugins.contract.spec import API_VERSION, Spec
+from clt_plugins.contract.hooks import Hooks
+from clt_plugins.contract.slots import BY_TABLE, SLOTS
+from clt_plugins.contract.spec import API_VERSION, Choice, Spec
 from clt_plugins.contract.types import check_config
-from clt_plugins.recipe.structure import did_you_mean
-from clt_plugins.registry.discovery import Found, find_plugins, source_file, warn_of_mixed_install
+from clt_plugins.errors import Fault, PluginError, Refused, did_you_mean, parse_path
+from clt_plugins.registry.discovery import OWN, ROOT, Found, find_plugins
+from clt_plugins.registry.info import Failure, Info, name_of, source_file
+from clt_plugins.registry.kernels import auto
 
 if TYPE_CHECKING:
     import click
 
-    from clt_plugins.recipe.read import Recipe
+    from clt_plugins.contract.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
-class PluginError(Exception):
-    """A plugin is broken, or two are in each other's way; the text names plugin and distribution."""
-
-
-@attrs.frozen
-class Choice:
-    """One choice, and who offers it."""
-
-    spec: Spec
-    plugin: str
-    distribution: str
-    """With version: `clt-plugins 0.1.0`."""
-
-    def __str__(self) -> str:
-        return f"plugin {self.plugin!r} ({self.distribution})"
-
-
-@attrs.frozen
-class Failure:
-    """A plugin that could not be used, or not wholly."""
-
-    plugin: str
-    distribution: str
-    error: BaseException
-
-    def __str__(self) -> str:
-        text = " ".join(str(self.error).split())
-        named = f"{self.plugin} ({self.distribution}): {type(self.error).__name__}: {text}"
-        # A clash says itself which one to block.
-        return named if "-p no:" in text else f"{named}; {remedy(self.plugin, self.distribution)}"
-
-
-@attrs.frozen
-class Info:
-    """What is known of a plugin, for listings and `versions.json`."""
-
-    name: str
-    distribution: str
-    """With version."""
-    status: str
-    """`active`, `failed` or `blocked`."""
-    file: str = ""
-    hooks: tuple[str, ...] = ()
-
-
-def remedy(plugin: str, distribution: str) -> str:
-    """What a user can do about a plugin that is broken."""
-    name = distribution.split()[0]
-    update = "" if distribution in ("by -p", "not installed") else f"update it (pip install -U {name}), or "
-    return f"{update}leave it out (-p no:{plugin})" if update else f"mend the module {plugin!r}"
-
-
 class Plugins:
-    """The plugins of one run. Made by `load`; frozen afterwards."""
+    """The plugins of one run. Made by `load_plugins`; after that only `commands` adds failures."""
 
     def __init__(self) -> None:
         self.failures: list[Failure] = []
@@ -92,10 +43,13 @@ class Plugins:
         self._manager.add_hookspecs(Hooks)
         self._offers: dict[tuple[str, str], list[Choice]] = {}
         """(table, name or alias) -> who offers it; more than one is a clash."""
+        self._offers["kernels", "auto"] = [
+            auto(lambda: [choice for name, choice in self.choices("kernels").items() if name != "auto"])
+        ]
 
     def choices(self, slot: str) -> dict[str, Choice]:
         """All choices for a recipe's table, by name (without aliases and clashes), sorted."""
-        assert slot in SLOTS.values(), slot
+        assert slot in BY_TABLE, slot
         named = {name: offers[0] for (table, name), offers in self._offers.items() if table == slot and not offers[1:]}
         return {name: named[name] for name in sorted(named) if named[name].spec.name == name}
 
@@ -103,27 +57,27 @@ class Plugins:
         """The choice of that name (or alias) for a recipe's table.
 
         Raises:
-            ValueError: there is none, or two; names the nearest, all that are known, and plugins that failed.
+            Faults: there is none, or two; names the nearest, all that are known, and plugins that failed.
         """
         offers = self._offers.get((slot, name), [])
         if len(offers) == 1:
             return offers[0]
         if offers:
-            raise ValueError(_clash(name, offers))
+            raise Refused("", _clash(name, offers))
         known = sorted(word for table, word in self._offers if table == slot)
         text = f"unknown name {name!r}{did_you_mean(name, known)} (known: {', '.join(self.choices(slot)) or 'none'})"
         if self.failures:
             text += f"; these plugins failed to load: {', '.join(sorted({each.plugin for each in self.failures}))}"
         blocked = [info.name for info in self.infos if info.status == "blocked"]
-        raise ValueError(text + (f"; blocked: {', '.join(blocked)}" if blocked else ""))
+        raise Refused("", text + (f"; blocked: {', '.join(blocked)}" if blocked else ""))
 
-    def checks(self, recipe: Recipe) -> list[str]:
+    def checks(self, recipe: Recipe) -> list[Fault]:
         """The complaints of all plugins about a typed recipe.
 
         Raises:
             PluginError: a plugin's `clt_check` is broken.
         """
-        complaints: list[str] = []
+        faults: list[Fault] = []
         for impl in self._impls("clt_check"):
             try:
                 returned = impl.function(*([recipe] if "recipe" in impl.argnames else []))
@@ -132,8 +86,8 @@ class Plugins:
                     raise TypeError(f"must return a list of str, got {returned!r}")
             except Exception as error:
                 raise PluginError(self._named(impl.plugin_name, "clt_check", error)) from error
-            complaints += found
-        return complaints
+            faults += map(_as_fault, found)
+        return faults
 
     def commands(self) -> dict[str, click.Command]:
         """The sub-commands that plugins add. A plugin whose hook fails is recorded and passed over."""
@@ -164,7 +118,7 @@ class Plugins:
     def _fail(self, plugin: str, distribution: str, error: BaseException) -> None:
         self.failures.append(Failure(plugin, distribution, error))
 
-    # -- loading, used by `load` only ---------------------------------------------------------------------------
+    # -- loading, used by `load_plugins` ---------------------------------------------------------------------------
 
     def _add(self, name: str, distribution: str, importer: Callable[[], Any]) -> None:
         """Import and register one plugin; a failure leaves nothing of it behind."""
@@ -173,7 +127,7 @@ class Plugins:
             if holder := next((i for i in self.infos if i.name == name and i.status == "active"), None):
                 raise PluginError(
                     f"entry point name {name!r} is already used by {holder.distribution}: "
-                    f"block one with -p no:DISTRIBUTION, such as -p no:{distribution.split()[0]}"
+                    f"block one with -p no:DISTRIBUTION, such as -p no:{name_of(distribution)}"
                 )
             plugin = importer()
             api = getattr(plugin, "CLT_API", API_VERSION)
@@ -210,8 +164,8 @@ class Plugins:
     def _collect(self, plugin: Any, name: str, distribution: str) -> list[tuple[str, Choice]]:
         """What a plugin's slot hooks return, checked."""
         offers: list[tuple[str, Choice]] = []
-        for hook, slot in SLOTS.items():
-            own = [i for i in getattr(self._manager.hook, f"clt_{hook}").get_hookimpls() if i.plugin is plugin]
+        for slot in SLOTS:
+            own = [i for i in getattr(self._manager.hook, f"clt_{slot.hook}").get_hookimpls() if i.plugin is plugin]
             for impl in own:
                 try:
                     specs = list(impl.function())
@@ -221,13 +175,14 @@ class Plugins:
                     if twice := {word for word in words if words.count(word) > 1}:
                         raise ValueError(f"offers a name twice: {', '.join(sorted(twice))}")
                 except Exception as error:
-                    text = f"plugin {name!r}, clt_{hook}: {type(error).__name__}: {error}"
+                    text = f"plugin {name!r}, clt_{slot.hook}: {type(error).__name__}: {error}"
                     raise PluginError(text) from error
-                offers += [(slot, Choice(spec, name, distribution)) for spec in specs]
+                file = source_file(plugin)
+                offers += [(slot.table, Choice(spec, slot.table, name, distribution, file)) for spec in specs]
         return offers
 
 
-def load(
+def load_plugins(
     *, block: Sequence[str] = (), extra: Sequence[str] = (), autoload: bool = True, strict: bool = False
 ) -> Plugins:
     """Load plugins: those installed, and more by name.
@@ -263,8 +218,15 @@ def load(
     return plugins
 
 
+def _as_fault(complaint: str) -> Fault:
+    """A complaint "activation.k: too large", with the path told apart."""
+    path, colon, text = complaint.partition(": ")
+    where = parse_path(path)
+    return Fault(where, text) if colon and " " not in path else Fault((), complaint)
+
+
 def _names(found: Found) -> set[str]:
-    return {found.name, found.distribution.split()[0]}
+    return {found.name, name_of(found.distribution)}
 
 
 def _clash(name: str, offers: Iterable[Choice]) -> str:
@@ -284,3 +246,18 @@ def _check_spec(spec: Any) -> None:
         check_config(spec.config)
     except TypeError as error:
         raise TypeError(f"{spec.name!r}: {error}") from error
+
+
+def warn_of_mixed_install(infos: Sequence[Info]) -> None:
+    """Warn where the engine comes from one place and its own plugins from another: `python -m` in a checkout
+    takes the engine from the working directory, whatever is installed."""
+    own = [info for info in infos if info.status == "active" and info.file and name_of(info.distribution) == OWN]
+    strays = [info for info in own if Path(info.file).resolve().parents[1] not in (ROOT, ROOT / "plugins")]
+    if strays:
+        logger.warning(
+            "mixed installation: the engine is %s, but plugin %r is %s; install the checkout (pip install -e .) "
+            "or start elsewhere",
+            ROOT / "clt_plugins",
+            strays[0].name,
+            strays[0].file,
+        )

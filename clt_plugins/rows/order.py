@@ -9,7 +9,6 @@ Nothing here grows with the number of rows; one number per chunk is kept.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -17,13 +16,10 @@ from typing import Any
 
 import attrs
 
+from clt_plugins.data.random import digest
+
 ROUNDS = 6
 """Of the Feistel network; four make a pseudo-random permutation of pseudo-random functions (Luby, Rackoff 1988)."""
-
-
-def digest(*key: Any) -> int:
-    """56 random bits that depend on the key only."""
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=7).digest(), "big")
 
 
 class Permutation:

@@ -10,62 +10,26 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from clt_plugins.data.batch import Batch
-from clt_plugins.rows.order import Deal, Group, Order, digest
-from clt_plugins.rows.store import AHEAD, Buffer, Shelf, empty, tensors
+from clt_plugins.data.random import generator
+from clt_plugins.errors import DamagedError, Refused
+from clt_plugins.rows.order import Deal, Group, Order
+from clt_plugins.rows.store import AHEAD, Buffer, Shelf, Store, empty, tensors
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.spec import Context
+    from clt_plugins.contract.context import Context
 
 logger = logging.getLogger(__name__)
 
 READERS = 4
 """Blocks that are read at a time: enough to keep a disk or a connection busy."""
-
-Part = Literal["train", "held_out"]
-
-
-class DamagedError(OSError):
-    """Stored rows are not what was written; the text names file, chunk and rows."""
-
-
-class Store(Protocol):
-    """Rows that can be read in blocks, by several threads at a time."""
-
-    layers: int
-    d_model: int
-    dtype: torch.dtype
-    """Of the activations that `read` gives."""
-    has_tokens: bool
-    """Whether token ids and positions are known."""
-    chunks: Mapping[Part, Sequence[int]]
-    """Rows of each chunk, of the trained part and of the held-out one."""
-    block_rows: int
-    """Rows of a block; blocks begin at multiples of it, and the last one of a chunk may be shorter."""
-    identity: str
-    """Changes with the data: a saved position means nothing in other data."""
-    name: str
-    """Where the data are, for messages."""
-
-    def read(self, part: Part, chunk: int, begin: int, into: Batch) -> None:
-        """Fill `into` with a block's rows, from row `begin` of the chunk on.
-
-        Raises:
-            DamagedError: they are not what was written.
-        """
-
-    def statistics(self) -> Mapping[str, Tensor] | None:
-        """See `interfaces.Source.statistics`."""
-
-    def close(self) -> None:
-        """Let go of files and connections; readings under way may fail."""
 
 
 class StoredSource:
@@ -89,23 +53,22 @@ class StoredSource:
         on_corrupt: Literal["stop", "skip"] = "stop",
     ):
         self.store, self.on_corrupt, self.seed = store, on_corrupt, context.seed
-        self.layers, self.d_model = store.layers, store.d_model
+        self.n_layers, self.d_model = store.n_layers, store.d_model
         ranks = context.parallel.data_ranks
         total = sum(store.chunks["train"])
         if context.batch_tokens % ranks:
-            raise ValueError(f"train.batch_tokens: {context.batch_tokens} cannot be divided among {ranks} data ranks")
+            raise Refused("train.batch_tokens", f"{context.batch_tokens} cannot be divided among {ranks} data ranks")
         self.batch_tokens = context.batch_tokens // ranks
         if context.batch_tokens > total:
-            raise ValueError(
-                f"train.batch_tokens: a batch of {context.batch_tokens} tokens is larger than the data: "
-                f"{store.name} has {total} to train on"
+            raise Refused(
+                "train.batch_tokens",
+                f"a batch of {context.batch_tokens} tokens is larger than the data: "
+                f"{store.name} has {total} to train on",
             )
         if buffer_tokens < self.batch_tokens:
-            raise ValueError(
-                f"source.buffer_tokens: {buffer_tokens} is less than a batch of {self.batch_tokens} tokens"
-            )
+            raise Refused("source.buffer_tokens", f"{buffer_tokens} is less than a batch of {self.batch_tokens} tokens")
         if not sum(store.chunks["held_out"]):
-            raise ValueError(f"{store.name}: holds no held-out tokens, without which a run cannot be evaluated")
+            raise Refused(store.name, "holds no held-out tokens, without which a run cannot be evaluated")
         self.deal = Deal(total, min(buffer_tokens * ranks, total), context.parallel.data_rank, ranks)
         self.order = Order(store.chunks["train"], store.block_rows, self.seed, "blocks", 0)
         self.epoch = 0
@@ -165,7 +128,7 @@ class StoredSource:
             ValueError: the state is of other data.
         """
         if state["data"] != self.store.identity:
-            raise ValueError(f"{self.store.name}: not the data that the state was saved with")
+            raise Refused(self.store.name, "not the data that the state was saved with")
         self._drop()
         self.position = state["rows"]
 
@@ -241,7 +204,7 @@ class StoredSource:
                     raise
                 logger.warning("skipped: %s", error)
                 damaged.append((first, rows))
-        random = torch.Generator().manual_seed(digest(self.seed, "rows", group.epoch, group.begin))
+        random = generator(self.seed, "rows", group.epoch, group.begin)
         buffer.order = skipped + torch.randperm(group.rows, generator=random)
         if damaged:
             buffer.order = self._without(damaged, buffer.order, random)

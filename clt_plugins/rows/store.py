@@ -1,11 +1,11 @@
-"""Memory of a stored source: its buffers, and the batches that it hands out."""
+"""What a source of stored rows reads from, a `Store`; and its memory: buffers, and the batches that it yields."""
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,8 +13,40 @@ from torch import Tensor
 
 from clt_plugins.data.batch import Batch
 
-if TYPE_CHECKING:
-    from clt_plugins.rows.source import Store
+Part = Literal["train", "held_out"]
+
+
+class Store(Protocol):
+    """Rows that can be read in blocks, by several threads at a time."""
+
+    n_layers: int
+    d_model: int
+    dtype: torch.dtype
+    """Of the activations that `read` gives."""
+    has_tokens: bool
+    """Whether token ids and positions are known."""
+    chunks: Mapping[Part, Sequence[int]]
+    """Rows of each chunk, of the trained part and of the held-out one."""
+    block_rows: int
+    """Rows of a block; blocks begin at multiples of it, and the last one of a chunk may be shorter."""
+    identity: str
+    """Changes with the data: a saved position means nothing in other data."""
+    name: str
+    """Where the data are, for messages."""
+
+    def read(self, part: Part, chunk: int, begin: int, into: Batch) -> None:
+        """Fill `into` with a block's rows, from row `begin` of the chunk on.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """See `interfaces.Source.statistics`."""
+
+    def close(self) -> None:
+        """Let go of files and connections; readings under way may fail."""
+
 
 AHEAD = 2
 """Batches that are made ahead."""
@@ -64,7 +96,7 @@ class Shelf:
 
 def empty(rows: int, store: Store, make: Callable[..., Tensor]) -> Batch:
     """A batch to be filled; the activations are made by `make(shape, dtype=...)`."""
-    inputs, targets = (make((rows, store.layers, store.d_model), dtype=store.dtype) for _ in range(2))
+    inputs, targets = (make((rows, store.n_layers, store.d_model), dtype=store.dtype) for _ in range(2))
     if not store.has_tokens:
         return Batch(inputs, targets)
     return Batch(inputs, targets, torch.empty(rows, dtype=torch.int64), torch.empty(rows, 2, dtype=torch.int64))

@@ -60,7 +60,7 @@ def selection(bench: Bench) -> None:
                 chosen.see(layer, block)
                 block.fill_(torch.nan)
             pairs, found = chosen.finish()
-        shape = (pairs.tokens, pairs.layers, pairs.features)
+        shape = (pairs.tokens, pairs.n_layers, pairs.n_features)
         expect(shape == (TOKENS, LAYERS, FEATURES), f"pairs of {(TOKENS, LAYERS, FEATURES)}", str(shape), look)
         order = pairs.token * (LAYERS * FEATURES) + pairs.feature
         expect(bool((order[1:] >= order[:-1]).all()), "pairs sorted by token, then feature", "another order", look)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from clt_plugins.contract.interfaces import Forward
+from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.spec import Spec
 from clt_plugins.data.batch import Batch
-from clt_plugins.model.assemble import Parts, build
-from clt_plugins.recipe.read import Recipe, read_recipe
+from clt_plugins.model.assemble import Parts, assemble
+from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.plugins import Plugins
 from clt_plugins.training.objective import Outcome, objective
 
@@ -72,7 +73,7 @@ class Bench:
 
     def parts(self, *, device: str = "cpu", folder: Path | None = None, stirred: bool = True, **changes: Any) -> Parts:
         """Everything built; `stirred` gives every parameter some noise, so that none is at a special value."""
-        made = build(self.recipe(**changes), self.plugins, folder or self.folder, torch.device(device))
+        made = assemble(self.recipe(**changes), folder or self.folder, torch.device(device))
         if stirred and device != "meta":
             stir(made.transcoder)
         return made

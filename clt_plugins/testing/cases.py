@@ -12,7 +12,9 @@ from unittest import SkipTest
 
 import attrs
 
-from clt_plugins.registry.plugins import Info, Plugins, load
+from clt_plugins.errors import Refused
+from clt_plugins.registry.info import Info
+from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.testing.report import Nonconformance, place
 
 SLOTS_IN_WORDS = {"losses": "loss", "loggers": "logger", "exports": "exporter"}
@@ -162,7 +164,7 @@ def cases(
                     if check not in EVERY or label in (choice.spec.name, f"{choice.spec.name}#1")
                 ]
     if given:
-        raise ValueError(f"settings: {name} offers no choice {', '.join(map(repr, given))}")
+        raise Refused("settings", f"{name} offers no choice {', '.join(map(repr, given))}")
     return found
 
 
@@ -218,7 +220,7 @@ def _variants(choice: str, given: Any) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _loaded(plugin: Any) -> tuple[Plugins, list[Info], str | None]:
     """All plugins, those of them that were meant, and the module to import elsewhere."""
-    plugins = load()
+    plugins = load_plugins()
     name = plugin if isinstance(plugin, str) else getattr(plugin, "__name__", type(plugin).__name__)
     found = [info for info in plugins.infos if name in (info.name, info.distribution.split()[0]) or _is(info, plugin)]
     if found:
@@ -267,5 +269,5 @@ def parametrize(
         marks = [] if reason is None else [pytest.mark.xfail(strict=True, raises=Nonconformance, reason=reason)]
         parameters.append(pytest.param(case, id=str(case), marks=marks))
     if expected and not any(case.problem for case in found):
-        raise ValueError(f"expected_failures: there is no case {', '.join(map(repr, expected))}")
+        raise Refused("expected_failures", f"there is no case {', '.join(map(repr, expected))}")
     return pytest.mark.parametrize("case", parameters)

@@ -12,11 +12,12 @@ import attrs
 from clt_plugins.cli.listing import field_docs, summary
 from clt_plugins.contract.spec import Selected
 from clt_plugins.contract.types import check_config
+from clt_plugins.errors import Faults
 from clt_plugins.recipe.read import plain
-from clt_plugins.recipe.structure import Faults, structure_choice
+from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.report import complain, expect
-from clt_plugins.toml import document
+from clt_plugins.toml import toml_text
 
 
 def config(bench: Bench) -> None:
@@ -68,7 +69,7 @@ def config(bench: Bench) -> None:
             "`settings` of parametrize",
         )
     data = plain(typed)
-    again = structure_choice(bench.plugins, bench.slot, tomllib.loads(document(data)))
+    again = structure_choice(bench.plugins, bench.slot, tomllib.loads(toml_text(data)))
     expect(
         again.config == typed.config,
         f"the settings as they were after TOML and back: {typed.config}",

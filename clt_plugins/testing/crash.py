@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clt_plugins.registry.plugins import load
+from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing.bench import Bench
 
 
@@ -21,7 +21,7 @@ def run(job: dict[str, Any], way: str) -> None:
     # What a logger prints counts as written, too.
     for number in (1, 2):
         os.dup2(os.open(folder / f"printed{number}", os.O_WRONLY | os.O_CREAT), number)
-    plugins = load(extra=[job["module"]] if job["module"] else [])
+    plugins = load_plugins(extra=[job["module"]] if job["module"] else [])
     bench = Bench(plugins, "loggers", job["choice"], job["settings"], job["tables"], job["module"], folder)
     logger = _start(bench, folder)
     for step in range(1, 40):

@@ -13,10 +13,10 @@ from unittest import SkipTest
 
 import torch
 
+from clt_plugins.errors import Faults
 from clt_plugins.model.assemble import Parts
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.recipe.read import RecipeError
 from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench, step
 from clt_plugins.testing.report import complain, expect, same
 
@@ -145,7 +145,7 @@ def before_training(bench: Bench) -> None:
         chosen = {name: table for name, table in tables.items() if name not in bench.tables}
         try:
             built = [bench.parts(device=device, stirred=False, **chosen) for device in ("meta", "cpu")]
-        except RecipeError:
+        except Faults:
             continue  # the plugin's `clt_check` says so of the recipe alone
         exporters = [bench.spec.build(bench.recipe(**chosen).exports[0].config, parts.context) for parts in built]
         if not hasattr(exporters[0], "check"):

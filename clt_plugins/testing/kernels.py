@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from clt_plugins.data.features import Pairs
-from clt_plugins.model.sparse import Layout
-from clt_plugins.model.sparse import decode as sparse_decode
+from clt_plugins.data.layout import Layout
+from clt_plugins.model.sparse import sparse_decode
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 from clt_plugins.testing.report import complain, expect, same

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import torch
 
-from clt_plugins.recipe.read import as_data
+from clt_plugins.recipe.read import recipe_data
 from clt_plugins.testing.bench import FEATURES, LAYERS, Bench
 from clt_plugins.testing.report import complain, expect, place
 
@@ -44,7 +44,7 @@ def _start(bench: Bench, folder: Path, step: int = 0) -> Any:
     recipe = bench.recipe()
     context = attrs.evolve(bench.parts().context, folder=folder, recipe=recipe)
     logger = bench.spec.build(recipe.loggers[0].config, context)
-    logger.start(as_data(recipe), step)
+    logger.start(recipe_data(recipe), step)
     return logger
 
 

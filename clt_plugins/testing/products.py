@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clt_plugins.contract.interfaces import Kernels
 from clt_plugins.data.features import Pairs
-from clt_plugins.model.sparse import Layout
+from clt_plugins.data.layout import Layout
 from clt_plugins.testing.report import complain
 
 LAYOUTS = {
@@ -60,15 +60,15 @@ class Problem:
         pairs = Pairs.from_mask(mask)
         wide = torch.promote_types(dtype, torch.float32)
         count = len(pairs.token)
-        values = draw(count, layout.layers) if per_target else draw(count)
-        dense = draw(mask.shape[0], layout.layers, d_model).to(wide)
+        values = draw(count, layout.n_layers) if per_target else draw(count)
+        dense = draw(mask.shape[0], layout.n_layers, d_model).to(wide)
         return cls(pairs, layout, values.to(wide), draw(layout.rows, d_model).to(dtype), dense)
 
     def touches(self) -> Iterator[tuple[int, int, int, int]]:
         """Each (pair, token, target, row), by the definition of a layout."""
         layout = self.layout
         for n, (b, feature) in enumerate(zip(self.pairs.token.tolist(), self.pairs.feature.tolist(), strict=True)):
-            s, f = divmod(feature, layout.features)
+            s, f = divmod(feature, layout.n_features)
             for j in range(layout.count[s]):
                 yield n, b, s + j, layout.first[s] + f * layout.step[s] + j * layout.stride[s]
 
@@ -93,7 +93,7 @@ class Problem:
         return decoded, grad_values, rows
 
     def __str__(self) -> str:
-        shape = f"B {self.pairs.tokens}, L {self.layout.layers}, F {self.layout.features}, D {self.weight.shape[1]}"
+        shape = f"B {self.pairs.tokens}, L {self.layout.n_layers}, F {self.layout.n_features}, D {self.weight.shape[1]}"
         kind = "a value per target" if self.values.dim() == 2 else "one value per pair"
         dtype = str(self.weight.dtype).removeprefix("torch.")
         return f"{shape}, {len(self.pairs.token)} pairs, {kind}, {self.layout.rows} rows, {dtype}"

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from clt_plugins.model.assemble import build
+from clt_plugins.model.assemble import assemble
 from clt_plugins.recipe.read import read_recipe
-from clt_plugins.registry.plugins import Plugins, load
+from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.testing.bench import FEATURES, Bench
 from clt_plugins.testing.ranks import results, weights_of, write_tensors
 from clt_plugins.testing.report import place
@@ -22,7 +22,7 @@ from clt_plugins.testing.report import place
 def do_step(job: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
     """A training step with the parent's weights, in `rank<N>.safetensors`."""
     folder, rank = Path(job["folder"]), int(os.environ["RANK"])
-    parts = build(read_recipe(job["recipe"], plugins=plugins), plugins, folder, torch.device("cpu"))
+    parts = assemble(read_recipe(job["recipe"], plugins=plugins), folder, torch.device("cpu"))
     try:
         bench = Bench(plugins, job["slot"], "", {}, {}, None, folder)
         transcoder = parts.transcoder
@@ -66,7 +66,7 @@ def main() -> None:
                 for name in [each for each in sys.modules if f"{each}.".startswith(f"{job['module']}.")]:
                     del sys.modules[name]
                 importlib.invalidate_caches()
-            plugins = load(extra=[job["module"]] if job["module"] else [])
+            plugins = load_plugins(extra=[job["module"]] if job["module"] else [])
             answer = {"step": do_step, "parallel": do_parallel}[job["do"]](job, plugins)
         except Exception as error:
             text = " ".join(f"{type(error).__name__}: {error}".split())

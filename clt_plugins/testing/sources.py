@@ -12,32 +12,16 @@ from typing import Any
 from unittest import SkipTest
 
 import torch
-from torch import Tensor
 
-from clt_plugins.contract.spec import Context
+from clt_plugins.contract.context import Context
 from clt_plugins.data.batch import Batch
-from clt_plugins.model.assemble import make_kernels
+from clt_plugins.distributed.single import Single
+from clt_plugins.model.devices import make_kernels
 from clt_plugins.testing.bench import TOKENS, Bench
 from clt_plugins.testing.report import expect, same
 
 BATCHES = 7
 """How far the checks read."""
-
-
-class Share:
-    """A `Parallel` of one data rank of several, as far as sources read it."""
-
-    tensor_rank, tensor_ranks = 0, 1
-
-    def __init__(self, rank: int, ranks: int):
-        self.rank = self.data_rank = self.batch_rank = rank
-        self.world = self.data_ranks = self.batch_ranks = ranks
-
-    def shard(self, features: int) -> range:
-        return range(features)
-
-    def total(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return x.detach()
 
 
 @contextmanager
@@ -53,8 +37,8 @@ def opened(bench: Bench, rank: int = 0, ranks: int = 1) -> Iterator[Any]:
         batch_tokens=recipe.train.batch_tokens,
         steps=recipe.train.steps,
         kernels=make_kernels("torch", device, bench.plugins),
-        parallel=Share(rank, ranks),  # type: ignore[arg-type]
-        features=recipe.transcoder.features,
+        parallel=Single(rank, ranks),
+        n_features=recipe.transcoder.features,
     )
     source = bench.spec.build(recipe.source.config, context)
     try:
@@ -89,7 +73,7 @@ def batches(bench: Bench) -> None:
         for number in range(BATCHES):
             batch = source.next()
             expect(isinstance(batch, Batch), "a clt_plugins.Batch", type(batch).__name__, "`next`")
-            shape = [TOKENS, source.layers, source.d_model]
+            shape = [TOKENS, source.n_layers, source.d_model]
             expect(
                 list(batch.inputs.shape) == shape,
                 f"batch {number} of exactly context.batch_tokens: {shape}",
@@ -203,9 +187,9 @@ def statistics(bench: Bench) -> None:
             f"{side}.{name}": shape
             for side in ("inputs", "targets")
             for name, shape in (
-                ("mean", (source.layers, source.d_model)),
-                ("std", (source.layers, source.d_model)),
-                ("rms", (source.layers,)),
+                ("mean", (source.n_layers, source.d_model)),
+                ("std", (source.n_layers, source.d_model)),
+                ("rms", (source.n_layers,)),
             )
         }
         shapes = {name: tuple(x.shape) for name, x in found.items()}

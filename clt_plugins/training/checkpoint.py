@@ -15,12 +15,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.files.folders import put_transcoder, read_json, take_tensors, verify, whole_folder, write_json
-from clt_plugins.files.sliced import Stored, put_tensors
+from clt_plugins.errors import Faults, Refused
+from clt_plugins.files.folders import read_json, verify, whole_folder, write_json
+from clt_plugins.files.sliced import SlicedTensors, put_tensors
+from clt_plugins.model.saved import copy_tensors, put_transcoder
+from clt_plugins.training import learned
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Source
-    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.model.assemble import Parts
 
 
 @attrs.define(eq=False)
@@ -38,9 +40,8 @@ class Progress:
 def save_checkpoint(
     folder: Path,
     progress: Progress,
-    transcoder: CrossLayerTranscoder,
+    parts: Parts,
     optimizer: torch.optim.Optimizer,
-    source: Source,
     keep: int,
 ) -> Path:
     """Write `folder/step_XXXXXX` whole, then drop all but the `keep` newest.
@@ -48,25 +49,28 @@ def save_checkpoint(
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
     """
-    place, parallel = folder / f"step_{progress.step:06}", transcoder.context.parallel
-    with whole_folder(place, parallel) as partial:
+    transcoder, parallel = parts.transcoder, parts.context.parallel
+    path = folder / f"step_{progress.step:06}"
+    with whole_folder(path, parallel) as partial:
         put_transcoder(transcoder, partial)
-        tensors, axes = _moments(transcoder, optimizer)
+        tensors, axes = _moments(parts, optimizer)
+        of_losses, their_axes = learned.loss_state(parts.losses)
+        tensors, axes = tensors | of_losses, axes | their_axes
         tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
         tensors["torch_rng"], axes["torch_rng"] = torch.get_rng_state(), None
-        put_tensors(partial, "training", tensors, axes, parallel, transcoder.features)
+        put_tensors(partial, "training", tensors, axes, parallel, transcoder.n_features)
         state = {
             "step": progress.step,
             "tokens": progress.tokens,
             "runs_dense": transcoder.runs_dense,
-            "source": source.state(),
+            "source": parts.source.state(),
         }
         if parallel.rank == 0:
             write_json(partial / "training.json", state)
     if parallel.rank == 0:
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
-    return place
+    return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -79,60 +83,59 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
     """The checkpoint to resume from: "latest", or a name such as "step_000100" or "100"; verified.
 
     Raises:
-        ValueError: there is none, or it is damaged; then the newest whole one before it is offered.
+        Refused: there is none, or it is damaged; then the newest whole one before it is offered.
     """
     known = checkpoints(folder)
     if not known:
-        raise ValueError(f"{folder}: no checkpoint to resume from")
+        raise Refused(folder, "no checkpoint to resume from")
     if wanted == "latest":
-        place = known[-1]
+        path = known[-1]
     else:
         number = wanted.removeprefix("step_")
-        matching = [path for path in known if number.isdigit() and int(path.name.removeprefix("step_")) == int(number)]
+        matching = [one for one in known if number.isdigit() and int(one.name.removeprefix("step_")) == int(number)]
         if not matching:
-            raise ValueError(f"{folder}: no checkpoint {wanted!r} (there are: {', '.join(p.name for p in known)})")
-        place = matching[0]
+            names = ", ".join(one.name for one in known)
+            raise Refused(folder, f"no checkpoint {wanted!r} (there are: {names})")
+        path = matching[0]
     try:
-        verify(place)
-    except ValueError as error:
-        raise ValueError(f"{error}; {_offer(known[: known.index(place)])}") from error
-    return place
+        verify(path)
+    except Faults as error:
+        raise Refused("", f"{error}; {_offer(known[: known.index(path)])}") from error
+    return path
 
 
 def _offer(earlier: list[Path]) -> str:
     for path in reversed(earlier):
         try:
             verify(path)
-        except ValueError:
+        except Faults:
             continue  # damaged too: look further back
         return f"the one before it is whole: --resume {path.name}"
     return "no earlier checkpoint is whole"
 
 
-def load_checkpoint(
-    place: Path, transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer, source: Source
-) -> Progress:
-    """Continue from a checkpoint that `find_checkpoint` gave: everything in the arguments is set to it."""
-    take_tensors(transcoder, Stored.find(place, "transcoder"))
-    state: dict[str, Any] = read_json(place / "training.json")
-    stored = Stored.find(place, "training")
+def load_checkpoint(path: Path, parts: Parts, optimizer: torch.optim.Optimizer) -> Progress:
+    """Continue from a checkpoint that `find_checkpoint` found: everything in the arguments is set to it."""
+    transcoder = parts.transcoder
+    copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
+    state: dict[str, Any] = read_json(path / "training.json")
+    stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
     torch.set_rng_state(stored.read("torch_rng"))
-    _set_moments(transcoder, optimizer, stored)
+    _set_loss_state(parts, stored)
+    _set_moments(parts, optimizer, stored)
     transcoder.runs_dense = state["runs_dense"]
-    source.load_state(state["source"])
+    parts.source.load_state(state["source"])
     return Progress(state["step"], state["tokens"], idle_tokens)
 
 
-def _moments(
-    transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, int | None]]:
+def _moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, int | None]]:
     """The optimizer's state, cut like the parameters (`exp_avg/W_enc`), its counts by parameter (`step of b_enc`);
     and the feature axis of each."""
-    parameters = dict(transcoder.named_parameters())
+    parameters = learned.parameters(parts)
     out: dict[str, Tensor] = {}
     axes: dict[str, int | None] = {}
-    for name, (owner, view, axis) in transcoder.views().items():
+    for name, (owner, view, axis) in learned.views(parts).items():
         for key, value in optimizer.state.get(parameters[owner], {}).items():
             full = f"{key} of {owner}" if value.dim() == 0 else f"{key}/{name}"
             out[full], axes[full] = (value, None) if value.dim() == 0 else (view(value), axis)
@@ -140,10 +143,19 @@ def _moments(
 
 
 @torch.no_grad()
-def _set_moments(transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer, stored: Stored) -> None:
-    parameters = dict(transcoder.named_parameters())
-    views = transcoder.views()
-    for full in stored.shapes.keys() - {"idle_tokens", "torch_rng"}:
+def _set_loss_state(parts: Parts, stored: SlicedTensors) -> None:
+    tensors, axes = learned.loss_state(parts.losses)
+    for name, target in tensors.items():
+        if name not in stored.shapes:
+            raise Refused(stored.folder, f"lacks the state of a loss, {name!r}")
+        target.copy_(stored.read(name, axes[name], parts.transcoder.own))
+
+
+@torch.no_grad()
+def _set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTensors) -> None:
+    parameters, views = learned.parameters(parts), learned.views(parts)
+    others = {"idle_tokens", "torch_rng", *learned.loss_state(parts.losses)[0]}
+    for full in stored.shapes.keys() - others:
         key, count, owner = full.partition(" of ")
         name = owner
         if not count:
@@ -151,14 +163,14 @@ def _set_moments(transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimi
             owner = views[name][0] if name in views else ""
         parameter = parameters.get(owner)
         if parameter is None:
-            raise ValueError(f"{stored.folder}: unknown training state {full!r}")
+            raise Refused(stored.folder, f"unknown training state {full!r}")
         state = optimizer.state[parameter]
         if count:
             # Fused optimizers keep the count of steps beside the parameter.
             state[key] = stored.read(full).to(parameter.device)
             continue
         _, view, axis = views[name]
-        saved = stored.read(full, axis, transcoder.own)
+        saved = stored.read(full, axis, parts.transcoder.own)
         if key not in state:
             state[key] = torch.zeros_like(parameter, dtype=saved.dtype)
         view(state[key]).copy_(saved)

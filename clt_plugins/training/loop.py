@@ -17,18 +17,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.distributed.agree import anyone, read
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.model.scores import evaluate_batches
+from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizer import clip_gradients, gradient_norm, learning_rate
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Logger
+    from clt_plugins.contract.recipe import TrainConfig
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
-    from clt_plugins.recipe.read import TrainConfig
 
 
 def train(
@@ -52,8 +54,9 @@ def train(
     """
     transcoder, source, device = parts.transcoder, parts.source, parts.context.device
     parallel = parts.context.parallel
-    schedule = getattr(transcoder.activation, "schedule", None)
-    parameters = list(transcoder.parameters())
+    activation = transcoder.activation
+    schedule = activation.schedule if isinstance(activation, Scheduled) else None
+    parameters = list(learned.parameters(parts).values())
     watch = Stopwatch()
     evaluated: dict[str, Any] = {}
     saved_step = progress.step
@@ -66,7 +69,7 @@ def train(
 
     def checkpoint() -> None:
         nonlocal saved_step
-        save_checkpoint(folder, progress, transcoder, optimizer, source, config.keep_checkpoints)
+        save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
     while progress.step < config.steps:
@@ -106,7 +109,7 @@ def train(
             metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
             metrics.update(watch.means(tokens))
             metrics.update(_traffic(before, sent))
-            transcoder.settle(metrics["train/l0"] / (transcoder.layers * transcoder.features))
+            transcoder.settle(metrics["train/l0"] / (transcoder.n_layers * transcoder.n_features))
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
             log(metrics)
         if due["eval"]:
@@ -154,7 +157,7 @@ def _step_metrics(
     metrics["train/nmse"] = float(nmse.mean())
     metrics["train/nmse_by_layer"] = nmse
     metrics["train/l0"] = float(parallel.total(counts.sum())) / (outcome.targets.shape[0] * parallel.data_ranks)
-    metrics["train/dead_fraction"] = float(dead) / (parts.transcoder.layers * parts.transcoder.features)
+    metrics["train/dead_fraction"] = float(dead) / (parts.transcoder.n_layers * parts.transcoder.n_features)
     metrics["optim/lr"] = lr
     if norm is not None:
         metrics["optim/grad_norm"] = float(norm)

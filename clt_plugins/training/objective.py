@@ -12,9 +12,9 @@ import attrs
 from torch import Tensor
 
 from clt_plugins.contract.interfaces import Forward, Loss
-from clt_plugins.contract.spec import WrongReturn
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features
+from clt_plugins.errors import Refused, WrongReturn
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 
@@ -62,7 +62,7 @@ def objective(
         progress: steps done, as a share of all.
 
     Raises:
-        ValueError: two losses give a term of the same name.
+        Refused: two losses give a term of the same name.
     """
     normaliser = transcoder.normaliser
     x, targets = normaliser.inputs(batch.inputs), normaliser.targets(batch.targets)
@@ -93,7 +93,7 @@ def objective(
         )
         for name, value in _terms(loss, forward).items():
             if name in terms:
-                raise ValueError(f"losses: two of them give a term {name!r}: use each loss once")
+                raise Refused("losses", f"two of them give a term {name!r}: use each loss once")
             terms[name] = value
     total = sum(terms.values(), start=reconstruction.new_zeros(()))
     detached = {name: value.detach() for name, value in terms.items()}

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.training.rounding import AdamBF16
+from clt_plugins.data.random import generator
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.recipe import TrainConfig
     from clt_plugins.model.transcoder import CrossLayerTranscoder
-    from clt_plugins.recipe.read import TrainConfig
 
 LINEAR_END = 0.1
 """The linear schedule ends at this share of the learning rate, as the reference library's does."""
@@ -38,19 +38,25 @@ def settled(config: TrainConfig, features: int) -> TrainConfig:
     return config if config.lr is not None else attrs.evolve(config, lr=float(f"{LR_BY_SIZE * features**-0.5:.2g}"))
 
 
-def make_optimizer(model: CrossLayerTranscoder, config: TrainConfig, seed: int = 0) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: CrossLayerTranscoder, config: TrainConfig, seed: int = 0, extra: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """Fused Adam(W) over a model's parameters. Weight decay applies to matrices, not to biases and thresholds.
 
+    Args:
+        extra: parameters of losses.
+
     The learning rate is set anew in every step, by `learning_rate`. With `states = "bf16"` the moments are bfloat16,
-    rounded stochastically: see `rounding`.
+    rounded stochastically: see `AdamBF16`.
     """
-    matrices = [p for p in model.parameters() if is_matrix(p, model.d_model)]
-    others = [p for p in model.parameters() if not is_matrix(p, model.d_model)]
+    parameters = [*model.parameters(), *extra]
+    matrices = [p for p in parameters if is_matrix(p, model.d_model)]
+    others = [p for p in parameters if not is_matrix(p, model.d_model)]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    config = settled(config, model.layers * model.features)
+    config = settled(config, model.n_layers * model.n_features)
     assert config.lr is not None
     beta1, beta2 = config.betas
     if config.states == "bf16":
@@ -63,7 +69,7 @@ def make_optimizer(model: CrossLayerTranscoder, config: TrainConfig, seed: int =
 def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
     """Whether a parameter holds rows of d_model numbers, of features or between dimensions; not a bias or threshold."""
     per_feature = getattr(parameter, "feature_axis", None) is not None
-    return parameter.shape[-1] == d_model and parameter.dim() >= (2 if per_feature else 3)
+    return parameter.dim() >= (2 if per_feature else 3) and parameter.shape[-1] == d_model
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -102,3 +108,85 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: floa
     """Scale all gradients by limit / norm where the norm is larger; without reading it back."""
     factor = (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
     torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
+
+
+CHUNK = 2**22
+"""Numbers widened to float32 at a time: the memory saved is not spent on temporaries."""
+
+
+def round_stochastically(x: Tensor, out: Tensor, bits: torch.Generator) -> None:
+    """Write float32 numbers as bfloat16, each to one of its two neighbours, the nearer one more often."""
+    noise = torch.randint(0, 2**16, x.shape, generator=bits, device=x.device, dtype=torch.int32)
+    # Adding up to one unit in the last kept place, then cutting: the carry goes up with the right probability.
+    raised = (x.contiguous().view(torch.int32) + noise) & -(2**16)
+    out.copy_(raised.view(torch.float32))
+
+
+class AdamBF16(torch.optim.Optimizer):
+    """Adam, or AdamW with weight decay, at half the optimizer's memory.
+
+    `exp_avg` and `exp_avg_sq` are bfloat16, the arithmetic is float32.
+
+    Rounded to the nearest, a second moment in bfloat16 stops moving: a change of (1 - beta2) of its size is below half
+    its last bit. Rounded up or down at random, in proportion, it is right on average (Gupta et al. 2015, arXiv
+    1502.02551). Random bits depend on `seed` and the step only, so a resumed run rounds like one that never stopped.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        decoupled: bool,
+        seed: int,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self.decoupled = decoupled
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        number = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                number += 1
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "step" not in state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+                state["step"] += 1
+                bits = generator(self.seed, "rounding", number, int(state["step"]), device=parameter.device)
+                self._update(parameter, state, group, bits)
+
+    def _update(
+        self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any], bits: torch.Generator
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        step = float(state["step"])
+        rate = group["lr"] / (1 - beta1**step)
+        assert parameter.grad is not None
+        pieces = zip(
+            parameter.view(-1).split(CHUNK),
+            parameter.grad.reshape(-1).split(CHUNK),
+            state["exp_avg"].view(-1).split(CHUNK),
+            state["exp_avg_sq"].view(-1).split(CHUNK),
+            strict=True,
+        )
+        for value, grad, first, second in pieces:
+            grad = grad.float()
+            if group["weight_decay"] and not self.decoupled:
+                grad = grad.add(value, alpha=group["weight_decay"])
+            mean = first.float().lerp_(grad, 1 - beta1)
+            square = second.float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            if group["weight_decay"] and self.decoupled:
+                value.mul_(1 - group["lr"] * group["weight_decay"])
+            value.sub_((rate * mean / ((square / (1 - beta2**step)).sqrt_().add_(group["eps"]))).to(value.dtype))
+            round_stochastically(mean, first, bits)
+            round_stochastically(square, second, bits)

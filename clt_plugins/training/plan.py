@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.contract.recipe import Recipe
 from clt_plugins.finished.stages import check_stages
-from clt_plugins.model.assemble import Parts, build, close
-from clt_plugins.recipe.read import Recipe
+from clt_plugins.model.assemble import Parts, assemble, close
 
 if TYPE_CHECKING:
     from clt_plugins.registry.plugins import Plugins
@@ -27,11 +28,11 @@ def plan(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
         all are those of the first.
 
     Raises:
-        RecipeError: the stages after training would fail.
+        Faults: the stages after training would fail.
     """
     import torch
 
-    parts = build(recipe, plugins, None, torch.device("meta"))
+    parts = assemble(recipe, None, torch.device("meta"))
     try:
         check_stages(parts, recipe, plugins)
         return estimate(parts, recipe)
@@ -46,7 +47,7 @@ def estimate(parts: Parts, recipe: Recipe) -> dict[str, Any]:
     bytes_of_parameters = sum(p.numel() * p.element_size() for p in transcoder.parameters())
     count = sum(sizes.values())
     parallel = parts.context.parallel
-    tokens, layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.layers, transcoder.d_model
+    tokens, layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.n_layers, transcoder.d_model
     features = transcoder.W_enc.shape[1]
     compute = transcoder.normaliser.input_shift.element_size()
     # What a dense pass keeps: the pre-activations, the features, and the gradient of each.
@@ -75,7 +76,7 @@ def estimate(parts: Parts, recipe: Recipe) -> dict[str, Any]:
     return {
         "layers": layers,
         "d_model": d_model,
-        "features": transcoder.features,
+        "features": transcoder.n_features,
         "parameters": count,
         "parameters_by_name": sizes,
         "bytes": need,
@@ -90,10 +91,10 @@ def _pairs(parts: Parts, tokens: int) -> int:
     from clt_plugins.model.transcoder import DENSE_ABOVE
 
     transcoder = parts.transcoder
-    some = int(DENSE_ABOVE * tokens * transcoder.layers * transcoder.W_enc.shape[1])
+    some = int(DENSE_ABOVE * tokens * transcoder.n_layers * transcoder.W_enc.shape[1])
     if not transcoder.activation.fixed_size:
         return some
-    if hasattr(transcoder.activation, "schedule"):
+    if isinstance(transcoder.activation, Scheduled):
         transcoder.activation.schedule(0.0)
     # `Top` knows its size; a selection of a plugin's own need not.
     return getattr(transcoder.activation.selection(tokens, transcoder.tying.norms), "size", some)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,28 +15,29 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from clt_plugins.contract.recipe import Recipe
 from clt_plugins.distributed.agree import read, same_everywhere, together
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.files.folders import save_transcoder, write_json
+from clt_plugins.files.folders import write_json
 from clt_plugins.finished.stages import after_training, check_stages
-from clt_plugins.model.assemble import Parts, build, close, connect, make_device
+from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.saved import save_transcoder
 from clt_plugins.model.sparse import reuse_gradients
-from clt_plugins.recipe.read import Recipe, as_data, as_toml, read_recipe
-from clt_plugins.registry.build import blaming, check_built
-from clt_plugins.training.checkpoint import Progress, find_checkpoint, load_checkpoint
+from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
+from clt_plugins.registry.build import build, naming_plugins
+from clt_plugins.registry.plugins import Plugins, load_plugins
+from clt_plugins.training import learned
+from clt_plugins.training.checkpoint import Progress, load_checkpoint
+from clt_plugins.training.folder import folder_and_checkpoint, versions
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizer import is_matrix, make_optimizer, settled
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Logger, Parallel
     from clt_plugins.model.transcoder import CrossLayerTranscoder
-    from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)
-
-FREE_ON_RESUME = ("train", "loggers", "convert", "evaluate", "exports", "requires", "name", "parallel")
-"""Tables of a recipe that may differ when a run is resumed; the rest is what the checkpoint was made with."""
 
 
 def run(
@@ -59,33 +58,30 @@ def run(
         The trained transcoder, also saved in `out/transcoder`; the converted one (`out/converted`) if converted.
 
     Raises:
-        RecipeError: the recipe has faults.
-        ValueError: something the recipe names does not fit or is not there.
+        Faults: the recipe has faults, or something that it names does not fit or is not there.
         Stopped: interrupted, or stopped by a guard.
         PluginError: a plugin failed, in `build` or in a step; names plugin, distribution and choice.
     """
-    from clt_plugins.registry.plugins import load
-
-    plugins = plugins or load()
+    plugins = plugins or load_plugins()
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, plugins=plugins)
     with ExitStack() as stack, _stop_signals() as wants_stop:
-        stack.enter_context(blaming(plugins, recipe))
-        device = make_device(recipe.transcoder.device)
-        parallel = connect(recipe, device)
+        stack.enter_context(naming_plugins(plugins.infos, recipe))
+        context = make_context(recipe)
+        parallel = context.parallel
         stack.callback(parallel.close)
         if parallel.rank > 0:
             logging.disable(logging.WARNING)
             stack.callback(logging.disable, logging.NOTSET)
         _check_ranks(parallel, recipe, plugins)
-        folder, place = _places(parallel, recipe, out, resume)
+        folder, checkpoint = folder_and_checkpoint(parallel, recipe, out, resume)
         # The engine draws from generators of its own; this one is for plugins that draw from torch's, and checkpointed.
         torch.manual_seed(recipe.seed)
         with together(parallel):
-            parts = build(recipe, plugins, folder, device, parallel)
+            parts = assemble(recipe, folder, context.device, parallel)
             stack.callback(close, parts)
             check_stages(parts, recipe, plugins)
-        return _train(parts, recipe, plugins, folder, place, wants_stop)
+        return _train(parts, recipe, plugins, folder, checkpoint, wants_stop)
 
 
 def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
@@ -93,42 +89,31 @@ def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
     found = {f"plugin {info.name!r}": f"{info.distribution}, {info.status}" for info in plugins.infos}
     found |= {f"distribution {name!r}": str(version) for name, version in versions(plugins)["libraries"].items()}
     same_everywhere(parallel, "installations", found)
-    same_everywhere(parallel, "recipes", {name: str(table) for name, table in as_data(recipe).items()})
-
-
-def _places(parallel: Parallel, recipe: Recipe, out: str | Path | None, resume: str | None) -> tuple[Path, Path | None]:
-    """The run's folder, and the checkpoint to resume from: rank 0 looks, the others follow."""
-    folder, place = Path(), None
-    with together(parallel):
-        if parallel.rank == 0:
-            folder = Path(out) if out is not None else _default_folder(recipe, resume)
-            _prepare(folder, recipe, resume)
-            place = find_checkpoint(folder / "checkpoints", resume) if resume else None
-    folder = Path(parallel.gather(str(folder))[0])
-    name = parallel.gather(place.name if place is not None else "")[0]
-    return folder, folder / "checkpoints" / name if name else None
+    same_everywhere(parallel, "recipes", {name: str(table) for name, table in recipe_data(recipe).items()})
 
 
 def _train(
-    parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, place: Path | None, wants_stop: Any
+    parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, checkpoint: Path | None, wants_stop: Any
 ) -> CrossLayerTranscoder:
     transcoder, source = parts.transcoder, parts.source
-    recipe = attrs.evolve(recipe, train=settled(recipe.train, transcoder.layers * transcoder.features))
-    optimizer = make_optimizer(transcoder, recipe.train, recipe.seed)
+    recipe = attrs.evolve(recipe, train=settled(recipe.train, transcoder.n_layers * transcoder.n_features))
+    own = {id(p) for p in transcoder.parameters()}
+    extra = [p for p in learned.parameters(parts).values() if id(p) not in own]
+    optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
-    if place is None:
+    if checkpoint is None:
         _fit_normaliser(parts, recipe)
     else:
         with together(parts.context.parallel):
-            progress = load_checkpoint(place, transcoder, optimizer, source)
-        logger.info("resumed from %s", place)
+            progress = load_checkpoint(checkpoint, parts, optimizer)
+        logger.info("resumed from %s", checkpoint)
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
     parallel = parts.context.parallel
     with together(parallel):
         if parallel.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "recipe.toml").write_text(as_toml(recipe))
+            (folder / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
             write_json(folder / "versions.json", versions(plugins))
     with _loggers(recipe, parts, progress.step) as loggers:
         transcoder.train()
@@ -154,8 +139,8 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
     status = "failed"
     try:
         for chosen in recipe.loggers if parts.context.parallel.rank == 0 else ():
-            loggers.append(check_built(chosen.build(parts.context), "loggers", chosen.spec))
-            loggers[-1].start(as_data(recipe), step)
+            loggers.append(build(chosen, parts.context))
+            loggers[-1].start(recipe_data(recipe), step)
         yield loggers
         status = "finished"
     except Stopped as stop:
@@ -172,40 +157,6 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
                 logger.error("a logger could not be closed: %s", error)
 
 
-def _default_folder(recipe: Recipe, resume: str | None) -> Path:
-    base = Path("runs") / recipe.name
-    if resume is None:
-        return base / time.strftime("%Y%m%d-%H%M%S")
-    known = sorted(path for path in base.glob("*") if (path / "checkpoints").is_dir()) if base.is_dir() else []
-    if not known:
-        raise ValueError(f"--resume: no run with checkpoints in {base}: give its folder with --out")
-    return known[-1]
-
-
-def _prepare(folder: Path, recipe: Recipe, resume: str | None) -> None:
-    """Refuse a folder in use, or a resumed run that is not the same."""
-    if resume is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder}: already there: go on with --resume, or give another folder with --out")
-        return
-    import tomllib
-
-    saved = folder / "recipe.toml"
-    if not saved.is_file():
-        raise ValueError(f"{folder}: nothing to resume: no recipe.toml in it")
-    before, now = tomllib.loads(saved.read_text()), tomllib.loads(as_toml(recipe))
-    for table in sorted(before.keys() | now.keys()):
-        if table not in FREE_ON_RESUME and before.get(table) != now.get(table):
-            raise ValueError(
-                f"{table}: differs from the run in {folder}: it was {before.get(table)}, now it is {now.get(table)}; "
-                "a resumed run must be the same"
-            )
-    fixed = ("batch_tokens", "optimizer", "states")
-    for key in fixed:
-        if before.get("train", {}).get(key) != now["train"].get(key):
-            raise ValueError(f"train.{key}: differs from the run in {folder}; a resumed run must be the same")
-
-
 def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
     """Set the transcoder's statistics: the source's own, or those of its first batches (which are still trained on)."""
     source, settings = parts.source, recipe.transcoder
@@ -215,25 +166,9 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
         parallel = parts.context.parallel
         batches = (read(source, parallel) for _ in range(count))
-        found = estimate(batches, source.layers, source.d_model, parallel)
+        found = estimate(batches, source.n_layers, source.d_model, parallel)
         source.load_state(state)
     parts.transcoder.normaliser.fit(settings.normalisation, found)
-
-
-def versions(plugins: Plugins) -> dict[str, Any]:
-    """What ran: the interpreter, libraries, and every plugin with its distribution."""
-    from importlib.metadata import version
-
-    from clt_plugins import __version__
-
-    libraries = ("torch", "transformers", "nnsight", "datasets", "numba", "numpy", "safetensors")
-    return {
-        "clt_plugins": __version__,
-        "python": platform.python_version(),
-        "libraries": {name: version(name) for name in libraries},
-        "plugins": {info.name: info.distribution for info in plugins.infos},
-        "command": sys.argv,
-    }
 
 
 @contextmanager

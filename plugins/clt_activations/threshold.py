@@ -25,7 +25,7 @@ class ReLU(nn.Module):
 
     def __init__(self, context: Context):
         super().__init__()
-        self.shape = context.layers, len(context.parallel.shard(context.features))
+        self.shape = context.n_layers, len(context.parallel.shard(context.n_features))
 
     def threshold(self) -> Tensor:
         """0 for every feature, [L, F]."""
@@ -46,7 +46,7 @@ class JumpReLU(nn.Module):
     def __init__(self, config: JumpReLUConfig, context: Context):
         super().__init__()
         self.bandwidth = config.bandwidth
-        shape = context.layers, len(context.parallel.shard(context.features))
+        shape = context.n_layers, len(context.parallel.shard(context.n_features))
         # Thresholds stay in float32 at least: steps in bfloat16 would be rounded away.
         dtype = torch.promote_types(context.dtype, torch.float32)
         start = torch.full(shape, math.log(config.threshold), dtype=dtype, device=context.device)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from clt_plugins import Context, Top
+from clt_plugins import Context, Refused, Top
 
 if TYPE_CHECKING:
     from clt_activations import TopKConfig
@@ -24,10 +24,10 @@ class TopK(nn.Module):
 
     def __init__(self, config: TopKConfig, context: Context, *, per: Literal["token", "batch"]):
         super().__init__()
-        room = context.features * (context.layers if config.scope == "global" else 1)
+        room = context.n_features * (context.n_layers if config.scope == "global" else 1)
         self.k = math.ceil(config.k * room) if config.k < 1 else int(config.k)
         if self.k > room:
-            raise ValueError(f"activation.k: {self.k} features are wanted of {room} in scope: lower it")
+            raise Refused("activation.k", f"{self.k} features are wanted of {room} in scope: lower it")
         self.config = config
         self.per = per
         self.context = context
@@ -50,8 +50,8 @@ class TopK(nn.Module):
         return Top(
             self.training_k if self.training else self.k,
             tokens,
-            self.context.layers,
-            self.context.features,
+            self.context.n_layers,
+            self.context.n_features,
             per=self.per,
             scope=self.config.scope,
             rank=rank,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, DamagedError, StoredSource
+from clt_plugins import Batch, DamagedError, Refused, StoredSource
 
 if TYPE_CHECKING:
     from clt_crosslayer_coding import CrosslayerCodingConfig
@@ -46,22 +46,22 @@ class CrosslayerStore:
         self.path, self.name = path, str(path)
         described = _json(path / "metadata.json")
         try:
-            self.layers, self.d_model = int(described["num_layers"]), int(described["d_model"])
+            self.n_layers, self.d_model = int(described["num_layers"]), int(described["d_model"])
             total = int(described["total_tokens"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path / 'metadata.json'}: num_layers, d_model or total_tokens is missing") from error
         self.files = _files(path)
-        shapes = {number: _look(file, self.layers, self.d_model) for number, file in self.files.items()}
+        shapes = {number: _look(file, self.n_layers, self.d_model) for number, file in self.files.items()}
         types = sorted({kind for _, kind in shapes.values()})
         if len(types) > 1:
-            raise ValueError(f"{path}: its chunks are of different types: {', '.join(types)}")
+            raise Refused(path, f"its chunks are of different types: {', '.join(types)}")
         self.dtype = {"float32": torch.float32, "float16": torch.float16, "uint16": torch.bfloat16}[types[0]]
         self.numbers = sorted(shapes)
         rows = [shapes[number][0] for number in self.numbers]
         _compare(path, dict(zip(self.numbers, rows, strict=True)), total)
         if held_out >= total:
-            raise ValueError(f"source.held_out_tokens: {held_out} of {total} tokens leave none to train on")
-        row_bytes = 2 * self.layers * self.d_model * self.dtype.itemsize
+            raise Refused("source.held_out_tokens", f"{held_out} of {total} tokens leave none to train on")
+        row_bytes = 2 * self.n_layers * self.d_model * self.dtype.itemsize
         self.block_rows = max(1, min(1024, BLOCK_BYTES // row_bytes))
         self.begins: dict[str, list[tuple[int, int]]] = {"train": [], "held_out": []}
         """(number of the chunk, its first row that belongs to the part) of each part's chunks."""
@@ -87,7 +87,7 @@ class CrosslayerStore:
         rows = slice(first + begin, first + begin + into.tokens)
         try:
             with h5py.File(self.files[number], "r") as file:
-                for layer in range(self.layers):
+                for layer in range(self.n_layers):
                     for side in ("inputs", "targets"):
                         stored = file[f"layer_{layer}/{side}"][rows]
                         if self.dtype == torch.bfloat16:
@@ -114,10 +114,10 @@ class CrosslayerStore:
         for side in ("inputs", "targets"):
             try:
                 for name in ("mean", "std"):
-                    lists = [stored[str(layer)][side][name] for layer in range(self.layers)]
+                    lists = [stored[str(layer)][side][name] for layer in range(self.n_layers)]
                     found[f"{side}.{name}"] = torch.tensor(lists, dtype=torch.float64)
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}: {side} of some layer are missing or no numbers: {error}") from error
+                raise Refused(path, f"{side} of some layer are missing or no numbers: {error}") from error
             square = found[f"{side}.std"].square() + found[f"{side}.mean"].square()
             found[f"{side}.rms"] = square.mean(-1).sqrt()
         return found
@@ -136,7 +136,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: missing or not JSON: {error}") from error
+        raise Refused(path, f"missing or not JSON: {error}") from error
 
 
 def _files(path: Path) -> dict[int, Path]:
@@ -148,7 +148,7 @@ def _files(path: Path) -> dict[int, Path]:
             if number.isdigit():
                 found[int(number)] = file
     if not found:
-        raise ValueError(f"{path}: no chunk_N.h5 or chunk_N.hdf5 in it")
+        raise Refused(path, "no chunk_N.h5 or chunk_N.hdf5 in it")
     return found
 
 
@@ -159,22 +159,22 @@ def _look(file: Path, layers: int, d_model: int) -> tuple[int, str]:
             arrays = [opened[f"layer_{layer}/{side}"] for layer in range(layers) for side in ("inputs", "targets")]
             found = {(array.shape, str(array.dtype)) for array in arrays}
     except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+        raise Refused(file, f"cannot be read: {' '.join(str(error).split())}") from error
     (shape, kind), *others = sorted(found)
     if others or len(shape) != 2 or shape[1] != d_model:
-        raise ValueError(f"{file}: its arrays are not all [rows, {d_model}] of one type: {sorted(found)}")
+        raise Refused(file, f"its arrays are not all [rows, {d_model}] of one type: {sorted(found)}")
     if kind not in ("float32", "float16", "uint16"):
-        raise ValueError(f"{file}: holds {kind}; float32, float16 and uint16 (bfloat16) are known")
+        raise Refused(file, f"holds {kind}; float32, float16 and uint16 (bfloat16) are known")
     return shape[0], kind
 
 
 def _compare(path: Path, rows: dict[int, int], total: int) -> None:
     """Refuse a folder whose index or metadata count other rows than the files have."""
     if sum(rows.values()) != total:
-        raise ValueError(f"{path}: metadata.json counts {total} tokens, the chunk files have {sum(rows.values())}")
+        raise Refused(path, f"metadata.json counts {total} tokens, the chunk files have {sum(rows.values())}")
     index = path / "index.bin"
     if not index.is_file():
-        raise ValueError(f"{index}: missing")
+        raise Refused(index, "missing")
     raw = index.read_bytes()
     for kind in (PER_CHUNK, PER_ROW):
         if len(raw) % kind.itemsize:
@@ -187,4 +187,4 @@ def _compare(path: Path, rows: dict[int, int], total: int) -> None:
             counted = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
         if counted == rows:
             return
-    raise ValueError(f"{index}: does not list the rows that the chunk files have ({len(rows)} chunks, {total} rows)")
+    raise Refused(index, f"does not list the rows that the chunk files have ({len(rows)} chunks, {total} rows)")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clt_plugins import verbose, with_recipe
+from clt_plugins import Refused, verbose, with_recipe
 
 if TYPE_CHECKING:
     from clt_plugins.recipe.read import Recipe
@@ -135,7 +135,7 @@ def serve(
         try:
             tls.load_cert_chain(certificate, key)
         except (OSError, ssl.SSLError) as error:
-            raise ValueError(f"--certificate: cannot use {certificate} and {key}: {error}") from error
+            raise Refused("--certificate", f"cannot use {certificate} and {key}: {error}") from error
     run(root, host, port, token, tls, max_upload=max_upload_mb * 2**20, page_cache=page_cache)
 
 
@@ -143,7 +143,7 @@ def _first_line(path: Path) -> str:
     try:
         token = path.read_text().partition("\n")[0].strip()
     except OSError as error:
-        raise ValueError(f"--token-file: cannot read {path}: {error.strerror}") from error
+        raise Refused("--token-file", f"cannot read {path}: {error.strerror}") from error
     if not token:
-        raise ValueError(f"--token-file: {path}: its first line is empty")
+        raise Refused("--token-file", f"{path}: its first line is empty")
     return token

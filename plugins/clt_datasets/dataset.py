@@ -88,7 +88,7 @@ class DatasetStore:
         self.place, self.name = place, name
         manifest: Manifest = place.manifest
         self.manifest = manifest
-        self.layers, self.d_model = manifest.layers, manifest.d_model
+        self.n_layers, self.d_model = manifest.layers, manifest.d_model
         self.block_rows, self.has_tokens = manifest.block_rows, manifest.has_tokens
         self.dtype = torch.float32 if manifest.dtype == "int8" else getattr(torch, manifest.dtype)
         self.identity = manifest.identity

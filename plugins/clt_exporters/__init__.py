@@ -77,25 +77,25 @@ class SafetensorsConfig:
     """The type of the weights."""
 
 
-def build_circuit_tracer(config: CircuitTracerConfig, context: Context) -> Any:
+def build_circuit_tracer(config: CircuitTracerConfig, context: Context | None = None) -> Any:
     from clt_exporters.circuit_tracer import CircuitTracer
 
     return CircuitTracer(config)
 
 
-def build_saelens(config: SAELensConfig, context: Context) -> Any:
+def build_saelens(config: SAELensConfig, context: Context | None = None) -> Any:
     from clt_exporters.saelens import SAELens
 
     return SAELens(config)
 
 
-def build_crosslayer_coding(config: CrosslayerCodingConfig, context: Context) -> Any:
+def build_crosslayer_coding(config: CrosslayerCodingConfig, context: Context | None = None) -> Any:
     from clt_exporters.crosslayer import CrosslayerCoding
 
     return CrosslayerCoding(config)
 
 
-def build_safetensors(config: SafetensorsConfig, context: Context) -> Any:
+def build_safetensors(config: SafetensorsConfig, context: Context | None = None) -> Any:
     from clt_exporters.plain import Safetensors
 
     return Safetensors(config)
@@ -104,9 +104,20 @@ def build_safetensors(config: SafetensorsConfig, context: Context) -> Any:
 @hookimpl
 def clt_exporters() -> list[Spec]:
     return [
-        Spec("circuit-tracer", CircuitTracerConfig, build_circuit_tracer),
+        Spec(
+            "circuit-tracer",
+            CircuitTracerConfig,
+            build_circuit_tracer,
+            reader=lambda: build_circuit_tracer(CircuitTracerConfig()),
+        ),
         Spec("saelens", SAELensConfig, build_saelens),
-        Spec("crosslayer-coding", CrosslayerCodingConfig, build_crosslayer_coding, aliases=("crosslayer_coding",)),
+        Spec(
+            "crosslayer-coding",
+            CrosslayerCodingConfig,
+            build_crosslayer_coding,
+            aliases=("crosslayer_coding",),
+            reader=lambda: build_crosslayer_coding(CrosslayerCodingConfig()),
+        ),
         Spec("safetensors", SafetensorsConfig, build_safetensors),
     ]
 

@@ -28,7 +28,7 @@ from clt_exporters.folded import Folder
 from clt_exporters.hooks import input_hook, model_name, output_hook
 from clt_exporters.on_disk import Mapped
 from clt_exporters.tensors import read, shapes, write
-from clt_plugins import Context, Imported
+from clt_plugins import Context, Imported, Refused
 
 if TYPE_CHECKING:
     from clt_exporters import CircuitTracerConfig
@@ -67,7 +67,7 @@ class CircuitTracer:
         }
         if self.config.scan is not None:
             about["scan"] = self.config.scan
-        for i in range(transcoder.layers):
+        for i in range(transcoder.n_layers):
             layer = folded.layer(i)
             encoder = {f"W_enc_{i}": layer.W_enc, f"b_enc_{i}": layer.b_enc, f"b_dec_{i}": layer.b_dec}
             if layer.threshold is not None:
@@ -91,10 +91,10 @@ class CircuitTracer:
             for part in (f"W_enc_{i}", f"W_dec_{i}"):
                 path = folder / f"{part}.safetensors"
                 if not path.is_file():
-                    raise ValueError(f"{path}: missing: the folder has {layers} files W_enc_*.safetensors")
+                    raise Refused(path, f"missing: the folder has {layers} files W_enc_*.safetensors")
                 found.update(shapes(path))
         if len(found.get("W_enc_0", ())) != 2:
-            raise ValueError(f"{folder}: 'W_enc_0' must be [features, d_model], got {found.get('W_enc_0')}")
+            raise Refused(folder, f"'W_enc_0' must be [features, d_model], got {found.get('W_enc_0')}")
         features, width = found["W_enc_0"]
         jumps = "threshold_0" in found
         for i in range(layers):
@@ -103,14 +103,14 @@ class CircuitTracer:
                 expected[f"threshold_{i}"] = [features]
             for name, shape in expected.items():
                 if found.get(name) != shape:
-                    raise ValueError(f"{folder}: tensor {name!r} is {found.get(name)}, expected {shape}")
+                    raise Refused(folder, f"tensor {name!r} is {found.get(name)}, expected {shape}")
         weights = _Tensors(folder, layers, found)
         kind = f"circuit-tracer folder, {'with' if jumps else 'without'} thresholds"
         return Imported(
             kind=kind,
-            layers=layers,
+            n_layers=layers,
             d_model=width,
-            features=features,
+            n_features=features,
             activation={"name": "jumprelu"} if jumps else {"name": "relu"},
             tying={"name": "untied"},
             model=_model(folder),
@@ -124,7 +124,7 @@ class _Tensors:
     """The folder's tensors by our names."""
 
     def __init__(self, folder: Path, layers: int, shapes: Mapping[str, list[int]]):
-        self.folder, self.layers, self.shapes = folder, layers, shapes
+        self.folder, self.n_layers, self.shapes = folder, layers, shapes
 
     def get(self, name: str) -> Tensor | None:
         if name.startswith("normaliser."):
@@ -141,16 +141,17 @@ class _Tensors:
 
     def mapped(self, context: Context) -> Any:
         """The decoder, left on disk."""
-        weights = [self.decoder(layer) for layer in range(self.layers)]
+        weights = [self.decoder(layer) for layer in range(self.n_layers)]
         return Mapped(context, weights, self._stack("b_dec"))
 
     def _threshold(self) -> Tensor:
         threshold = self._stack("threshold")
         if bool((threshold < 0).any()):
             layer, feature = (threshold < 0).nonzero()[0].tolist()
-            raise ValueError(
-                f"{self.folder}: threshold_{layer}[{feature}] is {float(threshold[layer, feature]):g}: features below "
-                "zero cannot be held here"
+            raise Refused(
+                self.folder,
+                f"threshold_{layer}[{feature}] is {float(threshold[layer, feature]):g}: features below "
+                "zero cannot be held here",
             )
         return threshold
 
@@ -159,7 +160,7 @@ class _Tensors:
         features, width = self.shapes["W_enc_0"]
         absent = {"b_enc": [features], "b_dec": [width]}
         parts = []
-        for i in range(self.layers):
+        for i in range(self.n_layers):
             if f"{name}_{i}" in self.shapes or name not in absent:
                 parts.append(read(self.folder / f"W_enc_{i}.safetensors", f"{name}_{i}").float())
             else:
@@ -176,9 +177,9 @@ def _model(folder: Path) -> dict[str, Any]:
         about = READERS[path.name](path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         kind = path.suffix.removeprefix(".").upper()
-        raise ValueError(f"{path}: not a readable {kind} file: {' '.join(str(error).split())}") from error
+        raise Refused(path, f"not a readable {kind} file: {' '.join(str(error).split())}") from error
     if not isinstance(about, dict):
-        raise ValueError(f"{path}: expected a table, got {type(about).__name__}")
+        raise Refused(path, f"expected a table, got {type(about).__name__}")
     if about.get("model_kind", "cross_layer_transcoder") != "cross_layer_transcoder":
-        raise ValueError(f"{path}: a {about['model_kind']!r}, not a cross_layer_transcoder")
+        raise Refused(path, f"a {about['model_kind']!r}, not a cross_layer_transcoder")
     return {"path": about["model_name"]} if "model_name" in about else {}

@@ -57,8 +57,8 @@ class CrosslayerCoding:
         """
         limits.refuse(limits.crosslayer_coding(self.config, limits.Subject.of(transcoder, trained=True)))
         about: dict[str, Any] = {
-            "num_features": transcoder.features,
-            "num_layers": transcoder.layers,
+            "num_features": transcoder.n_features,
+            "num_layers": transcoder.n_layers,
             "d_model": transcoder.d_model,
             "model_name": model_name(self.config.model_name, transcoder.model_described()),
             "clt_dtype": "float32",
@@ -67,7 +67,7 @@ class CrosslayerCoding:
         }
         tensors = {name: value.detach().cpu() for name, value in transcoder.tensors().items()}
         out: dict[str, Tensor] = {}
-        for i in range(transcoder.layers):
+        for i in range(transcoder.n_layers):
             out[f"encoder_module.encoders.{i}.weight"] = tensors["W_enc"][i]
             out[f"encoder_module.encoders.{i}.bias_param"] = tensors["b_enc"][i]
         if about["activation_fn"] == "jumprelu":
@@ -110,7 +110,7 @@ def _decoder(
     transcoder: CrossLayerTranscoder, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The decoder's tensors, and its settings."""
-    layers, width = transcoder.layers, transcoder.d_model
+    layers, width = transcoder.n_layers, transcoder.d_model
     tied = transcoder.choices["tying"].name
     skip = "W_skip" in tensors
     about = {

@@ -53,7 +53,7 @@ class Folder:
         threshold = activation.threshold().detach().cpu().double()
         tying: Any = transcoder.tying
         shift = getattr(tying, "shift", lambda layer: None)
-        shifts = [shift(layer) for layer in range(transcoder.layers)]
+        shifts = [shift(layer) for layer in range(transcoder.n_layers)]
         none = torch.zeros_like(threshold[0])
         self.shift = torch.stack([none if each is None else each.cpu().double() for each in shifts])
         """What is added to active features, [L, F]."""
@@ -88,7 +88,7 @@ class Folder:
 
     def _affine(self, layer: int) -> tuple[Tensor, Tensor | None]:
         """b and S of what the tying adds to a target, b + x S, in normalised units: its answers to 0 and to 1s."""
-        layers, width = self.transcoder.layers, self.transcoder.d_model
+        layers, width = self.transcoder.n_layers, self.transcoder.d_model
         device = self.transcoder.W_enc.device
         zero = torch.zeros(1, layers, width, dtype=torch.float64, device=device)
         bias = self.transcoder.tying.affine(zero).expand(1, layers, width)[0, layer]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clt_plugins import Refused
+
 MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 BEFORE = ("ln_2", "post_attention_layernorm", "pre_feedforward_layernorm")
 AFTER = ("post_feedforward_layernorm",)
@@ -22,7 +24,7 @@ def model_name(wanted: str | None, model: Mapping[str, Any]) -> str:
     """
     name = wanted or model.get("path")
     if not name:
-        raise ValueError("model_name: not known from a [model]: set it to the name of the language model")
+        raise Refused("model_name", "not known from a [model]: set it to the name of the language model")
     return str(name)
 
 
@@ -58,7 +60,7 @@ def _hook(key: str, side: str, model: Mapping[str, Any]) -> str:
         return "hook_resid_mid" if side == "input" else "mlp.hook_in"
     if last in AFTER and side == "output":
         return "hook_mlp_out"
-    raise ValueError(f"{side}_hook: TransformerLens's name for model.{key} = {template!r} is not known here: give it")
+    raise Refused(f"{side}_hook", f"TransformerLens's name for model.{key} = {template!r} is not known here: give it")
 
 
 def layer_numbers(layers: int, model: Mapping[str, Any]) -> list[int]:

@@ -57,7 +57,7 @@ class Subject:
             ranking=activation.config if activation.name in BY_RANK else None,
             by_rank=not hasattr(transcoder.activation, "threshold"),
             skip=getattr(transcoder.tying, "skip", None) is not None,
-            offsets=not trained and _learns_offsets(tying.config, transcoder.layers),
+            offsets=not trained and _learns_offsets(tying.config, transcoder.n_layers),
             model=transcoder.model_described(),
         )
 

@@ -30,7 +30,7 @@ class Mapped(nn.Module):
 
     def __init__(self, context: Context, weights: Sequence[Tensor], bias: Tensor):
         super().__init__()
-        self.layers, self.d_model = context.layers, context.d_model
+        self.n_layers, self.d_model = context.n_layers, context.d_model
         self.weights = nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights)
         self.b_dec = nn.Parameter(bias, requires_grad=False)
 
@@ -38,7 +38,7 @@ class Mapped(nn.Module):
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D], in the features' type."""
         tokens, _, width = features.shape
-        out = features.values.new_zeros(tokens, self.layers, self.d_model)
+        out = features.values.new_zeros(tokens, self.n_layers, self.d_model)
         for source, weight in enumerate(self.weights):
             if features.pairs is None:
                 acts = features.values[:, source]
@@ -72,7 +72,7 @@ class Mapped(nn.Module):
     def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
         """The files of an untied decoder."""
         views: dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]] = {"b_dec": ("b_dec", _whole, None)}
-        for source in range(self.layers):
+        for source in range(self.n_layers):
             views[f"W_dec.{source:02}"] = (f"weights.{source}", _whole, 0)
         return views
 

@@ -45,7 +45,7 @@ class Safetensors:
         dtype = getattr(torch, self.config.dtype)
         stacked: dict[str, list[Tensor]] = {}
         tensors: dict[str, Tensor] = {}
-        for i in range(transcoder.layers):
+        for i in range(transcoder.n_layers):
             layer = folded.layer(i)
             for name in ("W_enc", "b_enc", "b_dec", "threshold", "W_skip"):
                 value = getattr(layer, name)
@@ -55,9 +55,9 @@ class Safetensors:
         tensors.update({name: torch.stack(values) for name, values in stacked.items()})
         write(folder / "clt.safetensors", tensors, self.config.dtype)
         about = {
-            "layers": transcoder.layers,
+            "layers": transcoder.n_layers,
             "d_model": transcoder.d_model,
-            "features": transcoder.features,
+            "features": transcoder.n_features,
             "model": transcoder.model_described(),
         }
         (folder / "clt.json").write_text(json.dumps(about, indent=2) + "\n")

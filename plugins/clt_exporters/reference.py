@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clt_exporters.tensors import read, shapes
-from clt_plugins import Imported
+from clt_plugins import Imported, Refused
 
 EPSILON = 1e-6
 OLD_METHODS = {
@@ -77,9 +77,9 @@ def read_reference(place: Path) -> Imported:
     tying, settings = checkpoint.tying()
     return Imported(
         kind=f"crosslayer-coding checkpoint, {about.get('activation_fn', 'jumprelu')}, decoder {tying}",
-        layers=about["num_layers"],
+        n_layers=about["num_layers"],
         d_model=about["d_model"],
-        features=about["num_features"],
+        n_features=about["num_features"],
         activation=_activation(about, files.config),
         tying={"name": tying, **settings},
         model={"path": about["model_name"]} if about.get("model_name") else {},
@@ -92,10 +92,10 @@ def _activation(about: Mapping[str, Any], config: Path) -> dict[str, Any]:
     if name in ("relu", "jumprelu"):
         return {"name": name}
     if name not in ("topk", "batchtopk"):
-        raise ValueError(f"{config}: unknown activation_fn {name!r}")
+        raise Refused(config, f"unknown activation_fn {name!r}")
     k = about.get(f"{name}_k")
     if k is None:
-        raise ValueError(f"{config}: {name}_k is missing")
+        raise Refused(config, f"{name}_k is missing")
     if about.get("topk_mode", "global") == "per_layer":
         return {"name": name, "k": k, "scope": "layer", "ranking": "raw"}
     return {"name": name, "k": k, "scope": "global", "ranking": "zscore"}
@@ -106,7 +106,7 @@ class Checkpoint:
 
     def __init__(self, files: Files, about: Mapping[str, Any]):
         self.files, self.about = files, about
-        self.layers, self.features, self.width = about["num_layers"], about["num_features"], about["d_model"]
+        self.n_layers, self.n_features, self.width = about["num_layers"], about["num_features"], about["d_model"]
         self.shapes = shapes(files.weights)
         self.untied = about.get("decoder_tying", "none") == "none"
         method = about.get("normalization_method", "none")
@@ -132,7 +132,7 @@ class Checkpoint:
         Raises:
             ValueError: what it is made of is missing or of another shape.
         """
-        L, F, D = self.layers, self.features, self.width
+        L, F, D = self.n_layers, self.n_features, self.width
         each = range(L)
         if name.startswith("normaliser."):
             return self._normaliser(name.removeprefix("normaliser."))
@@ -176,48 +176,50 @@ class Checkpoint:
             return self._read(f"decoder_module.skip_weights.{target}", shape).T
         for source in range(target):
             if bool(self._read(f"decoder_module.skip_weights.{source}->{target}", shape).any()):
-                raise ValueError(
-                    f"{self.files.weights}: skips from layer {source} to layer {target}: only a layer's own input can "
-                    "be skipped from here"
+                raise Refused(
+                    self.files.weights,
+                    f"skips from layer {source} to layer {target}: only a layer's own input can be skipped from here",
                 )
         return self._read(f"decoder_module.skip_weights.{target}->{target}", shape).T
 
     def _read(self, name: str, expected: list[int]) -> Tensor:
         found = self.shapes.get(name)
         if found is None:
-            raise ValueError(f"{self.files.weights}: lacks tensor {name!r}")
+            raise Refused(self.files.weights, f"lacks tensor {name!r}")
         padded = len(found) == len(expected) and all(
-            has == wants or (wants == self.features and has > wants) for has, wants in zip(found, expected, strict=True)
+            has == wants or (wants == self.n_features and has > wants)
+            for has, wants in zip(found, expected, strict=True)
         )
         if not padded:
-            raise ValueError(f"{self.files.weights}: tensor {name!r} is {found}, expected {expected}")
+            raise Refused(self.files.weights, f"tensor {name!r} is {found}, expected {expected}")
         return read(self.files.weights, name)[tuple(slice(size) for size in expected)].float()
 
     def _statistics(self) -> dict[str, Tensor]:
         if self.method in ("none", "sqrt_d_model"):
             return {}
         if self.method != "mean_std":
-            raise ValueError(f"{self.files.config}: unknown normalization_method {self.method!r}")
+            raise Refused(self.files.config, f"unknown normalization_method {self.method!r}")
         if self.files.statistics is None:
-            raise ValueError(
-                f"{self.files.config}: normalization_method is mean_std, but there is no norm_stats.json beside it: "
-                "copy it from the activation data set that it was trained on"
+            raise Refused(
+                self.files.config,
+                "normalization_method is mean_std, but there is no norm_stats.json beside it: "
+                "copy it from the activation data set that it was trained on",
             )
         table = json.loads(self.files.statistics.read_text())
         found = {}
         for side in ("inputs", "targets"):
             for kind in ("mean", "std"):
                 try:
-                    rows = [table[str(layer)][side][kind] for layer in range(self.layers)]
-                    found[f"{side}.{kind}"] = torch.tensor(rows, dtype=torch.float64).view(self.layers, self.width)
+                    rows = [table[str(layer)][side][kind] for layer in range(self.n_layers)]
+                    found[f"{side}.{kind}"] = torch.tensor(rows, dtype=torch.float64).view(self.n_layers, self.width)
                 except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                    raise ValueError(
-                        f"{self.files.statistics}: {side}.{kind} is not there for {self.layers} layers of {self.width}"
+                    raise Refused(
+                        self.files.statistics, f"{side}.{kind} is not there for {self.n_layers} layers of {self.width}"
                     ) from error
         return found
 
     def _normaliser(self, name: str) -> Tensor | None:
-        shape = self.layers, self.width
+        shape = self.n_layers, self.width
         if self.method == "sqrt_d_model" and name.endswith("_scale"):
             return torch.full(shape, self.width**-0.5)
         if self.method != "mean_std":

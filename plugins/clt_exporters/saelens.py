@@ -18,6 +18,7 @@ from clt_exporters import limits
 from clt_exporters.folded import Folder
 from clt_exporters.hooks import input_hook, layer_numbers, model_name, output_hook
 from clt_exporters.tensors import write
+from clt_plugins import Refused
 
 if TYPE_CHECKING:
     from clt_exporters import SAELensConfig
@@ -48,12 +49,13 @@ class SAELens:
         model = transcoder.model_described()
         name = model_name(self.config.model_name, model)
         hooks = input_hook(self.config.input_hook, model), output_hook(self.config.output_hook, model)
-        numbers = layer_numbers(transcoder.layers, model)
+        numbers = layer_numbers(transcoder.n_layers, model)
         for number, threshold in zip(numbers, folded.threshold, strict=True):
             if bool((threshold < 0).any()):
-                raise ValueError(
-                    f"tying.feature_offset: gives features of layer {number} thresholds below 0, where SAELens cuts "
-                    "features off: export another format"
+                raise Refused(
+                    "tying.feature_offset",
+                    f"gives features of layer {number} thresholds below 0, where SAELens cuts "
+                    "features off: export another format",
                 )
         for i, number in enumerate(numbers):
             layer = folded.layer(i)
@@ -74,7 +76,7 @@ class SAELens:
             about = {
                 "architecture": architecture,
                 "d_in": transcoder.d_model,
-                "d_sae": transcoder.features,
+                "d_sae": transcoder.n_features,
                 "d_out": transcoder.d_model,
                 "dtype": self.config.dtype,
                 "device": "cpu",
@@ -91,7 +93,7 @@ class SAELens:
             place.mkdir()
             write(place / "sae_weights.safetensors", tensors, self.config.dtype)
             (place / "cfg.json").write_text(json.dumps(about, indent=2) + "\n")
-        if transcoder.layers > 1:
+        if transcoder.n_layers > 1:
             log.warning(
                 "saelens: what features write to later layers than their own is left out: no place for it there"
             )

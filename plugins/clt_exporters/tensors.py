@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clt_plugins import Refused
+
 
 def write(path: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:
     """Write tensors in a type."""
@@ -27,7 +29,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+        raise Refused(path, f"not a readable safetensors file: {error}") from error
 
 
 def read(path: Path, name: str) -> Tensor:
@@ -40,4 +42,4 @@ def read(path: Path, name: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no tensor {name!r} to be read: {error}") from error
+        raise Refused(path, f"no tensor {name!r} to be read: {error}") from error

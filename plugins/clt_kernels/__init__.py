@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
-    import torch
+    from clt_plugins import Context
 
 
 @frozen(kw_only=True)
@@ -27,29 +27,29 @@ class TritonConfig:
     """Compiled for CUDA GPUs by Triton. Tested under Triton's interpreter, not yet run on a GPU."""
 
 
-def build_torch(config: TorchConfig, device: torch.device) -> Any:
+def build_torch(config: TorchConfig, context: Context) -> Any:
     from clt_kernels.reference import TorchKernels
 
     return TorchKernels()
 
 
-def build_numba(config: NumbaConfig, device: torch.device) -> Any:
-    if device.type != "cpu":
-        raise ValueError(f'kernels: "numba" runs on the CPU only, not on {device}: use "auto" or "torch"')
+def build_numba(config: NumbaConfig, context: Context) -> Any:
+    if context.device.type != "cpu":
+        raise Refused("kernels", f'"numba" runs on the CPU only, not on {context.device}: use "auto" or "torch"')
     from clt_kernels.cpu.kernels import NumbaKernels
 
     return NumbaKernels()
 
 
-def build_triton(config: TritonConfig, device: torch.device) -> Any:
+def build_triton(config: TritonConfig, context: Context) -> Any:
     import os
 
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f'kernels: "triton" runs on CUDA GPUs only, not on {device}: use "auto" or "torch"')
+    if context.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise Refused("kernels", f'"triton" runs on CUDA GPUs only, not on {context.device}: use "auto" or "torch"')
     try:
         from clt_kernels.gpu.kernels import TritonKernels
     except ModuleNotFoundError as error:
-        raise ValueError(f'kernels: "triton" cannot be imported ({error}): install it, or use "torch"') from error
+        raise Refused("kernels", f'"triton" cannot be imported ({error}): install it, or use "torch"') from error
     return TritonKernels()
 
 

@@ -33,7 +33,7 @@ def _touched(pairs: Pairs, layout: Layout, target: Tensor | int) -> tuple[Tensor
     of = {name: x[pairs.layer] for name, x in _constants(layout, pairs.layer.device).items()}
     j = target - pairs.layer
     valid = (j >= 0) & (j < of["count"])
-    row = of["first"] + (pairs.feature - pairs.layer * pairs.features) * of["step"] + j * of["stride"]
+    row = of["first"] + (pairs.feature - pairs.layer * pairs.n_features) * of["step"] + j * of["stride"]
     return torch.where(valid, row, 0), valid
 
 
@@ -91,7 +91,7 @@ class TorchKernels:
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""
         wide = _accumulator(out.dtype)
-        for target in range(layout.layers):
+        for target in range(layout.n_layers):
             row, valid = _touched(pairs, layout, target)
             out[:, target] = _gather_sum(weight, row, _value(values, target, wide), valid, pairs.token_start)
 
@@ -103,7 +103,7 @@ class TorchKernels:
         block = max(1, CHUNK // weight.shape[1])
         for j in range(max(layout.count)):
             # Masked pairs may point beyond the last layer: they add 0 to it.
-            target = (pairs.layer + j).clamp(max=layout.layers - 1)
+            target = (pairs.layer + j).clamp(max=layout.n_layers - 1)
             row, valid = _touched(pairs, layout, pairs.layer + j)
             places = torch.arange(len(row), device=row.device)
             if row.device.type == "cpu":
@@ -130,23 +130,23 @@ class TorchKernels:
         shared = len(set(blocks)) < len(blocks) and out.dtype != wide
         sums = torch.zeros_like(out, dtype=wide) if shared else out
         seen = set() if overwrite or shared else set(blocks)
-        if overwrite and len(set(blocks)) * layout.features < layout.rows:
+        if overwrite and len(set(blocks)) * layout.n_features < layout.rows:
             out.zero_()
-        width = max(1, CHUNK // (layout.layers * layout.features))
+        width = max(1, CHUNK // (layout.n_layers * layout.n_features))
         flat = dense.reshape(-1, dense.shape[-1])
         for columns in torch.arange(dense.shape[-1]).split(width):
             part = slice(int(columns[0]), int(columns[-1]) + 1)
             source = flat[:, part].contiguous()
             done = set(seen)
             for j in passes:
-                target = (pairs.layer + j).clamp(max=layout.layers - 1)
+                target = (pairs.layer + j).clamp(max=layout.n_layers - 1)
                 _, valid = _touched(pairs, layout, pairs.layer + j)
-                place, value = pairs.token * layout.layers + target, _value(values, target, wide)
+                place, value = pairs.token * layout.n_layers + target, _value(values, target, wide)
                 found = _gather_sum(source, place[order], value[order], valid[order], start)
                 for s in _sources(layout, j):
                     first, step = layout.first[s] + j * layout.stride[s], layout.step[s]
-                    rows = sums[first : first + (layout.features - 1) * step + 1 : step, part]
-                    add = found[s * layout.features : (s + 1) * layout.features]
+                    rows = sums[first : first + (layout.n_features - 1) * step + 1 : step, part]
+                    add = found[s * layout.n_features : (s + 1) * layout.n_features]
                     if (first, step) in done:
                         rows += add
                     else:
@@ -158,7 +158,7 @@ class TorchKernels:
 
 def _sources(layout: Layout, j: int) -> list[int]:
     """The source layers whose features have a row j."""
-    return [s for s in range(layout.layers) if layout.count[s] > j]
+    return [s for s in range(layout.n_layers) if layout.count[s] > j]
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

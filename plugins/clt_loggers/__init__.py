@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -65,7 +65,7 @@ def build_console(config: ConsoleConfig, context: Context) -> Any:
 
 def _folder(context: Context, name: str) -> Path:
     if context.folder is None:
-        raise ValueError(f"loggers: {name} needs a folder to write in, and this run has none; take another logger")
+        raise Refused("loggers", f"{name} needs a folder to write in, and this run has none; take another logger")
     return context.folder
 
 

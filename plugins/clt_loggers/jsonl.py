@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clt_loggers.growing import Growing
+from clt_plugins import Refused
 
 
 class JSONLines:
@@ -48,7 +49,7 @@ class JSONLines:
         for number, line in enumerate(lines, start=1):
             logged_at = _step(line)
             if logged_at is None and number < len(lines):
-                raise ValueError(f"{self.path}: line {number} is not one of this log: mend it, or move the file away")
+                raise Refused(self.path, f"line {number} is not one of this log: mend it, or move the file away")
             if logged_at is not None and logged_at <= step:
                 kept.append(line.rstrip(b"\n") + b"\n")
         if kept == lines:

@@ -30,7 +30,7 @@ class AuxK:
         self.config = config
         self.k = config.k or max(1, context.d_model // 2)
         self.dead_after = context.dead_after_tokens
-        self.layers, self.features = context.layers, context.features
+        self.n_layers, self.n_features = context.n_layers, context.n_features
         self.parallel = context.parallel
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:
@@ -43,7 +43,7 @@ class AuxK:
         def rank(layer: int, pre: Tensor) -> Tensor:
             return pre + outside[layer].to(pre.dtype)
 
-        return Top(self.k, tokens, self.layers, self.features, per="token", rank=rank, parallel=self.parallel)
+        return Top(self.k, tokens, self.n_layers, self.n_features, per="token", rank=rank, parallel=self.parallel)
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         residual = (forward.targets - forward.reconstruction).detach()

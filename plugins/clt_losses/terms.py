@@ -87,7 +87,7 @@ class Preactivation(Term):
     def __init__(self, config: PreactivationConfig, context: Context):
         self.config = config
         self.dead_after = context.dead_after_tokens
-        self.total_features = context.layers * context.features
+        self.total_features = context.n_layers * context.n_features
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         assert forward.pre is not None

@@ -9,7 +9,7 @@ from attrs import field, frozen, validators
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    import torch
+    from clt_plugins import Context
 
 
 @frozen(kw_only=True)
@@ -31,16 +31,16 @@ class TensorConfig:
     """A rank that keeps the others waiting longer than so many seconds counts as dead."""
 
 
-def build_single(config: SingleConfig, device: torch.device) -> Any:
-    from clt_parallel.single import Single
+def build_single(config: SingleConfig, context: Context) -> Any:
+    from clt_plugins import Single
 
     return Single()
 
 
-def build_tensor(config: TensorConfig, device: torch.device) -> Any:
+def build_tensor(config: TensorConfig, context: Context) -> Any:
     from clt_parallel.connect import connect
 
-    return connect(config, device)
+    return connect(config, context.device)
 
 
 @hookimpl

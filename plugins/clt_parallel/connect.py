@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from clt_parallel.grid import Grid
+from clt_plugins import Refused
 
 if TYPE_CHECKING:
     from clt_parallel import TensorConfig
@@ -29,17 +30,18 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
         return Grid(0, config.tensor or 1, config.data)
     if "RANK" not in os.environ:
         number = (config.tensor or 1) * config.data if config.tensor else "N"
-        raise ValueError(f'parallel: "tensor" needs several processes: start them by `{START.format(number)}`')
+        raise Refused("parallel", f'"tensor" needs several processes: start them by `{START.format(number)}`')
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     tensor = config.tensor or max(1, world // config.data)
     if tensor * config.data != world:
-        raise ValueError(
-            f"parallel: tensor {tensor} × data {config.data} is {tensor * config.data} ranks, but {world} were "
-            f"started: start {tensor * config.data}, or change parallel.tensor or parallel.data"
+        raise Refused(
+            "parallel",
+            f"tensor {tensor} × data {config.data} is {tensor * config.data} ranks, but {world} were "
+            f"started: start {tensor * config.data}, or change parallel.tensor or parallel.data",
         )
     backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl" and device.type != "cuda":
-        raise ValueError(f'parallel.backend: "nccl" is for GPUs, and transcoder.device is {device}: use "gloo"')
+        raise Refused("parallel.backend", f'"nccl" is for GPUs, and transcoder.device is {device}: use "gloo"')
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # What ranks tell each other each step (all well, same batch) lies on the CPU, and always goes through gloo.

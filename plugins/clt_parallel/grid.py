@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clt_plugins import Refused
+
 SMALL = 2**18
 """Gradients of fewer numbers share a bucket."""
 
@@ -36,16 +38,16 @@ class Grid:
         self.sizes = {"features": tensor, "tokens": data, "all": tensor * data}
         self.bytes: dict[str, int] = {}
 
-    def shard(self, features: int) -> range:
+    def shard(self, n_features: int) -> range:
         """An even cut of F.
 
         Raises:
             ValueError: there are more ranks than features.
         """
         ranks = self.tensor_ranks
-        if features < ranks:
-            raise ValueError(f"transcoder.features: {features} cannot be split among {ranks} tensor ranks")
-        return range(self.tensor_rank * features // ranks, (self.tensor_rank + 1) * features // ranks)
+        if n_features < ranks:
+            raise Refused("transcoder.features", f"{n_features} cannot be split among {ranks} tensor ranks")
+        return range(self.tensor_rank * n_features // ranks, (self.tensor_rank + 1) * n_features // ranks)
 
     # -- sums ---------------------------------------------------------------------------------------------------
 

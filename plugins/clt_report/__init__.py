@@ -41,7 +41,7 @@ def top_activations(trained: Trained, features: str, out: Path | None, tokens: i
     from clt_report.contexts import as_text, find, parse, write
 
     transcoder = trained.transcoder()
-    wanted = parse(features, transcoder.layers, transcoder.features)
+    wanted = parse(features, transcoder.n_layers, transcoder.n_features)
     with trained.source() as source:
         found = find(transcoder, source, wanted, tokens=tokens, top=top, window=window)
     if out is not None:

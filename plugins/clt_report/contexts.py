@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clt_plugins import Refused
+
 if TYPE_CHECKING:
     from clt_plugins import Batch, CrossLayerTranscoder, Features
 
@@ -30,11 +32,11 @@ def parse(text: str, layers: int, features: int) -> list[tuple[int, int]]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+):(\d+)(?:-(\d+))?\s*", part)
         if match is None:
-            raise ValueError(f"--features: expected LAYER:FEATURE or LAYER:FIRST-LAST, got {part!r}")
+            raise Refused("--features", f"expected LAYER:FEATURE or LAYER:FIRST-LAST, got {part!r}")
         layer, first = int(match[1]), int(match[2])
         last = int(match[3] or first)
         if layer >= layers or not first <= last < features:
-            raise ValueError(f"--features: no {part.strip()}: there are {layers} layers of {features} features")
+            raise Refused("--features", f"no {part.strip()}: there are {layers} layers of {features} features")
         found += [(layer, number) for number in range(first, last + 1)]
     return list(dict.fromkeys(found))
 
@@ -54,15 +56,16 @@ def find(
     Raises:
         ValueError: the transcoder is for another model, or the source does not know its tokens.
     """
-    has, wants = (source.layers, source.d_model), (transcoder.layers, transcoder.d_model)
+    has, wants = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
     if has != wants:
-        raise ValueError(
-            f"source: gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} layers of "
-            f"d_model {wants[1]}: name the language model and layers that it was trained on"
+        raise Refused(
+            "source",
+            f"gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} layers of "
+            f"d_model {wants[1]}: name the language model and layers that it was trained on",
         )
     device = transcoder.W_enc.device
-    columns = torch.full((transcoder.layers * transcoder.features,), -1, device=device)
-    numbers = torch.tensor([layer * transcoder.features + feature for layer, feature in wanted], device=device)
+    columns = torch.full((transcoder.n_layers * transcoder.n_features,), -1, device=device)
+    numbers = torch.tensor([layer * transcoder.n_features + feature for layer, feature in wanted], device=device)
     columns[numbers] = torch.arange(len(wanted), device=device)
     values, ids, places = [], [], []
     for batch in source.held_out(tokens):
@@ -72,7 +75,7 @@ def find(
         ids.append(batch.token_ids.cpu())
         places.append(batch.positions.cpu())
     if not values:
-        raise ValueError("source: holds out no text to look at")
+        raise Refused("source", "holds out no text to look at")
     spell = _speller(source)
     return {
         "tokens": sum(map(len, ids)),
@@ -82,7 +85,7 @@ def find(
 
 def _check_known(batch: Batch) -> None:
     if batch.token_ids is None or batch.positions is None:
-        raise ValueError("source: does not say which tokens its activations belong to: use one that reads text")
+        raise Refused("source", "does not say which tokens its activations belong to: use one that reads text")
 
 
 def _columns(features: Features, columns: Tensor, numbers: Tensor) -> Tensor:
@@ -163,4 +166,4 @@ def write(found: dict[str, Any], file: Path) -> None:
             json.dump(found, out, indent=1, ensure_ascii=False)
             out.write("\n")
     except FileExistsError:
-        raise ValueError(f"{file}: already there; give another name with --out") from None
+        raise Refused(file, "already there; give another name with --out") from None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clt_plugins import Refused
+
 if TYPE_CHECKING:
     from clt_plugins import CrossLayerTranscoder
 
@@ -27,7 +29,7 @@ def report(transcoder: CrossLayerTranscoder, folder: Path | None, *, as_json: bo
     activation: Any = transcoder.activation
     if not hasattr(activation, "threshold"):
         name = transcoder.choices["activation"].name
-        raise ValueError(f"thresholds: {name} has none, it selects features by rank: convert it first")
+        raise Refused("thresholds", f"{name} has none, it selects features by rank: convert it first")
     found = activation.threshold().detach().cpu().double()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

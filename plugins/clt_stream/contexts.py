@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_plugins import Refused
 from clt_stream.text.documents import Texts, generator, part
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Packer:
             self._read_chunk()
             self.done = cursor.done
             if cursor.done > len(self.chunk):
-                raise ValueError(f"source.text: {self.config.text!r} is not what it was when the state was saved")
+                raise Refused("source.text", f"{self.config.text!r} is not what it was when the state was saved")
 
     def next(self) -> Contexts | None:
         """The next `model_batch` contexts; of the held-out part also fewer, and None at its end.
@@ -130,7 +131,7 @@ class Packer:
                 # One end may close an epoch that was read up to here; a second one closes an empty epoch.
                 barren_epochs = 0 if self.chunk else barren_epochs + self.ended
                 if barren_epochs > 1:
-                    raise ValueError(f"source.text: {self.config.text!r} holds no text to train on")
+                    raise Refused("source.text", f"{self.config.text!r} holds no text to train on")
             taken = self.chunk[self.done : self.done + wanted - len(chosen)]
             chosen += taken
             self.done += len(taken)
@@ -187,8 +188,8 @@ class Packer:
     def _cut(self, tokens: list[int]) -> Iterator[list[int]]:
         """The pieces of one document; without those too short to have a row."""
         if max(tokens, default=0) >= self.vocabulary:
-            raise ValueError(
-                f"model.tokenizer: gives token {max(tokens)}, but the model has {self.vocabulary}: name the right one"
+            raise Refused(
+                "model.tokenizer", f"gives token {max(tokens)}, but the model has {self.vocabulary}: name the right one"
             )
         room = self.config.context - len(self.start)
         for begin in range(0, len(tokens), room):
@@ -254,5 +255,5 @@ def _start(tokenizer: Any, choice: str) -> list[int]:
     if choice == "never" or (choice == "auto" and (bos is None or tokenizer("a")["input_ids"][0] != bos)):
         return []
     if bos is None:
-        raise ValueError('source.bos: the tokenizer has no beginning-of-sequence token: use "never"')
+        raise Refused("source.bos", 'the tokenizer has no beginning-of-sequence token: use "never"')
     return [bos]

@@ -46,7 +46,7 @@ class StreamLanguageModel:
         length: int,
     ):
         self.model, self.sites = model, sites
-        self.layers, self.d_model = len(sites), d_model
+        self.n_layers, self.d_model = len(sites), d_model
         embeddings: Any = model.get_input_embeddings()
         self.packer, self.tokenizer = packer, tokenizer
         self.contexts = max(1, min(contexts, LOGITS // (length * embeddings.weight.shape[0])))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clt_plugins import Refused
 from clt_stream.text.documents import one_line
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
     if is_local:
         path = str(local)
         if not local.is_dir():
-            raise ValueError(f"model.path: no folder {path!r}")
+            raise Refused("model.path", f"no folder {path!r}")
         if gguf_file and not (local / gguf_file).is_file():
-            raise ValueError(f"model.gguf_file: no file {gguf_file!r} in {path!r}")
+            raise Refused("model.gguf_file", f"no file {gguf_file!r} in {path!r}")
         if not gguf_file and not (local / "config.json").is_file():
-            raise ValueError(f"model.path: {path!r} holds no model: there is no config.json in it")
+            raise Refused("model.path", f"{path!r} holds no model: there is no config.json in it")
     options: dict[str, Any] = {} if is_local or not settings.revision else {"revision": settings.revision}
     if gguf_file:
         options["gguf_file"] = gguf_file
@@ -50,7 +51,7 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings.dtype), **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         where = "" if is_local else " (not a local folder; on the hub or in its cache: is the network there?)"
-        raise ValueError(f"model.path: cannot load {path!r}{where}: {one_line(error)}") from error
+        raise Refused("model.path", f"cannot load {path!r}{where}: {one_line(error)}") from error
     # Tensors of a model in training mode are random where it has dropout.
     model.eval().requires_grad_(False)
     # Packed contexts have no mask; without a padding token the model does not look for padding (and warn) at each pass.
@@ -70,5 +71,5 @@ def usable_device(name: str, key: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{key}: {name!r} cannot be used here: {one_line(error)}") from error
+        raise Refused(key, f"{name!r} cannot be used here: {one_line(error)}") from error
     return device

@@ -16,7 +16,7 @@ import torch
 from nnsight import NNsight
 from torch import Tensor, nn
 
-from clt_plugins import Batch
+from clt_plugins import Batch, Refused
 from clt_stream.contexts import Contexts
 from clt_stream.sites import Site
 
@@ -56,7 +56,7 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel, sites: Sequence[tuple[Site, Site]]):
         self.model = model
-        self.layers = len(sites)
+        self.n_layers = len(sites)
         self.dtype, self.device = model.dtype, model.device
         order, self.d_model = _probe(model, sites)
         self.traced = NNsight(_skeleton(model, {path for path, *_ in order}))
@@ -162,10 +162,10 @@ def _probe(model: PreTrainedModel, sites: Sequence[tuple[Site, Site]]) -> tuple[
             hook.remove()
     missed = [str(site) for site, _, _ in wanted if str(site) not in widths]
     if missed:
-        raise ValueError(f"model.inputs: a forward pass never reaches {missed[0]!r}")
+        raise Refused("model.inputs", f"a forward pass never reaches {missed[0]!r}")
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{name} {width}" for name, width in list(widths.items())[:2])
-        raise ValueError(f"model.inputs: the sites are of different widths ({listed}): a transcoder needs one d_model")
+        raise Refused("model.inputs", f"the sites are of different widths ({listed}): a transcoder needs one d_model")
     return order, next(iter(widths.values()))
 
 
@@ -181,7 +181,7 @@ def packs(reader: Reader) -> bool:
 
     def run(ids: Tensor, places: Tensor) -> Tensor:
         rows = torch.arange(ids.numel())
-        into = Rows(len(rows), reader.layers, reader.d_model, reader.dtype, reader.device)
+        into = Rows(len(rows), reader.n_layers, reader.d_model, reader.dtype, reader.device)
         contexts = Contexts(ids.remainder(vocabulary), places.expand_as(ids), None, rows, 0)
         reader.read(contexts, rows, into, 0)
         return into.targets.view(*ids.shape, -1)[:, -4:].float()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 from torch import nn
 
+from clt_plugins import Refused
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -51,7 +53,7 @@ def find_sites(
     count = min(_count(model, template, key) for template, key in zip(templates, ("inputs", "outputs"), strict=True))
     wanted = list(range(count)) if layers is None else list(layers)
     if wanted != sorted(set(wanted)) or not wanted or wanted[0] < 0 or wanted[-1] >= count:
-        raise ValueError(f"model.layers: expected ascending numbers below {count}, got {wanted}")
+        raise Refused("model.layers", f"expected ascending numbers below {count}, got {wanted}")
     return [(_site(model, templates[0], n, "input"), _site(model, templates[1], n, "output")) for n in wanted]
 
 
@@ -69,25 +71,26 @@ def _mlp_template(model: PreTrainedModel) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(
-            f"model.inputs: several stacks of MLPs ({', '.join(found)}): set model.inputs and model.outputs"
+        raise Refused(
+            "model.inputs", f"several stacks of MLPs ({', '.join(found)}): set model.inputs and model.outputs"
         )
     there = "; ".join(f"{path}.{{}} has {_children(stack[0])}" for path, stack in stacks.items()) or "no layers at all"
-    raise ValueError(
-        f"model.inputs: found no MLPs in {type(model).__name__} ({there}): set model.inputs and model.outputs "
-        f"to paths with {{}} for the layer"
+    raise Refused(
+        "model.inputs",
+        f"found no MLPs in {type(model).__name__} ({there}): set model.inputs and model.outputs "
+        f"to paths with {{}} for the layer",
     )
 
 
 def _count(model: PreTrainedModel, template: str, key: str) -> int:
     """How many layers a template has."""
     if template.count("{}") != 1:
-        raise ValueError(f'model.{key}: expected one {{}} for the layer, as in "model.layers.{{}}.mlp": {template!r}')
+        raise Refused(f"model.{key}", f'expected one {{}} for the layer, as in "model.layers.{{}}.mlp": {template!r}')
     count = 0
     while _module_and_side(model, template.format(count)) is not None:
         count += 1
     if not count:
-        raise ValueError(f"model.{key}: {_missing(model, template.format(0))}")
+        raise Refused(f"model.{key}", f"{_missing(model, template.format(0))}")
     return count
 
 

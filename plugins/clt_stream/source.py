@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch
+from clt_plugins import Batch, Refused
 from clt_stream.contexts import Cursor, Packer
 from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
@@ -49,18 +49,18 @@ class Stream:
     def __init__(self, config: StreamConfig, context: Context):
         settings = context.recipe.model if context.recipe is not None else None
         if settings is None:
-            raise ValueError('model: required, but missing: the source "stream" reads a language model')
+            raise Refused("model", 'required, but missing: the source "stream" reads a language model')
         parallel = context.parallel
         self.config, self.seed = config, context.seed
         self.rank, self.ranks = parallel.data_rank, parallel.data_ranks
         if context.batch_tokens % self.ranks:
-            raise ValueError(
-                f"train.batch_tokens: {context.batch_tokens} cannot be divided among {self.ranks} data ranks"
+            raise Refused(
+                "train.batch_tokens", f"{context.batch_tokens} cannot be divided among {self.ranks} data ranks"
             )
         self.batch_tokens = context.batch_tokens // self.ranks
         if config.buffer_tokens < self.batch_tokens:
-            raise ValueError(
-                f"source.buffer_tokens: {config.buffer_tokens} is less than a batch of {self.batch_tokens} tokens"
+            raise Refused(
+                "source.buffer_tokens", f"{config.buffer_tokens} is less than a batch of {self.batch_tokens} tokens"
             )
         self.size = config.buffer_tokens // self.batch_tokens * self.batch_tokens
         """Rows of a block on this rank: whole batches."""
@@ -72,7 +72,7 @@ class Stream:
         self.sites = [(str(read), str(written)) for read, written in self.places]
         """Where inputs and targets are read, layer by layer."""
         self.reader = Reader(self.model, self.places)
-        self.layers, self.d_model = self.reader.layers, self.reader.d_model
+        self.n_layers, self.d_model = self.reader.n_layers, self.reader.d_model
         same = config.buffer_device == "auto"
         self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
         self.packed = config.pack and packs(self.reader)
@@ -220,7 +220,7 @@ class Stream:
         return [rows.stretch(slice(edge, min(edge + whole, count))) for edge in range(0, count, whole)]
 
     def _rows(self, count: int) -> Rows:
-        return Rows(count, self.layers, self.d_model, self.reader.dtype, self.buffer_device)
+        return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device)
 
     def _packer(self, *, held_out: bool, contexts: int | None = None) -> Packer:
         # Held-out documents come in the same order in every run, so that runs of other seeds compare.
@@ -235,11 +235,12 @@ class Stream:
         """Refuse a text with less than a batch in it, or without documents to hold out."""
         rows = self.packer.rows_in_epoch(batch_tokens)
         if not rows:
-            raise ValueError(f"source.text: {self.config.text!r} holds no text to train on")
+            raise Refused("source.text", f"{self.config.text!r} holds no text to train on")
         if rows < batch_tokens:
-            raise ValueError(
-                f"train.batch_tokens: a batch of {batch_tokens} tokens is larger than the data: the trained part of "
-                f"{self.config.text!r} has {rows}"
+            raise Refused(
+                "train.batch_tokens",
+                f"a batch of {batch_tokens} tokens is larger than the data: the trained part of "
+                f"{self.config.text!r} has {rows}",
             )
         if self.config.held_out:
             texts = open_texts(self.config, 0)
@@ -257,4 +258,4 @@ def _check_length(model: Any, config: StreamConfig) -> None:
     """Refuse contexts longer than the model was made for."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.context > longest:
-        raise ValueError(f"source.context: {config.context} is longer than the model's {longest} positions")
+        raise Refused("source.context", f"{config.context} is longer than the model's {longest} positions")

@@ -19,7 +19,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch
+from clt_plugins import Batch, Refused
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -42,11 +42,11 @@ class Synthetic:
 
     def __init__(self, config: SyntheticConfig, context: Context):
         self.config, self.seed = config, context.seed
-        self.layers, self.d_model = config.layers, config.d_model
+        self.n_layers, self.d_model = config.layers, config.d_model
         self.rank, self.ranks = context.parallel.data_rank, context.parallel.data_ranks
         if context.batch_tokens % self.ranks:
-            raise ValueError(
-                f"train.batch_tokens: {context.batch_tokens} cannot be divided among {self.ranks} data ranks"
+            raise Refused(
+                "train.batch_tokens", f"{context.batch_tokens} cannot be divided among {self.ranks} data ranks"
             )
         self.batch_tokens = context.batch_tokens
         self.count = 0
@@ -104,8 +104,8 @@ class Synthetic:
         return Batch(inputs, targets)
 
     def _active(self, random: torch.Generator) -> Tensor:
-        shape = self.batch_tokens, self.layers, self.config.features
-        share = self.config.active / (self.layers * self.config.features)
+        shape = self.batch_tokens, self.n_layers, self.config.features
+        share = self.config.active / (self.n_layers * self.config.features)
         on = torch.rand(shape, generator=random) < share
         return on * (0.5 + torch.rand(shape, generator=random))
 

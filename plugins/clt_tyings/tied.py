@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clt_plugins import Context, Features, Layout, parameter, sparse_decode, uniform
+from clt_plugins import Context, Features, Layout, Refused, parameter, sparse_decode, uniform
 from clt_tyings.untied import Decoder, View, _whole
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ class Tied(Decoder):
 
     def __init__(self, config: TiedConfig, context: Context):
         super().__init__(context, skip=config.skip)
-        bound = (context.layers * context.d_model) ** -0.5
-        shape = context.layers, context.features, context.d_model
+        bound = (context.n_layers * context.d_model) ** -0.5
+        shape = context.n_layers, context.n_features, context.d_model
         self.weight = parameter(uniform("W_dec", shape, bound, context, feature_axis=1), 1)
-        per_target = torch.zeros(context.layers, self.features, dtype=context.dtype, device=context.device)
+        per_target = torch.zeros(context.n_layers, self.n_features, dtype=context.dtype, device=context.device)
         self.offset = parameter(per_target, 1) if config.feature_offset else None
         # The reference library starts the first layer at 1 and later ones at 0.1.
         first_scale = torch.full_like(per_target, 0.1)
@@ -41,8 +41,8 @@ class Tied(Decoder):
         values, pairs = features.values, features.pairs
         if pairs is None or (self.offset is None and self.scale is None):
             return values
-        number = pairs.feature % pairs.features
-        out = values[:, None].expand(-1, self.layers)
+        number = pairs.feature % pairs.n_features
+        out = values[:, None].expand(-1, self.n_layers)
         if self.offset is not None:
             out = out + self.offset[:, number].T * (values > 0)[:, None]
         if self.scale is not None:
@@ -61,7 +61,7 @@ class Tied(Decoder):
     def _factors(self, layer: int) -> Tensor:
         """scale_t for the targets of a source layer, [F, L - layer, 1]."""
         if self.scale is None:
-            return self.weight.new_ones(self.features, self.layers - layer, 1)
+            return self.weight.new_ones(self.n_features, self.n_layers - layer, 1)
         return self.scale.detach()[layer:].T[..., None]
 
     def expand(self, layer: int) -> Tensor:
@@ -78,9 +78,9 @@ class Tied(Decoder):
             return None
         to_targets = self.offset.detach()[layer:]
         if bool((to_targets != to_targets[:1]).any()):
-            raise ValueError(
-                "tying.feature_offset: differs between target layers, which no decoder rows can hold; "
-                "train without it to export"
+            raise Refused(
+                "tying.feature_offset",
+                "differs between target layers, which no decoder rows can hold; train without it to export",
             )
         return to_targets[0]
 
@@ -90,7 +90,7 @@ class Tied(Decoder):
 
     def norms(self) -> Tensor:
         """Norm of all that a feature writes per unit of activation, scales included: [L, F], detached."""
-        rows = ((self._rows(layer) * self._factors(layer)).float() for layer in range(self.layers))
+        rows = ((self._rows(layer) * self._factors(layer)).float() for layer in range(self.n_layers))
         return torch.stack([each.flatten(1).norm(dim=1) for each in rows])
 
     def views(self) -> dict[str, View]:
@@ -111,7 +111,7 @@ class PerSource(Tied):
         """What the features write, [B, L, D]."""
         plain = self.offset is None and self.scale is None
         if features.pairs is not None:
-            layout = (Layout.own_layer if plain else Layout.per_source)(self.layers, self.features)
+            layout = (Layout.own_layer if plain else Layout.per_source)(self.n_layers, self.n_features)
             out = sparse_decode(self._values(features), features.pairs, self.weight, layout, self.kernels)
             return out.cumsum(1) if plain else out
         acts = features.dense()
@@ -120,12 +120,12 @@ class PerSource(Tied):
             return torch.einsum("bsf,sfd->bsd", acts, weight).cumsum(1)
         targets = [
             torch.einsum("bsf,sfd->bd", self._dense_values(acts[:, : t + 1], t), weight[: t + 1])
-            for t in range(self.layers)
+            for t in range(self.n_layers)
         ]
         return torch.stack(targets, 1)
 
     def _rows(self, layer: int) -> Tensor:
-        return self.weight.detach()[layer][:, None].expand(-1, self.layers - layer, -1)
+        return self.weight.detach()[layer][:, None].expand(-1, self.n_layers - layer, -1)
 
 
 class PerTarget(Tied):
@@ -134,11 +134,11 @@ class PerTarget(Tied):
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D]."""
         if features.pairs is not None:
-            layout = Layout.per_target(self.layers, self.features)
+            layout = Layout.per_target(self.n_layers, self.n_features)
             return sparse_decode(self._values(features), features.pairs, self.weight, layout, self.kernels)
         acts = features.dense()
         weight = self.weight.to(acts.dtype)
-        targets = [self._dense_values(acts[:, : t + 1], t).sum(1) @ weight[t] for t in range(self.layers)]
+        targets = [self._dense_values(acts[:, : t + 1], t).sum(1) @ weight[t] for t in range(self.n_layers)]
         return torch.stack(targets, 1)
 
     def _rows(self, layer: int) -> Tensor:

@@ -20,10 +20,10 @@ class Decoder(nn.Module):
 
     def __init__(self, context: Context, *, skip: bool):
         super().__init__()
-        self.layers = context.layers
-        self.features = len(context.parallel.shard(context.features))
+        self.n_layers = context.n_layers
+        self.n_features = len(context.parallel.shard(context.n_features))
         self.kernels = context.kernels
-        width = context.layers, context.d_model
+        width = context.n_layers, context.d_model
         self.b_dec = parameter(torch.zeros(width, dtype=context.dtype, device=context.device), None)
         self.skip: nn.Parameter | None = None
         if skip:
@@ -51,17 +51,17 @@ class Untied(Decoder):
 
     def __init__(self, context: Context, *, skip: bool):
         super().__init__(context, skip=skip)
-        self.layout = Layout.untied(self.layers, self.features)
-        bound = (context.layers * context.d_model) ** -0.5
+        self.layout = Layout.untied(self.n_layers, self.n_features)
+        bound = (context.n_layers * context.d_model) ** -0.5
         pieces = (
             uniform(
                 f"W_dec.{source}",
-                (context.features, context.layers - source, context.d_model),
+                (context.n_features, context.n_layers - source, context.d_model),
                 bound,
                 context,
                 feature_axis=0,
             )
-            for source in range(context.layers)
+            for source in range(context.n_layers)
         )
         weight = torch.empty(self.layout.rows, context.d_model, dtype=context.dtype, device=context.device)
         for source, piece in enumerate(pieces):
@@ -71,15 +71,15 @@ class Untied(Decoder):
     def _source(self, weight: Tensor, source: int) -> Tensor:
         """The rows of one source layer, [F, L - s, D], a view."""
         first, count = self.layout.first[source], self.layout.count[source]
-        return weight[first : first + self.features * count].view(self.features, count, -1)
+        return weight[first : first + self.n_features * count].view(self.n_features, count, -1)
 
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D]."""
         if features.pairs is not None:
             return sparse_decode(features.values, features.pairs, self.weight, self.layout, self.kernels)
         acts = features.dense()
-        out = acts.new_zeros(acts.shape[0], self.layers, self.weight.shape[1])
-        for source in range(self.layers):
+        out = acts.new_zeros(acts.shape[0], self.n_layers, self.weight.shape[1])
+        for source in range(self.n_layers):
             rows = self._source(self.weight, source).to(acts.dtype)
             written = (acts[:, source] @ rows.flatten(1)).view(-1, *rows.shape[1:])
             out = out + nn.functional.pad(written, (0, 0, source, 0))
@@ -87,7 +87,7 @@ class Untied(Decoder):
 
     def norms(self) -> Tensor:
         """sqrt(sum over t >= s of |W_{s->t}|²), [L, F], detached."""
-        return torch.stack([self.expand(source).float().flatten(1).norm(dim=1) for source in range(self.layers)])
+        return torch.stack([self.expand(source).float().flatten(1).norm(dim=1) for source in range(self.n_layers)])
 
     def expand(self, layer: int) -> Tensor:
         """The decoder of one source layer, [F, L - layer, D], detached."""
@@ -96,7 +96,7 @@ class Untied(Decoder):
     def views(self) -> dict[str, View]:
         """One tensor W_dec.SS [F, L - s, D] for each source layer."""
         views = self.shared_views()
-        for source in range(self.layers):
+        for source in range(self.n_layers):
             views[f"W_dec.{source:02}"] = ("weight", lambda weight, s=source: self._source(weight, s), 0)  # type: ignore[misc]
         return views
 

@@ -36,7 +36,7 @@ from clt_datasets.format.chunk import Style, write_chunk
 from clt_datasets.format.manifest import Manifest, default_block_rows, read_manifest
 from clt_datasets.make.generate import write_manifest
 from clt_plugins import Batch
-from clt_plugins.registry.plugins import load
+from clt_plugins.registry.plugins import load_plugins
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -111,7 +111,7 @@ def source_rate(source: Any, manifest: Manifest, options: argparse.Namespace) ->
 
 def make_source(kind: str, options: argparse.Namespace, **settings: Any) -> Any:
     """A source, by the road a recipe takes."""
-    spec = load().pick("source", kind).spec
+    spec = load_plugins().pick("source", kind).spec
     context = SimpleNamespace(
         seed=0,
         device=torch.device("cpu"),

@@ -20,8 +20,8 @@ import torch
 
 from clt_plugins import Layout, Pairs
 from clt_plugins.contract.interfaces import Kernels
-from clt_plugins.model.assemble import make_kernels
-from clt_plugins.registry.plugins import load
+from clt_plugins.model.devices import make_kernels
+from clt_plugins.registry.plugins import load_plugins
 from tests.benchmarks.timing import alternate, read_bandwidth
 
 LAYOUTS = {
@@ -68,7 +68,7 @@ class Timed:
         wide = torch.promote_types(weight.dtype, torch.float32)
         place = {"dtype": wide, "device": weight.device}
         self.values = torch.rand(len(pairs.token), **place)
-        self.dense = torch.rand(pairs.tokens, pairs.layers, weight.shape[1], **place)
+        self.dense = torch.rand(pairs.tokens, pairs.n_layers, weight.shape[1], **place)
         self.out = torch.empty_like(self.dense), torch.empty_like(self.values), torch.empty_like(weight)
 
     def products(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Timed:
         # Grouping the pairs by feature is paid once per step, and cached in the pairs: start with new ones each time.
         def fresh() -> Pairs:
             old = self.pairs
-            return Pairs(old.token, old.feature, old.tokens, old.layers, old.features)
+            return Pairs(old.token, old.feature, old.tokens, old.n_layers, old.n_features)
 
         def everything() -> None:
             pairs = fresh()
@@ -97,7 +97,7 @@ class Timed:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
-    device, plugins = torch.device(options.device), load()
+    device, plugins = torch.device(options.device), load_plugins()
     layout, pairs = LAYOUTS[options.layout](options.layers, options.features), random_pairs(options)
     weight = torch.rand(layout.rows, options.d_model, device=device).to(getattr(torch, options.dtype))
     calls, first = {}, {}
@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     seconds = alternate(labels, options.rounds)
     counts = torch.tensor(layout.count, device=device)
     row_bytes = options.d_model * weight.element_size()
-    used = pairs.feature.unique() // layout.features
+    used = pairs.feature.unique() // layout.n_features
     bandwidth = read_bandwidth()
     once, per_pair = (int(counts[layer].sum()) * row_bytes / bandwidth for layer in (used, pairs.layer))
     return {

@@ -43,14 +43,14 @@ class Step:
 
     def __init__(self, options: argparse.Namespace):
         from clt_plugins.data.batch import Batch
-        from clt_plugins.model.assemble import build
+        from clt_plugins.model.assemble import assemble
         from clt_plugins.model.sparse import reuse_gradients
         from clt_plugins.recipe.read import read_recipe
-        from clt_plugins.registry.plugins import load
+        from clt_plugins.registry.plugins import load_plugins
         from clt_plugins.training.optimizer import is_matrix, make_optimizer
 
         torch.set_num_threads(1)
-        plugins = load()
+        plugins = load_plugins()
         tables = {
             "name": "benchmark",
             "source": {"name": "synthetic", "layers": options.layers, "d_model": options.d_model, "features": 64},
@@ -60,7 +60,7 @@ class Step:
             "train": {"steps": 1000, "batch_tokens": options.batch, "lr": 1e-4},
         }
         recipe = read_recipe(tables, plugins=plugins)
-        self.parts = build(recipe, plugins)
+        self.parts = assemble(recipe)
         self.parallel = self.parts.context.parallel
         self.transcoder = self.parts.transcoder
         self.parameters = list(self.transcoder.parameters())

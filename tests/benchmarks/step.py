@@ -55,14 +55,14 @@ class Own:
 
     def __init__(self, options: argparse.Namespace):
         from clt_plugins.data.batch import Batch
-        from clt_plugins.model.assemble import build
+        from clt_plugins.model.assemble import assemble
         from clt_plugins.model.sparse import reuse_gradients
         from clt_plugins.recipe.read import read_recipe
-        from clt_plugins.registry.plugins import load
+        from clt_plugins.registry.plugins import load_plugins
         from clt_plugins.training.optimizer import is_matrix, make_optimizer
 
         torch.set_num_threads(options.threads)
-        plugins = load()
+        plugins = load_plugins()
         activation: dict[str, Any] = {"name": options.activation}
         if "topk" in options.activation:
             activation["k"] = options.k
@@ -76,7 +76,7 @@ class Own:
             "train": {"steps": 1000, "batch_tokens": options.batch, "precision": options.dtype, "lr": 1e-4},
         }
         recipe = read_recipe(tables, plugins=plugins)
-        self.parts = build(recipe, plugins)
+        self.parts = assemble(recipe)
         self.transcoder = self.parts.transcoder
         self.optimizer = make_optimizer(self.transcoder, recipe.train)
         if options.path == "sparse":

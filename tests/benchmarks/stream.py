@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from clt_plugins.contract.recipe import ModelConfig
-from clt_plugins.registry.plugins import load
+from clt_plugins.registry.plugins import load_plugins
 from clt_stream import StreamConfig
 from clt_stream.contexts import Contexts
 
@@ -60,7 +60,7 @@ def make_source(options: argparse.Namespace) -> Any:
     config = StreamConfig(
         text=options.text, context=options.context, model_batch=options.model_batch, buffer_tokens=options.block
     )
-    return load().pick("source", "stream").spec.build(config, context)
+    return load_plugins().pick("source", "stream").spec.build(config, context)
 
 
 class Bare:
@@ -146,7 +146,7 @@ def main() -> None:
         "ratio_of_core_seconds": round(sum(s[1] for s in alone) / sum(s[1] for s in stream), 4),
         "ratios": [round(ratio, 4) for ratio in ratios],
         "tokens": sum(tokens),
-        "layers": source.layers,
+        "layers": source.n_layers,
         "d_model": source.d_model,
         "context": options.context,
         "model_batch": options.model_batch,

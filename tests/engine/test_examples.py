@@ -8,8 +8,9 @@ import attrs
 import pytest
 import torch
 
-from clt_plugins.contract.spec import Context
-from clt_plugins.model.assemble import Parts, build_transcoder, make_kernels, make_parallel
+from clt_plugins.contract.context import Context
+from clt_plugins.model.assemble import Parts, build_transcoder
+from clt_plugins.model.devices import make_kernels, make_parallel
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.training.plan import estimate
 from tests.support.helpers import parts, plugins

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from clt_plugins import CrossLayerTranscoder
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.recipe.structure import structure_choice
+from clt_plugins.registry.build import build
 from tests.support.helpers import parts, plugins, random_batch, stir
 
 PEERS = Path(__file__).parent / "peers"
@@ -75,7 +76,7 @@ def export(transcoder: CrossLayerTranscoder, name: str, folder: Path, **settings
     out = folder / name
     out.mkdir()
     chosen = structure_choice(plugins(), "exports", {"name": name, **settings})
-    chosen.build(transcoder.context).export(transcoder, out)
+    build(chosen, transcoder.context).export(transcoder, out)
     x = skewed(24).inputs
     normaliser, tying = transcoder.normaliser, transcoder.tying
     acts = transcoder.encode(x).dense()

@@ -8,7 +8,7 @@ from unittest import SkipTest
 
 import pytest
 
-from clt_plugins.registry.plugins import load
+from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing import Nonconformance, cases
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Activation(torch.nn.Module):
     def selection(self, tokens, norms):
         context = self.context
         # The features of all ranks where `Top` knows of ranks, else this rank's.
-        features = context.features if PARALLEL else len(context.parallel.shard(context.features))
+        features = context.n_features if PARALLEL else len(context.parallel.shard(context.n_features))
         parallel = context.parallel if PARALLEL else None
-        return Top(8, tokens, context.layers, features, per="token", parallel=parallel)
+        return Top(8, tokens, context.n_layers, features, per="token", parallel=parallel)
 
     def forward(self, pre, feature):
         return pre.relu()
@@ -59,7 +59,7 @@ class Source:
     def __init__(self, context):
         self.context, self.place = context, 0
         generator = torch.Generator().manual_seed(context.seed)
-        self.rows = torch.randn(2000, 2, self.layers, self.d_model, generator=generator)
+        self.rows = torch.randn(2000, 2, self.n_layers, self.d_model, generator=generator)
 
     def next(self):
         parallel = self.context.parallel
@@ -194,7 +194,7 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
 
 
 def test_a_topk_that_forgets_other_ranks(failures: Any) -> None:
-    if "tensor" not in load().choices("parallel"):
+    if "tensor" not in load_plugins().choices("parallel"):
         pytest.skip("no choice 'tensor' for [parallel] is installed")
     assert failures(HEADER + ACTIVATION, PARALLEL="True") == {}
     found = failures(HEADER + ACTIVATION, PARALLEL="False")

@@ -17,7 +17,7 @@ from clt_plugins.cli.new import KINDS
 from clt_plugins.contract import hooks as hookspecs
 from clt_plugins.contract.interfaces import Forward
 from clt_plugins.registry.build import PROTOCOLS
-from clt_plugins.registry.plugins import load
+from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing import CHECKS
 from tests.support.guide import GUIDE, commands, files, written
 
@@ -63,7 +63,7 @@ def test_every_check_is_listed() -> None:
 
 
 def test_every_field_of_every_config_is_described() -> None:
-    assert undocumented(load(strict=True)) == []
+    assert undocumented(load_plugins(strict=True)) == []
 
 
 def test_every_example_and_command_runs(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clt_plugins import run
-from clt_plugins.errors import ExitCode
+from clt_plugins.errors import ExitCode, PluginError
 from clt_plugins.recipe import lines
-from clt_plugins.registry.plugins import PluginError, load
+from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import tables
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ RUNNING = {
 def test_what_is_wrong_when_a_plugin_loads(way: str, distributions: Distributions) -> None:
     source, text = LOADING[way]
     distributions.install("clt-bad", "2.3", {"bad": source})
-    (failure,) = load().failures
+    (failure,) = load_plugins().failures
     assert str(failure).startswith("bad (clt-bad 2.3): ")
     assert text in str(failure)
     assert str(failure).endswith(f"; {REMEDY}")

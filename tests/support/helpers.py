@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
-from clt_plugins.model.assemble import Parts, build
-from clt_plugins.recipe.read import Recipe, read_recipe
-from clt_plugins.registry.plugins import Plugins, load
+from clt_plugins.model.assemble import Parts, assemble
+from clt_plugins.recipe.read import read_recipe
+from clt_plugins.registry.plugins import Plugins, load_plugins
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -64,7 +65,7 @@ ALL_LOSSES: list[dict[str, Any]] = [
 
 @cache
 def plugins() -> Plugins:
-    return load(strict=True)
+    return load_plugins(strict=True)
 
 
 def tables(**changes: Any) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def parts(**changes: Any) -> Parts:
-    return build(recipe(**changes), plugins())
+    return assemble(recipe(**changes))
 
 
 def stir(module: torch.nn.Module, seed: int = 3, scale: float = 0.2) -> None:

@@ -22,7 +22,8 @@ import torch
 import clt_datasets.make.generate
 import clt_stream.source  # noqa: F401 - so that forked processes need not import it
 import clt_synthetic.source  # noqa: F401
-from clt_plugins.recipe.read import Recipe, read_recipe
+from clt_plugins.contract.recipe import Recipe
+from clt_plugins.recipe.read import read_recipe
 from tests.support.helpers import plugins, tables
 
 

@@ -20,11 +20,12 @@ import torch.distributed as dist
 
 from clt_parallel.grid import Grid
 from clt_plugins import parameter, run
+from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.agree import anyone, read, same_everywhere, together
 from clt_plugins.errors import Stopped
-from clt_plugins.model.assemble import Parts, build, make_parallel
-from clt_plugins.recipe.read import Recipe
+from clt_plugins.model.assemble import Parts, assemble
+from clt_plugins.model.devices import make_parallel
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizer import clip_gradients, gradient_norm, make_optimizer
 from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir, tables
@@ -92,15 +93,15 @@ def idle_tokens(layers: int = 3) -> torch.Tensor:
 
 def whole(case: Case) -> Parts:
     """The case in one process, its parameters at no special value."""
-    built = build(case.recipe(), plugins(), parallel=make_parallel("single", plugins()))
+    built = assemble(case.recipe(), parallel=make_parallel("single", plugins()))
     stir(built.transcoder)
     return built
 
 
 def part(case: Case, grid: Grid) -> Parts:
     """This rank's part of the same."""
-    built = build(case.recipe(), plugins(), parallel=grid)
-    first = build(case.recipe(), plugins(), parallel=make_parallel("single", plugins())).transcoder
+    built = assemble(case.recipe(), parallel=grid)
+    first = assemble(case.recipe(), parallel=make_parallel("single", plugins())).transcoder
     for name, value in cut(first, grid).items():
         assert torch.equal(cut(built.transcoder)[name], value), f"{name} does not start as in one process"
     with torch.no_grad():

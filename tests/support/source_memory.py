@@ -29,7 +29,7 @@ def status(name: str) -> int:
 
 def stated(store: Any, batch_tokens: int, buffer_tokens: int) -> int:
     """See `LocalConfig`."""
-    row = 2 * store.layers * store.d_model * store.dtype.itemsize
+    row = 2 * store.n_layers * store.d_model * store.dtype.itemsize
     return (2 * buffer_tokens + 4 * batch_tokens) * row + 64 * 2**20
 
 

@@ -12,15 +12,15 @@ import torch
 
 from clt_plugins import Layout
 from clt_plugins.contract.interfaces import Kernels
-from clt_plugins.model.assemble import make_kernels
-from clt_plugins.registry.plugins import load
+from clt_plugins.model.devices import make_kernels
+from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing.kernels import EDGES
 from clt_plugins.testing.products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 
 
 @pytest.fixture
 def triton() -> Kernels:
-    return make_kernels("triton", torch.device("cpu"), load())
+    return make_kernels("triton", torch.device("cpu"), load_plugins())
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

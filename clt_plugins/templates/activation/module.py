@@ -18,7 +18,7 @@ class Example(nn.Module):
 
     def __init__(self, threshold: float, context: Context):
         super().__init__()
-        shape = context.layers, len(context.parallel.shard(context.features))
+        shape = context.n_layers, len(context.parallel.shard(context.n_features))
         # Thresholds stay in float32 at least: steps in bfloat16 would be rounded away.
         dtype = torch.promote_types(context.dtype, torch.float32)
         start = torch.full(shape, math.log(threshold), dtype=dtype, device=context.device)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clt_plugins import Layout, Pairs
+    from clt_plugins import Context, Layout, Pairs
 
 
 @frozen(kw_only=True)
@@ -32,7 +32,7 @@ class Example:
         """out[b, t] = sum over pairs at token b of value · their row for t."""
         sums = _wide_zeros(out)
         for kept, row, target in _touches(pairs, layout):
-            place = pairs.token[kept] * layout.layers + target
+            place = pairs.token[kept] * layout.n_layers + target
             sums.index_add_(
                 0, place, _column(values, kept, target).to(sums.dtype)[:, None] * weight[row].to(sums.dtype)
             )
@@ -65,7 +65,7 @@ def _touches(pairs: Pairs, layout: Layout) -> Iterator[tuple[Tensor, Tensor, Ten
     import torch
 
     of = {name: torch.tensor(getattr(layout, name))[pairs.layer] for name in ("first", "step", "stride", "count")}
-    feature = pairs.feature - pairs.layer * pairs.features
+    feature = pairs.feature - pairs.layer * pairs.n_features
     for j in range(max(layout.count)):
         kept = (of["count"] > j).nonzero()[:, 0]
         row = of["first"] + feature * of["step"] + j * of["stride"]
@@ -84,9 +84,9 @@ def _wide_zeros(like: Tensor) -> Tensor:
     return like.new_zeros(like.numel() // max(1, width), width, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
-def build(config: ExampleConfig, device: torch.device) -> Example:
-    if device.type != "cpu":
-        raise ValueError(f'kernels: "example" runs on the CPU only, not on {device}: use "auto"')
+def build(config: ExampleConfig, context: Context) -> Example:
+    if context.device.type != "cpu":
+        raise Refused("kernels", f'"example" runs on the CPU only, not on {context.device}: use "auto"')
     return Example()
 
 

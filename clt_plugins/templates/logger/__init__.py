@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -26,7 +26,7 @@ class ExampleConfig:
 class Example:
     def __init__(self, config: ExampleConfig, context: Context):
         if context.folder is None:
-            raise ValueError("loggers: example needs a folder to write in, and this run has none; take another logger")
+            raise Refused("loggers", "example needs a folder to write in, and this run has none; take another logger")
         self.path = context.folder / config.file
         self.out: TextIOWrapper | None = None
 

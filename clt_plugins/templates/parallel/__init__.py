@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from clt_plugins import Context
 
 
 @frozen(kw_only=True)
@@ -33,11 +34,11 @@ class Example:
         self.world = self.tensor_ranks = world
         self.bytes: dict[str, int] = {}
 
-    def shard(self, features: int) -> range:
+    def shard(self, n_features: int) -> range:
         """The features of each layer that this rank owns, of F."""
-        if features < self.world:
-            raise ValueError(f"transcoder.features: {features} cannot be split among {self.world} ranks")
-        return range(self.rank * features // self.world, (self.rank + 1) * features // self.world)
+        if n_features < self.world:
+            raise Refused("transcoder.features", f"{n_features} cannot be split among {self.world} ranks")
+        return range(self.rank * n_features // self.world, (self.rank + 1) * n_features // self.world)
 
     def sum_features(self, x: Tensor) -> Tensor:
         """The sum over ranks. By this rank's part, the gradient of a sum is the sum's own: it passes unchanged."""
@@ -89,7 +90,7 @@ class Example:
             dist.destroy_process_group()
 
 
-def build(config: ExampleConfig, device: torch.device) -> Example:
+def build(config: ExampleConfig, context: Context) -> Example:
     """Joins the group; `torchrun` says by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where it is."""
     from datetime import timedelta
 

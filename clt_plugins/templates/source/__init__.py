@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Batch, Spec, hookimpl
+from clt_plugins import Batch, Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +30,10 @@ class Example:
     def __init__(self, config: ExampleConfig, context: Context):
         parallel = context.parallel
         if context.batch_tokens % parallel.data_ranks:
-            raise ValueError(
-                f"train.batch_tokens: {context.batch_tokens} is no multiple of the {parallel.data_ranks} data ranks"
+            raise Refused(
+                "train.batch_tokens", f"{context.batch_tokens} is no multiple of the {parallel.data_ranks} data ranks"
             )
-        self.layers, self.d_model = config.layers, config.d_model
+        self.n_layers, self.d_model = config.layers, config.d_model
         self.seed, self.tokens = context.seed, context.batch_tokens
         self.rank, self.ranks = parallel.data_rank, parallel.data_ranks
         self.count = 0
@@ -62,9 +62,9 @@ class Example:
     def _make(self, part: str, number: int) -> Batch:
         import torch
 
-        shape = self.layers, self.d_model, self.d_model
+        shape = self.n_layers, self.d_model, self.d_model
         matrices = torch.randn(shape, generator=self._generator("matrices")) * self.d_model**-0.5
-        inputs = torch.randn(self.tokens, self.layers, self.d_model, generator=self._generator(part, number))
+        inputs = torch.randn(self.tokens, self.n_layers, self.d_model, generator=self._generator(part, number))
         return Batch(inputs, torch.einsum("bld,lde->ble", inputs, matrices).tanh())
 
     def _generator(self, *key: Any) -> torch.Generator:

@@ -15,18 +15,18 @@ class Example(nn.Module):
 
     def __init__(self, scale: float, context: Context):
         super().__init__()
-        self.layers, self.kernels = context.layers, context.kernels
-        shape = context.layers, context.features, context.d_model
-        bound = scale * (context.layers * context.d_model) ** -0.5
+        self.n_layers, self.kernels = context.n_layers, context.kernels
+        shape = context.n_layers, context.n_features, context.d_model
+        bound = scale * (context.n_layers * context.d_model) ** -0.5
         # `uniform` draws for all ranks and cuts out this rank's rows: the start does not depend on their number.
         self.weight = parameter(uniform("W_dec", shape, bound, context, feature_axis=1), feature_axis=1)
-        bias = torch.zeros(context.layers, context.d_model, dtype=context.dtype, device=context.device)
+        bias = torch.zeros(context.n_layers, context.d_model, dtype=context.dtype, device=context.device)
         self.b_dec = parameter(bias, feature_axis=None)
 
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D]: summed over ranks by the engine, so the bias is not in it."""
         if features.pairs is not None:
-            layout = Layout.own_layer(self.layers, self.weight.shape[1])
+            layout = Layout.own_layer(self.n_layers, self.weight.shape[1])
             return sparse_decode(features.values, features.pairs, self.weight, layout, self.kernels)
         acts = features.dense()
         return torch.einsum("blf,lfd->bld", acts, self.weight.to(acts.dtype))
@@ -42,7 +42,7 @@ class Example(nn.Module):
     def expand(self, layer: int) -> Tensor:
         """The rows of a layer's features for it and all later layers, [F, L - layer, D], detached."""
         rows = self.weight.detach()[layer]
-        later = rows.new_zeros(rows.shape[0], self.layers - layer - 1, rows.shape[1])
+        later = rows.new_zeros(rows.shape[0], self.n_layers - layer - 1, rows.shape[1])
         return torch.cat([rows[:, None], later], 1)
 
     def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:

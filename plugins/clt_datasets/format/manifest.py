@@ -25,6 +25,8 @@ import attrs
 import numpy as np
 import xxhash
 
+from clt_plugins import Refused
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.safetensors"
@@ -98,7 +100,7 @@ class Manifest:
             ValueError: none does.
         """
         if not 0 <= begin < chunk.rows or begin % self.block_rows:
-            raise ValueError(f"{chunk.file}: no block begins at row {begin}")
+            raise Refused(chunk.file, f"no block begins at row {begin}")
         return min(self.block_rows, chunk.rows - begin)
 
     def to_json(self) -> bytes:
@@ -121,7 +123,7 @@ class Manifest:
             manifest = cls(chunks=chunks, **found)
             _check(manifest)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{where}: not the manifest of a data set: {error}") from error
+            raise Refused(where, f"not the manifest of a data set: {error}") from error
         return manifest
 
 
@@ -139,7 +141,7 @@ def _check(manifest: Manifest) -> None:
         if match is None or match[1] != chunk.part:
             raise ValueError(f"{chunk.file!r} names no chunk")
         if not isinstance(chunk.checksum, str) or type(chunk.bytes) is not int:
-            raise ValueError(f"{chunk.file}: checksum or size missing")
+            raise Refused(chunk.file, "checksum or size missing")
     if len({chunk.file for chunk in manifest.chunks}) < len(manifest.chunks):
         raise ValueError("a chunk is listed twice")
     counted = {name: sum(chunk.rows for chunk in manifest.part(name)) for name in ("train", "held_out")}
@@ -157,7 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         unfinished = any(folder.glob("*_*.h5")) if folder.is_dir() else False
         hint = "its generation has not ended: run `generate` again" if unfinished else "make one with `generate`"
-        raise ValueError(f"{folder}: not a data set: no {MANIFEST} in it ({hint})")
+        raise Refused(folder, f"not a data set: no {MANIFEST} in it ({hint})")
     return Manifest.from_json(path.read_bytes(), str(path))
 
 

@@ -34,8 +34,9 @@ from clt_datasets.format.manifest import (
     read_manifest,
     replace,
 )
-from clt_datasets.make.plan import Plan, Share, prepare
-from clt_plugins import Batch, DamagedError, build_source, recipe_data
+from clt_datasets.make.plan import Plan, prepare
+from clt_datasets.make.plan import share as this_share
+from clt_plugins import Batch, DamagedError, Refused, Single, build_source, recipe_data
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Source
@@ -71,7 +72,7 @@ def generate(
         ValueError: the folder holds something else, or the source cannot be stored so.
         OSError: a chunk could not be written; what was written stays.
     """
-    share, data = Share(), recipe_data(recipe)
+    share, data = this_share(), recipe_data(recipe)
     plan = Plan(
         tokens=recipe.train.steps * recipe.train.batch_tokens if tokens is None else tokens,
         held_out=recipe.train.eval_tokens if held_out is None else held_out,
@@ -88,9 +89,9 @@ def generate(
     if compression != "none":
         compression_library()
     if plan.batch_tokens % plan.ranks:
-        raise ValueError(f"train.batch_tokens: {plan.batch_tokens} cannot be divided among {plan.ranks} data ranks")
+        raise Refused("train.batch_tokens", f"{plan.batch_tokens} cannot be divided among {plan.ranks} data ranks")
     if plan.tokens < plan.ranks or plan.held_out < 0:
-        raise ValueError(f"--tokens: at least one per process, got {plan.tokens}")
+        raise Refused("--tokens", f"at least one per process, got {plan.tokens}")
     prepare(out, plan)
     if (out / MANIFEST).is_file():
         print(f"{out}: whole already", file=sys.stderr)
@@ -100,7 +101,7 @@ def generate(
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    source = build_source(recipe, plugins, parallel=share)  # type: ignore[arg-type]
+    source = build_source(recipe, share)
     try:
         with ThreadPoolExecutor(1, "clt-write") as thread:
             writer = Writer(out, plan, source, thread, share, written)
@@ -129,7 +130,7 @@ class Writer:
         plan: Plan,
         source: Source,
         thread: ThreadPoolExecutor,
-        share: Share,
+        share: Single,
         written: Callable[[Path], None],
     ):
         self.out, self.plan, self.source, self.thread, self.share = out, plan, source, thread, share

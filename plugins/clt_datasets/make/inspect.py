@@ -89,7 +89,7 @@ def _statistics(store: DatasetStore) -> dict[str, list[float]]:
 def _preview(store: DatasetStore, manifest: Manifest) -> list[dict[str, Any]]:
     """The first rows to train on: token, place, and the size of what the layers read and wrote."""
     rows = manifest.block(manifest.part("train")[0], 0)
-    shape = rows, store.layers, store.d_model
+    shape = rows, store.n_layers, store.d_model
     sides = [torch.empty(shape, dtype=store.dtype) for _ in range(2)]
     known = [torch.empty(rows, dtype=torch.int64), torch.empty(rows, 2, dtype=torch.int64)] if store.has_tokens else []
     batch = Batch(*sides, *known)

@@ -10,26 +10,14 @@ from typing import Any
 import attrs
 
 from clt_datasets.format.manifest import replace
+from clt_plugins import Refused, Single
 
 SETTINGS = ".generate.json"
 
 
-@attrs.frozen
-class Share:
-    """Which of several processes this one is, as a source asks; `torchrun` sets RANK and WORLD_SIZE."""
-
-    data_rank: int = attrs.field(factory=lambda: int(os.environ.get("RANK", "0")))
-    data_ranks: int = attrs.field(factory=lambda: int(os.environ.get("WORLD_SIZE", "1")))
-    tensor_rank: int = 0
-    tensor_ranks: int = 1
-
-    @property
-    def rank(self) -> int:
-        return self.data_rank
-
-    @property
-    def world(self) -> int:
-        return self.data_ranks
+def share() -> Single:
+    """Which of several processes this one is; `torchrun` sets RANK and WORLD_SIZE."""
+    return Single(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +58,7 @@ def prepare(out: Path, plan: Plan) -> None:
     path = out / SETTINGS
     if not path.is_file():
         if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if not p.name.startswith("."))):
-            raise ValueError(f"{out}: already there, and no data set in the making: give another folder with --out")
+            raise Refused(out, "already there, and no data set in the making: give another folder with --out")
         out.mkdir(parents=True, exist_ok=True)
         # Each rank writes the same.
         replace(path, json.dumps(settings).encode())
@@ -78,7 +66,8 @@ def prepare(out: Path, plan: Plan) -> None:
     before = json.loads(path.read_text())
     for name, value in settings.items():
         if before.get(name) != value:
-            raise ValueError(
-                f"{out}: begun with other settings: {name} was {before.get(name)}, now it is {value}; "
-                f"give another folder with --out"
+            raise Refused(
+                out,
+                f"begun with other settings: {name} was {before.get(name)}, now it is {value}; "
+                f"give another folder with --out",
             )

@@ -21,7 +21,7 @@ from clt_datasets.dataset import DatasetStore, Folder
 from clt_datasets.format.chunk import Style, write_chunk
 from clt_datasets.format.manifest import MANIFEST, Manifest, replace
 from clt_datasets.make.generate import write_manifest
-from clt_plugins import Batch
+from clt_plugins import Batch, Refused
 
 FILES = 512
 """Buckets, and so files open at a time, at most."""
@@ -39,13 +39,13 @@ def scramble(source: Path, out: Path, seed: int, *, memory: int, chunk_bytes: in
     """
     store = DatasetStore(Folder(source), str(source))
     if out.exists():
-        raise ValueError(f"{out}: already there: give another folder")
+        raise Refused(out, "already there: give another folder")
     row_bytes = _row_bytes(store)
     total = sum(store.chunks["train"])
     # A bucket is read, shuffled into a chunk and encoded: four times in memory, at the most.
     count = max(1, -(-total * row_bytes * 4 // memory))
     if count > FILES:
-        raise ValueError(f"--memory-mb: {source} needs at least {total * row_bytes * 4 // FILES // 2**20 + 1}")
+        raise Refused("--memory-mb", f"{source} needs at least {total * row_bytes * 4 // FILES // 2**20 + 1}")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -121,7 +121,7 @@ def _blocks(store: DatasetStore) -> Iterator[Batch]:
 
 
 def _sizes(store: DatasetStore) -> list[tuple[torch.dtype, tuple[int, ...]]]:
-    side = store.dtype, (store.layers, store.d_model)
+    side = store.dtype, (store.n_layers, store.d_model)
     return [side, side, *([(torch.int64, ()), (torch.int64, (2,))] if store.has_tokens else [])]  # type: ignore[list-item]
 
 

@@ -22,6 +22,7 @@ import xxhash
 from clt_datasets.format.manifest import DATASET_NAME, MANIFEST
 from clt_datasets.net.blocks import Blocks
 from clt_datasets.net.retry import CONNECT_S, STALLED_S, Again, Patience, refused
+from clt_plugins import Refused
 
 T = TypeVar("T")
 
@@ -39,9 +40,9 @@ class Connection:
     def __init__(self, url: str, dataset: str, *, patience_s: float, ca_file: Path | None = None):
         split = urlsplit(url)
         if split.scheme not in ("http", "https") or not split.hostname:
-            raise ValueError(f"source.url: expected http://HOST:PORT or https://..., got {url!r}")
+            raise Refused("source.url", f"expected http://HOST:PORT or https://..., got {url!r}")
         if not DATASET_NAME.fullmatch(dataset):
-            raise ValueError(f"source.dataset: not the name of a data set: {dataset!r}")
+            raise Refused("source.dataset", f"not the name of a data set: {dataset!r}")
         self.base, self.patience_s = f"{url.rstrip('/')}/v1/datasets/{dataset}", patience_s
         token = os.environ.get("CLT_TOKEN", "")
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}

@@ -8,7 +8,7 @@ import random
 import ssl
 import time
 
-from clt_plugins import DamagedError
+from clt_plugins import DamagedError, Refused
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,10 @@ class Patience:
         """
         why = getattr(error, "certificate_error", error)
         if isinstance(why, ssl.SSLCertVerificationError):
-            raise ValueError(
-                f"{self.base}: the server's certificate is not trusted: {why.verify_message or why}: if it is of your "
-                "own making, name it in source.ca_file, or for uploads in the environment variable SSL_CERT_FILE"
+            raise Refused(
+                self.base,
+                f"the server's certificate is not trusted: {why.verify_message or why}: if it is of your "
+                "own making, name it in source.ca_file, or for uploads in the environment variable SSL_CERT_FILE",
             ) from error
         text = " ".join(str(error).split()) or type(error).__name__
         if time.monotonic() - self.since > self.limit_s:

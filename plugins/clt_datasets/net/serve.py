@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from clt_datasets.net.server import Server
+from clt_plugins import Refused
 
 connections = logging.getLogger(f"{__name__}.connections")
 """Of what goes wrong outside the handlers."""
@@ -57,7 +58,7 @@ def serve(
         OSError: the port is taken.
     """
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
+        raise Refused(root, "no such folder")
     if host not in ("127.0.0.1", "::1", "localhost") and not token:
         raise ValueError(f"--host {host}: others can reach it: set a token in CLT_TOKEN, or with --token-file")
 

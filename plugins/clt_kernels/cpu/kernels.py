@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clt_kernels.cpu import loops
-from clt_plugins import Layout, Pairs
+from clt_plugins import Layout, Pairs, Refused
 
 Plan = tuple[Any, Any, Any, Any]
 """Blocks of rows by target: target t has blocks `block_start[t] : block_start[t + 1]`. `blocks` [K, 3] holds first row,
@@ -48,12 +48,12 @@ class NumbaKernels:
         result = out if out.dtype == wide and out.is_contiguous() else torch.empty(out.shape, dtype=wide)
         width = _width(result)
         # A unit of decode is a slice: make enough of them for the threads. Columns do not depend on each other.
-        while width > NARROWEST and -(-out.shape[2] // width) * layout.layers < 2 * threads:
+        while width > NARROWEST and -(-out.shape[2] // width) * layout.n_layers < 2 * threads:
             width = _round(width // 2)
         columns = _columns(values, wide)[order]
         per_target, plan = values.dim() == 2, _plan(layout)
         loops.decode(
-            columns, per_target, tokens, start, layout.features, plan, _array(weight), _array(result), width, threads
+            columns, per_target, tokens, start, layout.n_features, plan, _array(weight), _array(result), width, threads
         )
         if result is not out:
             out.copy_(result)
@@ -70,7 +70,7 @@ class NumbaKernels:
             per_target,
             tokens,
             start,
-            layout.features,
+            layout.n_features,
             plan,
             _array(weight),
             columns,
@@ -89,7 +89,7 @@ class NumbaKernels:
         order, tokens, start = self._group(pairs)
         plan = _plan(layout)
         result = out
-        if overwrite and int(plan[1][:, 2].sum()) * layout.features < layout.rows:
+        if overwrite and int(plan[1][:, 2].sum()) * layout.n_features < layout.rows:
             out.zero_()  # some rows belong to no feature
         if not out.is_contiguous() or (out.dtype != wide and not plan[1][:, 2].all()):
             # Several targets add to one row: sum in full width before rounding to the rows' type.
@@ -100,7 +100,7 @@ class NumbaKernels:
             values.dim() == 2,
             tokens,
             start,
-            layout.features,
+            layout.n_features,
             plan,
             overwrite,
             _array(dense.to(wide)),
@@ -115,7 +115,7 @@ class NumbaKernels:
         """The pairs in feature order, found once for all products of a step: order, tokens, where features begin."""
         if pairs not in self.grouped:
             token, feature = pairs.token.numpy(), pairs.feature.numpy()
-            self.grouped[pairs] = loops.group_by_feature(token, feature, pairs.layers * pairs.features)
+            self.grouped[pairs] = loops.group_by_feature(token, feature, pairs.n_layers * pairs.n_features)
         return self.grouped[pairs]
 
 
@@ -123,7 +123,7 @@ class NumbaKernels:
 def _plan(layout: Layout) -> Plan:
     block_start, blocks, source_start, sources = [0], [], [0], []
     seen: set[tuple[int, int]] = set()
-    for t in range(layout.layers):
+    for t in range(layout.n_layers):
         here: dict[tuple[int, int], list[int]] = {}
         for s in range(t + 1):
             if t - s < layout.count[s]:
@@ -159,7 +159,7 @@ def _round(width: int) -> int:
 def _wide(weight: Tensor) -> torch.dtype:
     """The type to compute in."""
     if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        raise ValueError(f'kernels: "numba" has float32, float64 and bfloat16, not {weight.dtype}: use "torch"')
+        raise Refused("kernels", f'"numba" has float32, float64 and bfloat16, not {weight.dtype}: use "torch"')
     return torch.promote_types(weight.dtype, torch.float32)
 
 

@@ -115,7 +115,7 @@ class TritonKernels:
         result = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
         _decode[(tokens * layers, -(-d_model // width))](
             result, values.contiguous(), pairs.token_start, pairs.feature, weight, *_rows(layout, out.device),
-            L=layers, F=layout.features, D=d_model, PER_TARGET=values.dim() == 2, WIDTH=width, WIDE=_wide(weight),
+            L=layers, F=layout.n_features, D=d_model, PER_TARGET=values.dim() == 2, WIDTH=width, WIDE=_wide(weight),
         )  # fmt: skip
         if result is not out:
             out.copy_(result)
@@ -129,7 +129,7 @@ class TritonKernels:
             return
         _grad_values[(len(pairs.token),)](
             out, grad.contiguous(), pairs.token, pairs.feature, weight, *_rows(layout, out.device),
-            L=layers, F=layout.features, D=d_model, PER_TARGET=out.dim() == 2, WIDTH=_width(d_model),
+            L=layers, F=layout.n_features, D=d_model, PER_TARGET=out.dim() == 2, WIDTH=_width(d_model),
             WIDE=_wide(weight),
         )  # fmt: skip
 
@@ -139,13 +139,13 @@ class TritonKernels:
         """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `interfaces.Kernels`."""
         _, layers, d_model = dense.shape
         bases, steps, use_start, sources, targets = _blocks(layout, out.device)
-        if overwrite and len(bases) * layout.features < layout.rows:
+        if overwrite and len(bases) * layout.n_features < layout.rows:
             out.zero_()  # some rows belong to no feature
         width = _width(d_model)
-        _grad_rows[(len(bases) * layout.features, -(-d_model // width))](
+        _grad_rows[(len(bases) * layout.n_features, -(-d_model // width))](
             out, values.contiguous(), pairs.token, pairs.by_feature, pairs.feature_start, dense.contiguous(),
             bases, steps, use_start, sources, targets,
-            L=layers, F=layout.features, D=d_model, PER_TARGET=values.dim() == 2, OVERWRITE=overwrite,
+            L=layers, F=layout.n_features, D=d_model, PER_TARGET=values.dim() == 2, OVERWRITE=overwrite,
             WIDTH=width, WIDE=_wide(out),
         )  # fmt: skip
 
@@ -161,7 +161,7 @@ def _blocks(layout: Layout, device: torch.device) -> tuple[Tensor, ...]:
     """Which (source, target)s use which rows: block k is the rows bases[k] + f * steps[k]; its users are
     sources[use_start[k] : use_start[k + 1]], and their targets."""
     users: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for s in range(layout.layers):
+    for s in range(layout.n_layers):
         for j in range(layout.count[s]):
             users.setdefault((layout.first[s] + j * layout.stride[s], layout.step[s]), []).append((s, s + j))
     start = [0]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from clt_plugins import Refused
 from clt_stream.text.stdlib import is_held_out, python_stdlib
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class StreamedTexts:
             self.seek({"epoch": self.epoch + 1, "stream": self.start})
             return None
         except (OSError, ValueError) as error:
-            raise ValueError(f"source.text: cannot read {self.name}: {one_line(error)}") from error
+            raise Refused("source.text", f"cannot read {self.name}: {one_line(error)}") from error
         if self.column not in row:
             raise ValueError(_no_column(self.column, self.name, row))
         return document(row[self.column], self.column, self.name)
@@ -131,7 +132,7 @@ def open_texts(config: StreamConfig, seed: int) -> Texts:
     if config.streaming:
         return StreamedTexts(dataset, column, name)
     if not len(dataset):
-        raise ValueError(f"source.text: {name!r} holds no documents")
+        raise Refused("source.text", f"{name!r} holds no documents")
     texts = dataset.select_columns([column])
 
     def fetch(numbers: Sequence[int]) -> list[tuple[str, str]]:
@@ -155,9 +156,9 @@ def document(text: Any, column: str, name: str) -> tuple[str, str]:
     if text is None:
         text = ""
     if not isinstance(text, str):
-        raise ValueError(
-            f"source.text_column: column {column!r} of {name!r} holds {type(text).__name__}, not text: "
-            f"name the column with the text"
+        raise Refused(
+            "source.text_column",
+            f"column {column!r} of {name!r} holds {type(text).__name__}, not text: name the column with the text",
         )
     data = text.encode("utf-8", "replace")
     return hashlib.blake2b(data, digest_size=16).hexdigest(), data.decode("utf-8")

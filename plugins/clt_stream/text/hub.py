@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from clt_plugins import Refused
 from clt_stream.text.documents import one_line
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def open_dataset(config: StreamConfig) -> Any:
     try:
         return datasets.load_dataset(name, config.subset or None, split=config.split, streaming=config.streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"source.text: cannot get {name!r}: {one_line(error)} "
-            f"(text is a file, a folder, a hub data set, or 'python-stdlib')"
+        raise Refused(
+            "source.text",
+            f"cannot get {name!r}: {one_line(error)} (text is a file, a folder, a hub data set, or 'python-stdlib')",
         ) from error
 
 
@@ -44,31 +45,31 @@ def _local(config: StreamConfig, path: Path) -> Any:
         return datasets.load_dataset(kind, data_files=names, split="train", streaming=config.streaming, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
-        raise ValueError(f"source.text: cannot read {path}: {one_line(cause)}") from error
+        raise Refused("source.text", f"cannot read {path}: {one_line(cause)}") from error
 
 
 def _files(path: Path) -> list[Path]:
     """The files that a path stands for, in order, all of one kind."""
     known = ", ".join(READERS)
     if not path.exists():
-        raise ValueError(f"source.text: no file or folder {str(path)!r}")
+        raise Refused("source.text", f"no file or folder {str(path)!r}")
     files = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file()) if path.is_dir() else [path]
     kinds = sorted({file.suffix for file in files})
     if not files:
-        raise ValueError(f"source.text: no {known} files in {str(path)!r}")
+        raise Refused("source.text", f"no {known} files in {str(path)!r}")
     if len(kinds) > 1:
-        raise ValueError(
-            f"source.text: {str(path)!r} mixes {' and '.join(kinds)} files: put each kind in its own folder"
+        raise Refused(
+            "source.text", f"{str(path)!r} mixes {' and '.join(kinds)} files: put each kind in its own folder"
         )
     if kinds[0] not in READERS:
-        raise ValueError(f"source.text: {str(path)!r}: expected one of {known}")
+        raise Refused("source.text", f"{str(path)!r}: expected one of {known}")
     filled = []
     for file in files:
         try:
             with file.open("rb") as opened:
                 filled += [file] if opened.read(1) else []
         except OSError as error:
-            raise ValueError(f"source.text: cannot read {file}: {error.strerror}") from error
+            raise Refused("source.text", f"cannot read {file}: {error.strerror}") from error
     if not filled:
-        raise ValueError(f"source.text: {str(path)!r} is empty")
+        raise Refused("source.text", f"{str(path)!r} is empty")
     return filled

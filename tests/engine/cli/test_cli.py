@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from clt_plugins.cli.main import main_group
-from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.recipe.read import Recipe
-from clt_plugins.registry.plugins import PluginError, load
+from clt_plugins.contract.recipe import Recipe
+from clt_plugins.errors import ExitCode, PluginError, Stopped
+from clt_plugins.registry.plugins import load_plugins
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -60,7 +60,7 @@ def test_validate_prints_the_resolved_recipe_and_nothing_else(clt: Clt, recipe: 
 def test_faults_go_to_stderr_a_line_each_without_a_stack_trace(clt: Clt, recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("64", '"64"').replace("topk", "topj"))
     done = clt("run", "recipe.toml", "--set", "train.steps=abc")
-    known = ", ".join(load().choices("activation"))
+    known = ", ".join(load_plugins().choices("activation"))
     assert done.returncode == ExitCode.USAGE
     assert done.stdout == ""
     assert [line for line in done.stderr.splitlines() if "not installed" not in line] == [

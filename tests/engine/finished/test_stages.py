@@ -15,7 +15,7 @@ from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.cli.main import main_group
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.recipe.read import as_toml
-from clt_plugins.toml import document
+from clt_plugins.toml import toml_text
 from tests.support.helpers import plugins, recipe, tables
 
 STAGES = {
@@ -110,7 +110,7 @@ READ: dict[str, tuple[dict[str, Any], str]] = {
 def write(folder: Path, **changes: Any) -> Path:
     """A recipe as a file, unchecked."""
     file = folder / "recipe.toml"
-    file.write_text(document(tables(**changes)))
+    file.write_text(toml_text(tables(**changes)))
     return file
 
 

@@ -43,7 +43,7 @@ def batches() -> tuple[list[Batch], dict]:
     parts = build(recipe, plugins())
     found = [parts.source.next() for _ in range(STEPS)]
     close(parts)
-    return found, estimate(found, parts.source.layers, parts.source.d_model)
+    return found, estimate(found, parts.source.n_layers, parts.source.d_model)
 
 
 def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
@@ -55,7 +55,7 @@ def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
     transcoder = parts.transcoder
     transcoder.normaliser.fit("mean_std", statistics)
     optimizer = make_optimizer(transcoder, recipe.train)
-    idle = torch.zeros(transcoder.layers, transcoder.features, dtype=torch.int64)
+    idle = torch.zeros(transcoder.n_layers, transcoder.n_features, dtype=torch.int64)
     losses = []
     for step, batch in enumerate(found):
         optimizer.zero_grad(set_to_none=True)

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clt_plugins import toml
+from clt_plugins.contract.recipe import Recipe
+from clt_plugins.errors import Faults
 from clt_plugins.recipe.overrides import parse
-from clt_plugins.recipe.read import Recipe, RecipeError, as_data, as_toml, read_recipe
-from clt_plugins.registry.plugins import Plugins, load
+from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
+from clt_plugins.registry.plugins import Plugins, load_plugins
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -88,7 +90,7 @@ lr = -3
 @pytest.fixture
 def stubbed(distributions: Distributions) -> Plugins:
     distributions.module("stub_choices", STUB)
-    return load(extra=["stub_choices"])
+    return load_plugins(extra=["stub_choices"])
 
 
 def merged(**changes: Any) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def merged(**changes: Any) -> dict[str, Any]:
 
 
 def faults(recipe: Any, plugins: Plugins, *settings: str) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(Faults) as caught:
         read_recipe(recipe, settings, plugins)
     assert str(caught.value) == "\n".join(caught.value.faults)
     return caught.value.faults
@@ -273,7 +275,7 @@ def test_paths_are_looked_for_beside_the_recipe(
     (folder / "models" / "small").mkdir(parents=True)
     file = folder / "recipe.toml"
     losses = [{"name": "layered", "model": "models/small"}]
-    file.write_text(toml.document(merged(model={"path": "models/small", "tokenizer": "org/tokens"}, losses=losses)))
+    file.write_text(toml.toml_text(merged(model={"path": "models/small", "tokenizer": "org/tokens"}, losses=losses)))
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe("recipes/recipe.toml", plugins=stubbed)
     assert recipe.model is not None
@@ -295,9 +297,9 @@ def test_the_resolved_recipe_is_the_recipe(stubbed: Plugins, tmp_path: Path) -> 
     file = tmp_path / "resolved.toml"
     file.write_text(as_toml(recipe))
     assert read_recipe(file, plugins=stubbed) == recipe
-    assert read_recipe(as_data(recipe), plugins=stubbed) == recipe
+    assert read_recipe(recipe_data(recipe), plugins=stubbed) == recipe
     data = tomllib.loads(as_toml(recipe))
-    assert data == as_data(recipe)
+    assert data == recipe_data(recipe)
     assert data["train"]["warmup_steps"] == 1
     assert "clip_norm" not in data["train"]
 
@@ -323,4 +325,4 @@ values = st.recursive(
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values, max_size=5))
 def test_what_is_written_as_toml_is_read_back(table: dict[str, Any]) -> None:
-    assert tomllib.loads(toml.document(table)) == table
+    assert tomllib.loads(toml.toml_text(table)) == table

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clt_plugins import run
-from clt_plugins.recipe.read import TrainConfig
+from clt_plugins.contract.recipe import TrainConfig
 from clt_plugins.training.optimizer import settled
 from tests.support.helpers import tables
 

@@ -18,7 +18,7 @@ from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.recipe.read import as_toml, read_recipe
-from clt_plugins.registry.plugins import load
+from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
 
 INTERRUPTING = "tests.support.interrupting"
@@ -58,7 +58,7 @@ def test_a_run_writes_what_is_promised(tmp_path):
     assert lines[-1]["step"] == 12 and lines[-1]["tokens"] == 12 * 16
     versions = json.loads((tmp_path / "run/versions.json").read_text())
     assert versions["plugins"]["activations"].startswith("clt-plugins")
-    again = read_recipe(tmp_path / "run/recipe.toml", plugins=load())
+    again = read_recipe(tmp_path / "run/recipe.toml", plugins=load_plugins())
     assert as_toml(again) == (tmp_path / "run/recipe.toml").read_text()
 
 
@@ -78,7 +78,7 @@ def test_interrupted_at_a_random_step_and_resumed_it_is_as_if_never_stopped(tmp_
     run(whole, out=tmp_path / "whole")
     broken = tables(losses=losses, loggers=[{"name": "interrupt", "at": at, "kind": kind}], train={"log_every": 1})
     with pytest.raises(Stopped) as stop:
-        run(broken, out=tmp_path / "broken", plugins=load(extra=[INTERRUPTING]))
+        run(broken, out=tmp_path / "broken", plugins=load_plugins(extra=[INTERRUPTING]))
     assert stop.value.code == ExitCode.INTERRUPTED == 130
     assert f"step_{at:06}" in {path.name for path in (tmp_path / "broken/checkpoints").iterdir()}
     run(whole, out=tmp_path / "broken", resume="latest")
@@ -101,7 +101,7 @@ def test_killed_at_a_step_and_resumed_it_is_as_if_never_stopped(tmp_path):
 
 
 def recipe_text(**changes) -> str:
-    return as_toml(read_recipe(tables(**changes), plugins=load(extra=[INTERRUPTING])))
+    return as_toml(read_recipe(tables(**changes), plugins=load_plugins(extra=[INTERRUPTING])))
 
 
 def test_ctrl_c_from_the_command_line_exits_130_in_one_line(tmp_path):
@@ -165,7 +165,7 @@ def test_the_metrics_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
     run(tables(), out=tmp_path / "whole")
     stopping = [{"name": "jsonl"}, {"name": "interrupt", "at": 8}]
     with pytest.raises(Stopped):
-        run(tables(loggers=stopping), out=tmp_path / "broken", plugins=load(extra=[INTERRUPTING]))
+        run(tables(loggers=stopping), out=tmp_path / "broken", plugins=load_plugins(extra=[INTERRUPTING]))
     run(tables(), out=tmp_path / "broken", resume="latest")
 
     def lines(name: str) -> list[dict[str, object]]:
@@ -185,7 +185,7 @@ def test_a_saved_transcoder_loads_the_same(tmp_path, activation, tying):
     transcoder.normaliser.fit("mean_std", estimate([built.source.next() for _ in range(4)], 3, 6))
     transcoder.save(tmp_path / "t")
     loaded = CrossLayerTranscoder.load(tmp_path / "t")
-    assert (loaded.layers, loaded.d_model, loaded.features) == (3, 6, 10)
+    assert (loaded.n_layers, loaded.d_model, loaded.n_features) == (3, 6, 10)
     with torch.no_grad():
         assert torch.equal(loaded(batch.inputs), transcoder(batch.inputs))
         assert torch.equal(loaded.encode(batch.inputs).dense(), transcoder.encode(batch.inputs).dense())

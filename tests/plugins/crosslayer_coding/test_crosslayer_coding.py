@@ -65,7 +65,7 @@ def build(folder: Path, **config: Any) -> Any:
 def test_every_row_is_read_once(tmp_path: Path, index: str, ending: str, dtype: str) -> None:
     truth = write(tmp_path / "data", index=index, ending=ending, dtype=dtype)
     source = build(tmp_path / "data")
-    assert (source.layers, source.d_model) == (11, 4)
+    assert (source.n_layers, source.d_model) == (11, 4)
     # 95 rows to train on are 5 batches of 19.
     rows = join([source.next() for _ in range(5)])
     assert rows.inputs.dtype == truth.inputs.dtype

@@ -19,7 +19,7 @@ from clt_plugins.model.assemble import build_source
 from clt_plugins.model.normaliser import Moments
 from clt_stream import StreamConfig
 from clt_stream import clt_sources as stream_sources
-from tests.support.helpers import plugins, tables
+from tests.support.helpers import tables
 from tests.support.language_models import make_context as model_context
 from tests.support.language_models import save_model, save_text
 from tests.support.stored_data import equal, generated, join, local, make_context, numbered, write_numbered
@@ -64,7 +64,7 @@ def by_place(batch: Any) -> Any:
 def test_local_hands_out_the_rows_of_stream(tmp_path: Path, given: str, stored: str, bound: float) -> None:
     recipe = stream_recipe(tmp_path, given)
     typed = generated(tmp_path / "data", recipe=recipe, dtype=stored, chunk_bytes=100_000, block_rows=16)
-    source = build_source(typed, plugins())
+    source = build_source(typed)
     wanted = by_place(join([source.next() for _ in range(30)]))
     held_out = join(list(source.held_out(100)))
     read = local(tmp_path / "data", make_context(batch_tokens=32))
@@ -89,7 +89,7 @@ def test_local_hands_out_the_rows_of_stream(tmp_path: Path, given: str, stored: 
 def test_int8_costs_what_the_manifest_says(tmp_path: Path) -> None:
     typed = generated(tmp_path / "data", recipe=stream_recipe(tmp_path), dtype="int8", block_rows=16)
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
-    source = build_source(typed, plugins())
+    source = build_source(typed)
     wanted = by_place(join([source.next() for _ in range(30)]))
     read = local(tmp_path / "data", make_context(batch_tokens=32))
     found = by_place(join([read.next() for _ in range(30)]))

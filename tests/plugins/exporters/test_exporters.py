@@ -47,7 +47,7 @@ def make(
 def export(transcoder: CrossLayerTranscoder, name: str, folder: Path, **settings: Any) -> Path:
     folder.mkdir(exist_ok=True)
     chosen = structure_choice(plugins(), "exports", {"name": name, **settings})
-    chosen.build(transcoder.context).export(transcoder, folder)
+    build(chosen, transcoder.context).export(transcoder, folder)
     return folder
 
 
@@ -204,6 +204,7 @@ def test_a_large_decoder_is_not_read_whole(tmp_path):
     script = f"""
 import pathlib, torch
 from clt_plugins import CrossLayerTranscoder
+from clt_plugins.registry.build import build
 
 def most():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -422,7 +423,8 @@ LIMITS: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_the_export(case, name, tmp_path):
     """In the same words, by the recipe alone, of the untrained transcoder (without memory, too), and of a trained one;
     and what it can hold is not refused."""
-    from clt_plugins.recipe.read import RecipeError, read_recipe
+    from clt_plugins.errors import Faults
+    from clt_plugins.recipe.read import read_recipe
     from tests.support.helpers import tables
 
     changes, refusing, text = LIMITS[case]
@@ -433,7 +435,7 @@ def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_th
     said: list[str] = []
     try:
         read_recipe(tables(**chosen, exports=[{"name": name}]), plugins=plugins())
-    except RecipeError as error:
+    except Faults as error:
         said = error.faults
     assert [fault.startswith(f"recipe: exports[0]: {text}") for fault in said] == [True] * wanted
     said = [fault.removeprefix("recipe: exports[0]: ") for fault in said]
@@ -441,7 +443,7 @@ def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_th
     from clt_plugins.model.assemble import build
 
     typed = read_recipe(tables(**chosen), plugins=plugins())
-    exporter = structure_choice(plugins(), "exports", {"name": name}).build(parts().context)
+    exporter = build(structure_choice(plugins(), "exports", {"name": name}), parts().context)
     for device in ("cpu", "meta"):
         assert exporter.check(build(typed, plugins(), device=torch.device(device)).transcoder) == said
     transcoder = build(typed, plugins()).transcoder
@@ -459,11 +461,12 @@ def test_what_a_format_cannot_hold_is_said_by_validate_before_training_and_by_th
 
 
 def test_all_limits_are_said_at_once_and_a_conversion_counts():
-    from clt_plugins.recipe.read import RecipeError, read_recipe
+    from clt_plugins.errors import Faults
+    from clt_plugins.recipe.read import read_recipe
     from tests.support.helpers import tables
 
     faulty = tables(tying={"name": "untied", "skip": True}, exports=[{"name": "circuit-tracer"}, {"name": "saelens"}])
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(Faults) as error:
         read_recipe(faulty, plugins=plugins())
     starts = ["activation:", "tying.skip:", "model_name:"], ["activation:", "model_name:"]
     wanted = [f"recipe: exports[{index}]: {start}" for index, each in enumerate(starts) for start in each]

@@ -13,23 +13,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from clt_plugins.model.assemble import make_kernels
-from clt_plugins.registry.plugins import load
+from clt_plugins.model.devices import make_kernels
+from clt_plugins.registry.plugins import load_plugins
 
 
 def test_numba_refuses_a_gpu():
     with pytest.raises(ValueError, match="CPU only"):
-        make_kernels("numba", torch.device("cuda"), load())
+        make_kernels("numba", torch.device("cuda"), load_plugins())
 
 
 def test_triton_refuses_a_cpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="CUDA GPUs only"):
-        make_kernels("triton", torch.device("cpu"), load())
+        make_kernels("triton", torch.device("cpu"), load_plugins())
 
 
 def test_auto_takes_numba_on_a_cpu():
-    assert make_kernels("auto", torch.device("cpu"), load()).name == "numba"
+    assert make_kernels("auto", torch.device("cpu"), load_plugins()).name == "numba"
 
 
 def test_triton_computes_the_right_thing_under_its_interpreter():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from clt_plugins import run
 from clt_plugins.files.sliced import Stored
 from clt_plugins.recipe.read import as_toml, read_recipe
-from clt_plugins.registry.plugins import load
+from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import SMALL, tables
 from tests.support.ranks import RUN
 
@@ -33,7 +33,7 @@ def torchrun(ranks: int, recipe: Path, out: Path, *flags: str, **environment: st
 
 def test_a_rank_that_dies_ends_the_run_with_a_message_and_it_goes_on_as_if_nothing_had_been(tmp_path):
     changes = {**RUN, "losses": [*RUN["losses"], {"name": "dying"}], "parallel": {"name": "tensor"}}
-    typed = read_recipe(tables(**changes), plugins=load(extra=[INTERRUPTING]))
+    typed = read_recipe(tables(**changes), plugins=load_plugins(extra=[INTERRUPTING]))
     recipe = tmp_path / "r.toml"
     recipe.write_text(as_toml(typed))
     at = random.Random(0).randrange(5, 12)
@@ -84,7 +84,7 @@ def test_the_stages_after_training_come_out_of_two_tensor_ranks_as_of_one_proces
     source = {**SMALL["source"], "noise": 0.1}
     changes = {**RUN, "source": source, "loggers": [{"name": "jsonl"}], **stages}
     recipe = tmp_path / "r.toml"
-    recipe.write_text(as_toml(read_recipe(tables(**changes, parallel={"name": "tensor"}), plugins=load())))
+    recipe.write_text(as_toml(read_recipe(tables(**changes, parallel={"name": "tensor"}), plugins=load_plugins())))
     done = torchrun(2, recipe, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("exported to") == 2, "only rank 0 speaks"

@@ -444,6 +444,6 @@ class TestBadInput:
 def test_a_gguf_file_is_read() -> None:
     source = build(Path(os.environ["CLT_TEST_GGUF"]), "python-stdlib", held_out=0.05, context=64)
     batch = source.next()
-    assert batch.inputs.shape == (32, source.layers, source.d_model)
+    assert batch.inputs.shape == (32, source.n_layers, source.d_model)
     assert torch.isfinite(batch.targets).all()
     assert batch.inputs.std() > 0.01

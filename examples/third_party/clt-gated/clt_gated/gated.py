@@ -20,7 +20,7 @@ class Gated(nn.Module):
 
     def __init__(self, offset: float, context: Context):
         super().__init__()
-        shape = context.layers, len(context.parallel.shard(context.features))
+        shape = context.n_layers, len(context.parallel.shard(context.n_features))
         # Kept in float32 at least: steps in bfloat16 would be rounded away.
         dtype = torch.promote_types(context.dtype, torch.float32)
         zeros = torch.zeros(shape, dtype=dtype, device=context.device)

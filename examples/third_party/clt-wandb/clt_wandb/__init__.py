@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -29,7 +29,7 @@ def build(config: WandbConfig, context: Context) -> Any:
     from clt_wandb.logger import Wandb
 
     if context.folder is None:
-        raise ValueError("loggers: wandb needs a folder to write in, and this run has none; take another logger")
+        raise Refused("loggers", "wandb needs a folder to write in, and this run has none; take another logger")
     return Wandb(config, Path(context.folder))
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clt_plugins import Refused
+
 if TYPE_CHECKING:
     from clt_wandb import WandbConfig
 
@@ -47,7 +49,7 @@ class Wandb:
                 settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
             )
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            raise ValueError(f'loggers: wandb: {error}: run `wandb login`, or set mode = "offline"') from error
+            raise Refused("loggers", f'wandb: {error}: run `wandb login`, or set mode = "offline"') from error
         # Steps of a resumed run come again: an axis of our own may go back, wandb's counter may not.
         self.run.define_metric("*", step_metric=STEP)
 

@@ -1,4 +1,4 @@
-"""One process: every reduction is the identity."""
+"""One process, or one data rank of several that never speak to each other: every reduction is the identity."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ if TYPE_CHECKING:
 
 
 class Single:
-    """An `interfaces.Parallel` of one rank."""
+    """An `interfaces.Parallel` that holds all features.
 
-    rank = tensor_rank = data_rank = batch_rank = 0
-    world = tensor_ranks = data_ranks = batch_ranks = 1
+    Args:
+        data_rank: which of `data_ranks` shares of the tokens a source is to read.
+    """
 
-    def shard(self, features: int) -> range:
-        return range(features)
+    tensor_rank, tensor_ranks = 0, 1
+
+    def __init__(self, data_rank: int = 0, data_ranks: int = 1):
+        self.rank = self.data_rank = self.batch_rank = data_rank
+        self.world = self.data_ranks = self.batch_ranks = data_ranks
+
+    def shard(self, n_features: int) -> range:
+        return range(n_features)
 
     def sum_features(self, x: Tensor) -> Tensor:
         return x
@@ -29,7 +36,7 @@ class Single:
         return x.detach()
 
     def reduce_gradients(self, parameters: list[Any]) -> None:
-        """Gradients are whole already."""
+        """Gradients are complete already."""
 
     def gather(self, text: str) -> list[str]:
         return [text]

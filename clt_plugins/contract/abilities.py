@@ -1,0 +1,113 @@
+"""Abilities that a plugin's object may have besides its protocol; the engine asks by `isinstance`.
+
+Shapes: L layers, D d_model, F features per layer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from clt_plugins.contract.interfaces import Imported, LanguageModel
+
+
+@runtime_checkable
+class Thresholded(Protocol):
+    """An activation that is exactly `pre where pre > θ, else 0`."""
+
+    def threshold(self) -> Tensor:
+        """θ, [L, F], detached."""
+
+
+@runtime_checkable
+class Settable(Protocol):
+    """A thresholded activation that a transcoder can be converted to."""
+
+    def set_threshold(self, threshold: Tensor) -> None:
+        """Take θ [L, F].
+
+        Raises:
+            Refused: it cannot hold these thresholds, saying why.
+        """
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """An activation that changes over a run, such as a k that falls."""
+
+    def schedule(self, progress: float) -> None:
+        """Called before every training step with the share of the steps that are done.
+
+        What it does in eval mode must not depend on it.
+        """
+
+
+@runtime_checkable
+class Shifted(Protocol):
+    """A tying that adds something to active features before its decoder rows."""
+
+    def shift(self, layer: int) -> Tensor | None:
+        """What is added to the active features of a source layer, [F], or None.
+
+        Raises:
+            Refused: rows of one factor per feature and target cannot hold the tying, saying why.
+        """
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """A source that can run the language model on held-out text."""
+
+    def language_model(self) -> LanguageModel:
+        """The model, with the transcoder's layers to be replaced."""
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A source that holds threads, files or connections."""
+
+    def close(self) -> None:
+        """Release them; called when the run ends."""
+
+
+@runtime_checkable
+class Preferred(Protocol):
+    """Kernels that `kernels = "auto"` may take."""
+
+    def preference(self, device: torch.device) -> int:
+        """How well they suit a device; the highest number is taken. Kernels without this method count as 0."""
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """An exporter that can tell before training what its format could not hold."""
+
+    def check(self, transcoder: Any) -> list[str]:
+        """Complaints, each `setting: what is wrong: remedy`.
+
+        Args:
+            transcoder: as built, with thresholds where it is to be converted; its values mean nothing, and it may be
+                on the device "meta".
+        """
+
+
+@runtime_checkable
+class ReadsBack(Protocol):
+    """An exporter that reads its format, so that `CrossLayerTranscoder.load` does.
+
+    The engine asks the object that `Spec.reader` makes, without settings or a run.
+    """
+
+    def recognises(self, folder: Path) -> bool:
+        """A quick look at the names of files: is it this format?"""
+
+    def read(self, folder: Path) -> Imported:
+        """What is in the folder.
+
+        Raises:
+            ValueError: the files are not whole, saying what is missing.
+        """

@@ -1,0 +1,134 @@
+"""The kinds of choice: one `Slot` each."""
+
+from __future__ import annotations
+
+import attrs
+
+from clt_plugins.contract.interfaces import Activation, Exporter, Kernels, Logger, Loss, Parallel, Source, Tying
+
+
+@attrs.frozen(kw_only=True)
+class Slot:
+    """A kind of choice. All that the engine knows of a kind is here: the hook, the recipe's table, the protocol.
+
+    A new kind is one record in `SLOTS`, a protocol in `interfaces`, a template for `clt_plugins new` and a file of
+    checks in the kit.
+    """
+
+    hook: str
+    """Without `clt_`."""
+    table: str
+    """The recipe's table."""
+    kind: str
+    """One of them in words; also the name of the template."""
+    protocol: type
+    """What `build` returns."""
+    many: bool = False
+    """Whether a recipe has a list of them, `[[table]]`."""
+    needs_one: bool = False
+    """Whether such a list must not be empty."""
+    default: str | list[str] | None = None
+    """What a recipe gets that does not say; None: it must say."""
+    example: str | None = None
+    """What a starter recipe says where there is no default."""
+    after: str
+    """The recipe's table that it stands after."""
+    doc: str
+    """What it is, a sentence for the recipe's reader."""
+    note: str = ""
+    """What an author of `build` must know besides the protocol."""
+
+    @property
+    def bracket(self) -> str:
+        """The table's head as TOML writes it."""
+        return f"[[{self.table}]]" if self.many else f"[{self.table}]"
+
+
+SLOTS = (
+    Slot(
+        hook="sources",
+        table="source",
+        kind="source",
+        protocol=Source,
+        example="stream",
+        after="model",
+        doc="Where activations come from.",
+        note="It is built before the transcoder: `context.n_layers` is 0.",
+    ),
+    Slot(
+        hook="activations",
+        table="activation",
+        kind="activation",
+        protocol=Activation,
+        example="batchtopk",
+        after="transcoder",
+        doc="What turns pre-activations into features.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
+        hook="tyings",
+        table="tying",
+        kind="tying",
+        protocol=Tying,
+        default="untied",
+        after="activation",
+        doc="The decoder: which weights carry a feature to which layer.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
+        hook="losses",
+        table="losses",
+        kind="loss",
+        protocol=Loss,
+        many=True,
+        needs_one=True,
+        default=["mse", "auxk"],
+        after="tying",
+        doc="Terms of the training loss; they are added up.",
+    ),
+    Slot(
+        hook="loggers",
+        table="loggers",
+        kind="logger",
+        protocol=Logger,
+        many=True,
+        default=["tensorboard", "jsonl", "console"],
+        after="train",
+        doc="Sinks of metrics.",
+        note="It may write below `context.folder`.",
+    ),
+    Slot(
+        hook="parallel",
+        table="parallel",
+        kind="parallel",
+        protocol=Parallel,
+        default="single",
+        after="loggers",
+        doc="How features and tokens are split over processes.",
+        note="It is built first: `context.parallel` and `context.kernels` are None. For the device `meta` it must not "
+        "wait for other processes: only sizes are asked for.",
+    ),
+    Slot(
+        hook="kernels",
+        table="kernels",
+        kind="kernel",
+        protocol=Kernels,
+        default="auto",
+        after="parallel",
+        doc='Sparse products; "auto" takes the fastest for the device.',
+        note="It is built before the rest for `context.device`: `context.kernels` is None.",
+    ),
+    Slot(
+        hook="exporters",
+        table="exports",
+        kind="exporter",
+        protocol=Exporter,
+        many=True,
+        default=[],
+        after="evaluate",
+        doc="Formats of other tools that the transcoder is written in at the end.",
+    ),
+)
+"""All kinds of choice, in the order in which a recipe lists them."""
+
+BY_TABLE = {slot.table: slot for slot in SLOTS}
