@@ -11,6 +11,7 @@ from attrs import Attribute, Factory, field, frozen, validators
 from clt_plugins.contract.slots import BY_TABLE, SLOTS, Slot
 from clt_plugins.contract.spec import Selected
 from clt_plugins.contract.types import HubOrPath
+from clt_plugins.errors import Refused
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)
