@@ -33,6 +33,7 @@ class Moments:
         """Take a batch of B tokens into account."""
         self.count += batch.tokens
         for side, sums in self.sums.items():
+            # float64: sums over millions of tokens lose digits in float32.
             x = getattr(batch, side).to(sums.device, torch.float64)
             shift = self.shift.setdefault(side, x.mean(0))
             sums[0] += (x - shift).sum(0)

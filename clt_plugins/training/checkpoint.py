@@ -1,4 +1,4 @@
-"""Checkpoints: a transcoder and all that training needs to go on as if it had never stopped.
+"""Checkpoints: a transcoder and all that training needs to continue as if it had never stopped.
 
 `checkpoints/step_000100/` holds `transcoder.safetensors` and `.json` (so a checkpoint loads as a transcoder),
 `training.safetensors` (optimizer moments, dead-feature counters, random state) and `training.json`. Where features are
@@ -44,7 +44,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     keep: int,
 ) -> Path:
-    """Write `folder/step_XXXXXX` whole, then drop all but the `keep` newest.
+    """Write `folder/step_XXXXXX` atomically, then remove all but the `keep` newest.
 
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
@@ -75,8 +75,8 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    found = folder.glob("step_*") if folder.is_dir() else []
-    return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix("step_")))
+    named = folder.glob("step_*") if folder.is_dir() else []
+    return sorted((path for path in named if path.is_dir()), key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
@@ -115,7 +115,7 @@ def _offer(earlier: list[Path]) -> str:
 
 
 def load_checkpoint(path: Path, parts: Parts, optimizer: torch.optim.Optimizer) -> Progress:
-    """Continue from a checkpoint that `find_checkpoint` found: everything in the arguments is set to it."""
+    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it."""
     transcoder = parts.transcoder
     copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
     state: dict[str, Any] = read_json(path / "training.json")

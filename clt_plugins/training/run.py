@@ -31,7 +31,7 @@ from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint
 from clt_plugins.training.folder import folder_and_checkpoint, versions
 from clt_plugins.training.loop import train
-from clt_plugins.training.optimizer import is_matrix, make_optimizer, settled
+from clt_plugins.training.optimizer import is_matrix, make_optimizer, with_rate
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Logger, Parallel
@@ -86,9 +86,9 @@ def run(
 
 def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
     """All ranks must run the same thing."""
-    found = {f"plugin {info.name!r}": f"{info.distribution}, {info.status}" for info in plugins.infos}
-    found |= {f"distribution {name!r}": str(version) for name, version in versions(plugins)["libraries"].items()}
-    same_everywhere(parallel, "installations", found)
+    installed = {f"plugin {info.name!r}": f"{info.distribution}, {info.status}" for info in plugins.infos}
+    installed |= {f"distribution {name!r}": str(version) for name, version in versions(plugins)["libraries"].items()}
+    same_everywhere(parallel, "installations", installed)
     same_everywhere(parallel, "recipes", {name: str(table) for name, table in recipe_data(recipe).items()})
 
 
@@ -96,7 +96,7 @@ def _train(
     parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, checkpoint: Path | None, wants_stop: Any
 ) -> CrossLayerTranscoder:
     transcoder, source = parts.transcoder, parts.source
-    recipe = attrs.evolve(recipe, train=settled(recipe.train, transcoder.n_layers * transcoder.n_features))
+    recipe = attrs.evolve(recipe, train=with_rate(recipe.train, transcoder.n_layers * transcoder.n_features))
     own = {id(p) for p in transcoder.parameters()}
     extra = [p for p in learned.parameters(parts).values() if id(p) not in own]
     optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
@@ -122,8 +122,8 @@ def _train(
     if parallel.rank > 0:
         return transcoder.eval()
     if scores:
-        found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
-        print(f"held-out {found}", file=sys.stderr)
+        summary = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
+        print(f"held-out {summary}", file=sys.stderr)
     print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
     transcoder.eval()
     if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
@@ -148,9 +148,9 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
         raise
     finally:
         ended_by = sys.exc_info()[1]
-        for each in loggers:
+        for logger_ in loggers:
             try:
-                each.close(status)
+                logger_.close(status)
             except Exception as error:
                 if ended_by is None:
                     raise
@@ -160,15 +160,15 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
 def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
     """Set the transcoder's statistics: the source's own, or those of its first batches (which are still trained on)."""
     source, settings = parts.source, recipe.transcoder
-    found = source.statistics()
-    if found is None:
+    statistics = source.statistics()
+    if statistics is None:
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
         parallel = parts.context.parallel
         batches = (read(source, parallel) for _ in range(count))
-        found = estimate(batches, source.n_layers, source.d_model, parallel)
+        statistics = estimate(batches, source.n_layers, source.d_model, parallel)
         source.load_state(state)
-    parts.transcoder.normaliser.fit(settings.normalisation, found)
+    parts.transcoder.normaliser.fit(settings.normalisation, statistics)
 
 
 @contextmanager
