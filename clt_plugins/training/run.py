@@ -18,7 +18,7 @@ import torch
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.distributed.agree import read, same_everywhere, together
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.files.folders import write_json
+from clt_plugins.files.records import write_json
 from clt_plugins.finished.stages import after_training, check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.normaliser import estimate
