@@ -167,7 +167,7 @@ class ConvertConfig:
     scales: list[float] = field(factory=lambda: [0.01, 100.0], validator=_range)
     """The smallest and largest factor that is tried."""
 
-    def targets(self, layers: int, features: int) -> list[float] | None:
+    def targets(self, n_layers: int, n_features: int) -> list[float] | None:
         """The L0 wanted of each layer; None if it is that of the trained transcoder.
 
         Raises:
@@ -175,12 +175,12 @@ class ConvertConfig:
         """
         if self.l0 is None:
             return None
-        wanted = self.l0 if isinstance(self.l0, list) else [self.l0] * layers
-        if len(wanted) != layers:
-            text = f"{len(wanted)} numbers for {layers} layers: give one for each, or one for all"
+        wanted = self.l0 if isinstance(self.l0, list) else [self.l0] * n_layers
+        if len(wanted) != n_layers:
+            text = f"{len(wanted)} numbers for {n_layers} layers: give one for each, or one for all"
             raise Refused("convert.l0", text)
-        if max(wanted) > features:
-            raise Refused("convert.l0", f"{max(wanted):g} is more than the {features} features of a layer")
+        if max(wanted) > n_features:
+            raise Refused("convert.l0", f"{max(wanted):g} is more than the {n_features} features of a layer")
         return wanted
 
 
