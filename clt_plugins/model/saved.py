@@ -177,7 +177,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
         assert imported.decoder is not None
         transcoder.tying = imported.decoder(transcoder.context)
     _fill(transcoder, imported, folder, skip=set(transcoder.tying.views()) if on_disk else set())
-    transcoder.normalisation = transcoder.normaliser.settle()
+    transcoder.normalisation = transcoder.normaliser.detect_method()
     logger.info("%s: %s%s", folder, imported.kind, ", its decoder left on disk" if on_disk else "")
     return transcoder.eval()
 
