@@ -20,7 +20,7 @@ import attrs
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clt_plugins.distributed.agree import together
+from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import Refused
 from clt_plugins.files.records import FORMAT, from_data, json_text, read_json, write_json
 from clt_plugins.files.sliced import files_of_rank
@@ -67,13 +67,13 @@ def atomic_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pa
     partial = target.with_name(f".{target.name}.partial")
     lead = parallel is None or parallel.rank == 0
     try:
-        with together(parallel):
+        with all_or_none(parallel):
             if lead:
                 if partial.exists():
                     shutil.rmtree(partial)
                 partial.mkdir(parents=True)
         listing: dict[str, ManifestFile] = {}
-        with together(parallel):
+        with all_or_none(parallel):
             try:
                 yield partial
             except SafetensorError as error:
@@ -82,7 +82,7 @@ def atomic_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pa
                 listing[path.name] = ManifestFile(bytes=path.stat().st_size, sha256=_digest(path))
                 _flush(path)
         listing = _of_all_ranks(listing, parallel)
-        with together(parallel):
+        with all_or_none(parallel):
             if lead:
                 write_json(partial / MANIFEST, Manifest(files=dict(sorted(listing.items()))))
                 _move(partial, target)

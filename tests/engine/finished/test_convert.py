@@ -1,4 +1,4 @@
-"""From a selection by rank to thresholds: the L0 of every layer on tokens not calibrated on, and what refuses."""
+"""From a selection by score to thresholds: the L0 of every layer on tokens not calibrated on, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from clt_plugins import CrossLayerTranscoder
 from clt_plugins.contract.recipe import ConvertConfig
-from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.errors import Unreachable
 from clt_plugins.finished.convert import as_table, convert, with_thresholds
 from clt_plugins.model.assemble import Parts
 from tests.support.helpers import parts, plugins, stir
@@ -68,8 +68,8 @@ def test_every_layer_keeps_its_l0_on_other_tokens(name, thresholds):
     config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=65536, thresholds=thresholds)
     converted, report = convert(made.transcoder, made.source, config, plugins())
     assert converted.choices["activation"].name == "jumprelu"
-    assert max(map(abs, report["l0_change"])) < 0.02
-    for before, after in zip(report["before"]["nmse"], report["after"]["nmse"], strict=True):
+    assert max(map(abs, report.l0_change)) < 0.02
+    for before, after in zip(report.before.nmse, report.after.nmse, strict=True):
         assert after < 1.03 * before
     assert len(as_table(report).splitlines()) == 2 + 3
 
@@ -85,13 +85,13 @@ def test_any_thresholds_can_be_calibrated(name, thresholds):
     held_out = list(made.source.held_out(2 * size))
     with torch.no_grad():
         excess = torch.stack([count(converted, batch) - count(made.transcoder, batch) for batch in held_out])
-        wanted = torch.tensor(report["calibrated_to"])
+        wanted = torch.tensor(report.calibrated_to)
     # The tolerance of the calibration, half a percent; its reading counts the sample as this does.
     assert ((excess[::2].mean(0) / wanted).abs() < config.tolerance).all()
     # Means of batches vary by this much; eight here against eight there, four standard deviations for 27 comparisons.
     sampling = excess.std(0) * (2 / 8) ** 0.5
     assert ((excess[1::2].mean(0) - excess[::2].mean(0)).abs() < 4 * sampling).all()
-    change = torch.tensor(report["l0_change"]) * torch.tensor(report["before"]["l0"])
+    change = torch.tensor(report.l0_change) * torch.tensor(report.before.l0)
     assert torch.allclose(change.double(), excess[1::2].mean(0), atol=1e-4)
 
 
@@ -121,8 +121,8 @@ def test_thresholds_are_means_of_the_smallest_selected():
             known = smallest.get((layer, feature))
             wanted = sum(known) / len(known) if known else 7.5
             assert float(found[layer, feature]) == pytest.approx(wanted, rel=1e-5)
-    assert report["unseen_features"] == [64 - sum(place[0] == layer for place in smallest) for layer in range(3)]
-    assert report["scales"] == [1, 1, 1]
+    assert report.unseen_features == [64 - sum(place[0] == layer for place in smallest) for layer in range(3)]
+    assert report.scales == [1, 1, 1]
 
 
 def test_it_is_deterministic_and_shares_the_weights():
@@ -151,18 +151,17 @@ def test_an_l0_can_be_asked_for(wanted):
     config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=8 * BATCH, l0=wanted)
     _, report = convert(made.transcoder, made.source, config, plugins())
     targets = torch.tensor(wanted if isinstance(wanted, list) else [wanted] * 3)
-    assert report["calibrated_to"] == targets.tolist()
-    assert (torch.tensor(report["after"]["l0"]) / targets - 1).abs().max() < 0.05
+    assert report.calibrated_to == targets.tolist()
+    assert (torch.tensor(report.after.l0) / targets - 1).abs().max() < 0.05
 
 
 def test_a_layer_that_cannot_reach_its_target_is_named():
     made = batchtopk()
     config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=[4.0, 60.0, 4.0])
-    with pytest.raises(Stopped, match=r"layer 1 cannot reach an L0 of 60: it is [\d.]+ with") as stop:
+    with pytest.raises(Unreachable, match=r"layer 1 cannot reach an L0 of 60: it is [\d.]+ with"):
         convert(made.transcoder, made.source, config, plugins())
-    assert stop.value.code == ExitCode.FAILED
     config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=4.0, scales=[5.0, 10.0])
-    with pytest.raises(Stopped, match=r"layer 0 cannot reach an L0 of 4"):
+    with pytest.raises(Unreachable, match=r"layer 0 cannot reach an L0 of 4"):
         convert(made.transcoder, made.source, config, plugins())
 
 
@@ -201,8 +200,8 @@ def test_one_batch_of_held_out_tokens_is_halved_and_other_tokens_are_reported_on
     config = ConvertConfig(tokens=BATCH, calibration_tokens=BATCH // 4, tolerance=0.05)
     converted, report = convert(made.transcoder, made.source, config, plugins())
     (batch,) = made.source.held_out(BATCH // 2)
-    assert (report["calibration_tokens"], report["report_tokens"]) == (BATCH // 4, BATCH // 4)
+    assert (report.calibration_tokens, report.report_tokens) == (BATCH // 4, BATCH // 4)
     with torch.no_grad():
         on, other = (count(converted, batch.rows(rows)) for rows in (slice(0, BATCH // 4), slice(BATCH // 4, None)))
-    assert ((on / torch.tensor(report["calibrated_to"]) - 1).abs() <= config.tolerance).all()
-    assert torch.allclose(other, torch.tensor(report["after"]["l0"]).double(), atol=1e-4)
+    assert ((on / torch.tensor(report.calibrated_to) - 1).abs() <= config.tolerance).all()
+    assert torch.allclose(other, torch.tensor(report.after.l0).double(), atol=1e-4)
