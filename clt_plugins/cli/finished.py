@@ -43,12 +43,15 @@ def convert(trained: Trained, out: Path, as_json: bool) -> None:
     from clt_plugins.files.records import json_text
     from clt_plugins.finished import stages
     from clt_plugins.finished.convert import as_table
+    from clt_plugins.registry.build import naming_plugins
 
     _new(out)
-    config = trained.recipe().convert or ConvertConfig()
-    transcoder = trained.transcoder()
-    with trained.source() as source:
-        _, report = stages.convert_stage(transcoder, source, config, trained.plugins, out)
+    recipe = trained.recipe()
+    config = recipe.convert or ConvertConfig()
+    with naming_plugins(trained.plugins.infos, recipe):
+        transcoder = trained.transcoder()
+        with trained.source() as source:
+            _, report = stages.convert_stage(transcoder, source, config, trained.plugins, out)
     click.echo(json_text(report) if as_json else as_table(report))
 
 
@@ -66,15 +69,17 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     from clt_plugins.files.records import json_text
     from clt_plugins.finished import stages
     from clt_plugins.finished.evaluate import as_table
+    from clt_plugins.registry.build import naming_plugins
 
     folder = _new(out) if out is not None else None
     if folder is None and trained.run is not None:
         folder = trained.run / "evaluation"
     recipe = trained.recipe()
     config = recipe.evaluate or EvaluateConfig()
-    transcoder = trained.transcoder()
-    with trained.opened() as (context, source):
-        report = stages.evaluate_stage(transcoder, source, config, recipe=recipe, context=context, folder=folder)
+    with naming_plugins(trained.plugins.infos, recipe):
+        transcoder = trained.transcoder()
+        with trained.opened() as (context, source):
+            report = stages.evaluate_stage(transcoder, source, config, recipe=recipe, context=context, folder=folder)
     click.echo(json_text(report) if as_json else as_table(report))
 
 
@@ -90,6 +95,7 @@ def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[
     from clt_plugins.finished.find import find_trained
     from clt_plugins.recipe.overrides import Overrides
     from clt_plugins.recipe.structure import structure_choice
+    from clt_plugins.registry.build import naming_plugins
 
     _new(out)
     table: dict[str, Any] = {"name": name}
@@ -97,6 +103,7 @@ def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[
     if faults:
         raise Faults(faults)
     chosen = structure_choice(plugins, "exports", table, "--format")
-    transcoder = find_trained(place, plugins).transcoder()
-    stages.export_stage(transcoder, chosen, out)
+    with naming_plugins(plugins.infos, None):
+        transcoder = find_trained(place, plugins).transcoder()
+        stages.export_stage(transcoder, chosen, out)
     click.echo(f"exported to {out}", err=True)
