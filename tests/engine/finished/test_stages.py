@@ -164,7 +164,7 @@ def test_a_source_that_holds_out_nothing_is_refused_before_training(stage, tmp_p
     refused(
         commands if stages else commands[:1],
         file,
-        [f"source.held_out: no held-out text in '{tmp_path}/text.jsonl' at a share of 0: raise it"],
+        [f"source.held_out: no held-out text in '{tmp_path}/text.jsonl' at a share of 0: raise"],
         loads_a_model=True,
     )
     assert not (tmp_path / "run").exists()
@@ -273,7 +273,7 @@ def test_faults_of_commands_are_one_line(plain, whole, tmp_path):
         assert text in lines[-1] and len(lines) == 1, found.stderr
 
     out = ["--out", tmp_path / "out"]
-    refused(ExitCode.USAGE, "holds thresholds only", "export", plain, "--format", "safetensors", *out)
+    refused(ExitCode.USAGE, "activation: batchtopk has no thresholds, and safetensors needs them", "export", plain, "--format", "safetensors", *out)
     refused(ExitCode.USAGE, "unknown name 'saelen', did you mean", "export", plain, "--format", "saelen", *out)
     refused(ExitCode.USAGE, "dtype", "export", plain, "--format", "saelens", "--set", "dtype=int4", *out)
     refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)
