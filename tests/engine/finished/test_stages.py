@@ -273,7 +273,15 @@ def test_faults_of_commands_are_one_line(plain, whole, tmp_path):
         assert text in lines[-1] and len(lines) == 1, found.stderr
 
     out = ["--out", tmp_path / "out"]
-    refused(ExitCode.USAGE, "activation: batchtopk has no thresholds, and safetensors needs them", "export", plain, "--format", "safetensors", *out)
+    refused(
+        ExitCode.USAGE,
+        "activation: batchtopk has no thresholds, and safetensors needs them",
+        "export",
+        plain,
+        "--format",
+        "safetensors",
+        *out,
+    )
     refused(ExitCode.USAGE, "unknown name 'saelen', did you mean", "export", plain, "--format", "saelen", *out)
     refused(ExitCode.USAGE, "dtype", "export", plain, "--format", "saelens", "--set", "dtype=int4", *out)
     refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)
