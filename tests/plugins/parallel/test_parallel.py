@@ -131,16 +131,16 @@ def test_counting_finds_what_sorting_finds(rows, columns, k, dtype):
 @pytest.mark.parametrize(
     "trial, spoken, silent",
     [
-        ("failed read", "ValueError : rank 3: source.text: 'corpus' is gone", "Stopped 2: "),
-        ("failed everywhere", "ValueError : source.text: 'corpus' is gone", "Stopped 2: "),
+        ("failed read", "Faults : rank 3: source.text: 'corpus' is gone", "Stopped 2: "),
+        ("failed everywhere", "Refused : source.text: 'corpus' is gone", "Stopped 2: "),
         (
             "other order",
-            "ValueError : source: ranks 0 and 1 share the tokens, but read different batches",
+            "Refused : source: ranks 0 and 1 share the tokens, but read different batches",
             "Stopped 2: ",
         ),
         (
             "plugins",
-            "ValueError : plugins differ between ranks: square is nothing on rank 0, but 2.0 on rank 2",
+            "Refused : plugins differ between ranks: square is nothing on rank 0, but 2.0 on rank 2",
             "Stopped 2",
         ),
         ("disk", "OSError : rank 2: no space left", "Stopped 1: "),
