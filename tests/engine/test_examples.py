@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 
@@ -50,21 +49,13 @@ def test_a_recipe_builds_at_full_size_without_memory(name):
     transcoder = build_transcoder(context)
     assert all(p.is_meta for p in transcoder.parameters())
     losses = [build(loss, context) for loss in recipe.losses]
-    found = estimate(Parts(context, parts().source, transcoder, losses), recipe)
+    needs = estimate(Parts(context, parts().source, transcoder, losses), recipe)
     encoder = layers * recipe.transcoder.features * (d_model + 1)
     targets = layers * (layers + 1) // 2 if recipe.tying.name == "untied" else layers
-    assert found["parameters"] >= encoder + targets * recipe.transcoder.features * d_model
-    assert found["total_bytes"] > 4 * transcoder.W_enc.numel() * transcoder.W_enc.element_size()
+    assert needs.parameters >= encoder + targets * recipe.transcoder.features * d_model
+    assert needs.total_bytes > 4 * transcoder.W_enc.numel() * transcoder.W_enc.element_size()
 
 
 def test_the_shipped_model_is_small():
     files = [path for path in (EXAMPLES / "models/stdlib-gpt2").iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 6_000_000
-
-
-def test_a_plan_predicts_the_largest_parts_exactly():
-    built = parts()
-    found = estimate(built, attrs.evolve(built.context.recipe))
-    assert found["parameters"] == sum(p.numel() for p in built.transcoder.parameters())
-    assert found["bytes"]["parameters"] == 4 * found["parameters"] == found["bytes"]["optimizer"] / 2
-    assert found["flops"]["encoder"] == 2 * 16 * 3 * 6 * 10
