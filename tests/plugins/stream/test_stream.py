@@ -13,7 +13,7 @@ import datasets
 import pytest
 import torch
 
-from clt_plugins import Batch
+from clt_plugins import Batch, Refused
 from clt_stream import StreamConfig, clt_check, clt_sources
 from clt_stream.text.documents import document
 from clt_stream.text.stdlib import is_held_out
@@ -228,8 +228,7 @@ def test_held_out_batches_are_the_same_at_each_call_and_as_many_as_asked(gpt2: P
     assert equal(join(first), join(list(build(gpt2, text).held_out(100))))
     assert equal(join(first).rows(slice(0, 40)), join(list(source.held_out(40))))
     (spec,) = clt_sources()
-    other = make_context(gpt2)
-    other.seed = 4
+    other = make_context(gpt2, seed=4)
     config = StreamConfig(text=str(text), context=CONTEXT, model_batch=3, buffer_tokens=320, held_out=0.3)
     assert equal(join(first), join(list(spec.build(config, other).held_out(100))))
 
@@ -318,8 +317,7 @@ def test_epochs_come_in_different_orders(gpt2: Path, text: Path) -> None:
 def test_another_seed_gives_another_order(gpt2: Path, text: Path) -> None:
     one = build(gpt2, text)
     (spec,) = clt_sources()
-    other = make_context(gpt2)
-    other.seed = 4
+    other = make_context(gpt2, seed=4)
     config = StreamConfig(text=str(text), context=CONTEXT, model_batch=3, buffer_tokens=320, held_out=0.3)
     assert not torch.equal(one.next().token_ids, spec.build(config, other).next().token_ids)
 
@@ -350,69 +348,71 @@ def test_a_model_that_cannot_pack_gets_a_context_per_piece(
 
 class TestBadInput:
     def test_a_missing_model_folder(self, text: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"^model\.path: no folder '.*nowhere'$"):
+        with pytest.raises(Refused, match=r"^model\.path: no folder '.*nowhere'$"):
             build(tmp_path / "nowhere", text)
 
     def test_a_folder_without_a_model(self, text: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"^model\.path: '.*' holds no model: there is no config\.json in it$"):
+        with pytest.raises(Refused, match=r"^model\.path: '.*' holds no model: there is no config\.json in it$"):
             build(tmp_path, text)
 
     def test_a_missing_gguf_file(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^model\.gguf_file: no file 'x\.gguf' in "):
+        with pytest.raises(Refused, match=r"^model\.gguf_file: no file 'x\.gguf' in "):
             build(gpt2, text, {"gguf_file": "x.gguf"})
 
     def test_a_truncated_model_file(self, text: Path, tmp_path: Path) -> None:
         model = save_model(tmp_path / "model")
         weights = model / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
-        with pytest.raises(ValueError, match=r"^model\.path: cannot load '.*model': .+$"):
+        with pytest.raises(Refused, match=r"^model\.path: cannot load '.*model': .+$"):
             build(model, text)
 
     def test_a_hub_model_while_offline(self, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(
-            ValueError, match=r"^model\.path: cannot load 'nobody/nothing' .* is the network there"
+            Refused, match=r"^model\.path: cannot get 'nobody/nothing': .* is the network there"
         ) as raised:
             build("nobody/nothing", text)  # type: ignore[arg-type]
         assert len(str(raised.value).splitlines()) == 1
 
     def test_a_batch_larger_than_the_data(self, gpt2: Path, text: Path) -> None:
         with pytest.raises(
-            ValueError, match=r"^train\.batch_tokens: a batch of 9999 tokens is larger than the data: .* has \d+$"
+            Refused, match=r"^train\.batch_tokens: a batch of 9999 tokens is larger than the data: .* has \d+$"
         ):
             build(gpt2, text, {"batch_tokens": 9999}, buffer_tokens=9999)
 
     def test_a_buffer_smaller_than_a_batch(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^source\.buffer_tokens: 16 is less than a batch of 32 tokens$"):
+        with pytest.raises(Refused, match=r"^source\.buffer_tokens: 16 is less than a batch of 32 tokens$"):
             build(gpt2, text, buffer_tokens=16)
 
     def test_a_batch_that_ranks_cannot_share(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^train\.batch_tokens: 32 cannot be divided among 3 data ranks$"):
+        with pytest.raises(Refused, match=r"^train\.batch_tokens: 32 cannot be divided among 3 data ranks$"):
             build(gpt2, text, {"ranks": 3})
 
     def test_a_context_longer_than_the_model(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^source\.context: 65 is longer than the model's 64 positions$"):
+        with pytest.raises(Refused, match=r"^source\.context: 65 is longer than the model's 64 positions$"):
             build(gpt2, text, context=65)
 
     def test_a_text_of_empty_documents(self, gpt2: Path, tmp_path: Path) -> None:
         (tmp_path / "empty.jsonl").write_text('{"text": ""}\n' * 3)
-        with pytest.raises(ValueError, match=r"^source\.text: '.*empty\.jsonl' holds no text to train on$"):
+        with pytest.raises(Refused, match=r"^source\.text: '.*empty\.jsonl' holds no text to train on$"):
             build(gpt2, tmp_path / "empty.jsonl", held_out=0.0)
 
     def test_nothing_held_out(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^source\.held_out: no held-out text in '.*' at a share of 0: raise it"):
+        with pytest.raises(
+            Refused, match=r"^source\.held_out: no held-out text in '.*' at a share of 0: raise the share"
+        ):
             list(build(gpt2, text, held_out=0.0).held_out(10))
 
     def test_one_document_of_which_none_can_be_held_out(self, gpt2: Path, tmp_path: Path) -> None:
         (tmp_path / "one.txt").write_text("a feature of a layer writes to each later one " * 100)
         share = 0.9 if trained([(tmp_path / "one.txt").read_text()], 0.9) else 1e-9
-        with pytest.raises(ValueError, match=r"^source\.held_out: no held-out text in '.*one\.txt' at a share of "):
+        with pytest.raises(Refused, match=r"^source\.held_out: no held-out text in '.*one\.txt' at a share of "):
             build(gpt2, tmp_path / "one.txt", held_out=share)
 
     def test_a_device_that_is_not_there(self, gpt2: Path, text: Path) -> None:
-        with pytest.raises(ValueError, match=r"^source\.buffer_device: 'gpu' cannot be used here: "):
+        with pytest.raises(Refused, match=r"^source\.buffer_device: 'gpu' cannot be used here: "):
             build(gpt2, text, buffer_device="gpu")
-        with pytest.raises(ValueError, match=r"^model\.device: 'gpu' cannot be used here: "):
+        with pytest.raises(Refused, match=r"^model\.device: 'gpu' cannot be used here: "):
             build(gpt2, text, {"device": "gpu"})
 
     def test_a_recipe_without_a_model_or_with_nothing_left_of_a_context(self) -> None:
@@ -426,7 +426,7 @@ class TestBadInput:
         small = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=64, n_embd=8, n_layer=1, n_head=1))
         small.save_pretrained(tmp_path / "small")
         with pytest.raises(
-            ValueError, match=r"^model\.tokenizer: gives token \d+, but the model has 100: name the right one$"
+            Refused, match=r"^model\.tokenizer: gives token \d+, but the model has 100: name the right one$"
         ):
             build(tmp_path / "small", text, {"tokenizer": str(gpt2)})
 
@@ -435,7 +435,7 @@ class TestBadInput:
         settings = json.loads((model / "tokenizer_config.json").read_text())
         del settings["bos_token"]
         (model / "tokenizer_config.json").write_text(json.dumps(settings))
-        with pytest.raises(ValueError, match=r"^source\.bos: the tokenizer has no beginning-of-sequence token"):
+        with pytest.raises(Refused, match=r"^source\.bos: the tokenizer has no beginning-of-sequence token"):
             build(model, text, bos="always")
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import datasets
 import pytest
 
+from clt_plugins import Refused
 from clt_stream import StreamConfig
 from clt_stream.contexts import fill
-from clt_stream.text.documents import Texts, open_texts
+from clt_stream.text import open_texts
+from clt_stream.text.documents import Texts
 from clt_stream.text.stdlib import python_stdlib
 
 TEXTS = [f"document {n}\n\nof two paragraphs" for n in range(200)]
@@ -111,7 +113,7 @@ def test_pieces_are_packed_whole_into_few_contexts() -> None:
 
 class TestBadInput:
     def refused(self, path: Path | str, message: str, **config: Any) -> None:
-        with pytest.raises(ValueError, match=message) as raised:
+        with pytest.raises(Refused, match=message) as raised:
             epoch(opened(path, **config))
         assert len(str(raised.value).splitlines()) == 1
 
