@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from clt_plugins import CrossLayerTranscoder
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.recipe.structure import structure_choice
+from clt_plugins.registry.build import build
 from tests.support.helpers import parts, plugins, random_batch, stir
 
 L, D, F = 3, 6, 10
