@@ -1,4 +1,4 @@
-"""What loggers leave behind, read with other people's readers: TensorBoard's own, and the standard library's JSON."""
+"""What loggers write, read by TensorBoard's reader and by the standard library's JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tqdm import tqdm
 
-from clt_plugins import Context, run
+from clt_plugins import Context, Refused, run
 from tests.support.helpers import parts, plugins, tables
 
 NAMES = ["tensorboard", "jsonl", "console"]
@@ -81,7 +81,9 @@ def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script that finds `logger`, `metrics` and this file's other helpers, with `context` and `folder`."""
-    start = "from pathlib import Path\nimport os, resource, signal, sys\nfrom tests.plugins.test_loggers import *\n"
+    start = (
+        "from pathlib import Path\nimport os, resource, signal, sys\nfrom tests.plugins.loggers.test_loggers import *\n"
+    )
     given = f"context, folder = parts().context, Path({str(folder)!r})\n"
     command = [sys.executable, "-c", start + given + textwrap.dedent(script)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
@@ -109,7 +111,7 @@ def test_a_missing_folder_is_named(name, context, tmp_path):
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_a_run_without_a_folder_is_refused(name, context):
     spec = plugins().pick("loggers", name).spec
-    with pytest.raises(ValueError, match=f"loggers: {name} needs a folder"):
+    with pytest.raises(Refused, match=f"loggers: {name} needs a folder"):
         spec.build(spec.config(), attrs.evolve(context, folder=None))
 
 
@@ -236,7 +238,7 @@ def test_a_crash_while_lines_are_dropped_leaves_the_old_file(context, tmp_path, 
 @pytest.mark.parametrize("foreign", ["not JSON", "[1, 2]", '{"loss": 1}'])
 def test_a_file_that_is_no_log_is_left_alone(context, tmp_path, foreign):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{foreign}\n{{"step": 2}}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is not one of this log"):
+    with pytest.raises(Refused, match=r"metrics\.jsonl: line 2 is not one of this log"):
         logger("jsonl", context, tmp_path).start(RECIPE, 1)
     assert foreign in (tmp_path / "metrics.jsonl").read_text()
 
