@@ -1,4 +1,4 @@
-"""What loggers are given, "numbers; or CPU tensors [L] and [L, F]", told apart and as plain Python."""
+"""The values of metrics: numbers, or CPU tensors [L] (one value per layer) and [L, F] (a histogram per layer)."""
 
 from __future__ import annotations
 

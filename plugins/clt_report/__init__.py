@@ -47,13 +47,13 @@ def top_activations(trained: Trained, features: str, out: Path | None, tokens: i
     transcoder = trained.transcoder()
     chosen = parse(features, transcoder.n_layers, transcoder.n_features)
     with trained.source() as source:
-        found = find_top(transcoder, source, chosen, tokens=tokens, top=top, window=window)
+        result = find_top(transcoder, source, chosen, tokens=tokens, top=top, window=window)
     if out is not None:
-        write(found, out)
-    click.echo(as_text(found))
+        write(result, out)
+    click.echo(as_text(result))
 
 
 @hookimpl
 def clt_commands() -> list[click.Command]:
-    # Not called `thresholds`: importing the module of that name takes the name in this package.
+    # Not called `thresholds`: that name of this package is the module.
     return [show_thresholds, top_activations]

@@ -129,11 +129,11 @@ def find_top(
     if not values:
         raise Refused("source", "has no held-out text to look at")
     spell: Spell = source.language_model().spell if isinstance(source, HasModel) else list
-    found = _Text(torch.cat(ids), torch.cat(positions), spell, window)
+    text = _Text(torch.cat(ids), torch.cat(positions), spell, window)
     return TopActivations(
-        len(found.ids),
+        len(text.ids),
         [
-            FeatureExamples(layer, feature, float((column > 0).double().mean()), found.examples(column, top))
+            FeatureExamples(layer, feature, float((column > 0).double().mean()), text.examples(column, top))
             for (layer, feature), column in zip(chosen, torch.cat(values).unbind(1), strict=True)
         ],
     )
@@ -192,10 +192,10 @@ class _Text:
         )
 
 
-def as_text(found: TopActivations) -> str:
+def as_text(result: TopActivations) -> str:
     """For people: one line for each example, the token in brackets."""
-    lines = [f"{found.tokens:,} held-out tokens"]
-    for one in found.features:
+    lines = [f"{result.tokens:,} held-out tokens"]
+    for one in result.features:
         lines.append(f"\nlayer {one.layer}, feature {one.feature}, active at {one.density:.3%} of tokens")
         for example in one.examples:
             words = [f"[{word}]" if n == example.index else f"{word}" for n, word in enumerate(example.tokens)]
@@ -205,7 +205,7 @@ def as_text(found: TopActivations) -> str:
     return "\n".join(lines)
 
 
-def write(found: TopActivations, file: Path) -> None:
+def write(result: TopActivations, file: Path) -> None:
     """Write all of it as JSON into a new file.
 
     Raises:
@@ -213,7 +213,7 @@ def write(found: TopActivations, file: Path) -> None:
     """
     try:
         with file.open("x", encoding="utf-8") as out:
-            json.dump(attrs.asdict(found), out, indent=1, ensure_ascii=False)
+            json.dump(attrs.asdict(result), out, indent=1, ensure_ascii=False)
             out.write("\n")
     except FileExistsError:
         raise Refused(file, "already there; give another name with --out") from None

@@ -31,7 +31,7 @@ class StreamLanguageModel:
 
     Args:
         sites: what the transcoder reads and what it predicts, layer by layer.
-        packer: makes the held-out contexts, with the given number of contexts per forward pass.
+        packer: makes the held-out contexts, for a number of contexts per forward pass.
         contexts: contexts in a forward pass of the stream, C.
         length: tokens in each, T.
     """

@@ -221,8 +221,8 @@ class Stream:
             raise self._nothing_held_out()
         count = min(count, tokens)
         # As large as a training batch of all ranks: the batches are the same for any number of ranks.
-        whole = self.batch_tokens * self.ranks
-        return [rows.view(slice(edge, min(edge + whole, count))) for edge in range(0, count, whole)]
+        size = self.batch_tokens * self.ranks
+        return [rows.view(slice(begin, min(begin + size, count))) for begin in range(0, count, size)]
 
     def _rows(self, count: int, setting: str) -> Rows:
         return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device, setting)

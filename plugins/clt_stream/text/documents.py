@@ -130,11 +130,11 @@ def document(text: Any, column: str, name: str) -> tuple[str, str]:
 def part(texts: Texts, share: float, *, held_out: bool) -> Iterator[str | None]:
     """The texts of one side of the split, endlessly; None at the end of each epoch."""
     while True:
-        found = texts.next()
-        if found is None:
+        following = texts.next()
+        if following is None:
             yield None
             continue
-        identity, text = found
+        identity, text = following
         if is_held_out(identity, share) == held_out:
             yield text
 

@@ -22,7 +22,7 @@ ABOUT = {
     "Unknown split": "source.split",
     "Bad split": "source.split",
 }
-"""How messages of `datasets` begin that are about a setting other than the name of the data set."""
+"""Beginnings of messages of `datasets`, and the setting that each is about. All others are about the name."""
 
 
 def open_dataset(config: StreamConfig) -> Any:

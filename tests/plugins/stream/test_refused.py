@@ -189,6 +189,12 @@ def test_a_folder_without_a_tokenizer(gpt2: Path, text: Path, tmp_path: Path) ->
     assert build(model, text, {"tokenizer": str(gpt2)}).next().tokens == 32
 
 
+def test_a_block_larger_than_the_memory(gpt2: Path, text: Path) -> None:
+    source = build(gpt2, text, buffer_tokens=10**14)
+    with pytest.raises(Refused, match=r"^source\.buffer_tokens: \d+ rows need \d+\.\d GB, more than cpu has free$"):
+        source.next()
+
+
 # -- sites ----------------------------------------------------------------------------------------------------------
 
 
