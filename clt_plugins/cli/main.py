@@ -110,14 +110,14 @@ class RunCommand(click.Command):
 @click.option("--dry-run", is_flag=True, help="Build everything, print sizes, train nothing.")
 def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, dry_run: bool) -> None:
     """Train the transcoder that RECIPE describes."""
-    from clt_plugins import run as engine
+    from clt_plugins.training import run as training
 
     if dry_run:
         from clt_plugins.training.plan import plan as measure
 
         click.echo(_sizes(measure(recipe, plugins)))
         return
-    engine(recipe, out=out, resume=resume, plugins=plugins)
+    training.run(recipe, out=out, resume=resume, plugins=plugins)
 
 
 @main_group.command()

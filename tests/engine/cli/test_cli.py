@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from clt_plugins.cli.main import main_group
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.errors import ExitCode, PluginError, Stopped
+from clt_plugins.errors import ExitCode, PluginError, Refused, Stopped
 from clt_plugins.registry.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def test_faults_go_to_stderr_a_line_each_without_a_stack_trace(clt: Clt, recipe:
     assert done.returncode == ExitCode.USAGE
     assert done.stdout == ""
     assert [line for line in done.stderr.splitlines() if "not installed" not in line] == [
-        f"recipe.toml: activation: unknown name 'topj', did you mean 'topk'? (known: {known})",
-        'recipe.toml: transcoder.features: expected int, got "64"',
+        f"recipe.toml:4: activation: unknown name 'topj', did you mean 'topk'? (known: {known})",
+        'recipe.toml:6: transcoder.features: expected int, got "64"',
         '--set train.steps=abc: expected int, got "abc"',
     ]
 
@@ -144,7 +144,7 @@ def test_a_clash_stops_only_the_recipe_that_needs_the_name(distributions: Distri
     done = invoke("validate", "recipe.toml")
     assert done.exit_code == ExitCode.USAGE
     assert done.stderr.splitlines()[-1].startswith(
-        "recipe.toml: activation: 'topk' is offered by plugin 'activations' (clt-plugins 0.1.0"
+        "recipe.toml:4: activation: 'topk' is offered by plugin 'activations' (clt-plugins 0.1.0"
     )
     assert "and plugin 'clash' (clt-clash 2.3): block one with -p no:activations or -p no:clash" in done.stderr
     assert invoke("validate", "recipe.toml", "--set", "activation=relu").exit_code == ExitCode.OK
@@ -170,8 +170,10 @@ def test_plugins_add_commands(distributions: Distributions, recipe: Path) -> Non
         (Stopped(ExitCode.GUARD, "loss is nan at step 3"), 3, "loss is nan at step 3"),
         (Stopped(ExitCode.INTERRUPTED, "interrupted at step 3"), 130, "interrupted at step 3"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (ValueError("model.path: no such folder: x"), 2, "recipe.toml: model.path: no such folder: x"),
-        (ValueError("runs/x: already there"), 2, "runs/x: already there"),
+        (Refused("model.path", "no such folder: x"), 2, "recipe.toml: model.path: no such folder: x"),
+        (Refused("transcoder.features", "too many"), 2, "recipe.toml:6: transcoder.features: too many"),
+        (Refused(Path("runs/x"), "already there"), 2, "runs/x: already there"),
+        (ValueError("an: accident"), 1, "ValueError: an: accident (-v shows where)"),
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
         (PluginError("plugin 'x': broken"), 1, "plugin 'x': broken"),
         (RuntimeError("a\nb"), 1, "RuntimeError: a b (-v shows where)"),

@@ -100,8 +100,9 @@ def merged(**changes: Any) -> dict[str, Any]:
 def faults(recipe: Any, plugins: Plugins, *settings: str) -> list[str]:
     with pytest.raises(Faults) as caught:
         read_recipe(recipe, settings, plugins)
-    assert str(caught.value) == "\n".join(caught.value.faults)
-    return caught.value.faults
+    lines = [str(fault) for fault in caught.value.faults]
+    assert str(caught.value) == "\n".join(lines)
+    return lines
 
 
 def test_the_kinds_of_fault_give_one_line_each_all_at_once(
@@ -111,14 +112,14 @@ def test_the_kinds_of_fault_give_one_line_each_all_at_once(
     Path("recipe.toml").write_text(NINE)
     known = ", ".join(stubbed.choices("losses"))
     assert faults("recipe.toml", stubbed) == [
-        'recipe.toml: activation.k: expected int, got "abc"',
-        "recipe.toml: activation.warmpu: unknown key, did you mean 'warmup'?",
-        'recipe.toml: activation.dtype: expected one of "float32", "bfloat16", got "bf16", did you mean "bfloat16"?',
-        f"recipe.toml: losses[0]: unknown name 'msee', did you mean 'mse'? (known: {known})",
-        'recipe.toml: losses[1].layers[1]: expected int, got "x"',
-        "recipe.toml: train.log_every: expected int, got true",
-        "recipe.toml: train.steps: required, but missing",
-        "recipe.toml: train.lr: must be > 0: -3.0",
+        'recipe.toml:8: activation.k: expected int, got "abc"',
+        "recipe.toml:9: activation.warmpu: unknown key, did you mean 'warmup'?",
+        'recipe.toml:10: activation.dtype: expected one of "float32", "bfloat16", got "bf16", did you mean "bfloat16"?',
+        f"recipe.toml:11: losses[0]: unknown name 'msee', did you mean 'mse'? (known: {known})",
+        'recipe.toml:15: losses[1].layers[1]: expected int, got "x"',
+        "recipe.toml:17: train.log_every: expected int, got true",
+        "recipe.toml:16: train.steps: required, but missing",
+        "recipe.toml:18: train.lr: must be > 0: -3.0",
     ]
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from attrs import field, frozen, validators
 
-from clt_plugins import HubOrPath, Selected, Spec
+from clt_plugins import HubOrPath, Refused, Selected, Spec
+from clt_plugins.contract.spec import Choice
 from clt_plugins.contract.types import check_config
 from clt_plugins.recipe.structure import Faults, converter
 
@@ -55,10 +56,10 @@ class Outer:
 INNER = Spec("inner", Inner, lambda config, context: config)
 
 
-def pick(slot: str, name: str) -> Spec:
+def pick(slot: str, name: str) -> Choice:
     if (slot, name) != ("source", "inner"):
-        raise ValueError(f"unknown name {name!r}")
-    return INNER
+        raise Refused("", f"unknown name {name!r}")
+    return Choice(INNER, slot)
 
 
 def structure(data: Any, cls: type = Everything, folder: Path | None = None) -> Any:
