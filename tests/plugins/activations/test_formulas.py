@@ -119,9 +119,9 @@ def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None
         (activation(pre, None) * weights).sum().backward()
     by_pre = torch.zeros(B, L, F, dtype=torch.float64)
     by_log_threshold = torch.zeros(L, F, dtype=torch.float64)
-    below = 0
+    thresholds, below = activation.threshold().detach(), 0
     for b, s, f in CELLS:
-        theta, x, weight = float(activation.threshold()[s, f]), float(pre[b, s, f]), float(weights[b, s, f])
+        theta, x, weight = float(thresholds[s, f]), pre[b, s, f].item(), float(weights[b, s, f])
         if x > theta:
             by_pre[b, s, f] = weight
         if abs(x - theta) < bandwidth / 2:
