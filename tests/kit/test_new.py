@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from clt_plugins.cli.main import main_group
-from clt_plugins.cli.new import KINDS, new
+from clt_plugins.cli.new import new
 from clt_plugins.contract.hooks import SLOTS
 from clt_plugins.errors import ExitCode
 
