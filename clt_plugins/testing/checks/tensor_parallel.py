@@ -67,17 +67,16 @@ def tensor_parallel(bench: Bench) -> None:
 def step_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Result:
     """A training step with the parent's weights, of which a rank takes its slice."""
     parts = bench.parts(stirred=False, **changes)
-    try:
-        axes = parts.transcoder.feature_axes()
-        shard = parts.context.parallel.shard(FEATURES)
-        local = _weights(parts)
-        tensors = {f"first/{name}": x.clone() for name, x in local.items()}
-        for name, value in load(weights).items():
-            local[name].copy_(_slice(value, axes[name], shard))
-        tensors |= _after_step(parts, bench)
-        return Result(tensors=_packed(tensors), axes=axes, shard=shard)
-    finally:
-        close(parts)
+    axes = parts.transcoder.feature_axes()
+    shard = parts.context.parallel.shard(FEATURES)
+    local = _weights(parts)
+    tensors = {f"first/{name}": x.clone() for name, x in local.items()}
+    for name, value in load(weights).items():
+        local[name].copy_(_slice(value, axes[name], shard))
+    tensors |= _after_step(parts, bench)
+    # Not closed after an error: other ranks would report the lost connection, and this process is killed anyway.
+    close(parts)
+    return Result(tensors=_packed(tensors), axes=axes, shard=shard)
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:

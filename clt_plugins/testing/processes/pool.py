@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -25,6 +25,8 @@ RANKS = (2, 3)
 """The world sizes that the checks try."""
 TIMEOUT_S = 240
 """Of one call: ranks that need longer wait for each other."""
+GRACE_S = 1
+"""How long other ranks are listened to after one failed."""
 
 
 class Ranks:
@@ -39,31 +41,32 @@ class Ranks:
         """What the function returns on each rank.
 
         Raises:
-            Nonconformance: of the first rank that failed; or they wait for each other, or one died. The processes are
-                dead then, unless all have returned.
+            Nonconformance: of the first rank that failed; or one died, or they wait for each other. All processes are
+                killed then: a rank that failed may still be in a process group, and others may wait for it.
         """
         futures = [executor.submit(function, *arguments) for executor in self.executors]
         try:
-            done, waiting = wait(futures, TIMEOUT_S, return_when=FIRST_EXCEPTION)
+            return self._results(futures)
         except BaseException:
             self.kill()
             raise
-        if waiting:
-            # One failed, and the others wait for it; or all wait for each other.
-            self.kill()
-        world = len(futures)
+
+    def _results(self, futures: list[Future[Any]]) -> list[Any]:
+        expected = f"the step to run on {len(futures)} ranks"
         try:
-            for future in futures:
-                if future in done:
-                    future.result()
-        except BrokenProcessPool:
+            failed = next((future for future in as_completed(futures, TIMEOUT_S) if future.exception()), None)
+        except TimeoutError:
+            waiting = [rank for rank, future in enumerate(futures) if not future.done()]
+            got = f"ranks {waiting} did not answer in {TIMEOUT_S} s"
+            complain(expected, got, "collectives that only some ranks call")
+        if failed is None:
+            return [future.result() for future in futures]
+        # Another rank may notice a death before this process does, as a lost connection: the death is told.
+        done, _ = wait(futures, GRACE_S)
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
             look = 'does the plugin end the process? A script needs `if __name__ == "__main__":` around its cases'
-            complain(f"the step to run on {world} ranks", "the process of a rank died", look)
-        if waiting:
-            numbers = [rank for rank, future in enumerate(futures) if future in waiting]
-            got = f"ranks {numbers} did not answer in {TIMEOUT_S} s"
-            complain(f"the step to run on {world} ranks", got, "collectives that only some ranks call")
-        return [future.result() for future in futures]
+            complain(expected, "the process of a rank died", look)
+        return failed.result()
 
     def kill(self) -> None:
         """End the processes at once, whatever they do."""

@@ -63,7 +63,7 @@ def call(function: Callable[..., Any], subject: Subject, arguments: tuple[Any, .
         with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
             bench = Bench(plugins, subject.slot, subject.choice, subject.settings, subject.tables, module, Path(folder))
             return function(bench, *arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = error.__cause__ or error
         what = f"the step to run on {os.environ['WORLD_SIZE']} ranks"
         got = f"rank {os.environ['RANK']}: {one_line(error)}"
