@@ -1,4 +1,4 @@
-"""Processes for the ranks of one world size. They stay for the next call; `rank` is their side.
+"""Processes for the ranks of one world size. They stay for the next call. `rank` is their side.
 
 A `[parallel]` choice joins them exactly like those that `torchrun` starts: by RANK, WORLD_SIZE, MASTER_ADDR and
 MASTER_PORT.
@@ -26,7 +26,7 @@ RANKS = (2, 3)
 TIMEOUT_S = 240
 """Of one call: ranks that need longer wait for each other."""
 GRACE_S = 1
-"""How long other ranks are listened to after one failed."""
+"""How long the answers of other ranks are awaited after one failed."""
 
 
 class Ranks:
@@ -90,7 +90,7 @@ def on_ranks(bench: Bench, world: int, function: Callable[..., Any], *arguments:
     """What `function(bench, *arguments)` returns on each of so many ranks.
 
     Args:
-        function: of a module, so that other processes can import it.
+        function: one of a module, so that other processes can import it.
 
     Raises:
         Nonconformance: see `Ranks.run`.
