@@ -6,10 +6,8 @@ MASTER_PORT.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -70,16 +68,14 @@ class Ranks:
 
     def kill(self) -> None:
         """End the processes at once, whatever they do."""
-        for executor, pid in zip(self.executors, self.pids, strict=True):
-            if _has_result(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid.result(), signal.SIGKILL)
+        numbers = {pid.result() for pid in self.pids if pid.done() and not pid.exception()}
+        # Of living children only: the number of a dead process may belong to another by now.
+        for child in multiprocessing.active_children():
+            if child.pid in numbers:
+                child.kill()
+        for executor in self.executors:
             executor.shutdown(wait=False, cancel_futures=True)
         _started.pop(len(self.executors), None)
-
-
-def _has_result(future: Future[Any]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
 
 
 _started: dict[int, Ranks] = {}
