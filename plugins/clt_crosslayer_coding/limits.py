@@ -99,6 +99,8 @@ def hook(side: str, model: Mapping[str, Any]) -> str:
     parts = ["mlp"] if template is None else template.split(".")
     end = parts.pop() if parts[-1] in ("input", "output") else side
     name = HOOKS.get(parts[-1], (None, None))[0 if end == "input" else 1] if parts else None
+    if name == "hook_resid_mid" and parts[0] == "gpt_neox":
+        name = None  # attention and MLP are parallel there, and TransformerLens has no such hook
     if name is None:
         remedy = "set tl_input_template" if side == "input" else "choose another module to export"
         raise Refused(f"model.{side}s", f"the TransformerLens name of {template!r} is not known: {remedy}")

@@ -74,6 +74,8 @@ def _hook(side: str, template: str | None) -> str:
     parts = ["mlp"] if template is None else template.split(".")
     end = parts.pop() if parts[-1] in ("input", "output") else side
     hook = HOOKS.get(parts[-1], (None, None))[0 if end == "input" else 1] if parts else None
+    if hook == "hook_resid_mid" and parts[0] == "gpt_neox":
+        hook = None  # attention and MLP are parallel there, and TransformerLens has no such hook
     if hook is None:
         raise Refused(
             f"{side}_hook", f"the TransformerLens name for model.{side}s = {template!r} is not known: set {side}_hook"

@@ -178,9 +178,10 @@ def test_hooks_follow_the_recipe_s_modules_and_the_setting(tmp_path):
     config = json.loads((export(transcoder, "crosslayer-coding", tmp_path / "a") / "cfg.json").read_text())
     assert config["tl_input_template"] == "blocks.{}.hook_resid_mid"
     assert config["tl_output_template"] == "blocks.{}.mlp.hook_out"
-    transcoder.described_model = {"path": "x", "inputs": "odd.{}.place"}
-    with pytest.raises(Faults, match="set tl_input_template"):
-        export(transcoder, "crosslayer-coding", tmp_path / "b")
+    for unknown in ("odd.{}.place", "gpt_neox.layers.{}.post_attention_layernorm.input"):
+        transcoder.described_model = {"path": "x", "inputs": unknown}
+        with pytest.raises(Faults, match="set tl_input_template"):
+            export(transcoder, "crosslayer-coding", tmp_path / "b")
     folder = export(transcoder, "crosslayer-coding", tmp_path / "b", tl_input_template="blocks.{}.odd")
     assert json.loads((folder / "cfg.json").read_text())["tl_input_template"] == "blocks.{}.odd"
 
