@@ -101,7 +101,7 @@ def test_hooks_follow_the_recipe_s_modules(tmp_path):
         export(transcoder, "circuit-tracer", tmp_path / "c")
     # The blocks of Pythia run attention and MLP in parallel: TransformerLens has no `hook_resid_mid` in them.
     transcoder.described_model = {"path": "x", "inputs": "gpt_neox.layers.{}.post_attention_layernorm.input"}
-    with pytest.raises(Faults, match="input_hook: the TransformerLens name for .* is not known"):
+    with pytest.raises(Faults, match=r"input_hook: the TransformerLens name for .* is not known"):
         export(transcoder, "circuit-tracer", tmp_path / "c")
     transcoder.described_model = {}
     with pytest.raises(ValueError, match="model_name: not known"):
