@@ -31,7 +31,7 @@ class Selection(Protocol):
     """Chooses pairs while the pre-activations of a batch pass by, one layer at a time."""
 
     def see(self, layer: int, pre: Tensor) -> None:
-        """Read one layer's pre-activations [B, F], without gradient; the block is shared, and overwritten afterwards."""
+        """Read one layer's pre-activations [B, F], without gradient; the block is shared, then overwritten."""
 
     def finish(self) -> tuple[Pairs, Tensor]:
         """After the last layer: the pairs, and the pre-activation of each, [N]; -inf for a pair that is empty."""
