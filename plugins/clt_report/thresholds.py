@@ -33,16 +33,18 @@ def report(transcoder: CrossLayerTranscoder, folder: Path | None, *, as_json: bo
     found = activation.threshold().detach().cpu().double()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        plot(found, folder / "thresholds.png")
         events(found, folder)
+        plotted = plot(found, folder / "thresholds.png")
     rows = distribution(found)
     if as_json:
         return json.dumps({"layers": rows}, indent=2)
     lines = [f"{'layer':>6}" + "".join(f"{name:>10}" for name in (*QUANTILES, "mean"))]
     for layer, row in enumerate(rows):
         lines.append(f"{layer:>6}" + "".join(f"{row[name]:>10.4g}" for name in (*QUANTILES, "mean")))
-    if folder is not None:
+    if folder is not None and plotted:
         lines.append(f"plot in {folder / 'thresholds.png'}")
+    elif folder is not None:
+        lines.append("no plot: it needs matplotlib: python -m pip install 'clt-plugins[plots]'")
     return "\n".join(lines)
 
 
@@ -55,9 +57,12 @@ def distribution(thresholds: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def plot(thresholds: Tensor, file: Path) -> None:
-    """A histogram per layer, one above the other on one axis, as a PNG."""
-    from matplotlib.figure import Figure
+def plot(thresholds: Tensor, file: Path) -> bool:
+    """A histogram per layer, one above the other on one axis, as a PNG; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return False
 
     layers = len(thresholds)
     figure = Figure(figsize=(7, 1 + 0.9 * layers), layout="constrained")
@@ -70,6 +75,7 @@ def plot(thresholds: Tensor, file: Path) -> None:
         axis.set_yticks([])
     axes[-1].set_xlabel("threshold, in units of pre-activations (line: median)")
     figure.savefig(file, dpi=120)
+    return True
 
 
 def events(thresholds: Tensor, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
             raise Refused("model.path", f"{path!r} holds no model: there is no config.json in it")
     options: dict[str, Any] = {} if is_local or not settings.revision else {"revision": settings.revision}
     if gguf_file:
+        if find_spec("gguf") is None:
+            raise Refused("model.path", "GGUF files need the extra gguf: python -m pip install 'clt-plugins[gguf]'")
         options["gguf_file"] = gguf_file
     try:
         if settings.tokenizer:
