@@ -11,6 +11,7 @@ from attrs import Attribute, Factory, field, frozen, validators
 from clt_plugins.contract.slots import BY_TABLE, SLOTS, Slot
 from clt_plugins.contract.spec import Selected
 from clt_plugins.contract.types import HubOrPath
+from clt_plugins.errors import Refused
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)
@@ -166,21 +167,20 @@ class ConvertConfig:
     scales: list[float] = field(factory=lambda: [0.01, 100.0], validator=_range)
     """The smallest and largest factor that is tried."""
 
-    def targets(self, layers: int, features: int) -> list[float] | None:
+    def targets(self, n_layers: int, n_features: int) -> list[float] | None:
         """The L0 wanted of each layer; None if it is that of the trained transcoder.
 
         Raises:
-            ValueError: there are more or fewer layers, or a layer has not as many features.
+            Refused: there are more or fewer layers, or a layer has not as many features.
         """
         if self.l0 is None:
             return None
-        wanted = self.l0 if isinstance(self.l0, list) else [self.l0] * layers
-        if len(wanted) != layers:
-            raise ValueError(
-                f"convert.l0: {len(wanted)} numbers for {layers} layers: give one for each, or one for all"
-            )
-        if max(wanted) > features:
-            raise ValueError(f"convert.l0: {max(wanted):g} is more than the {features} features of a layer")
+        wanted = self.l0 if isinstance(self.l0, list) else [self.l0] * n_layers
+        if len(wanted) != n_layers:
+            text = f"{len(wanted)} numbers for {n_layers} layers: give one for each, or one for all"
+            raise Refused("convert.l0", text)
+        if max(wanted) > n_features:
+            raise Refused("convert.l0", f"{max(wanted):g} is more than the {n_features} features of a layer")
         return wanted
 
 

@@ -12,6 +12,7 @@ from clt_plugins.contract.context import Context
 from clt_plugins.model.assemble import Parts, build_transcoder
 from clt_plugins.model.devices import make_kernels, make_parallel
 from clt_plugins.recipe.read import read_recipe
+from clt_plugins.registry.build import build
 from clt_plugins.training.plan import estimate
 from tests.support.helpers import parts, plugins
 
@@ -42,13 +43,13 @@ def test_a_recipe_builds_at_full_size_without_memory(name):
         steps=recipe.train.steps,
         kernels=make_kernels("torch", torch.device("cpu"), plugins()),
         parallel=make_parallel("single", plugins()),
-        layers=layers,
+        n_layers=layers,
         d_model=d_model,
-        features=recipe.transcoder.features,
+        n_features=recipe.transcoder.features,
     )
     transcoder = build_transcoder(context)
     assert all(p.is_meta for p in transcoder.parameters())
-    losses = [loss.build(context) for loss in recipe.losses]
+    losses = [build(loss, context) for loss in recipe.losses]
     found = estimate(Parts(context, parts().source, transcoder, losses), recipe)
     encoder = layers * recipe.transcoder.features * (d_model + 1)
     targets = layers * (layers + 1) // 2 if recipe.tying.name == "untied" else layers

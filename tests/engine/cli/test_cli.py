@@ -144,7 +144,7 @@ def test_a_clash_stops_only_the_recipe_that_needs_the_name(distributions: Distri
     done = invoke("validate", "recipe.toml")
     assert done.exit_code == ExitCode.USAGE
     assert done.stderr.splitlines()[-1].startswith(
-        "recipe.toml: activation: 'topk' is offered by plugin 'activations' (clt-plugins 0.1.0"
+        "recipe.toml:4: activation: 'topk' is offered by plugin 'activations' (clt-plugins 0.1.0"
     )
     assert "and plugin 'clash' (clt-clash 2.3): block one with -p no:activations or -p no:clash" in done.stderr
     assert invoke("validate", "recipe.toml", "--set", "activation=relu").exit_code == ExitCode.OK

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clt_plugins.data.batch import Batch
-from clt_plugins.model.assemble import build, close
+from clt_plugins.model.assemble import assemble, close
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.training.objective import objective
@@ -40,7 +40,7 @@ def tables(activation: str, tying: str, kernels: str, path: str) -> dict:
 def batches() -> tuple[list[Batch], dict]:
     """Real activations, gathered once."""
     recipe = read_recipe(tables("topk", "untied", "torch", "dense"), plugins=plugins())
-    parts = build(recipe, plugins())
+    parts = assemble(recipe)
     found = [parts.source.next() for _ in range(STEPS)]
     close(parts)
     return found, estimate(found, parts.source.n_layers, parts.source.d_model)
@@ -50,7 +50,7 @@ def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
     """The loss of each step, [STEPS]."""
     found, statistics = batches()
     recipe = read_recipe(tables(activation, tying, kernels, path), plugins=plugins())
-    parts = build(recipe, plugins())
+    parts = assemble(recipe)
     close(parts)
     transcoder = parts.transcoder
     transcoder.normaliser.fit("mean_std", statistics)

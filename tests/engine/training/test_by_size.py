@@ -36,4 +36,4 @@ def test_the_run_says_what_it_took(tmp_path: Path) -> None:
     # 3 layers x 10 features; 12 steps of 16 tokens.
     assert written["lr"] == pytest.approx(0.25 / 30**0.5, rel=0.02)
     assert (written["warmup_steps"], written["dead_after_tokens"]) == (1, 9)
-    assert run(table, out=tmp_path / "run", resume="latest").layers == 3, "it can be resumed by the same recipe"
+    assert run(table, out=tmp_path / "run", resume="latest").n_layers == 3, "it can be resumed by the same recipe"

@@ -6,10 +6,16 @@ import math
 
 import pytest
 import torch
-from clt_plugins.training.rounding import AdamBF16, round_stochastically
 
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizer import clip_gradients, gradient_norm, learning_rate, make_optimizer
+from clt_plugins.training.optimizer import (
+    AdamBF16,
+    clip_gradients,
+    gradient_norm,
+    learning_rate,
+    make_optimizer,
+    round_stochastically,
+)
 from tests.support.helpers import parts, random_batch
 
 STEPS = 100
