@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import clt_plugins
-from clt_plugins.cli.new import KINDS, TEMPLATES, renamed
+from clt_plugins.cli.new import TEMPLATES, renamed
 
 GUIDE = Path(__file__).resolve().parents[2] / "plugins" / "README.md"
 
@@ -26,12 +26,11 @@ def public() -> str:
 
 
 def written(text: str) -> str:
-    """The guide with everything that comes from code put in anew."""
-    for kind in KINDS:
-        start = f"<!-- example: {kind} -->\n"
-        before, after = text.split(start)
-        rest = after[re.search(r"^### |^## ", after, re.M).start() :]  # type: ignore[union-attr]
-        text = f"{before}{start}\n{example(kind)}\n{rest}"
+    """The guide with the one full example and the public names put in anew."""
+    start = "<!-- example: loss -->\n"
+    before, after = text.split(start)
+    rest = after[re.search(r"^### |^## ", after, re.M).start() :]  # type: ignore[union-attr]
+    text = f"{before}{start}\n{example('loss')}\n{rest}"
     return re.sub(r"<!-- public -->\n.*\n", lambda _: f"<!-- public -->\n{public()}\n", text)
 
 
