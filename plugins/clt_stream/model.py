@@ -41,14 +41,17 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
             raise Refused("model.gguf_file", f"no file {gguf_file!r} in {path!r}")
         if not gguf_file and not (local / "config.json").is_file():
             raise Refused("model.path", f"{path!r} holds no model: there is no config.json in it")
-    options: dict[str, Any] = {} if is_local or not settings.revision else {"revision": settings.revision}
+    # Without the word, transformers asks at a terminal whether to run a model's own code.
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if settings.revision and not is_local:
+        options["revision"] = settings.revision
     if gguf_file:
         if find_spec("gguf") is None:
             raise Refused("model.path", "GGUF files need the extra gguf: python -m pip install 'clt-plugins[gguf]'")
         options["gguf_file"] = gguf_file
     try:
         if settings.tokenizer:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(settings.tokenizer))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(settings.tokenizer), trust_remote_code=False)
         else:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings.dtype), **options)
