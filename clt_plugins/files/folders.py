@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clt_plugins.distributed.agree import together
+from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import Refused
 from clt_plugins.files.sliced import own_files
 
@@ -47,12 +47,12 @@ def whole_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pat
     lead = parallel is None or parallel.rank == 0
     listing: dict[str, Any] = {}
     try:
-        with together(parallel):
+        with all_or_none(parallel):
             if lead:
                 if partial.exists():
                     shutil.rmtree(partial)
                 partial.mkdir(parents=True)
-        with together(parallel):
+        with all_or_none(parallel):
             try:
                 yield partial
             except SafetensorError as error:
@@ -62,7 +62,7 @@ def whole_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pat
                 _flush(path)
         for theirs in [] if parallel is None else parallel.gather(json.dumps(listing)):
             listing.update(json.loads(theirs))
-        with together(parallel):
+        with all_or_none(parallel):
             if lead:
                 write_json(partial / MANIFEST, {"format": FORMAT, "files": dict(sorted(listing.items()))})
                 _move(partial, folder)

@@ -16,7 +16,7 @@ import attrs
 import torch
 
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.distributed.agree import read, same_everywhere, together
+from clt_plugins.distributed.agree import all_or_none, read, same_everywhere
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.files.folders import write_json
 from clt_plugins.finished.stages import after_training, check_stages
@@ -77,7 +77,7 @@ def run(
         folder, checkpoint = folder_and_checkpoint(parallel, recipe, out, resume)
         # The engine draws from generators of its own; this one is for plugins that draw from torch's, and checkpointed.
         torch.manual_seed(recipe.seed)
-        with together(parallel):
+        with all_or_none(parallel):
             parts = assemble(recipe, folder, context.device, parallel)
             stack.callback(close, parts)
             check_stages(parts, recipe, plugins)
@@ -105,12 +105,12 @@ def _train(
     if checkpoint is None:
         _fit_normaliser(parts, recipe)
     else:
-        with together(parts.context.parallel):
+        with all_or_none(parts.context.parallel):
             progress = load_checkpoint(checkpoint, parts, optimizer)
         logger.info("resumed from %s", checkpoint)
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
     parallel = parts.context.parallel
-    with together(parallel):
+    with all_or_none(parallel):
         if parallel.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")

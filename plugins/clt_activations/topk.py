@@ -54,7 +54,7 @@ class TopK(nn.Module):
             self.context.n_features,
             per=self.per,
             scope=self.config.scope,
-            rank=rank,
+            score=rank,
             parallel=self.context.parallel,
         )
 

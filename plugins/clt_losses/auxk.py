@@ -40,10 +40,10 @@ class AuxK:
             return None
         outside = torch.where(dead, 0.0, -torch.inf)
 
-        def rank(layer: int, pre: Tensor) -> Tensor:
+        def score(layer: int, pre: Tensor) -> Tensor:
             return pre + outside[layer].to(pre.dtype)
 
-        return Top(self.k, tokens, self.n_layers, self.n_features, per="token", rank=rank, parallel=self.parallel)
+        return Top(self.k, tokens, self.n_layers, self.n_features, per="token", score=score, parallel=self.parallel)
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         residual = (forward.targets - forward.reconstruction).detach()
