@@ -26,7 +26,7 @@ def main() -> None:
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise SystemExit("it needs matplotlib: python -m pip install 'clt-plugins[plots]'") from None
+        raise SystemExit("plot_run.py needs matplotlib: python -m pip install 'clt-plugins[plots]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
