@@ -154,7 +154,7 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
     """
     from clt_plugins.cli.listing import as_text, listing, undocumented
     from clt_plugins.registry.discovery import OWN
-    from clt_plugins.testing.cases import trial
+    from clt_plugins.testing.trial import trial
 
     plugins.commands()  # so that one that fails is listed
     found = listing(plugins, name)

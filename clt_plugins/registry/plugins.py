@@ -20,7 +20,7 @@ from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.slots import BY_TABLE, SLOTS
 from clt_plugins.contract.spec import API_VERSION, Choice, Spec
 from clt_plugins.contract.types import check_config
-from clt_plugins.errors import Fault, PluginError, Refused, did_you_mean, parse_path
+from clt_plugins.errors import Fault, Faults, PluginError, Refused, did_you_mean, parse_path
 from clt_plugins.registry.discovery import OWN, ROOT, Found, find_plugins
 from clt_plugins.registry.info import Failure, Info, name_of, source_file
 from clt_plugins.registry.kernels import auto
@@ -84,6 +84,9 @@ class Plugins:
                 found = [] if isinstance(returned, str) else list(returned)
                 if isinstance(returned, str) or not all(isinstance(text, str) for text in found):
                     raise TypeError(f"must return a list of str, got {returned!r}")
+            except Faults as error:
+                faults += error.faults
+                continue
             except Exception as error:
                 raise PluginError(self._named(impl.plugin_name, "clt_check", error)) from error
             faults += map(_as_fault, found)

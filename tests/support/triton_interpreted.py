@@ -14,8 +14,8 @@ from clt_plugins import Layout
 from clt_plugins.contract.interfaces import Kernels
 from clt_plugins.model.devices import make_kernels
 from clt_plugins.registry.plugins import load_plugins
-from clt_plugins.testing.kernels import EDGES
-from clt_plugins.testing.products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
+from clt_plugins.testing.checks.kernel import EDGES
+from clt_plugins.testing.sparse_products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 
 
 @pytest.fixture

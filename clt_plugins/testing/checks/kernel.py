@@ -1,4 +1,4 @@
-"""Checks for `[kernels]`: see `clt_plugins.contract.interfaces.Kernels`; against `products`."""
+"""Checks for `[kernels]`: see `clt_plugins.contract.interfaces.Kernels`; against `sparse_products`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import Preferred
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
+from clt_plugins.errors import Faults
+from clt_plugins.model.devices import bare_context
 from clt_plugins.model.sparse import sparse_decode
 from clt_plugins.testing.bench import Bench
-from clt_plugins.testing.products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
+from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
+from clt_plugins.testing.sparse_products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 
 EDGES = [
     (5, 3, 4, 6, 0.0),  # N = 0
@@ -32,14 +36,15 @@ def built(bench: Bench) -> Any:
     """The kernels for the CPU.
 
     Raises:
-        unittest.SkipTest: they cannot serve it, as `build` says.
+        unittest.SkipTest: they do not serve it, as `build` says.
     """
     try:
-        return bench.spec.build(bench.spec.config(**bench.settings), torch.device("cpu"))
-    except ValueError as error:
+        return bench.build(bare_context(torch.device("cpu"), recipe=bench.recipe()))
+    except Faults as error:
         raise SkipTest(str(error)) from error
 
 
+@check("kernels", trial=True)
 def products(bench: Bench) -> None:
     """The three products for every layout and type, with one value per pair and one per target; and `name`."""
     kernels = built(bench)
@@ -53,12 +58,12 @@ def products(bench: Bench) -> None:
                     kernels, Problem.random(layout(4, 7), mask, 13, dtype, per_target=per_target), *tolerances
                 )
     expect(isinstance(kernels.name, str), "`name`, a str", repr(kernels.name), "the class of what `build` returns")
-    preference = kernels.preference(torch.device("cpu"))
-    expect(
-        isinstance(preference, int), "preference(device), an int", repr(preference), '`preference`, which "auto" asks'
-    )
+    if isinstance(kernels, Preferred):
+        number = kernels.preference(torch.device("cpu"))
+        expect(isinstance(number, int), "preference(device), an int", repr(number), '`preference`, which "auto" asks')
 
 
+@check("kernels")
 def edges(bench: Bench) -> None:
     """No pairs, one token, one feature, one layer, one dimension; shapes that fill no tile; tokens without pairs."""
     kernels = built(bench)
@@ -73,8 +78,9 @@ def edges(bench: Bench) -> None:
     assert_conforms(kernels, Problem.random(Layout.untied(2, 3), mask, 5, torch.float64, per_target=False), 1e-12)
 
 
+@check("kernels")
 def rows(bench: Bench) -> None:
-    """Rows of no feature become zero; a pair may come twice, and out of order within its token.
+    """Rows of no feature become zero; a pair may occur twice, and out of order within its token.
 
     (A selection with too few candidates fills up with pairs whose value is zero.)
     """
@@ -90,6 +96,7 @@ def rows(bench: Bench) -> None:
     assert_conforms(kernels, changed, 1e-12)
 
 
+@check("kernels")
 def strides(bench: Bench) -> None:
     """Dense tensors need not be contiguous."""
     problem = Problem.random(Layout.untied(3, 4), random_mask(5, 3, 4, 0.4), 6, torch.float64, per_target=False)
@@ -97,6 +104,7 @@ def strides(bench: Bench) -> None:
     assert_conforms(built(bench), attrs.evolve(problem, dense=strided), 1e-12)
 
 
+@check("kernels")
 def threads(bench: Bench) -> None:
     """Results have the same bits whatever the number of threads."""
     kernels, before = built(bench), torch.get_num_threads()
@@ -108,7 +116,7 @@ def threads(bench: Bench) -> None:
             try:
                 for count in (1, 2):
                     torch.set_num_threads(count)
-                    results.append(problem.found(kernels, problem.weight, overwrite=False))
+                    results.append(problem.computed(kernels, problem.weight, overwrite=False))
             finally:
                 torch.set_num_threads(before)
             for product, one, other in zip(("decode", "grad_values", "grad_rows"), *results, strict=True):
@@ -116,6 +124,7 @@ def threads(bench: Bench) -> None:
                 same(other, one, what, "sums that several threads share: give each sum one owner and one order")
 
 
+@check("kernels")
 def gradient(bench: Bench) -> None:
     """`torch.autograd.gradcheck` through `clt_plugins.sparse_decode`."""
     kernels = built(bench)

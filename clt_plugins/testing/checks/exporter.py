@@ -1,6 +1,6 @@
 """Checks for `[[exports]]`: see `clt_plugins.contract.interfaces.Exporter`.
 
-They take the first transcoder that the format can hold of `TRANSCODERS`, or the one that `recipe` names.
+They use the first transcoder of `TRANSCODERS` that the format can hold, or the one that `recipe` names.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from unittest import SkipTest
 
 import torch
 
+from clt_plugins.contract.abilities import Checks
 from clt_plugins.errors import Faults
 from clt_plugins.model.assemble import Parts
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench, step
+from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench
+from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
 
 TRANSCODERS: tuple[dict[str, Any], ...] = (
@@ -31,14 +33,14 @@ TRANSCODERS: tuple[dict[str, Any], ...] = (
 
 
 def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
-    """A transcoder after a step, with statistics of its own."""
+    """A transcoder after a step, with the statistics of a batch."""
     parts = bench.parts(**{name: table for name, table in tables.items() if name not in bench.tables})
     transcoder = parts.transcoder
     if transcoder.normalisation != "none":
         batch = bench.batch(seed=5)
         transcoder.normaliser.fit(transcoder.normalisation, estimate([batch], LAYERS, D_MODEL))  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(transcoder.parameters(), lr=0.01)
-    step(parts, bench.batch())
+    bench.step(parts, bench.batch())
     optimizer.step()
     transcoder.eval()
     return parts
@@ -49,12 +51,12 @@ def _exported(bench: Bench) -> tuple[Parts, Any, Path]:
     reasons = []
     for number, tables in enumerate(TRANSCODERS):
         parts = _trained(bench, tables)
-        exporter = bench.spec.build(bench.recipe().exports[0].config, parts.context)
+        exporter = bench.build(parts.context)
         folder = bench.folder / f"export{number}"
         folder.mkdir()
         try:
             exporter.export(parts.transcoder, folder)
-        except ValueError as error:
+        except Faults as error:
             reasons.append(str(error))
             expect(
                 not list(folder.iterdir()),
@@ -72,6 +74,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+@check("exports", trial=True)
 def export(bench: Bench) -> None:
     """Files that are not empty, the same bytes each time; the transcoder is left as it was."""
     parts, exporter, folder = _exported(bench)
@@ -92,6 +95,7 @@ def export(bench: Bench) -> None:
         same(x, before[name], f"{name} as it was before the export", "`export`: work on copies")
 
 
+@check("exports")
 def every_tensor(bench: Bench) -> None:
     """Each tensor of the transcoder reaches the files: change one, and the files change."""
     parts, exporter, folder = _exported(bench)
@@ -106,7 +110,7 @@ def every_tensor(bench: Bench) -> None:
             with torch.no_grad():
                 tensor.mul_(1.5).add_(0.25)
             exporter.export(parts.transcoder, out)
-        except ValueError:
+        except Faults:
             continue  # the format cannot hold that, and says so
         finally:
             with torch.no_grad():
@@ -119,6 +123,7 @@ def every_tensor(bench: Bench) -> None:
         )
 
 
+@check("exports")
 def round_trip(bench: Bench) -> None:
     """`CrossLayerTranscoder.load` reads the folder back, and it gives the same outputs on raw activations.
 
@@ -127,15 +132,16 @@ def round_trip(bench: Bench) -> None:
     parts, _, folder = _exported(bench)
     try:
         loaded = CrossLayerTranscoder.load(folder, plugins=bench.plugins, kernels="torch")
-    except ValueError as error:
+    except Faults as error:
         raise SkipTest(f"not read back: {error}") from error
     inputs = bench.batch(seed=9).inputs
     with torch.no_grad():
-        wanted, found = parts.transcoder(inputs), loaded(inputs)
+        expected, outputs = parts.transcoder(inputs), loaded(inputs)
     # float32 weights; folding statistics into them rounds once more.
-    same(found, wanted, "the outputs of the transcoder that was exported", "what `export` folds into weights", 1e-4)
+    same(outputs, expected, "the outputs of the transcoder that was exported", "what `export` folds into weights", 1e-4)
 
 
+@check("exports")
 def before_training(bench: Bench) -> None:
     """`check` says faults as text, the same with and without memory, and only of what `export` refuses.
 
@@ -147,8 +153,8 @@ def before_training(bench: Bench) -> None:
             built = [bench.parts(device=device, stirred=False, **chosen) for device in ("meta", "cpu")]
         except Faults:
             continue  # the plugin's `clt_check` says so of the recipe alone
-        exporters = [bench.spec.build(bench.recipe(**chosen).exports[0].config, parts.context) for parts in built]
-        if not hasattr(exporters[0], "check"):
+        exporters = [bench.build(parts.context) for parts in built]
+        if not isinstance(exporters[0], Checks):
             raise SkipTest("it has no `check`")
         look = "`check`: look at the choices and settings, not at values"
         without, said = (exporter.check(parts.transcoder) for exporter, parts in zip(exporters, built, strict=True))
@@ -165,6 +171,6 @@ def before_training(bench: Bench) -> None:
         folder.mkdir()
         try:
             exporters[1].export(_trained(bench, tables).transcoder, folder)
-        except ValueError:
+        except Faults:
             continue
         complain("`export` to refuse what `check` does", f"it wrote, though {said}", "`check`, or `export`")

@@ -1,4 +1,4 @@
-"""What activations, tyings and losses have in common: checks of a whole training step with them in it."""
+"""Checks of a whole training step: what activations, tyings and losses have in common."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import Bench, gradients, step, stir
-from clt_plugins.testing.report import complain, expect, place, same
+from clt_plugins.testing.bench import Bench, gradients, stir
+from clt_plugins.testing.checks.tensor_parallel import ROUNDING
+from clt_plugins.testing.registry import check
+from clt_plugins.testing.report import complain, expect, location, same
 
-ROUNDING = 1e-10
-"""Of float64: other orders of the same sums differ by about 1e-15 of the largest term for each of some 1e3 terms."""
 
-
+@check("activation", "tying", "losses")
 def sparse_is_dense(bench: Bench) -> None:
     """The sparse path gives what the dense reference does, in float64: features, reconstruction, terms, gradients."""
     outcomes, grads, densities = [], [], []
     for path in ("dense", "sparse"):
         parts = bench.parts(transcoder={"dtype": "float64", "path": path})
-        outcomes.append(step(parts, bench.batch(torch.float64)))
+        outcomes.append(bench.step(parts, bench.batch(torch.float64)))
         grads.append(gradients(parts))
         densities.append(outcomes[-1].features.dense())
     look = {
@@ -43,11 +43,13 @@ def sparse_is_dense(bench: Bench) -> None:
         same(grads[1][name], grads[0][name], f"the same gradient of {name} on both paths", look, ROUNDING)
 
 
+@check("activation", "tying")
 def gradient(bench: Bench) -> None:
     """The derivative of a loss by the encoder and the tying is the numerical one, in float64 (`gradcheck`)."""
     _gradcheck(bench, lambda name: not name.startswith("activation."))
 
 
+@check("activation")
 def own_gradient(bench: Bench) -> None:
     """The derivative by the activation's own parameters is the numerical one, in float64 (`gradcheck`).
 
@@ -56,12 +58,12 @@ def own_gradient(bench: Bench) -> None:
     _gradcheck(bench, lambda name: name.startswith("activation."))
 
 
-def _gradcheck(bench: Bench, wanted: Callable[[str], bool]) -> None:
+def _gradcheck(bench: Bench, belongs: Callable[[str], bool]) -> None:
     parts = bench.parts(transcoder={"dtype": "float64", "path": "sparse"})
     transcoder, batch = parts.transcoder, bench.batch(torch.float64)
-    names = [name for name, p in transcoder.named_parameters() if p.requires_grad and wanted(name)]
+    names = [name for name, p in transcoder.named_parameters() if p.requires_grad and belongs(name)]
     if not names:
-        raise SkipTest("it has no parameters of its own")
+        raise SkipTest("it has no parameters")
 
     def loss(name: str, value: Tensor) -> Tensor:
         def run(module: CrossLayerTranscoder) -> Tensor:
@@ -104,12 +106,13 @@ class _Call(torch.nn.Module):
         return self.function(self.module)
 
 
+@check("activation", "tying")
 def save_load(bench: Bench) -> None:
     """After a training step, a saved and loaded transcoder has the same bits and gives the same outputs."""
     parts = bench.parts()
     transcoder, batch = parts.transcoder, bench.batch()
     optimizer = torch.optim.Adam(transcoder.parameters(), lr=0.01)
-    step(parts, batch)
+    bench.step(parts, batch)
     optimizer.step()
     transcoder.eval()
     transcoder.save(bench.folder / "saved")
@@ -119,6 +122,8 @@ def save_load(bench: Bench) -> None:
     expect(before.keys() == after.keys(), f"the parameters {sorted(before)}", str(sorted(after)), look)
     for name, value in before.items():
         same(after[name], value, f"{name} as it was saved", look)
+        axes = [getattr(p, "feature_axis", None) for p in (value, after[name])]
+        expect(axes[0] == axes[1], f"feature_axis {axes[0]} of {name} after loading", str(axes[1]), "`__init__`")
     for name, buffer in transcoder.named_buffers():
         if not name.startswith("normaliser."):
             same(
@@ -131,10 +136,11 @@ def save_load(bench: Bench) -> None:
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
 
 
+@check("activation", "tying", "losses")
 def bf16(bench: Bench) -> None:
     """With bfloat16 parameters, a step's terms and gradients are finite."""
     parts = bench.parts(transcoder={"dtype": "bfloat16"})
-    outcome = step(parts, bench.batch())
+    outcome = bench.step(parts, bench.batch())
     look = "divisions, logarithms and roots of small numbers: compute in float32, bfloat16 has 8 bits"
     for name, value in outcome.terms.items():
         expect(bool(torch.isfinite(value)), f"a finite term {name!r}", f"{float(value)}", look)
@@ -142,17 +148,19 @@ def bf16(bench: Bench) -> None:
         expect(bool(torch.isfinite(grad).all()), f"a finite gradient of {name}", "inf or NaN in it", look)
 
 
+@check("activation", "tying")
 def meta(bench: Bench) -> None:
     """On the device "meta" it builds without memory, with the parameters that it has on a CPU."""
     real, planned = bench.parts(), bench.parts(device="meta")
-    wanted = {name: (tuple(p.shape), p.dtype) for name, p in real.transcoder.named_parameters()}
-    found = {name: (tuple(p.shape), p.dtype) for name, p in planned.transcoder.named_parameters()}
+    on_cpu = {name: (tuple(p.shape), p.dtype) for name, p in real.transcoder.named_parameters()}
+    on_meta = {name: (tuple(p.shape), p.dtype) for name, p in planned.transcoder.named_parameters()}
     look = "`__init__`: make every tensor with `device=context.device`, and read no numbers there"
-    expect(found == wanted, f"the same parameters on meta: {wanted}", str(found), look)
+    expect(on_meta == on_cpu, f"the same parameters on meta: {on_cpu}", str(on_meta), look)
     allocated = [name for name, p in planned.transcoder.named_parameters() if p.device.type != "meta"]
     expect(not allocated, "parameters without memory", f"{', '.join(allocated)} on {real.context.device}", look)
 
 
+@check("activation", "tying", "losses", trial=True)
 def determinism(bench: Bench) -> None:
     """Built and stepped twice from one seed, everything is the same bit for bit."""
     found = []
@@ -161,14 +169,17 @@ def determinism(bench: Bench) -> None:
         parts = bench.parts(stirred=False)
         fresh = {name: p.detach().clone() for name, p in parts.transcoder.named_parameters()}
         stir(parts.transcoder)
-        outcome = step(parts, bench.batch())
+        outcome = bench.step(parts, bench.batch())
         found.append((fresh, outcome.terms, gradients(parts)))
-    look = "random numbers: draw them from a generator seeded by `context.seed`; sets and hashes of str: sort them"
+    look = (
+        "random numbers: draw them from `clt_plugins.generator(context.seed, ...)`; sets and hashes of str: sort them"
+    )
     for what, first, second in zip(("first value", "term", "gradient"), *found, strict=True):
         for name in first:
             same(second[name], first[name], f"the same {what} of {name} in a second run", look)
 
 
+@check("activation", "tying", "losses")
 def no_sync(bench: Bench) -> None:
     """A step reads nothing back from the device and has no shape that depends on numbers.
 
@@ -179,11 +190,11 @@ def no_sync(bench: Bench) -> None:
     if not parts.transcoder.activation.fixed_size:
         raise SkipTest("fixed_size is False: how many pairs pass depends on the numbers")
     try:
-        step(parts, bench.batch(device="meta"))
+        bench.step(parts, bench.batch(device="meta"))
     except (RuntimeError, NotImplementedError) as error:
         complain(
             "a step that never waits for a GPU",
             " ".join(str(error).split())[:300],
-            f"{place(error)}: `.item()`, `bool(...)`, `nonzero`, a boolean index? Where it costs nothing on a CPU, "
+            f"{location(error)}: `.item()`, `bool(...)`, `nonzero`, a boolean index? Where it costs nothing on a CPU, "
             "ask for `x.device.type` first; use `torch.where` otherwise",
         )

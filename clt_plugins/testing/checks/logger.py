@@ -17,7 +17,8 @@ import torch
 
 from clt_plugins.recipe.read import recipe_data
 from clt_plugins.testing.bench import FEATURES, LAYERS, Bench
-from clt_plugins.testing.report import complain, expect, place
+from clt_plugins.testing.registry import check
+from clt_plugins.testing.report import complain, expect, location
 
 PROMPT_S = 0.05
 """A call of `log` may take so long, at the median: a step of a small run takes less."""
@@ -27,31 +28,33 @@ HANGS_S = 30.0
 
 def metrics(step: int) -> dict[str, Any]:
     """What a run logs: numbers, one value per layer, a histogram; and what went wrong."""
-    generator = torch.Generator().manual_seed(step)
+    numbers = torch.Generator().manual_seed(step)
     return {
         "tokens": 16 * step,
         "loss/total": 1 / (1 + step),
         "loss/strange": float("nan"),
         "optim/lr": 1e-3,
         "time/tokens_per_s": 4096.0,
-        "train/nmse_by_layer": torch.rand(LAYERS, generator=generator),
-        "eval/density": torch.rand(LAYERS, FEATURES, generator=generator),
+        "train/nmse_by_layer": torch.rand(LAYERS, generator=numbers),
+        "eval/density": torch.rand(LAYERS, FEATURES, generator=numbers),
     }
 
 
-def _start(bench: Bench, folder: Path, step: int = 0) -> Any:
+def started(bench: Bench, folder: Path, step: int = 0) -> Any:
+    """The logger after `start` in a folder."""
     folder.mkdir(exist_ok=True)
     recipe = bench.recipe()
     context = attrs.evolve(bench.parts().context, folder=folder, recipe=recipe)
-    logger = bench.spec.build(recipe.loggers[0].config, context)
+    logger = bench.build(context)
     logger.start(recipe_data(recipe), step)
     return logger
 
 
+@check("loggers")
 def protocol(bench: Bench) -> None:
     """start, log (numbers, [L], [L, F], NaN), close, for each way a run ends; close alone where it never began."""
     for status in ("finished", "interrupted", "failed"):
-        logger = _start(bench, bench.folder / status)
+        logger = started(bench, bench.folder / status)
         for step in range(1, 4):
             before = metrics(step)
             logger.log(step, before)
@@ -60,24 +63,25 @@ def protocol(bench: Bench) -> None:
         logger.close(status)
     folder = bench.folder / "never"
     folder.mkdir()
-    context = attrs.evolve(bench.parts().context, folder=folder)
-    bench.spec.build(bench.recipe().loggers[0].config, context).close("failed")
+    bench.build(attrs.evolve(bench.parts().context, folder=folder)).close("failed")
 
 
+@check("loggers")
 def resume(bench: Bench) -> None:
     """A run that was killed at step 6 goes on from step 4 in the same folder: steps 5 and 6 come again."""
     folder = bench.folder / "run"
-    first = _start(bench, folder)
+    first = started(bench, folder)
     for step in range(1, 7):
         first.log(step, metrics(step))
     # No close: the process was killed. The object stays, so that nothing is flushed by its end.
-    second = _start(bench, folder, step=4)
+    second = started(bench, folder, step=4)
     for step in range(5, 9):
         second.log(step, metrics(step))
     second.close("finished")
     first.close("failed")
 
 
+@check("loggers")
 def flush(bench: Bench) -> None:
     """All that was logged is out when `close` returns: a process that then dies at once leaves as much as another."""
     job = {
@@ -89,7 +93,7 @@ def flush(bench: Bench) -> None:
     }
     path = os.pathsep.join(each for each in sys.path if each)
     done = subprocess.run(
-        [sys.executable, "-m", "clt_plugins.testing.crash", json.dumps(job)],
+        [sys.executable, "-m", "clt_plugins.testing.processes.dying_logger", json.dumps(job)],
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -111,9 +115,10 @@ def flush(bench: Bench) -> None:
     )
 
 
+@check("loggers")
 def prompt(bench: Bench) -> None:
     """`log` does not keep the training step waiting: 0.05 s at most at the median of 40 calls."""
-    logger = _within(lambda: _start(bench, bench.folder / "run"), "start")
+    logger = _within(lambda: started(bench, bench.folder / "run"), "start")
     taken = []
 
     def log_all() -> None:
@@ -152,5 +157,5 @@ def _within(function: Callable[[], Any], name: str) -> Any:
         at = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else name
         complain(f"{name} to return", f"it hangs for more than {HANGS_S:g} s", at)
     if errors:
-        complain(f"{name} to run through", f"{type(errors[0]).__name__}: {errors[0]}", place(errors[0]))
+        complain(f"{name} to run through", f"{type(errors[0]).__name__}: {errors[0]}", location(errors[0]))
     return found[0]

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from clt_plugins.contract.abilities import Shifted
 from clt_plugins.data.features import Features
+from clt_plugins.errors import Faults
 from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench
-from clt_plugins.testing.ranks import tensor_parallel
+from clt_plugins.testing.checks.training_step import ROUNDING
+from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
-from clt_plugins.testing.transcoders import (
-    ROUNDING,
-    bf16,
-    determinism,
-    gradient,
-    meta,
-    no_sync,
-    save_load,
-    sparse_is_dense,
-)
-
-__all__ = [
-    "bf16",
-    "decoder",
-    "determinism",
-    "gradient",
-    "meta",
-    "no_sync",
-    "save_load",
-    "sparse_is_dense",
-    "tensor_parallel",
-]
 
 
+@check("tying")
 def decoder(bench: Bench) -> None:
-    """Shapes; no feature writes to an earlier layer; `expand` is what `decode` does, and `norms` are its rows'."""
+    """Shapes; no feature writes to an earlier layer; `expand` and `norms` agree with `decode`."""
     parts = bench.parts(transcoder={"dtype": "float64"})
     tying = parts.transcoder.tying
     expect(isinstance(tying, torch.nn.Module), "a torch.nn.Module from `build`", type(tying).__name__, "the base class")
@@ -52,9 +34,9 @@ def decoder(bench: Bench) -> None:
         )
         try:
             rows = tying.expand(layer)
-            shift = tying.shift(layer) if hasattr(tying, "shift") else None
-        except ValueError:
-            continue  # it says that no rows hold what it writes
+            shift = tying.shift(layer) if isinstance(tying, Shifted) else None
+        except Faults:
+            continue  # it refuses: no rows hold what it writes
         values = torch.full((FEATURES, 1, 1), 2.0, dtype=torch.float64)
         if shift is not None:
             values = values + shift.detach()[:, None, None]

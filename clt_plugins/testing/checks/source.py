@@ -13,11 +13,12 @@ from unittest import SkipTest
 
 import torch
 
-from clt_plugins.contract.context import Context
+from clt_plugins.contract.abilities import Closable
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.single import Single
-from clt_plugins.model.devices import make_kernels
+from clt_plugins.model.assemble import build_source
 from clt_plugins.testing.bench import TOKENS, Bench
+from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
 
 BATCHES = 7
@@ -27,24 +28,11 @@ BATCHES = 7
 @contextmanager
 def opened(bench: Bench, rank: int = 0, ranks: int = 1) -> Iterator[Any]:
     """The source as a run builds it, closed afterwards."""
-    recipe = bench.recipe()
-    device = torch.device("cpu")
-    context = Context(
-        recipe=recipe,
-        seed=recipe.seed,
-        device=device,
-        dtype=torch.float32,
-        batch_tokens=recipe.train.batch_tokens,
-        steps=recipe.train.steps,
-        kernels=make_kernels("torch", device, bench.plugins),
-        parallel=Single(rank, ranks),
-        n_features=recipe.transcoder.features,
-    )
-    source = bench.spec.build(recipe.source.config, context)
+    source = build_source(bench.recipe(), Single(rank, ranks))
     try:
         yield source
     finally:
-        if hasattr(source, "close"):
+        if isinstance(source, Closable):
             source.close()
 
 
@@ -59,15 +47,16 @@ def numbers(batch: Batch) -> list[Any]:
     return [bytes(row.tolist()) for row in flat[(flat != 0).any(1)].contiguous().view(torch.uint8)]
 
 
-def equal(found: Batch, wanted: Batch, what: str, look: str) -> None:
+def equal(actual: Batch, expected: Batch, what: str, look: str) -> None:
     for name in ("inputs", "targets"):
-        same(getattr(found, name), getattr(wanted, name), f"{what}: {name}", look)
+        same(getattr(actual, name), getattr(expected, name), f"{what}: {name}", look)
 
 
+@check("source", trial=True)
 def batches(bench: Bench) -> None:
     """Every batch has exactly the tokens of `train.batch_tokens`, L layers and D dimensions, finite and detached."""
     with opened(bench) as source:
-        for name in ("layers", "d_model"):
+        for name in ("n_layers", "d_model"):
             value = getattr(source, name, None)
             expect(type(value) is int and value > 0, f"`{name}`, an int above 0", repr(value), "`__init__`")
         for number in range(BATCHES):
@@ -86,6 +75,7 @@ def batches(bench: Bench) -> None:
                 expect(not x.requires_grad, f"detached {name}", "they require a gradient", "`next`")
 
 
+@check("source")
 def determinism(bench: Bench) -> None:
     """Two sources of one seed give the same batches bit for bit."""
     with opened(bench) as one, opened(bench) as other:
@@ -93,14 +83,15 @@ def determinism(bench: Bench) -> None:
             torch.manual_seed(number)
             first = one.next()
             torch.manual_seed(number + 100)
-            look = "random numbers: a generator of its own seeded by `context.seed`, not torch's; sorted files"
+            look = "random numbers: a `clt_plugins.generator(context.seed, ...)`, not torch's own; sorted files"
             equal(other.next(), first, f"batch {number} of a second run", look)
 
 
+@check("source")
 def resume(bench: Bench) -> None:
     """From any `state()`, written as JSON and read back, the next batches are those that would have come."""
     with opened(bench) as source:
-        states, wanted = [], []
+        states, following = [], []
         for _ in range(BATCHES):
             state = source.state()
             try:
@@ -109,7 +100,7 @@ def resume(bench: Bench) -> None:
                 expect(False, "a state that JSON can hold", str(error), "`state`: numbers, strings, lists, dicts")
             expect(len(text) < 65536, "a small state", f"{len(text)} bytes", "`state`: say where, not what")
             states.append(text)
-            wanted.append(source.next())
+            following.append(source.next())
     for start in range(0, BATCHES, 2):
         with opened(bench) as source:
             if start % 4:
@@ -124,12 +115,13 @@ def resume(bench: Bench) -> None:
             for number in range(start, BATCHES):
                 equal(
                     source.next(),
-                    wanted[number],
+                    following[number],
                     f"batch {number} after resuming before batch {start}",
                     "`state` and `load_state`: what else does `next` depend on (a buffer, an order, a generator)?",
                 )
 
 
+@check("source")
 def exactly_once(bench: Bench) -> None:
     """No row comes twice before the data are used up, with an interruption in between or without."""
     with opened(bench) as source:
@@ -147,6 +139,7 @@ def exactly_once(bench: Bench) -> None:
     )
 
 
+@check("source")
 def held_out(bench: Bench) -> None:
     """Held-out batches are the same at each call, as many tokens as asked (or there are), never trained on, and reading
     them does not move the stream."""
@@ -177,13 +170,14 @@ def held_out(bench: Bench) -> None:
             )
 
 
+@check("source")
 def statistics(bench: Bench) -> None:
     """None, or `mean`, `std` [L, D] and `rms` [L] of inputs and targets, finite."""
     with opened(bench) as source:
         found = source.statistics()
         if found is None:
             raise SkipTest("None: estimated from the first batches")
-        wanted = {
+        shapes = {
             f"{side}.{name}": shape
             for side in ("inputs", "targets")
             for name, shape in (
@@ -192,12 +186,13 @@ def statistics(bench: Bench) -> None:
                 ("rms", (source.n_layers,)),
             )
         }
-        shapes = {name: tuple(x.shape) for name, x in found.items()}
-        expect(wanted.items() <= shapes.items(), f"{wanted}", f"{shapes}", "`statistics`")
-        for name in wanted:
+        given = {name: tuple(x.shape) for name, x in found.items()}
+        expect(shapes.items() <= given.items(), f"{shapes}", f"{given}", "`statistics`")
+        for name in shapes:
             expect(bool(torch.isfinite(found[name]).all()), f"finite {name}", "inf or NaN", "`statistics`")
 
 
+@check("source")
 def ranks(bench: Bench) -> None:
     """Two data ranks get half a batch each; no row goes to both, and none comes twice."""
     with opened(bench, 0, 2) as first, opened(bench, 1, 2) as second:
@@ -209,7 +204,7 @@ def ranks(bench: Bench) -> None:
                     batch.tokens == TOKENS // 2,
                     f"{TOKENS // 2} tokens on each of 2 data ranks",
                     str(batch.tokens),
-                    "`next`: context.batch_tokens is that of all ranks; divide by context.parallel.data_ranks",
+                    "`next`: context.batch_tokens is that of all ranks; use context.batch_share()",
                 )
                 part += rows(batch)
     shared = set(parts[0]) & set(parts[1])

@@ -13,23 +13,12 @@ from clt_plugins.contract.interfaces import Forward
 from clt_plugins.data.features import Features
 from clt_plugins.model.assemble import Parts
 from clt_plugins.testing.bench import Bench, idle_tokens
-from clt_plugins.testing.ranks import tensor_parallel
+from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect
-from clt_plugins.testing.transcoders import bf16, determinism, no_sync, sparse_is_dense
 from clt_plugins.training.objective import objective
 
-__all__ = [
-    "bf16",
-    "determinism",
-    "gradient_features",
-    "gradient_reconstruction",
-    "no_sync",
-    "sparse_is_dense",
-    "tensor_parallel",
-    "terms",
-]
 
-
+@check("losses")
 def terms(bench: Bench) -> None:
     """Terms are finite scalars by name; `Forward` is left as it was; batches of one token and without dead features."""
     parts = bench.parts()
@@ -51,10 +40,11 @@ def terms(bench: Bench) -> None:
             )
         changed = [name for name, (x, version) in before.items() if x._version != version]
         expect(not changed, "Forward as it was: other losses read it too", f"{changed} changed in place", "`__call__`")
-    kind = type(getattr(parts.losses[0], "needs_pre", None))
-    expect(kind is bool, "`needs_pre`, True or False", kind.__name__, "the class of what `build` returns")
+    needs_pre: Any = parts.losses[0].needs_pre
+    expect(type(needs_pre) is bool, "`needs_pre`, True or False", repr(needs_pre), "the class of what `build` returns")
 
 
+@check("losses")
 def gradient_reconstruction(bench: Bench) -> None:
     """Each term's derivative by the reconstruction is the numerical one, in float64.
 
@@ -64,6 +54,7 @@ def gradient_reconstruction(bench: Bench) -> None:
     _compare(forward.reconstruction, lambda x: attrs.evolve(forward, reconstruction=x), loss, "reconstruction")
 
 
+@check("losses")
 def gradient_features(bench: Bench) -> None:
     """Each term's derivative by the features' values is the numerical one, in float64; also by the values that its own
     selection kept, and by all pre-activations, where it has them."""
@@ -87,8 +78,8 @@ def _compare(value: Tensor, rebuilt: Callable[[Tensor], Forward], loss: Any, nam
     """Autograd against central differences, along a fixed random direction, for each term."""
     # Away from 0, where a ReLU has no derivative.
     point = torch.where(value.detach().abs() < 1e-3, 0.1, value.detach()).requires_grad_()
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(point.shape, generator=generator, dtype=torch.float64)
+    numbers = torch.Generator().manual_seed(0)
+    direction = torch.randn(point.shape, generator=numbers, dtype=torch.float64)
     size = 1e-6
     with torch.no_grad():
         up, down = loss(rebuilt(point + size * direction)), loss(rebuilt(point - size * direction))
@@ -110,7 +101,7 @@ def _compare(value: Tensor, rebuilt: Callable[[Tensor], Forward], loss: Any, nam
 def capture(
     parts: Parts, bench: Bench, *, dtype: torch.dtype = torch.float32, tokens: int = 16, dead: bool = True
 ) -> Forward:
-    """The `Forward` that the choice's loss gets in a step, all that it holds detached."""
+    """The `Forward` that the choice's loss receives in a step; all tensors in it are detached."""
     seen: list[Forward] = []
     loss = parts.losses[0]
 

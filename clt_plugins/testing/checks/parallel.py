@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from clt_plugins.errors import Faults
+from clt_plugins.model.devices import bare_context
 from clt_plugins.testing.bench import FEATURES, Bench
-from clt_plugins.testing.ranks import RANKS, on_ranks
+from clt_plugins.testing.processes.pool import RANKS, on_ranks
+from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect
 
 
 def exercise(parallel: Any) -> dict[str, Any]:
-    """Every collective once, with numbers that differ by rank; what came, as plain data."""
-    own = parallel.shard(FEATURES)
+    """Call every collective once, with numbers that differ by rank; returns what came, as plain data."""
+    shard = parallel.shard(FEATURES)
     x = torch.full((2,), float(parallel.tensor_rank + 1), dtype=torch.float64, requires_grad=True)
     total = parallel.sum_features(x)
     (total * torch.tensor([3.0, 5.0])).sum().backward()
@@ -27,7 +31,7 @@ def exercise(parallel: Any) -> dict[str, Any]:
     names = ("rank", "world", "tensor_rank", "tensor_ranks", "data_rank", "data_ranks")
     return {
         **{name: int(getattr(parallel, name)) for name in names},
-        "shard": [own.start, own.stop, own.step],
+        "shard": [shard.start, shard.stop, shard.step],
         "sum": total.tolist(),
         "slope": x.grad.tolist(),
         "total": detached.tolist(),
@@ -36,29 +40,32 @@ def exercise(parallel: Any) -> dict[str, Any]:
     }
 
 
-def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
-    """The exercise on one process, where the choice can be built for it, and on several: a list of ranks for each."""
-    spec = bench.spec
-    settings = dict(bench.settings)
-    found = []
-    try:
-        alone = spec.build(spec.config(**settings), torch.device("cpu"))
-    except ValueError:
-        pass  # it wants several processes
-    else:
-        found.append([exercise(alone)])
-        alone.close()
-    job = {"do": "parallel", "choice": bench.choice, "settings": settings}
-    for world in RANKS:
-        answers = on_ranks(bench, world, job)
-        # A choice for one process takes no notice of others: then each is alone.
-        alone_each = all(each["world"] == 1 for each in answers)
-        found += [[each] for each in answers] if alone_each else [answers]
+def exercise_on_rank(bench: Bench) -> dict[str, Any]:
+    """What `exercise` finds on this rank."""
+    parallel = bench.build(bare_context(torch.device("cpu"), recipe=bench.recipe()))
+    found = exercise(parallel)
+    # Not closed after an error: other ranks would report the lost connection, and this process is killed anyway.
+    parallel.close()
     return found
 
 
+def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
+    """What `exercise` finds on one process, where the choice can be built for it, and on several: a list of ranks for
+    each."""
+    runs = []
+    with suppress(Faults):  # it needs several processes
+        runs.append([exercise_on_rank(bench)])
+    for world in RANKS:
+        answers = on_ranks(bench, world, exercise_on_rank)
+        # A choice for one process takes no notice of others: then each is alone.
+        alone = all(answer["world"] == 1 for answer in answers)
+        runs += [[answer] for answer in answers] if alone else [answers]
+    return runs
+
+
+@check("parallel")
 def shard(bench: Bench) -> None:
-    """The shards of the ranks that share features follow each other and make up all F; places are as they say."""
+    """The shards of the ranks that share features follow each other and make up all F; ranks and group sizes agree."""
     for ranks in _runs(bench):
         world = len(ranks)
         expect(
@@ -80,15 +87,16 @@ def shard(bench: Bench) -> None:
         expect(not wrong, f"shards that make up range({FEATURES}) in order", str(wrong), "`shard`")
 
 
+@check("parallel")
 def sums(bench: Bench) -> None:
-    """`sum_features` and `total` add up over the ranks that share features; the gradient of the first is untouched."""
+    """`sum_features` and `total` add up over the ranks that share features; the sum's gradient passes unchanged."""
     for ranks in _runs(bench):
         for each in ranks:
             count = each["tensor_ranks"]
-            wanted = [count * (count + 1) / 2] * 2
+            expected = [count * (count + 1) / 2] * 2
             who = f"rank {each['rank']} of {len(ranks)}"
-            expect(each["sum"] == wanted, f"sum_features {wanted} on {who}", str(each["sum"]), "`sum_features`")
-            expect(each["total"] == wanted, f"total {wanted} on {who}", str(each["total"]), "`total`")
+            expect(each["sum"] == expected, f"sum_features {expected} on {who}", str(each["sum"]), "`sum_features`")
+            expect(each["total"] == expected, f"total {expected} on {who}", str(each["total"]), "`total`")
             expect(not each["total_requires_grad"], "a detached total", "it requires a gradient", "`total`")
             expect(
                 each["slope"] == [3.0, 5.0],
@@ -98,14 +106,15 @@ def sums(bench: Bench) -> None:
             )
 
 
+@check("parallel")
 def gradients(bench: Bench) -> None:
-    """`reduce_gradients` averages over the ranks that share tokens, and leaves the whole ones of tensor ranks."""
+    """`reduce_gradients` averages over the ranks that share tokens; a gradient that is complete stays as it is."""
     for ranks in _runs(bench):
         for each in ranks:
-            wanted = [(each["data_ranks"] - 1) / 2] * 2
+            expected = [(each["data_ranks"] - 1) / 2] * 2
             expect(
-                each["reduced"] == wanted,
-                f"a gradient of {wanted} on rank {each['rank']} of {len(ranks)}",
+                each["reduced"] == expected,
+                f"a gradient of {expected} on rank {each['rank']} of {len(ranks)}",
                 str(each["reduced"]),
                 "`reduce_gradients`: an average over data ranks; over tensor ranks a sum of partial gradients only",
             )

@@ -1,4 +1,4 @@
-"""The settings of every choice: typed, documented, written to TOML and read back; and that the default builds."""
+"""Checks of every choice: its settings are typed and documented, survive TOML, and the defaults build."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from unittest import SkipTest
 
 import attrs
 
-from clt_plugins.cli.listing import field_docs, summary
 from clt_plugins.contract.spec import Selected
-from clt_plugins.contract.types import check_config
+from clt_plugins.contract.types import check_config, field_docs, summary
 from clt_plugins.errors import Faults
-from clt_plugins.recipe.read import plain
-from clt_plugins.recipe.structure import structure_choice
+from clt_plugins.model.assemble import close
+from clt_plugins.recipe.structure import plain, structure_choice
 from clt_plugins.testing.bench import Bench
+from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect
 from clt_plugins.toml import toml_text
 
+ASSEMBLED = ("source", "activation", "tying", "losses", "parallel", "kernels")
+"""The tables whose choices are built with the transcoder; others are built here."""
 
+
+@check(once=True)
 def config(bench: Bench) -> None:
     """Every setting is a typed, documented field of a frozen, keyword-only class, and survives TOML.
 
-    What a class body says without a type (`weight = 1.0`) is no field: a recipe could never set it.
+    A name in the class body without a type (`weight = 1.0`) is no field: a recipe could never set it.
     """
     cls: Any = bench.spec.config
     look = f"the class {cls.__module__}.{cls.__qualname__}"
@@ -46,7 +50,7 @@ def config(bench: Bench) -> None:
     positional = [a.name for a in attrs.fields(cls) if a.init and not a.kw_only]
     expect(
         not positional,
-        "keyword-only fields, so that new ones can come at any place",
+        "keyword-only fields, so that new ones can be added anywhere",
         f"{', '.join(positional)} positional",
         f"{look}: @attrs.frozen(kw_only=True)",
     )
@@ -89,44 +93,30 @@ def _typed(bench: Bench, settings: Any) -> Selected | None:
         return None
     try:
         return structure_choice(bench.plugins, bench.slot, {"name": bench.choice, **settings})
-    except (Faults, ValueError) as error:
+    except Faults as error:
         complain("settings that pass their own validators", str(error), f"the defaults of {bench.spec.config.__name__}")
 
 
+@check(trial=True, once=True)
 def default(bench: Bench) -> None:
-    """The choice builds with its default settings, or says in a `ValueError` what it needs.
+    """The choice builds with its default settings, or says by `Refused` what it needs.
 
     Skipped where it cannot work with defaults alone.
     """
     required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and a.default is attrs.NOTHING]
     if required:
         raise SkipTest(f"no default: a recipe must set {', '.join(required)}")
-    plain_bench = attrs.evolve(bench, settings={})
-    if bench.slot in ("kernels", "parallel"):
-        import torch
-
-        builder = lambda: bench.spec.build(bench.spec.config(), torch.device("cpu"))  # noqa: E731
-    elif bench.slot in ("loggers", "exports"):
-        folder = bench.folder / "run"
-        folder.mkdir()
-        context = plain_bench.parts().context
-        builder = lambda: bench.spec.build(bench.spec.config(), attrs.evolve(context, folder=folder))  # noqa: E731
-    else:
-        builder = lambda: plain_bench.parts(transcoder={"features": 2048})  # noqa: E731
+    bench = attrs.evolve(bench, settings={})
     try:
-        built = builder()
-    except ValueError as error:
+        parts = bench.parts(transcoder={"features": 2048})
+        if bench.slot not in ASSEMBLED:
+            folder = bench.folder / "run"
+            folder.mkdir()
+            built = bench.build(attrs.evolve(parts.context, folder=folder))
+            if bench.slot == "loggers":
+                built.close("finished")
+    except Faults as error:
         text = str(error)
-        expect(
-            "\n" not in text and ": " in text,
-            "one line, `path: what is wrong; remedy`, where the default cannot be built",
-            text,
-            "what `build` raises",
-        )
+        expect("\n" not in text, "one line that says what is missing", text, "what `build` raises")
         raise SkipTest(f"the default says what it needs: {text}") from error
-    expect(built is not None, "an object from `build`", "None", "whether `build` ends with `return`")
-    if bench.slot == "loggers":
-        built.close("finished")
-    for part in (built, getattr(built, "source", None)):
-        if part is not None and bench.slot != "loggers" and callable(getattr(part, "close", None)):
-            part.close()
+    close(parts)

@@ -1,4 +1,7 @@
-"""A logger in processes that die or end: `python -m clt_plugins.testing.crash JOB`; see `loggers.flush`."""
+"""A logger in processes that die or end; see the check `flush` of loggers.
+
+`python -m clt_plugins.testing.processes.dying_logger JOB`, the job as JSON.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from clt_plugins.testing.bench import Bench
 
 
 def run(job: dict[str, Any], way: str) -> None:
-    """Log, close as after a crash, and die where nothing more is flushed, or end as a program does."""
-    from clt_plugins.testing.loggers import _start, metrics
+    """Log, close as after a crash; then die so that nothing more is flushed, or end like a program."""
+    from clt_plugins.testing.checks.logger import metrics, started
 
     folder = Path(job["folder"]) / way
     folder.mkdir()
-    # What a logger prints counts as written, too.
+    # What a logger prints counts as written.
     for number in (1, 2):
         os.dup2(os.open(folder / f"printed{number}", os.O_WRONLY | os.O_CREAT), number)
     plugins = load_plugins(extra=[job["module"]] if job["module"] else [])
     bench = Bench(plugins, "loggers", job["choice"], job["settings"], job["tables"], job["module"], folder)
-    logger = _start(bench, folder)
+    logger = started(bench, folder)
     for step in range(1, 40):
         logger.log(step, metrics(step))
     logger.close("failed")
@@ -32,8 +35,8 @@ def run(job: dict[str, Any], way: str) -> None:
 
 
 def main() -> None:
-    """Both, each in a process of its own."""
-    import torch  # before forking: once for both
+    """Both ways, each in a separate process."""
+    import torch  # imported before the fork, so that both processes share it
 
     torch.set_num_threads(1)
     job = json.loads(sys.argv[1])
