@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from clt_crosslayer_coding import CrosslayerCodingConfig, clt_sources
+from clt_crosslayer_coding import SourceConfig, clt_sources
 from clt_plugins import Batch
 from tests.support.stored_data import join, make_context
 
@@ -56,7 +56,7 @@ def write(folder: Path, *, index: str = "per chunk", ending: str = "hdf5", dtype
 def build(folder: Path, **config: Any) -> Any:
     (spec,) = clt_sources()
     settings = {"held_out_tokens": 30, "buffer_tokens": 32} | config
-    return spec.build(CrosslayerCodingConfig(path=folder, **settings), make_context(batch_tokens=19))
+    return spec.build(SourceConfig(path=folder, **settings), make_context(batch_tokens=19))
 
 
 @pytest.mark.parametrize("index", ["per chunk", "per row"])
