@@ -34,7 +34,7 @@ from tqdm import tqdm
 from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.distributed.agree import anyone, read
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.model.scores import evaluate_batches
+from clt_plugins.model.scores import Scores, score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.objective import Outcome, objective
@@ -55,8 +55,8 @@ def train(
     loggers: list[Logger],
     folder: Path,
     wants_stop: Callable[[], bool],
-) -> dict[str, Any]:
-    """Train from `progress.step` to `config.steps`; returns the last held-out metrics.
+) -> Scores | None:
+    """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
 
     Args:
         folder: where checkpoints go.
@@ -72,7 +72,7 @@ def train(
     schedule = activation.schedule if isinstance(activation, Scheduled) else None
     parameters = list(learned.parameters(parts).values())
     watch = Stopwatch()
-    evaluated: dict[str, Any] = {}
+    evaluated: Scores | None = None
     saved_step = progress.step
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
@@ -132,8 +132,8 @@ def train(
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
             log(metrics)
         if due["eval"]:
-            evaluated = evaluate_batches(transcoder, source.held_out(config.eval_tokens))
-            log({f"eval/{name}": value for name, value in evaluated.items()})
+            evaluated = score(transcoder, source.held_out(config.eval_tokens))
+            log({f"eval/{name}": value for name, value in evaluated.as_metrics().items()})
         stopping = progress.step < config.steps and anyone(parallel, wants_stop())
         if due["checkpoint"] or stopping:
             checkpoint()

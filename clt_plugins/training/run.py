@@ -18,7 +18,7 @@ import torch
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.distributed.agree import all_or_none, read, same_everywhere
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.files.folders import write_json
+from clt_plugins.files.records import write_json
 from clt_plugins.finished.stages import after_training, check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.normaliser import estimate
@@ -121,10 +121,10 @@ def _train(
         save_transcoder(transcoder, folder / "transcoder")
     if parallel.rank > 0:
         return transcoder.eval()
-    if scores:
-        found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
-        print(f"held-out {found}", file=sys.stderr)
-    print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
+    if scores is not None:
+        dead = f"{scores.dead_fraction:.1%} of features never active"
+        logger.info("held-out NMSE %.4f at L0 %.1f, %s", scores.nmse, scores.l0, dead)
+    logger.info("transcoder saved in %s", folder / "transcoder")
     transcoder.eval()
     if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
         # The other ranks have ended: what follows is this one's, with all features.
@@ -182,7 +182,7 @@ def _stop_signals() -> Iterator[Any]:
             raise KeyboardInterrupt
         asked = True
         if os.environ.get("RANK", "0") == "0":
-            print("stopping after this step (again to stop at once)", file=sys.stderr)
+            logger.warning("stopping after this step (again to stop at once)")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
