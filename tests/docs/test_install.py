@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from click.testing import CliRunner
 
-from clt_plugins import Refused
+from clt_plugins import Refused, build_source, read_recipe
+from clt_plugins.cli.main import main_group
 from tests.support.helpers import parts, plugins
 from tests.support.tables import ROOT
 
@@ -46,24 +46,20 @@ def test_without_gguf_a_message_names_the_extra(tmp_path: Path, monkeypatch: pyt
         "activation": "relu",
         "train": {"steps": 1},
     }
-    from clt_plugins import build_source, read_recipe
-
     with pytest.raises(Refused, match=r"^model\.path: .*clt-plugins\[gguf\]"):
         build_source(read_recipe(tables, plugins=plugins()))
 
 
-def test_without_matplotlib_thresholds_are_shown_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from click.testing import CliRunner
-
-    transcoder: Any = parts(activation={"name": "jumprelu"}).transcoder
+def test_without_matplotlib_a_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transcoder = parts(activation={"name": "jumprelu"}).transcoder
     transcoder.save(tmp_path / "transcoder")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    command = plugins().commands()["thresholds"]
-    arguments = [str(tmp_path / "transcoder"), "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "median" in done.output
-    assert "clt-plugins[plots]" in done.output
-    assert not (tmp_path / "out" / "thresholds.png").exists()
-    assert torch.is_tensor(transcoder.activation.threshold())
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    arguments = ["thresholds", str(tmp_path / "transcoder"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main_group, arguments)
+    assert done.exit_code == 2
+    assert "clt-plugins[plots]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    table = CliRunner().invoke(main_group, [*arguments[:2], "--no-plot"])
+    assert table.exit_code == 0
+    assert "median" in table.output
