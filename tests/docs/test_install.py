@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -23,6 +24,13 @@ def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
+
+
+@pytest.mark.parametrize("file", ["README.md", "examples/guides/install.md"])
+def test_documents_name_the_torch_of_the_constraints(file: str) -> None:
+    pin = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    assert pin
+    assert set(re.findall(r"torch (\d+\.\d+\.\d+)", (ROOT / file).read_text(encoding="utf-8"))) == {pin[1]}
 
 
 def test_dev_has_all_that_other_extras_have() -> None:
