@@ -33,8 +33,8 @@ __all__ = ["CHECKS", "Case", "Nonconformance", "cases", "parametrize"]
 def __getattr__(name: str) -> Any:
     if name != "CHECKS":
         raise AttributeError(f"module 'clt_plugins.testing' has no attribute {name!r}")
-    # Made at first use: the modules of checks need torch.
+    # At first use only: the modules of checks need torch.
     from clt_plugins.testing.registry import checks_by_table
 
-    globals()[name] = found = checks_by_table()
-    return found
+    globals()[name] = checks_by_table()
+    return globals()[name]

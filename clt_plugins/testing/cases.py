@@ -108,13 +108,13 @@ def cases(
         problem = "; ".join(failures) or f"no plugin or module is called {name!r}"
         return [Case(plugin=name, label=name, check="load", plugins=plugins, problem=problem)]
     remaining = dict(settings or {})
-    found = []
+    out = []
     for slot in BY_TABLE:
         for choice in plugins.choices(slot).values():
             if choice.plugin not in names:
                 continue
             for number, (label, used) in enumerate(_variants(choice.spec.name, remaining.pop(choice.spec.name, {}))):
-                found += [
+                out += [
                     Case(
                         plugin=name,
                         label=label,
@@ -131,7 +131,7 @@ def cases(
                 ]
     if remaining:
         raise Refused("settings", f"{name} offers no choice {', '.join(map(repr, remaining))}")
-    return found
+    return out
 
 
 def _variants(choice: str, settings: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -139,17 +139,17 @@ def _variants(choice: str, settings: Any) -> Iterator[tuple[str, Mapping[str, An
     if isinstance(settings, Mapping):
         yield choice, settings
         return
-    for number, one in enumerate(settings, start=1):
-        yield f"{choice}#{number}", one
+    for number, variant in enumerate(settings, start=1):
+        yield f"{choice}#{number}", variant
 
 
 def _loaded(plugin: Any) -> tuple[Plugins, list[Info], str | None]:
     """All plugins, those of them that were meant, and the module that other processes import."""
     plugins = load_plugins()
     name = plugin if isinstance(plugin, str) else getattr(plugin, "__name__", type(plugin).__name__)
-    found = [info for info in plugins.infos if name in (info.name, info.distribution.split()[0]) or _is(info, plugin)]
-    if found:
-        return plugins, found, None
+    infos = [info for info in plugins.infos if name in (info.name, info.distribution.split()[0]) or _is(info, plugin)]
+    if infos:
+        return plugins, infos, None
     importer = (lambda: import_module(plugin)) if isinstance(plugin, str) else (lambda: plugin)
     plugins._add(name, "not installed", importer)
     return plugins, [info for info in plugins.infos if info.name == name], name
@@ -186,11 +186,11 @@ def parametrize(
 
     expected = dict(expected_failures or {})
     parameters = []
-    found = cases(plugin, settings=settings, recipe=recipe)
-    for case in found:
+    all_cases = cases(plugin, settings=settings, recipe=recipe)
+    for case in all_cases:
         reason = expected.pop(str(case), None)
         marks = [] if reason is None else [pytest.mark.xfail(strict=True, raises=Nonconformance, reason=reason)]
         parameters.append(pytest.param(case, id=str(case), marks=marks))
-    if expected and not any(case.problem for case in found):
+    if expected and not any(case.problem for case in all_cases):
         raise Refused("expected_failures", f"there is no case {', '.join(map(repr, expected))}")
     return pytest.mark.parametrize("case", parameters)

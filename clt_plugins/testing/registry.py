@@ -1,7 +1,7 @@
 """Which checks there are: `@check("activation", "tying")` registers a function for these tables of a recipe.
 
-The checks of a kind are in `clt_plugins.testing.checks.<kind>`, which is imported when they are asked for: it needs
-torch, and `plugins --check` has to start quickly.
+The checks of a kind are in the module `clt_plugins.testing.checks.<kind>`. It is imported when its checks are asked
+for: it needs torch, and `plugins --check` must start quickly.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def check(*tables: str, trial: bool = False, once: bool = False) -> Callable[[F]
     """
 
     def register(function: F) -> F:
-        made = Check(function, tables or tuple(BY_TABLE), trial, once)
-        for table in made.tables:
-            assert made.name not in _checks[table], f"{table} has two checks {made.name!r}"
-            _checks[table][made.name] = made
+        new = Check(function, tables or tuple(BY_TABLE), trial, once)
+        for table in new.tables:
+            assert new.name not in _checks[table], f"{table} has two checks {new.name!r}"
+            _checks[table][new.name] = new
         return function
 
     return register
@@ -71,4 +71,4 @@ def checks_of(table: str) -> dict[str, Check]:
 def checks_by_table() -> dict[str, tuple[str, ...]]:
     """Recipe table -> the names of its checks, without those that every choice has."""
     every = tuple(BY_TABLE)
-    return {table: tuple(one.name for one in checks_of(table).values() if one.tables != every) for table in BY_TABLE}
+    return {table: tuple(name for name, one in checks_of(table).items() if one.tables != every) for table in BY_TABLE}

@@ -51,8 +51,8 @@ def same(actual: Tensor, expected: Tensor, what: str, look: str, tolerance: floa
     allowed = tolerance * float(finite.max()) if finite.numel() else 0.0
     bound = f"within {allowed:.3g}" if tolerance else "bit for bit"
 
-    def advice(found: str) -> str:
-        return message(f"{what}, {bound}", " ".join(found.split()), look)
+    def advice(text: str) -> str:
+        return message(f"{what}, {bound}", " ".join(text.split()), look)
 
     try:
         torch.testing.assert_close(actual, expected, rtol=0, atol=allowed, equal_nan=True, msg=advice)

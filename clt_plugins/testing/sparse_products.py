@@ -84,7 +84,7 @@ class Problem:
         return torch.from_numpy(decoded), torch.from_numpy(grad_values), torch.from_numpy(rows)
 
     def computed(self, kernels: Kernels, start: Tensor, *, overwrite: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by kernels; results are written over garbage."""
+        """The same by kernels, which write over NaN."""
         decoded, grad_values = torch.full_like(self.dense, torch.nan), torch.full_like(self.values, torch.nan)
         rows = torch.full_like(self.weight, torch.nan) if overwrite else start.clone()
         kernels.decode(self.values, self.pairs, self.layout, self.weight, decoded)

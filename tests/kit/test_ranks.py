@@ -63,7 +63,7 @@ def test_a_rank_that_fails_or_dies_is_told_at_once_and_the_next_case_runs(
     began = time.monotonic()
     with pytest.raises(Nonconformance, match=text):
         tensor_parallel(fault)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
     tensor_parallel("pass")
 
 

@@ -76,7 +76,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 @check("exports", trial=True)
 def export(bench: Bench) -> None:
-    """Files that are not empty, the same bytes each time; the transcoder is left as it was."""
+    """`export` writes files that are not empty, with the same bytes each time, and does not change the transcoder."""
     parts, exporter, folder = _exported(bench)
     before = {name: x.clone() for name, x in parts.transcoder.tensors().items()}
     first = _digests(folder)
@@ -97,12 +97,12 @@ def export(bench: Bench) -> None:
 
 @check("exports")
 def every_tensor(bench: Bench) -> None:
-    """Each tensor of the transcoder reaches the files: change one, and the files change."""
+    """Each tensor of the transcoder is in the files: when a tensor changes, the files change."""
     parts, exporter, folder = _exported(bench)
     whole = _digests(folder)
     for number, (name, tensor) in enumerate(parts.transcoder.tensors().items()):
         if name == "normaliser.target_variance":
-            continue  # compares errors; the outputs do not depend on it
+            continue  # it compares errors; the outputs do not depend on it
         kept = tensor.clone()
         out = bench.folder / f"changed{number}"
         out.mkdir()
@@ -125,7 +125,7 @@ def every_tensor(bench: Bench) -> None:
 
 @check("exports")
 def round_trip(bench: Bench) -> None:
-    """`CrossLayerTranscoder.load` reads the folder back, and it gives the same outputs on raw activations.
+    """`CrossLayerTranscoder.load` reads the folder back, and the outputs on raw activations are the same.
 
     Skipped where the format cannot be read back.
     """
@@ -143,7 +143,7 @@ def round_trip(bench: Bench) -> None:
 
 @check("exports")
 def before_training(bench: Bench) -> None:
-    """`check` says faults as text, the same with and without memory, and only of what `export` refuses.
+    """`check` returns texts, the same ones on the device "meta", and complains only of what `export` refuses.
 
     Skipped where the exporter has no `check`.
     """
@@ -152,7 +152,7 @@ def before_training(bench: Bench) -> None:
         try:
             built = [bench.parts(device=device, stirred=False, **chosen) for device in ("meta", "cpu")]
         except Faults:
-            continue  # the plugin's `clt_check` says so of the recipe alone
+            continue  # the plugin's `clt_check` refuses the recipe itself
         exporters = [bench.build(parts.context) for parts in built]
         if not isinstance(exporters[0], Checks):
             raise SkipTest("it has no `check`")
@@ -173,4 +173,4 @@ def before_training(bench: Bench) -> None:
             exporters[1].export(_trained(bench, tables).transcoder, folder)
         except Faults:
             continue
-        complain("`export` to refuse what `check` does", f"it wrote, though {said}", "`check`, or `export`")
+        complain("`export` to refuse what `check` complains of", f"it wrote, though {said}", "`check`, or `export`")

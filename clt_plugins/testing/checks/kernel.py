@@ -1,4 +1,4 @@
-"""Checks for `[kernels]`: see `clt_plugins.contract.interfaces.Kernels`; against `sparse_products`."""
+"""Checks for `[kernels]`: see `clt_plugins.contract.interfaces.Kernels`. The definition is in `sparse_products`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def products(bench: Bench) -> None:
 
 @check("kernels")
 def edges(bench: Bench) -> None:
-    """No pairs, one token, one feature, one layer, one dimension; shapes that fill no tile; tokens without pairs."""
+    """No pairs, one token, one feature, one layer, one dimension; shapes that do not fill a tile; empty tokens."""
     kernels = built(bench)
     for tokens, layers, features, d_model, share in EDGES:
         mask = random_mask(tokens, layers, features, share)
@@ -119,9 +119,9 @@ def threads(bench: Bench) -> None:
                     results.append(problem.computed(kernels, problem.weight, overwrite=False))
             finally:
                 torch.set_num_threads(before)
-            for product, one, other in zip(("decode", "grad_values", "grad_rows"), *results, strict=True):
+            for product, on_one, on_two in zip(("decode", "grad_values", "grad_rows"), *results, strict=True):
                 what = f"{product} of layout {name} on 2 threads as on 1"
-                same(other, one, what, "sums that several threads share: give each sum one owner and one order")
+                same(on_two, on_one, what, "sums that several threads share: give each sum one owner and one order")
 
 
 @check("kernels")

@@ -21,13 +21,13 @@ from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location
 
 PROMPT_S = 0.05
-"""A call of `log` may take so long, at the median: a step of a small run takes less."""
+"""The longest that a call of `log` may take, at the median: a step of a small run takes about as long."""
 HANGS_S = 30.0
 """A call that takes longer counts as one that never ends."""
 
 
 def metrics(step: int) -> dict[str, Any]:
-    """What a run logs: numbers, one value per layer, a histogram; and what went wrong."""
+    """What a run logs: numbers, one value per layer, a histogram; NaN too."""
     numbers = torch.Generator().manual_seed(step)
     return {
         "tokens": 16 * step,
@@ -52,7 +52,7 @@ def started(bench: Bench, folder: Path, step: int = 0) -> Any:
 
 @check("loggers")
 def protocol(bench: Bench) -> None:
-    """start, log (numbers, [L], [L, F], NaN), close, for each way a run ends; close alone where it never began."""
+    """start, log (numbers, [L], [L, F], NaN), close, for each way a run ends; `close` alone where it never began."""
     for status in ("finished", "interrupted", "failed"):
         logger = started(bench, bench.folder / status)
         for step in range(1, 4):
@@ -68,12 +68,12 @@ def protocol(bench: Bench) -> None:
 
 @check("loggers")
 def resume(bench: Bench) -> None:
-    """A run that was killed at step 6 goes on from step 4 in the same folder: steps 5 and 6 come again."""
+    """A run that was killed at step 6 resumes from step 4 in the same folder: steps 5 and 6 are logged again."""
     folder = bench.folder / "run"
     first = started(bench, folder)
     for step in range(1, 7):
         first.log(step, metrics(step))
-    # No close: the process was killed. The object stays, so that nothing is flushed by its end.
+    # No close: the process was killed. The object stays alive here, so that its deletion flushes nothing.
     second = started(bench, folder, step=4)
     for step in range(5, 9):
         second.log(step, metrics(step))
@@ -83,7 +83,8 @@ def resume(bench: Bench) -> None:
 
 @check("loggers")
 def flush(bench: Bench) -> None:
-    """All that was logged is out when `close` returns: a process that then dies at once leaves as much as another."""
+    """Everything logged is written when `close` returns: a process that dies right after it has written as much as one
+    that ends normally."""
     job = {
         "module": bench.module,
         "choice": bench.choice,
@@ -91,7 +92,7 @@ def flush(bench: Bench) -> None:
         "tables": dict(bench.tables),
         "folder": str(bench.folder),
     }
-    path = os.pathsep.join(each for each in sys.path if each)
+    path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         [sys.executable, "-m", "clt_plugins.testing.processes.dying_logger", json.dumps(job)],
         env={**os.environ, "PYTHONPATH": path},
@@ -106,7 +107,7 @@ def flush(bench: Bench) -> None:
     size = {
         way: sum(f.stat().st_size for f in (bench.folder / way).rglob("*") if f.is_file()) for way in ("dies", "ends")
     }
-    # Times in a file may take a character more or less.
+    # A time in a file may have a character more or less.
     expect(
         size["dies"] >= 0.98 * size["ends"],
         f"{size['ends']} bytes on disk or out, as where the interpreter ends by itself",
@@ -117,35 +118,35 @@ def flush(bench: Bench) -> None:
 
 @check("loggers")
 def prompt(bench: Bench) -> None:
-    """`log` does not keep the training step waiting: 0.05 s at most at the median of 40 calls."""
+    """`log` does not delay the training step: the median of 40 calls is at most 0.05 s."""
     logger = _within(lambda: started(bench, bench.folder / "run"), "start")
-    taken = []
+    seconds = []
 
     def log_all() -> None:
         for step in range(1, 41):
-            made, began = metrics(step), time.perf_counter()
-            logger.log(step, made)
-            taken.append(time.perf_counter() - began)
+            numbers, began = metrics(step), time.perf_counter()
+            logger.log(step, numbers)
+            seconds.append(time.perf_counter() - began)
 
     _within(log_all, "log")
     _within(lambda: logger.close("finished"), "close")
-    median = sorted(taken)[len(taken) // 2]
+    median = sorted(seconds)[len(seconds) // 2]
     expect(
         median <= PROMPT_S,
-        f"log to return within {PROMPT_S} s (median of {len(taken)})",
+        f"log to return within {PROMPT_S} s (median of {len(seconds)})",
         f"{median:.3f} s",
         "`log`: waits for a network or a disk? Hand metrics to a thread through a queue, join it in `close`",
     )
 
 
 def _within(function: Callable[[], Any], name: str) -> Any:
-    """What a function returns; in a thread, since one that hangs can only be left behind."""
-    found: list[Any] = []
+    """What a function returns. It runs in a thread: one that hangs can only be abandoned."""
+    results: list[Any] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            found.append(function())
+            results.append(function())
         except Exception as error:
             errors.append(error)
 
@@ -154,8 +155,8 @@ def _within(function: Callable[[], Any], name: str) -> Any:
     thread.join(HANGS_S)
     if thread.is_alive():
         frame = sys._current_frames().get(thread.ident or 0)
-        at = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else name
-        complain(f"{name} to return", f"it hangs for more than {HANGS_S:g} s", at)
+        look = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else name
+        complain(f"{name} to return", f"it hangs for more than {HANGS_S:g} s", look)
     if errors:
         complain(f"{name} to run through", f"{type(errors[0]).__name__}: {errors[0]}", location(errors[0]))
-    return found[0]
+    return results[0]

@@ -20,15 +20,15 @@ from clt_plugins.training.objective import objective
 
 @check("losses")
 def terms(bench: Bench) -> None:
-    """Terms are finite scalars by name; `Forward` is left as it was; batches of one token and without dead features."""
+    """Terms are finite scalars by name, also for one token and without dead features; `Forward` is not changed."""
     parts = bench.parts()
     for tokens, dead in ((16, True), (1, True), (16, False)):
         forward = capture(parts, bench, tokens=tokens, dead=dead)
         before = {name: (x, x._version) for name, x in _tensors(forward).items()}
-        found = parts.losses[0](forward)
+        terms = parts.losses[0](forward)
         look = "what `__call__` returns"
-        expect(isinstance(found, Mapping) and found, "a term, or several, by name", repr(found)[:200], look)
-        for name, value in found.items():
+        expect(isinstance(terms, Mapping) and terms, "a term, or several, by name", repr(terms)[:200], look)
+        for name, value in terms.items():
             right = isinstance(value, Tensor) and value.dim() == 0 and isinstance(name, str)
             got = f"{type(value).__name__} {list(getattr(value, 'shape', []))}"
             expect(right, f"a scalar tensor as term {name!r}", got, f"{look}: end with `.sum()` or `.mean()`")
@@ -56,8 +56,8 @@ def gradient_reconstruction(bench: Bench) -> None:
 
 @check("losses")
 def gradient_features(bench: Bench) -> None:
-    """Each term's derivative by the features' values is the numerical one, in float64; also by the values that its own
-    selection kept, and by all pre-activations, where it has them."""
+    """Each term's derivative by the features' values is the numerical one, in float64; also by the values
+    that the loss's selection kept, and by all pre-activations, where it has them."""
     forward, loss = _forward(bench)
     features, extra = forward.features, forward.extra
     _compare(
@@ -83,11 +83,11 @@ def _compare(value: Tensor, rebuilt: Callable[[Tensor], Forward], loss: Any, nam
     size = 1e-6
     with torch.no_grad():
         up, down = loss(rebuilt(point + size * direction)), loss(rebuilt(point - size * direction))
-    for term, found in loss(rebuilt(point)).items():
+    for term, value_of_term in loss(rebuilt(point)).items():
         numerical = float(up[term] - down[term]) / (2 * size)
         analytic = 0.0
-        if found.requires_grad:
-            (slope,) = torch.autograd.grad(found, point, allow_unused=True, retain_graph=True)
+        if value_of_term.requires_grad:
+            (slope,) = torch.autograd.grad(value_of_term, point, allow_unused=True, retain_graph=True)
             analytic = 0.0 if slope is None else float((slope * direction).sum())
         # Central differences of float64 numbers near 1 are good to about 1e-9.
         if abs(analytic - numerical) > 1e-5 * max(1e-2, abs(numerical)):
@@ -123,9 +123,9 @@ def capture(
 
 
 def _tensors(forward: Forward) -> dict[str, Tensor]:
-    found = {
+    tensors = {
         name: getattr(forward, name)
         for name in ("inputs", "targets", "reconstruction", "scale", "variance", "idle_tokens", "pre")
     }
-    found |= {"features.values": forward.features.values, "batch.inputs": forward.batch.inputs}
-    return {name: x for name, x in found.items() if x is not None}
+    tensors |= {"features.values": forward.features.values, "batch.inputs": forward.batch.inputs}
+    return {name: x for name, x in tensors.items() if x is not None}

@@ -43,21 +43,20 @@ def exercise(parallel: Any) -> dict[str, Any]:
 def exercise_on_rank(bench: Bench) -> dict[str, Any]:
     """What `exercise` finds on this rank."""
     parallel = bench.build(bare_context(torch.device("cpu"), recipe=bench.recipe()))
-    found = exercise(parallel)
+    answer = exercise(parallel)
     # Not closed after an error: other ranks would report the lost connection, and this process is killed anyway.
     parallel.close()
-    return found
+    return answer
 
 
 def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
-    """What `exercise` finds on one process, where the choice can be built for it, and on several: a list of ranks for
-    each."""
+    """The answers of all ranks, for one process (where the choice can be built for it) and for several."""
     runs = []
     with suppress(Faults):  # it needs several processes
         runs.append([exercise_on_rank(bench)])
     for world in RANKS:
         answers = on_ranks(bench, world, exercise_on_rank)
-        # A choice for one process takes no notice of others: then each is alone.
+        # A choice for one process ignores the others: then each rank is a world of its own.
         alone = all(answer["world"] == 1 for answer in answers)
         runs += [[answer] for answer in answers] if alone else [answers]
     return runs
@@ -65,24 +64,25 @@ def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
 
 @check("parallel")
 def shard(bench: Bench) -> None:
-    """The shards of the ranks that share features follow each other and make up all F; ranks and group sizes agree."""
+    """The shards of ranks that share features make up all F, in order; ranks and group sizes agree."""
     for ranks in _runs(bench):
         world = len(ranks)
         expect(
-            [each["rank"] for each in ranks] == list(range(world)) and all(each["world"] == world for each in ranks),
+            [answer["rank"] for answer in ranks] == list(range(world))
+            and all(answer["world"] == world for answer in ranks),
             f"rank and world of {world} ranks",
-            str([(each["rank"], each["world"]) for each in ranks]),
+            str([(answer["rank"], answer["world"]) for answer in ranks]),
             "`rank`, `world`",
         )
         expect(
-            all(each["tensor_ranks"] * each["data_ranks"] == world for each in ranks),
+            all(answer["tensor_ranks"] * answer["data_ranks"] == world for answer in ranks),
             "tensor_ranks · data_ranks = world",
-            str([(each["tensor_ranks"], each["data_ranks"]) for each in ranks]),
+            str([(answer["tensor_ranks"], answer["data_ranks"]) for answer in ranks]),
             "`tensor_ranks`, `data_ranks`",
         )
         groups: dict[int, list[int]] = {}
-        for each in sorted(ranks, key=lambda each: each["tensor_rank"]):
-            groups.setdefault(each["data_rank"], []).extend(range(*each["shard"]))
+        for answer in sorted(ranks, key=lambda answer: answer["tensor_rank"]):
+            groups.setdefault(answer["data_rank"], []).extend(range(*answer["shard"]))
         wrong = {group: owned for group, owned in groups.items() if owned != list(range(FEATURES))}
         expect(not wrong, f"shards that make up range({FEATURES}) in order", str(wrong), "`shard`")
 
@@ -91,17 +91,17 @@ def shard(bench: Bench) -> None:
 def sums(bench: Bench) -> None:
     """`sum_features` and `total` add up over the ranks that share features; the sum's gradient passes unchanged."""
     for ranks in _runs(bench):
-        for each in ranks:
-            count = each["tensor_ranks"]
+        for answer in ranks:
+            count = answer["tensor_ranks"]
             expected = [count * (count + 1) / 2] * 2
-            who = f"rank {each['rank']} of {len(ranks)}"
-            expect(each["sum"] == expected, f"sum_features {expected} on {who}", str(each["sum"]), "`sum_features`")
-            expect(each["total"] == expected, f"total {expected} on {who}", str(each["total"]), "`total`")
-            expect(not each["total_requires_grad"], "a detached total", "it requires a gradient", "`total`")
+            who = f"rank {answer['rank']} of {len(ranks)}"
+            expect(answer["sum"] == expected, f"sum_features {expected} on {who}", str(answer["sum"]), "`sum_features`")
+            expect(answer["total"] == expected, f"total {expected} on {who}", str(answer["total"]), "`total`")
+            expect(not answer["total_requires_grad"], "a detached total", "it requires a gradient", "`total`")
             expect(
-                each["slope"] == [3.0, 5.0],
-                f"the sum's own gradient [3, 5] on {who}",
-                str(each["slope"]),
+                answer["slope"] == [3.0, 5.0],
+                f"the gradient of the sum, [3, 5], on {who}",
+                str(answer["slope"]),
                 "the backward of `sum_features`: the gradient passes through, it is not summed again",
             )
 
@@ -110,11 +110,11 @@ def sums(bench: Bench) -> None:
 def gradients(bench: Bench) -> None:
     """`reduce_gradients` averages over the ranks that share tokens; a gradient that is complete stays as it is."""
     for ranks in _runs(bench):
-        for each in ranks:
-            expected = [(each["data_ranks"] - 1) / 2] * 2
+        for answer in ranks:
+            expected = [(answer["data_ranks"] - 1) / 2] * 2
             expect(
-                each["reduced"] == expected,
-                f"a gradient of {expected} on rank {each['rank']} of {len(ranks)}",
-                str(each["reduced"]),
+                answer["reduced"] == expected,
+                f"a gradient of {expected} on rank {answer['rank']} of {len(ranks)}",
+                str(answer["reduced"]),
                 "`reduce_gradients`: an average over data ranks; over tensor ranks a sum of partial gradients only",
             )

@@ -37,12 +37,12 @@ def opened(bench: Bench, rank: int = 0, ranks: int = 1) -> Iterator[Any]:
 
 
 def rows(batch: Batch) -> list[Any]:
-    """The identity of each row that has one."""
-    return numbers(batch) if batch.positions is None else [tuple(each) for each in batch.positions.tolist()]
+    """The identity of each row; rows of zeros have none."""
+    return numbers(batch) if batch.positions is None else [tuple(position) for position in batch.positions.tolist()]
 
 
 def numbers(batch: Batch) -> list[Any]:
-    """The bytes of each row that is not zero throughout."""
+    """The bytes of each row, without rows of zeros."""
     flat = torch.cat([batch.inputs.flatten(1), batch.targets.flatten(1)], 1).cpu()
     return [bytes(row.tolist()) for row in flat[(flat != 0).any(1)].contiguous().view(torch.uint8)]
 
@@ -78,18 +78,18 @@ def batches(bench: Bench) -> None:
 @check("source")
 def determinism(bench: Bench) -> None:
     """Two sources of one seed give the same batches bit for bit."""
-    with opened(bench) as one, opened(bench) as other:
+    with opened(bench) as source, opened(bench) as second:
         for number in range(3):
             torch.manual_seed(number)
-            first = one.next()
+            expected = source.next()
             torch.manual_seed(number + 100)
             look = "random numbers: a `clt_plugins.generator(context.seed, ...)`, not torch's own; sorted files"
-            equal(other.next(), first, f"batch {number} of a second run", look)
+            equal(second.next(), expected, f"batch {number} of a second run", look)
 
 
 @check("source")
 def resume(bench: Bench) -> None:
-    """From any `state()`, written as JSON and read back, the next batches are those that would have come."""
+    """After loading any `state()`, written as JSON and read back, the same batches follow."""
     with opened(bench) as source:
         states, following = [], []
         for _ in range(BATCHES):
@@ -104,7 +104,7 @@ def resume(bench: Bench) -> None:
     for start in range(0, BATCHES, 2):
         with opened(bench) as source:
             if start % 4:
-                source.next()  # a source that was used already goes there too
+                source.next()  # a source that was already read must continue there too
             source.load_state(json.loads(states[start]))
             expect(
                 json.loads(json.dumps(source.state())) == json.loads(states[start]),
@@ -123,7 +123,7 @@ def resume(bench: Bench) -> None:
 
 @check("source")
 def exactly_once(bench: Bench) -> None:
-    """No row comes twice before the data are used up, with an interruption in between or without."""
+    """No row comes twice before the data are used up, whether the run is interrupted or not."""
     with opened(bench) as source:
         seen = [row for _ in range(3) for row in rows(source.next())]
         state = json.dumps(source.state())
@@ -141,7 +141,7 @@ def exactly_once(bench: Bench) -> None:
 
 @check("source")
 def held_out(bench: Bench) -> None:
-    """Held-out batches are the same at each call, as many tokens as asked (or there are), never trained on, and reading
+    """Held-out batches are the same at each call, have at most the tokens asked for, and are never trained on; reading
     them does not move the stream."""
     tokens = 5 * TOKENS // 2
     with opened(bench) as source:
@@ -153,11 +153,11 @@ def held_out(bench: Bench) -> None:
     expect(
         len(again) == len(first), f"{len(first)} batches again", str(len(again)), "`held_out`: the same at each call"
     )
-    for number, (one, other) in enumerate(zip(first, again, strict=True)):
-        equal(other, one, f"held-out batch {number} at the second call", "`held_out`: the same at each call")
+    for number, (expected, batch) in enumerate(zip(first, again, strict=True)):
+        equal(batch, expected, f"held-out batch {number} at the second call", "`held_out`: the same at each call")
     read = {row for batch in first for row in numbers(batch)}
     both = len(trained & read)
-    # Some texts begin alike, and then have equal rows, so a few may be on both sides.
+    # Texts with the same beginning have equal rows there, so a few rows may be on both sides.
     expect(both <= 0.2 * count, "held-out rows that are never trained on", f"{both} of {count} are", "the split")
     with opened(bench) as calm, opened(bench) as reader:
         for number in range(3):
@@ -172,10 +172,10 @@ def held_out(bench: Bench) -> None:
 
 @check("source")
 def statistics(bench: Bench) -> None:
-    """None, or `mean`, `std` [L, D] and `rms` [L] of inputs and targets, finite."""
+    """`statistics` returns None; or finite `mean`, `std` [L, D] and `rms` [L] of inputs and targets."""
     with opened(bench) as source:
-        found = source.statistics()
-        if found is None:
+        statistics = source.statistics()
+        if statistics is None:
             raise SkipTest("None: estimated from the first batches")
         shapes = {
             f"{side}.{name}": shape
@@ -186,10 +186,10 @@ def statistics(bench: Bench) -> None:
                 ("rms", (source.n_layers,)),
             )
         }
-        given = {name: tuple(x.shape) for name, x in found.items()}
-        expect(shapes.items() <= given.items(), f"{shapes}", f"{given}", "`statistics`")
+        actual = {name: tuple(x.shape) for name, x in statistics.items()}
+        expect(shapes.items() <= actual.items(), f"{shapes}", f"{actual}", "`statistics`")
         for name in shapes:
-            expect(bool(torch.isfinite(found[name]).all()), f"finite {name}", "inf or NaN", "`statistics`")
+            expect(bool(torch.isfinite(statistics[name]).all()), f"finite {name}", "inf or NaN", "`statistics`")
 
 
 @check("source")

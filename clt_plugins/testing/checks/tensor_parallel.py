@@ -65,7 +65,7 @@ def tensor_parallel(bench: Bench) -> None:
 
 
 def step_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Result:
-    """A training step with the parent's weights, of which a rank takes its slice."""
+    """A training step with the parent's weights, of which this rank uses its slice."""
     parts = bench.parts(stirred=False, **changes)
     axes = parts.transcoder.feature_axes()
     shard = parts.context.parallel.shard(FEATURES)
@@ -98,12 +98,12 @@ def _after_step(parts: Parts, bench: Bench) -> dict[str, Tensor]:
     outcome = bench.step(parts, bench.batch(torch.float64))
     parameters = learned.parameters(parts)
     parts.context.parallel.reduce_gradients(list(parameters.values()))
-    found = {f"term/{name}": value for name, value in outcome.terms.items()}
-    found |= {"features": outcome.features.dense().detach(), "reconstruction": outcome.reconstruction}
+    tensors = {f"term/{name}": value for name, value in outcome.terms.items()}
+    tensors |= {"features": outcome.features.dense().detach(), "reconstruction": outcome.reconstruction}
     for name, (owner, view, _) in learned.views(parts).items():
         grad = parameters[owner].grad
-        found[f"grad/{name}"] = view(torch.zeros_like(parameters[owner]) if grad is None else grad)
-    return found
+        tensors[f"grad/{name}"] = view(torch.zeros_like(parameters[owner]) if grad is None else grad)
+    return tensors
 
 
 def _compare(expected: dict[str, Tensor], results: list[Result]) -> None:

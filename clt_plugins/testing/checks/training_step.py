@@ -17,7 +17,7 @@ from clt_plugins.testing.report import complain, expect, location, same
 
 @check("activation", "tying", "losses")
 def sparse_is_dense(bench: Bench) -> None:
-    """The sparse path gives what the dense reference does, in float64: features, reconstruction, terms, gradients."""
+    """The sparse path equals the dense reference, in float64: features, reconstruction, terms, gradients."""
     outcomes, grads, densities = [], [], []
     for path in ("dense", "sparse"):
         parts = bench.parts(transcoder={"dtype": "float64", "path": path})
@@ -51,7 +51,7 @@ def gradient(bench: Bench) -> None:
 
 @check("activation")
 def own_gradient(bench: Bench) -> None:
-    """The derivative by the activation's own parameters is the numerical one, in float64 (`gradcheck`).
+    """The derivative by the activation's parameters is the numerical one, in float64 (`gradcheck`).
 
     A straight-through estimator's is not: list it in `expected_failures` and say so. Skipped without parameters.
     """
@@ -89,7 +89,7 @@ def _gradcheck(bench: Bench, belongs: Callable[[str], bool]) -> None:
 
 
 def _short(error: BaseException) -> str:
-    """What gradcheck found, on one line."""
+    """The text of gradcheck on one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     return (
         " ".join(line for line in lines if line.startswith(("numerical", "analytical", "Jacobian")))[:300] or lines[0]
@@ -163,18 +163,18 @@ def meta(bench: Bench) -> None:
 @check("activation", "tying", "losses", trial=True)
 def determinism(bench: Bench) -> None:
     """Built and stepped twice from one seed, everything is the same bit for bit."""
-    found = []
+    runs = []
     for _ in range(2):
         torch.manual_seed(0)
         parts = bench.parts(stirred=False)
         fresh = {name: p.detach().clone() for name, p in parts.transcoder.named_parameters()}
         stir(parts.transcoder)
         outcome = bench.step(parts, bench.batch())
-        found.append((fresh, outcome.terms, gradients(parts)))
+        runs.append((fresh, outcome.terms, gradients(parts)))
     look = (
         "random numbers: draw them from `clt_plugins.generator(context.seed, ...)`; sets and hashes of str: sort them"
     )
-    for what, first, second in zip(("first value", "term", "gradient"), *found, strict=True):
+    for what, first, second in zip(("first value", "term", "gradient"), *runs, strict=True):
         for name in first:
             same(second[name], first[name], f"the same {what} of {name} in a second run", look)
 

@@ -1,4 +1,4 @@
-"""Processes for the ranks of one world size. They stay for the next call; `rank` is their side.
+"""Processes for the ranks of one world size. They stay for the next call. `rank` is their side.
 
 A `[parallel]` choice joins them exactly like those that `torchrun` starts: by RANK, WORLD_SIZE, MASTER_ADDR and
 MASTER_PORT.
@@ -6,10 +6,8 @@ MASTER_PORT.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -26,7 +24,7 @@ RANKS = (2, 3)
 TIMEOUT_S = 240
 """Of one call: ranks that need longer wait for each other."""
 GRACE_S = 1
-"""How long other ranks are listened to after one failed."""
+"""How long the answers of other ranks are awaited after one failed."""
 
 
 class Ranks:
@@ -70,16 +68,14 @@ class Ranks:
 
     def kill(self) -> None:
         """End the processes at once, whatever they do."""
-        for executor, pid in zip(self.executors, self.pids, strict=True):
-            if _has_result(pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid.result(), signal.SIGKILL)
+        numbers = {pid.result() for pid in self.pids if pid.done() and not pid.exception()}
+        # Of living children only: the number of a dead process may belong to another by now.
+        for child in multiprocessing.active_children():
+            if child.pid in numbers:
+                child.kill()
+        for executor in self.executors:
             executor.shutdown(wait=False, cancel_futures=True)
         _started.pop(len(self.executors), None)
-
-
-def _has_result(future: Future[Any]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
 
 
 _started: dict[int, Ranks] = {}
@@ -90,7 +86,7 @@ def on_ranks(bench: Bench, world: int, function: Callable[..., Any], *arguments:
     """What `function(bench, *arguments)` returns on each of so many ranks.
 
     Args:
-        function: of a module, so that other processes can import it.
+        function: one of a module, so that other processes can import it.
 
     Raises:
         Nonconformance: see `Ranks.run`.

@@ -55,7 +55,7 @@ def call(function: Callable[..., Any], subject: Subject, arguments: tuple[Any, .
     sys.path[:] = subject.path
     module = subject.module
     try:
-        if module:  # it may have been written anew since the last call
+        if module:  # its file may have changed since the last call
             for name in [name for name in sys.modules if f"{name}.".startswith(f"{module}.")]:
                 del sys.modules[name]
             importlib.invalidate_caches()
