@@ -1,8 +1,8 @@
 """Thresholds scaled so that each layer has a given L0 on a sample of tokens.
 
 Whether a feature is active depends only on its own pre-activation and threshold, so each layer is calibrated alone.
-How many features of a layer are active at a scale is how many of its ratios pre-activation / threshold are above the
-scale. So the scale for a target is an order statistic of the ratios.
+A feature is active at a token if its ratio pre-activation / threshold is above the scale. So the scale for a target is
+an order statistic of the layer's ratios: as many must be above it as the target asks for.
 
 Shapes: B tokens, L layers, F features per layer, R ratios.
 """

@@ -94,7 +94,7 @@ def check_fits(transcoder: CrossLayerTranscoder, source: Source) -> None:
     if has != needs:
         raise Refused(
             "source",
-            f"gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {needs[0]} layers of "
+            f"has {has[0]} layers of d_model {has[1]}, but the transcoder is for {needs[0]} layers of "
             f"d_model {needs[1]}: name the language model and layers that it was trained on",
         )
 

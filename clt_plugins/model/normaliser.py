@@ -113,11 +113,11 @@ class Normaliser(nn.Module):
         """
         shape = self.input_shift.shape
         for name, value in statistics.items():
-            if value.shape not in (shape, shape[:1]) or not bool(torch.isfinite(value).all()):
+            fits = value.shape in (shape, shape[:1])
+            if not fits or not bool(torch.isfinite(value).all()):
+                got = "NaN or infinite ones" if fits else str(tuple(value.shape))
                 raise Refused(
-                    "source",
-                    f"statistics {name}: expected finite numbers of shape {tuple(shape)}, "
-                    f"got {'others' if value.shape in (shape, shape[:1]) else tuple(value.shape)}",
+                    "source", f"statistics {name}: expected finite numbers of shape {tuple(shape)}, got {got}"
                 )
         self.identity = method == "none"
         for side in ("input", "target"):
@@ -147,5 +147,5 @@ class Normaliser(nn.Module):
         return raw if self.identity else (raw - shift).div_(scale)
 
     def restore(self, reconstruction: Tensor) -> Tensor:
-        """A normalised reconstruction [B, L, D] -> in raw units."""
+        """A normalised reconstruction [B, L, D], in raw units."""
         return reconstruction if self.identity else reconstruction * self.target_scale + self.target_shift

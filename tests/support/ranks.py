@@ -22,8 +22,8 @@ from clt_parallel.grid import Grid
 from clt_plugins import parameter, run
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
-from clt_plugins.distributed.agree import anyone, read, same_everywhere, together
-from clt_plugins.errors import Stopped
+from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
+from clt_plugins.errors import Refused, Stopped
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.devices import make_parallel
 from clt_plugins.training.objective import objective
@@ -173,7 +173,7 @@ class Reader:
 
     def next(self) -> Batch:
         if self.batch is None:
-            raise ValueError("source.text: 'corpus' is gone")
+            raise Refused("source.text", "'corpus' is gone")
         return self.batch
 
 
@@ -184,7 +184,7 @@ def agreements(grid: Grid) -> dict[str, str]:
     swapped = good.rows(torch.tensor([1, 0, 2, 3]))
 
     def disk_full() -> None:
-        with together(grid):
+        with all_or_none(grid):
             if rank == 2:
                 raise OSError("no space left")
 

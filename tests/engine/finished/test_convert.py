@@ -171,7 +171,7 @@ def test_what_cannot_be_converted_says_why():
     with pytest.raises(ValueError, match="convert: jumprelu has thresholds already"):
         convert(built.transcoder, built.source, CONFIG, plugins())
     other = parts(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
-    with pytest.raises(ValueError, match="gives 2 layers of d_model 6, but the transcoder is for 3 layers"):
+    with pytest.raises(ValueError, match="has 2 layers of d_model 6, but the transcoder is for 3 layers"):
         convert(parts().transcoder, other.source, CONFIG, plugins())
     with pytest.raises(ValueError, match=r"convert\.activation: 'relu' takes no thresholds"):
         convert(small(), parts().source, ConvertConfig(activation="relu", tokens=64), plugins())

@@ -186,5 +186,5 @@ def test_dead_and_dense_features_and_densities_are_counted(relu_model):
 def test_another_model_is_refused(relu_model):
     found = stream(relu_model)
     other = stream(relu_model, model={"layers": [0, 2]})
-    with pytest.raises(ValueError, match="gives 2 layers of d_model 32, but the transcoder is for 3 layers"):
+    with pytest.raises(ValueError, match="has 2 layers of d_model 32, but the transcoder is for 3 layers"):
         evaluate(found.transcoder, other.source, CONFIG)

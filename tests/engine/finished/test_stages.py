@@ -273,7 +273,15 @@ def test_faults_of_commands_are_one_line(plain, whole, tmp_path):
         assert text in lines[-1] and len(lines) == 1, found.stderr
 
     out = ["--out", tmp_path / "out"]
-    refused(ExitCode.USAGE, "activation: batchtopk has no thresholds, and safetensors needs them", "export", plain, "--format", "safetensors", *out)
+    refused(
+        ExitCode.USAGE,
+        "activation: batchtopk has no thresholds, and safetensors needs them",
+        "export",
+        plain,
+        "--format",
+        "safetensors",
+        *out,
+    )
     refused(ExitCode.USAGE, "unknown name 'saelen', did you mean", "export", plain, "--format", "saelen", *out)
     refused(ExitCode.USAGE, "dtype", "export", plain, "--format", "saelens", "--set", "dtype=int4", *out)
     refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)
@@ -285,7 +293,7 @@ def test_faults_of_commands_are_one_line(plain, whole, tmp_path):
     for layers, d_model in ((2, 6), (3, 8)):
         other = {"name": "synthetic", "layers": layers, "d_model": d_model, "features": 24, "active": 2.0}
         (tmp_path / "other.toml").write_text(as_toml(recipe(source=other)))
-        text = f"gives {layers} layers of d_model {d_model}, but the transcoder is for 3 layers of d_model 6: name the"
+        text = f"s {layers} layers of d_model {d_model}, but the transcoder is for 3 layers of d_model 6: name the"
         for command in commands:
             refused(ExitCode.USAGE, text, *command, "--recipe", tmp_path / "other.toml")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*partial"))

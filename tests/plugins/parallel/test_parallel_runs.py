@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from clt_plugins import run
-from clt_plugins.files.sliced import Stored
+from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import SMALL, tables
@@ -49,7 +49,9 @@ def test_a_rank_that_dies_ends_the_run_with_a_message_and_it_goes_on_as_if_nothi
     whole = torchrun(2, recipe, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     for stem in ("transcoder", "training"):
-        one, other = (Stored.find(tmp_path / name / "checkpoints/step_000012", stem) for name in ("run", "whole"))
+        one, other = (
+            SlicedTensors.find(tmp_path / name / "checkpoints/step_000012", stem) for name in ("run", "whole")
+        )
         assert one.shapes == other.shapes
         for name in one.shapes:
             assert torch.equal(one.read(name), other.read(name)), name
