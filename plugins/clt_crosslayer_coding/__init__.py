@@ -19,6 +19,9 @@ class SourceConfig:
 
     Every row once per epoch, in a new order each time, chunks mixed. The files have no checksums: damage is noticed
     only where HDF5 notices it. Memory: two buffers of `buffer_tokens` rows and three batches.
+
+    Reading is slow if the arrays are compressed in large HDF5 chunks (the library's default is 16,384 rows): a block of
+    at most 1,024 rows is read at a time, and for that HDF5 decompresses a chunk of every array.
     """
 
     path: Path

@@ -115,8 +115,6 @@ def test_parallel(case: Case) -> None:
     case.run()
 
 
-@parametrize(
-    "exporters", settings={name: {"model_name": "none"} for name in ("circuit-tracer", "crosslayer-coding", "saelens")}
-)
+@parametrize("exporters", settings={name: {"model_name": "none"} for name in ("circuit-tracer", "saelens")})
 def test_exporters(case: Case) -> None:
     case.run()

@@ -1,4 +1,4 @@
-"""Data sets of the reference library, written here as its generator writes them, byte for byte in layout."""
+"""Data sets of the reference library as a source."""
 
 from __future__ import annotations
 
@@ -6,51 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 import torch
 
 from clt_crosslayer_coding import SourceConfig, clt_sources
-from clt_plugins import Batch
+from tests.support.crosslayer_coding import write
 from tests.support.stored_data import join, make_context
-
-SIZES = [40, 25, 60]
-
-
-def write(folder: Path, *, index: str = "per chunk", ending: str = "hdf5", dtype: str = "float32") -> Batch:
-    """A data set; returns its rows in order."""
-    folder.mkdir()
-    random = torch.Generator().manual_seed(0)
-    rows = torch.randn(2, sum(SIZES), 11, 4, generator=random)
-    if dtype != "float32":
-        rows = rows.to(torch.float16 if dtype == "float16" else torch.bfloat16)
-    entries, at = [], 0
-    for number, size in enumerate(SIZES):
-        with h5py.File(folder / f"chunk_{number}.{ending}", "w", libver="latest") as file:
-            for layer in range(11):
-                group = file.create_group(f"layer_{layer}")
-                for side, name in enumerate(("inputs", "targets")):
-                    x = rows[side, at : at + size, layer].contiguous()
-                    stored = x.view(torch.int16).numpy().view(np.uint16) if dtype == "uint16" else x.numpy()
-                    group.create_dataset(name, data=stored, chunks=(min(size, 16384), 4), compression="gzip")
-        entries += [(number, size, at)] if index == "per chunk" else [(number, row) for row in range(size)]
-        at += size
-    fields = [("chunk_id", np.int32), ("num_tokens", np.int32), ("offset", np.int64)]
-    kind = np.dtype(fields) if index == "per chunk" else np.uint32
-    (folder / "index.bin").write_bytes(np.array(entries, kind).tobytes())
-    metadata = {"model_name": "gpt2", "num_layers": 11, "d_model": 4, "dtype": dtype, "total_tokens": at}
-    (folder / "metadata.json").write_text(json.dumps(metadata))
-    x = rows.double()
-    stats = {
-        str(layer): {
-            name: {"mean": x[side, :, layer].mean(0).tolist(), "std": x[side, :, layer].std(0).tolist()}
-            for side, name in enumerate(("inputs", "targets"))
-        }
-        for layer in range(11)
-    }
-    (folder / "norm_stats.json").write_text(json.dumps(stats))
-    return Batch(rows[0], rows[1])
 
 
 def build(folder: Path, **config: Any) -> Any:
