@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tables import COMPUTED, MEASUREMENTS, documents, names, written
+from tests.support.tables import COMPUTED, MEASUREMENTS, ROOT, documents, names, written
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
@@ -31,3 +31,10 @@ def test_a_measurement_says_when_on_what_and_how(file: Path) -> None:
     assert re.match(r"python -m (clt_plugins|tests\.benchmarks\.\w+) ", measured["command"])
     if "text" not in measured:
         assert all(len(row) == len(measured["columns"]) for row in measured["rows"])
+
+
+def test_the_readme_states_the_quality_that_was_measured() -> None:
+    rows = json.loads((MEASUREMENTS / "quality.json").read_text(encoding="utf-8"))["rows"]
+    ratios = [row[-1] for row in rows if row[0] == "our defaults, same number of steps"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"(\d\.\d\d) times", text) == [f"{float(ratio):.2f}" for ratio in ratios]
