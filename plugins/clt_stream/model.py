@@ -66,7 +66,9 @@ def _locate(settings: Any) -> tuple[str, dict[str, Any]]:
             raise Refused(gguf_setting, f"no file {gguf_file!r} in {path!r}")
         if not gguf_file and not (local / "config.json").is_file():
             raise Refused("model.path", f"{path!r} holds no model: there is no config.json in it")
-    options: dict[str, Any] = {} if is_local or not settings.revision else {"revision": settings.revision}
+    options: dict[str, Any] = {"trust_remote_code": False}  # not given, transformers asks at a terminal
+    if settings.revision and not is_local:
+        options["revision"] = settings.revision
     if gguf_file:
         _need_gguf(gguf_setting)
         options["gguf_file"] = gguf_file
@@ -83,7 +85,7 @@ def _load_tokenizer(settings: Any, path: str, options: dict[str, Any]) -> Any:
 
     setting, name = "model.path", str(settings.path)
     if settings.tokenizer:
-        setting, name, options = "model.tokenizer", str(settings.tokenizer), {}
+        setting, name, options = "model.tokenizer", str(settings.tokenizer), {"trust_remote_code": False}
         local = Path(name).expanduser()
         if name.startswith(("/", ".", "~")) and not local.is_dir():
             raise Refused(setting, f"no folder {name!r}")
