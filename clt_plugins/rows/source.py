@@ -56,9 +56,7 @@ class StoredSource:
         self.n_layers, self.d_model = store.n_layers, store.d_model
         ranks = context.parallel.data_ranks
         total = sum(store.chunks["train"])
-        if context.batch_tokens % ranks:
-            raise Refused("train.batch_tokens", f"{context.batch_tokens} cannot be divided among {ranks} data ranks")
-        self.batch_tokens = context.batch_tokens // ranks
+        self.batch_tokens = context.batch_share()
         if context.batch_tokens > total:
             raise Refused(
                 "train.batch_tokens",

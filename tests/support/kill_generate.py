@@ -47,7 +47,7 @@ def start(recipe: Recipe, out: Path, **options: Any) -> int:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         torch.set_num_threads(1)
-        clt_datasets.make.generate.generate(recipe, plugins(), out, **options)
+        clt_datasets.make.generate.generate(recipe, out, **options)
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", flush=True)
