@@ -144,7 +144,7 @@ class StoredSource:
         # Somebody may hold a closed source for long; and reference cycles through threads are freed late.
         self.ahead.clear()
         self.groups.clear()
-        self.filling = self.spare = Buffer(0, self.store)
+        self.filling = self.spare = Buffer(1, self.store)
         self.shelf.close()
 
     # -- batches ------------------------------------------------------------------------------------------------

@@ -343,7 +343,7 @@ class TestPatience:
         def answer(connection: socket.socket) -> None:
             """Nothing at all, or not even that."""
             if what == "pause":
-                client.close()
+                connection.close()
             else:
                 time.sleep(60)
 
