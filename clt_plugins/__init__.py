@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from clt_plugins.data.moments import Moments
     from clt_plugins.data.random import generator
     from clt_plugins.distributed.single import Single
+    from clt_plugins.files.tensors import read_tensor, tensor_shapes, write_tensors
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.parameters import parameter, uniform
@@ -99,6 +100,7 @@ _LAZY = {
     "data.moments": ["Moments"],
     "data.random": ["generator"],
     "distributed.single": ["Single"],
+    "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.parameters": ["parameter", "uniform"],

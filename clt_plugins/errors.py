@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `Faults`, `Refused` | what the user gave is wrong: a recipe, an option, a file; a line for each fault | 2 |
 | `Stopped` | a run ended early on purpose | its own |
+| `Unreachable` | the recipe asks for what the trained transcoder cannot give | 1 |
 | `DamagedError`, `OSError` | a file or the network failed | 1 |
 | `PluginError` | a plugin is broken; names plugin, distribution and line | 1 |
 
@@ -103,6 +104,10 @@ class PluginError(Exception):
         super().__init__(text)
         self.where = where
         """The recipe's setting that the text begins with, if it does."""
+
+
+class Unreachable(Exception):
+    """A target that the trained transcoder cannot reach; the text names it, and the settings to change."""
 
 
 class DamagedError(OSError):

@@ -1,6 +1,7 @@
 """Draw a run's held-out error: over training, and by layer at its end.
 
-python -m pip install matplotlib
+It needs matplotlib, the extra `plots`.
+
 python examples/plot_run.py runs/quickstart --out examples/quickstart.png
 """
 
@@ -22,8 +23,10 @@ def main() -> None:
     if not held_out:
         raise SystemExit(f"{options.run}: no evaluation in metrics.jsonl yet")
 
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise SystemExit("plot_run.py needs matplotlib: python -m pip install 'clt-plugins[plots]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

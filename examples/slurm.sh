@@ -1,7 +1,7 @@
 #!/bin/bash
 # Train on 4 nodes of 8 GPUs: features split over the 8 GPUs of a node, batches over the 4 nodes.
 # Submit with: sbatch examples/slurm.sh RECIPE RUN_FOLDER
-# The run folder must be on a file system that all nodes share. Submitted again, the job goes on where it stopped.
+# The run folder must be on a file system that all nodes share. Submit again with the same folder to continue.
 #SBATCH --job-name=clt
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -16,7 +16,10 @@ recipe=$1
 out=$2
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# Five minutes before the time is up every rank is told to stop; they write a checkpoint after their step.
+# SLURM sends SIGTERM 300 seconds before the time is up. torchrun passes it on; every rank finishes its step and writes
+# a checkpoint. torchrun kills ranks that take longer than this many seconds (30 if not set). Older versions of torchrun
+# do not know the variable (2.13 does) and always kill after 30 seconds; the job then resumes from the last checkpoint.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=280
 trap 'kill -TERM "$step"; wait "$step"' TERM
 
 resume=()

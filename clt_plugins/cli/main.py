@@ -17,7 +17,7 @@ from clt_plugins.cli import finished
 from clt_plugins.cli.options import RECIPE, VERBOSE, selected_plugins, verbose, with_plugins, with_recipe
 from clt_plugins.contract.slots import SLOTS
 from clt_plugins.contract.spec import __version__
-from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped
+from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
@@ -58,6 +58,8 @@ class Commands(click.Group):
         except Faults as wrong:
             lines = [str(_located(fault, ctx.meta.get(RECIPE))) for fault in wrong.faults]
             error, code, text = wrong, ExitCode.USAGE, "\n".join(lines)
+        except Unreachable as failure:
+            error, code, text = failure, ExitCode.FAILED, str(failure)
         except OSError as failure:
             if failure.errno == errno.EPIPE:
                 raise
@@ -113,9 +115,10 @@ def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, 
     from clt_plugins.training import run as training
 
     if dry_run:
+        from clt_plugins.training.plan import as_table
         from clt_plugins.training.plan import plan as measure
 
-        click.echo(_sizes(measure(recipe, plugins)))
+        click.echo(as_table(measure(recipe, plugins)))
         return
     training.run(recipe, out=out, resume=resume, plugins=plugins)
 
@@ -125,10 +128,12 @@ def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, 
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def plan(recipe: Recipe, plugins: Plugins, as_json: bool) -> None:
     """Predict what RECIPE needs: parameters, bytes, arithmetic per step. Builds everything, trains nothing."""
+    from clt_plugins.files.records import json_text
+    from clt_plugins.training.plan import as_table
     from clt_plugins.training.plan import plan as measure
 
-    found = measure(recipe, plugins)
-    click.echo(json.dumps(found, indent=2) if as_json else _sizes(found))
+    sizes = measure(recipe, plugins)
+    click.echo(json_text(sizes) if as_json else as_table(sizes))
 
 
 @main_group.command()
@@ -154,7 +159,7 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
     """
     from clt_plugins.cli.listing import as_text, listing, undocumented
     from clt_plugins.registry.discovery import OWN
-    from clt_plugins.testing.cases import trial
+    from clt_plugins.testing.trial import trial
 
     plugins.commands()  # so that one that fails is listed
     found = listing(plugins, name)
@@ -202,17 +207,3 @@ def init(plugins: Plugins, file: Path | None) -> None:
 
 for _command in (finished.convert, finished.evaluate, finished.export):
     main_group.add_command(_command)
-
-
-def _sizes(found: dict[str, Any]) -> str:
-    """The result of a dry run, for people."""
-    lines = [
-        f"layers {found['layers']}, d_model {found['d_model']}, features {found['features']:,} per layer",
-        f"parameters {found['parameters']:,}",
-        *(f"  {name} {count:,}" for name, count in found["parameters_by_name"].items()),
-        f"memory {found['total_bytes'] / 2**30:.3f} GiB",
-        *(f"  {name} {size / 2**30:.3f} GiB" for name, size in found["bytes"].items()),
-        f"arithmetic {found['total_flops'] / 1e9:,.1f} GFLOP per step",
-        *(f"  {name} {count / 1e9:,.1f}" for name, count in found["flops"].items()),
-    ]
-    return "\n".join(lines)

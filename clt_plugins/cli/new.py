@@ -1,6 +1,6 @@
 """`clt_plugins new`: a small installable plugin of one kind, with its conformance test.
 
-The code is that of `clt_plugins.templates`, with names put in.
+The code is a copy of the kind's template in `clt_plugins.templates`, under the plugin's own names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ TEST = '''\
 """Whether the plugin keeps the contract: one test for each check of the conformance kit."""
 
 from clt_plugins.testing import parametrize
-from clt_plugins.errors import Refused
 
 
 @parametrize("{module}")
@@ -86,20 +85,21 @@ def new(name: str, kind: str, out: Path | None = None) -> Path:
     """Write a plugin's package; returns its folder.
 
     Args:
-        name: of the distribution, such as `clt-gated`; the module is `clt_gated`, the choice `gated`.
-        out: the folder; of the plugin's name in the working directory if not given.
+        name: the distribution's name, such as `clt-gated`; the module is then `clt_gated`, the choice `gated`.
+        kind: a `Slot.kind`.
+        out: the folder; `./NAME` if not given.
 
     Raises:
-        Refused: the name cannot be one, or is taken; or the folder is not empty.
+        Refused: the name is not allowed or in use; or the folder is not empty.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
         raise Refused(repr(name), "a plugin's name is lower-case words with '-' between them, such as clt-gated")
     module = name.replace("-", "_")
     choice = module.removeprefix("clt_")
     if keyword.iskeyword(module) or keyword.iskeyword(choice) or choice in ("example", "testing", "plugins"):
-        raise Refused(repr(name), f"{choice!r} has another meaning in Python or here: take another name")
+        raise Refused(repr(name), f"{choice!r} has another meaning in Python or here: choose another name")
     if module in sys.stdlib_module_names or find_spec(module) is not None:
-        raise Refused(repr(name), f"there is a module {module!r} already: take another name, such as clt-{name}")
+        raise Refused(repr(name), f"there is a module {module!r} already: choose another name, such as clt-{name}")
     slot = next(slot for slot in SLOTS if slot.kind == kind)
     folder = out or Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -125,7 +125,7 @@ def new(name: str, kind: str, out: Path | None = None) -> Path:
 
 
 def renamed(source: str, kind: str, module: str, choice: str) -> str:
-    """A template's code under other names."""
+    """A template's code with the plugin's names."""
     title = "".join(word.capitalize() for word in choice.split("_"))
     source = source.replace(f"clt_plugins.templates.{kind}", module)
     return re.sub(r"\bExample", title, re.sub(r"\bexample\b", choice, source))

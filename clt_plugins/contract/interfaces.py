@@ -1,8 +1,9 @@
 """What `build` returns for each kind of choice: the protocols, with shapes.
 
-Nothing here needs to be inherited from. Activations, tyings and losses with parameters of their own are
-`torch.nn.Module`s; a parameter with one entry or row per feature says along which axis, by an attribute
-`feature_axis`, so that it can be split over ranks and its slices saved.
+Nothing here needs to be inherited from. Activations and tyings are `torch.nn.Module`s. A loss with parameters or
+buffers of its own is one too: they are trained, clipped, saved and resumed like the transcoder's. A parameter with one
+entry or row per feature says along which axis, by `clt_plugins.parameter(value, feature_axis)`, so that it can be split
+over ranks and its slices saved. Optional abilities are in `abilities`.
 
 Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows of a weight.
 """
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
     from clt_plugins.data.layout import Layout
 
 Over = Literal["features", "tokens", "all"]
-"""Which ranks a collective is over."""
+"""The ranks that a collective sums over."""
 
 
 class Selection(Protocol):
-    """Finds the pairs worth keeping while the pre-activations of a batch go by, one layer at a time."""
+    """Chooses pairs while the pre-activations of a batch pass by, one layer at a time."""
 
     def see(self, layer: int, pre: Tensor) -> None:
-        """Take what is needed of one layer's pre-activations [B, F]; the block is gone afterwards. No gradient."""
+        """Read one layer's pre-activations [B, F], without gradient; the block is shared, then overwritten."""
 
     def finish(self) -> tuple[Pairs, Tensor]:
-        """After the last layer: the pairs, and the pre-activation of each, [N]; -inf where a place stands empty."""
+        """After the last layer: the pairs, and the pre-activation of each, [N]; -inf for a pair that is empty."""
 
 
 class Activation(Protocol):
@@ -53,7 +54,7 @@ class Activation(Protocol):
         Every pair whose value or gradient can be non-zero must be kept.
 
         Args:
-            norms: gives the decoder norms [L, F], detached; costs a pass over the decoder, so call it only if used.
+            norms: returns the decoder norms [L, F], detached; it costs a pass over the decoder: call it only if needed.
         """
 
     def __call__(self, pre: Tensor, feature: Tensor | None) -> Tensor:
@@ -74,8 +75,8 @@ class Tying(Protocol):
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D], without bias or skip; features may be sparse or dense.
 
-        A layer of it depends on features of that layer and earlier ones only.
-        A tensor of its own, which nothing else needs: bias and skip are added to it in place.
+        A layer of it depends only on features of that layer and earlier ones. It must be a new tensor: bias and skip
+        are added to it in place.
         """
 
     def affine(self, inputs: Tensor) -> Tensor:
@@ -91,12 +92,12 @@ class Tying(Protocol):
         """
 
     def views(self) -> Mapping[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
-        """How parameters are cut for files: file name -> (parameter name, view of it, feature axis of the view)."""
+        """How parameters are cut for files: name in files -> (parameter name, view of it, feature axis of the view)."""
 
 
 @attrs.frozen(eq=False)
 class Forward:
-    """One forward pass, as the losses see it. All tensors but the raw targets are in normalised units."""
+    """One forward pass, as the losses see it. All tensors are in normalised units, except those of `batch`."""
 
     batch: Batch
     """Raw activations."""
@@ -112,30 +113,30 @@ class Forward:
     variance: Tensor
     """Variance of the raw targets, [L]: mean over dimensions of the variance over tokens."""
     norms: Callable[[], Tensor]
-    """Gives the decoder norms [L, F], detached; computed once per step, at the first call."""
+    """Returns the decoder norms [L, F], detached; computed once per step, at the first call."""
     idle_tokens: Tensor
     """Tokens since each feature was last active, [L, F] int64."""
     decode: Callable[[Features], Tensor]
     """Decodes other features (AuxK), summed over ranks: [B, L, D], without bias or skip."""
     sum_features: Callable[[Tensor], Tensor]
-    """The sum over the ranks that share the features: wrap what a term adds up over features (no-op on one)."""
+    """The sum over the ranks that share the features; apply it to what a term sums over features. Differentiable."""
     extra: Features | None
-    """The pre-activations that this loss's `selection` kept, negative ones too, and -inf where a place of it stands
-    empty (on a GPU); None if it has none."""
+    """The pre-activations that this loss's `selection` kept, negative ones too, and -inf for empty pairs (on a GPU);
+    None without a selection."""
     pre: Tensor | None
     """All pre-activations [B, L, F], where a loss of the recipe says `needs_pre = True`; else None."""
     progress: float
-    """Training steps done, as a share of all."""
+    """The share of the training steps that are done, 0 to 1."""
 
 
 class Loss(Protocol):
     """A term of the training loss."""
 
     needs_pre: bool
-    """Whether `Forward.pre` is wanted. It keeps the whole [B, L, F] alive: avoid it where a selection will do."""
+    """Whether `Forward.pre` is needed. It keeps all of [B, L, F] in memory: use a selection where that is enough."""
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Selection | None:
-        """A selection of its own, fed by the same encoder pass as the activation's; None for most losses."""
+        """A selection of this loss, fed by the same encoder pass as the activation's; None for most losses."""
 
     def __call__(self, forward: Forward) -> Mapping[str, Tensor]:
         """The term, or several, by name, each a scalar, already weighted; logged under `loss/`."""
@@ -154,18 +155,18 @@ class Source(Protocol):
         """The next training batch, of exactly `context.batch_tokens` tokens (divided by the data ranks).
 
         Raises:
-            ValueError: there is no (more) data, saying where it was looked for.
+            Refused: there is no (more) data; says where the source looked.
         """
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """Batches of tokens never trained on, the same ones at each call, `tokens` in all or what there is."""
+        """Batches of tokens never trained on, the same at each call: `tokens` in total, or all there are."""
 
     def statistics(self) -> Mapping[str, Tensor] | None:
         """Stored statistics (`mean`, `std` [L, D] and `rms` [L], each under `inputs.` and `targets.`), or None:
         then they are estimated from the first batches."""
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, as JSON; small, whatever the size of the data."""
+        """The position in the stream, as JSON; small for any size of the data."""
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`: the next batch is the one that would have come next, bit for bit."""
@@ -175,14 +176,18 @@ class Logger(Protocol):
     """A sink of metrics. Only rank 0 has one. Must not block the training step for long."""
 
     def start(self, recipe: Mapping[str, Any], step: int) -> None:
-        """Before the first step; `recipe` is the resolved recipe as plain TOML data, `step` > 0 when resumed:
-        what was logged beyond that step by the interrupted run will come again."""
+        """Called before the first step.
+
+        Args:
+            recipe: resolved, as plain TOML data.
+            step: > 0 for a resumed run; what the interrupted run logged after this step will be logged again.
+        """
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Metrics by `group/name`: numbers; or CPU tensors [L] (one value per layer) and [L, F] (a histogram)."""
 
     def close(self, status: str) -> None:
-        """At the end, `status` one of "finished", "interrupted", "failed"; also called on a crash: flush."""
+        """Called at the end and after an error, with "finished", "interrupted" or "failed"; write what is buffered."""
 
 
 class Kernels(Protocol):
@@ -209,7 +214,7 @@ class Kernels(Protocol):
 
 
 class Parallel(Protocol):
-    """How features (tensor parallel) and tokens (data parallel) are split over ranks.
+    """How features (tensor parallel) and tokens (data parallel) are split over ranks (processes).
 
     Every method but `shard` and `apart` is a collective: all ranks must call it, in the same order. `over` says which
     ranks take part: those that share the "features" of a batch, those that share the "tokens" of a feature, or "all".
@@ -226,29 +231,29 @@ class Parallel(Protocol):
     """Which part of how many parts of a batch this rank has: data_rank of data_ranks; 0 of 1 within `apart`."""
 
     def shard(self, n_features: int) -> range:
-        """The features of each layer that this rank owns, of F; ranks' shards follow each other."""
+        """The features of each layer that this rank owns, of F; the shards of ranks follow each other."""
 
     def sum_features(self, x: Tensor) -> Tensor:
         """The sum over the ranks that share the features; the gradient passes through unchanged."""
 
     def sum_features_later(self, x: Tensor) -> Callable[[], Tensor]:
-        """The same, begun now; what it returns waits for the sum. What is computed in between overlaps."""
+        """The same, started now; calling the result waits for the sum. What is computed in between overlaps."""
 
     def total(self, x: Tensor, over: Over = "features", what: str = "metrics") -> Tensor:
-        """A detached sum over ranks. `what` is what the bytes are counted as."""
+        """A detached sum over ranks. `what` names what `sent` counts the bytes as."""
 
     def reduce_gradients(self, parameters: list[Any]) -> None:
-        """Average the gradients over the ranks that share the tokens; sum those of parameters that are whole on
-        every tensor rank but whose gradient is not (`parameter.partial_gradient`)."""
+        """Average the gradients over the ranks that share the tokens; sum those of parameters that every tensor rank
+        has all of but computes only a part of the gradient for (`parameter.partial_gradient`)."""
 
     def gather(self, text: str) -> list[str]:
         """Every rank's text, in the order of ranks."""
 
     def apart(self) -> AbstractContextManager[None]:
-        """Within it, batches are not split over ranks: each group that shares features has its own."""
+        """A block in which batches are not split over ranks: each group that shares features has its own batch."""
 
     def sent(self) -> dict[str, int]:
-        """Bytes that this rank sent since the start, by what they were for."""
+        """Bytes that this rank sent since the start, by purpose."""
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -268,16 +273,16 @@ class Exporter(Protocol):
         """Write the files into an empty folder.
 
         Raises:
-            ValueError: the format cannot hold this transcoder, saying what stands in the way and the remedy.
+            Refused: the format cannot hold this transcoder; says why and what to do.
         """
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Imported:
-    """A transcoder found in another tool's format."""
+    """A transcoder read from another tool's format."""
 
     kind: str
-    """What was found, for people: "circuit-tracer folder with thresholds"."""
+    """What it is, for people: "circuit-tracer folder with thresholds"."""
     n_layers: int
     d_model: int
     n_features: int
@@ -288,25 +293,25 @@ class Imported:
     model: Mapping[str, Any]
     """What is known of the language model, as in `[model]`."""
     tensor: Callable[[str], Tensor | None]
-    """Gives each tensor of the transcoder by the name it has in files (`W_enc`, `W_dec.03`, `normaliser.input_scale`);
-    asked for one at a time. None leaves a normaliser's at its first value."""
+    """Returns a tensor of the transcoder by its name in files (`W_enc`, `W_dec.03`, `normaliser.input_scale`); called
+    for one at a time. None leaves a statistic of the normaliser at its first value."""
     decoder_bytes: int = 0
-    """What the decoder takes on disk."""
+    """Bytes of the decoder on disk."""
     decoder: Callable[[Any], Tying] | None = None
     """Makes, from a `Context`, a tying that leaves the decoder on disk."""
 
 
 class LanguageModel(Protocol):
-    """The language model of a source, which a transcoder can stand in for: `Source.language_model()`.
+    """The language model of a source that `HasModel`; a transcoder can replace its MLPs.
 
-    Shapes: R positions of a text that count (no padding, special tokens or first positions), V vocabulary.
+    Shapes: R positions of a text that are evaluated (no padding, special tokens or first positions), V vocabulary.
     """
 
     n_layers: int
     d_model: int
 
     def held_out(self, tokens: int) -> Iterator[Any]:
-        """Held-out texts of at most so many positions in all, in pieces for one forward pass each."""
+        """Held-out texts of at most `tokens` positions in total, each for one forward pass."""
 
     def following(self, text: Any) -> Tensor:
         """The token id after each position, [R] int64; -1 where the text ends there."""
@@ -315,10 +320,10 @@ class LanguageModel(Protocol):
         """The text of each token, on its own."""
 
     def run(self, text: Any, replace: Callable[[int, Tensor, Tensor], Tensor | None] | None = None) -> Tensor:
-        """Logits at the positions that count, [R, V] float32.
+        """Logits at the evaluated positions, [R, V] float32.
 
         Args:
             replace: called for each layer in turn with (layer, what the MLP read [R, D], what it wrote [R, D]); what it
-                returns takes the place of what was written, and later layers read on from there. Other positions keep
-                what the model wrote.
+                returns replaces what was written, and later layers read that. Other positions keep what the model
+                wrote.
         """

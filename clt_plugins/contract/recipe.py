@@ -34,7 +34,7 @@ def _within_steps(config: Any, attribute: Attribute[Any], value: int) -> None:
 
 @frozen(kw_only=True)
 class ModelConfig:
-    """The language model whose MLPs are transcribed; sources that need none do without this table."""
+    """The language model whose MLPs are transcribed; not needed by sources that run no model."""
 
     path: HubOrPath = field(metadata={"example": "openai-community/gpt2"})
     """A folder with a Hugging Face model, or a hub id."""
@@ -49,9 +49,9 @@ class ModelConfig:
     device: str = "auto"
     """Where the model runs; "auto" is the GPU where there is one."""
     inputs: str | None = field(default=None, validator=_one_slot)
-    """The module whose input each MLP reads, such as `transformer.h.{}.mlp`; found by itself for known families."""
+    """The module whose input each MLP reads, such as `transformer.h.{}.mlp`; found automatically for known families."""
     outputs: str | None = field(default=None, validator=_one_slot)
-    """The module whose output is the MLP's, such as `transformer.h.{}.mlp`; found by itself for known families."""
+    """The module whose output is the MLP's, such as `transformer.h.{}.mlp`; found automatically for known families."""
     layers: list[int] | None = field(default=None, validator=_ascending)
     """Which layers are transcribed; all if not given."""
 
@@ -127,8 +127,8 @@ class TrainConfig:
         default=Factory(lambda self: max(1, min(1_000_000, self.steps * self.batch_tokens // 20)), takes_self=True),
         validator=positive,
     )
-    """A feature that was active at none of so many tokens counts as dead; a twentieth of the run's tokens, at most a
-    million, if not given."""
+    """A feature that was not active for this many tokens counts as dead; if not given, a twentieth of the run's tokens,
+    at most a million."""
 
 
 def _range(_: Any, attribute: Attribute[Any], value: list[float]) -> None:
@@ -161,27 +161,27 @@ class ConvertConfig:
     calibration_tokens: int = field(default=16384, validator=positive)
     """Held-out tokens to calibrate on; as many others, not calibrated on, are reported on."""
     l0: float | list[float] | None = field(default=None, validator=validators.optional(_positive_numbers))
-    """The L0 wanted, per layer; that of the trained transcoder if not given."""
+    """The target L0, per layer; that of the trained transcoder if not given."""
     tolerance: float = field(default=0.005, validator=positive)
     """How far a layer's L0 may be from the target after calibration, as a share of it."""
     scales: list[float] = field(factory=lambda: [0.01, 100.0], validator=_range)
     """The smallest and largest factor that is tried."""
 
     def targets(self, n_layers: int, n_features: int) -> list[float] | None:
-        """The L0 wanted of each layer; None if it is that of the trained transcoder.
+        """The target L0 of each layer; None if it is that of the trained transcoder.
 
         Raises:
             Refused: there are more or fewer layers, or a layer has not as many features.
         """
         if self.l0 is None:
             return None
-        wanted = self.l0 if isinstance(self.l0, list) else [self.l0] * n_layers
-        if len(wanted) != n_layers:
-            text = f"{len(wanted)} numbers for {n_layers} layers: give one for each, or one for all"
+        targets = self.l0 if isinstance(self.l0, list) else [self.l0] * n_layers
+        if len(targets) != n_layers:
+            text = f"{len(targets)} numbers for {n_layers} layers: give one for each, or one for all"
             raise Refused("convert.l0", text)
-        if max(wanted) > n_features:
-            raise Refused("convert.l0", f"{max(wanted):g} is more than the {n_features} features of a layer")
-        return wanted
+        if max(targets) > n_features:
+            raise Refused("convert.l0", f"{max(targets):g} is more than the {n_features} features of a layer")
+        return targets
 
 
 @frozen(kw_only=True)
@@ -217,8 +217,8 @@ def _field(slot: Slot) -> Any:
 
 def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
     """The class's own fields, and those of all slots, each after the table that it names."""
-    made = attrs.make_class("Slots", {slot.table: _field(slot) for slot in SLOTS}, kw_only=True)
-    by_name = {a.name: a for a in attrs.fields(made)}
+    added = attrs.make_class("Slots", {slot.table: _field(slot) for slot in SLOTS}, kw_only=True)
+    by_name = {a.name: a for a in attrs.fields(added)}
     out = [a.evolve(inherited=False) for a in fields]
     for slot in SLOTS:
         index = next(number for number, a in enumerate(out) if a.name == slot.after)
@@ -258,10 +258,10 @@ class Recipe:
 
     def selected(self) -> list[tuple[str, Selected]]:
         """All choices with their paths: `activation`, `losses[1]`."""
-        found: list[tuple[str, Selected]] = []
+        selected: list[tuple[str, Selected]] = []
         for slot in SLOTS:
             value = getattr(self, slot.table)
-            found += (
+            selected += (
                 [(f"{slot.table}[{n}]", one) for n, one in enumerate(value)] if slot.many else [(slot.table, value)]
             )
-        return found
+        return selected

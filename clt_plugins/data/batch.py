@@ -1,4 +1,4 @@
-"""A batch of activations, as every source hands it over.
+"""A batch of activations, as every source yields it.
 
 Shapes: B tokens, L layers, D d_model.
 """
@@ -28,7 +28,7 @@ class Batch:
     token_ids: torch.Tensor | None = None
     """The vocabulary id of each token, [B] int64, where the source knows it."""
     positions: torch.Tensor | None = None
-    """The place of each token: (context, position in it), [B, 2] int64, where the source knows it."""
+    """The position of each token: (context, index in it), [B, 2] int64, where the source knows it."""
 
     def __attrs_post_init__(self) -> None:
         if self.inputs.dim() != 3 or self.inputs.shape != self.targets.shape:

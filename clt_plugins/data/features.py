@@ -45,6 +45,8 @@ class Pairs:
         edges = torch.arange(self.tokens + 1, device=self.token.device)
         return torch.searchsorted(self.token, edges)
 
+    # Kernels need the pairs by token (decode) and by feature (gradients of rows). The second order costs a sort, so it
+    # is made once per batch, and only if a gradient is asked for.
     @cached_property
     def by_feature(self) -> Tensor:
         """The pairs in feature order (tokens ascending within a feature), [N]."""
@@ -60,7 +62,7 @@ class Pairs:
 class Features:
     """Feature activations of a batch: sparse (values of N pairs) or, while most are on, dense ([B, L, F]).
 
-    Losses and metrics that use `values`, `per_feature` and the counts work on both without asking which.
+    Losses and metrics that use `values`, `per_feature` and the counts work on both forms.
     Values are never negative; a pair whose value is zero is selected but not active.
     """
 
@@ -93,6 +95,7 @@ class Features:
         tokens, layers, features = self.shape
         flat = self.pairs.token * (layers * features) + self.pairs.feature
         empty = self.values.new_zeros(tokens * layers * features)
+        # `index_add` and not an assignment: it is differentiable in the values.
         return empty.index_add(0, flat, self.values).view(tokens, layers, features)
 
     def counts(self) -> Tensor:

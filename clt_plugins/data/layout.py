@@ -33,6 +33,8 @@ class Layout:
     def n_layers(self) -> int:
         return len(self.first)
 
+    # An encoder and three decoders are four ways to fill in the five numbers above. Kernels know only the numbers.
+
     @classmethod
     def own_layer(cls, n_layers: int, n_features: int) -> Layout:
         """One row per feature, writing to the feature's own layer: an encoder [L, F, D]."""

@@ -5,7 +5,7 @@ Shapes: B tokens, L layers, D d_model.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +13,22 @@ from torch import Tensor
 if TYPE_CHECKING:
     from clt_plugins.data.batch import Batch
 
-Parallel = Any
-"""An `interfaces.Parallel`; the contract stands above this folder."""
+
+class Totals(Protocol):
+    """The part of `Parallel` that moments need; this folder imports nothing from the contract."""
+
+    def total(self, x: Tensor, over: Literal["tokens"]) -> Tensor:
+        """A sum over the ranks that share the tokens."""
 
 
 class Moments:
-    """Streamed mean, standard deviation and root mean square of the inputs and targets, in float64."""
+    """Streamed mean, standard deviation and root mean square of the inputs and targets, in float64.
+
+    Args:
+        n_layers: L.
+        d_model: D.
+        device: where the sums are kept; batches are copied there.
+    """
 
     def __init__(self, n_layers: int, d_model: int, device: torch.device | str = "cpu"):
         self.count = 0
@@ -30,16 +40,17 @@ class Moments:
         self.shift: dict[str, Tensor] = {}
 
     def add(self, batch: Batch) -> None:
-        """Take a batch of B tokens into account."""
+        """Add a batch of B tokens."""
         self.count += batch.tokens
         for side, sums in self.sums.items():
+            # float64: sums over millions of tokens lose digits in float32.
             x = getattr(batch, side).to(sums.device, torch.float64)
             shift = self.shift.setdefault(side, x.mean(0))
             sums[0] += (x - shift).sum(0)
             sums[1] += (x - shift).square().sum(0)
 
     def merge(self, other: Moments) -> None:
-        """Take the tokens that `other` has seen into account."""
+        """Add the tokens that `other` has seen."""
         if not other.count:
             return
         for side, sums in self.sums.items():
@@ -47,8 +58,8 @@ class Moments:
             sums += _moved(other.sums[side], other.count, other.shift[side] - shift)
         self.count += other.count
 
-    def total(self, parallel: Parallel) -> None:
-        """Make these the moments of all tokens that ranks have seen, each its own."""
+    def total(self, parallel: Totals) -> None:
+        """Make these the moments of the tokens of all ranks; all ranks must call it."""
         count = int(parallel.total(torch.tensor(self.count), over="tokens"))
         for side, sums in self.sums.items() if count else ():
             shift = self.shift.get(side, torch.zeros_like(sums[0]))
@@ -66,18 +77,18 @@ class Moments:
         """
         if self.count < 2:
             raise ValueError(f"statistics need at least 2 tokens, got {self.count}")
-        found = {}
+        statistics = {}
         for side, (first, second) in self.sums.items():
             mean = first / self.count
             variance = (second - self.count * mean.square()).clamp_min(0) / (self.count - 1)
             raw_mean = mean + self.shift[side]
             square = variance * (self.count - 1) / self.count + raw_mean.square()
-            found[f"{side}.mean"] = raw_mean
-            found[f"{side}.std"] = variance.sqrt()
-            found[f"{side}.rms"] = square.mean(-1).sqrt()
-        return found
+            statistics[f"{side}.mean"] = raw_mean
+            statistics[f"{side}.std"] = variance.sqrt()
+            statistics[f"{side}.rms"] = square.mean(-1).sqrt()
+        return statistics
 
 
 def _moved(sums: Tensor, count: int, step: Tensor) -> Tensor:
-    """Sums of x - a and of its square [2, L, D], as sums of x - a + step."""
+    """Sums of x - a and of its square over `count` tokens, [2, L, D], made those of x - a + step and its square."""
     return torch.stack([sums[0] + count * step, sums[1] + 2 * step * sums[0] + count * step.square()])

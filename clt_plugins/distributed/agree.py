@@ -1,6 +1,6 @@
-"""What ranks decide together: whether all are well, whether they read the same, whether to stop.
+"""What ranks decide together: whether all succeeded, whether they read the same batch, whether to stop.
 
-With one rank none of this costs anything. Rank 0 speaks for all: the others end silently with the same exit code.
+With one rank nothing is exchanged. Rank 0 tells the user; the other ranks end silently with the same exit code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def together(parallel: Parallel | None) -> Iterator[None]:
-    """A block that all ranks get through, or none. There must be no communication in it.
+def all_or_none(parallel: Parallel | None) -> Iterator[None]:
+    """A block that all ranks finish, or none. It must not communicate.
 
     Raises:
         Faults, OSError, PluginError, Stopped, RuntimeError: on rank 0, what the first rank that failed raised.
@@ -39,15 +39,15 @@ def together(parallel: Parallel | None) -> Iterator[None]:
 
 
 def _agree(parallel: Parallel, error: Exception | None) -> None:
-    said = [json.loads(text) for text in parallel.gather(json.dumps(_described(error)))]
-    failed = next((rank for rank, each in enumerate(said) if each is not None), None)
+    told = [json.loads(text) for text in parallel.gather(json.dumps(_described(error)))]
+    failed = next((rank for rank, fault in enumerate(told) if fault is not None), None)
     if failed is None:
         return
     if parallel.rank > 0:
-        raise Stopped(ExitCode(said[failed][1]), "") from error
+        raise Stopped(ExitCode(told[failed][1]), "") from error
     if error is not None:
         raise error
-    kind, code, text = said[failed]
+    kind, code, text = told[failed]
     text = f"rank {failed}: {text}"
     if kind == "Stopped":
         raise Stopped(ExitCode(code), text)
@@ -71,7 +71,7 @@ def _described(error: Exception | None) -> tuple[str, int, str] | None:
 
 
 def anyone(parallel: Parallel, asked: bool) -> bool:
-    """Whether any rank is asked (to stop): the same answer on all."""
+    """Whether any rank is asked to stop: the same answer on all."""
     if parallel.world == 1:
         return asked
     return bool(parallel.total(torch.tensor([int(asked)]), over="all", what="agreement") > 0)
@@ -90,7 +90,7 @@ def read(source: Source, parallel: Parallel) -> Batch:
         batch = source.next()
     except Exception as wrong:
         error = wrong
-    # One small exchange in a good step: whether each rank failed, and what it read.
+    # One small exchange per step: whether each rank failed, and a fingerprint of what it read.
     table = torch.zeros(parallel.world, 2, dtype=torch.int64)
     table[parallel.rank, 0] = int(error is not None)
     table[parallel.rank, 1] = 0 if batch is None else fingerprint(batch)
@@ -122,7 +122,7 @@ def fingerprint(batch: Batch) -> int:
     return int(out)
 
 
-def same_everywhere(parallel: Parallel, what: str, own: dict[str, str]) -> None:
+def same_everywhere(parallel: Parallel, what: str, entries: dict[str, str]) -> None:
     """Stop unless all ranks have the same entries.
 
     Raises:
@@ -130,10 +130,10 @@ def same_everywhere(parallel: Parallel, what: str, own: dict[str, str]) -> None:
     """
     if parallel.world == 1:
         return
-    everyone = [json.loads(text) for text in parallel.gather(json.dumps(own))]
+    everyone = [json.loads(text) for text in parallel.gather(json.dumps(entries))]
     for rank, theirs in enumerate(everyone):
         for key in sorted(theirs.keys() | everyone[0].keys()):
-            ours, other = everyone[0].get(key, "nothing"), theirs.get(key, "nothing")
-            if ours != other:
-                text = f"{what} differ between ranks: {key} is {ours} on rank 0, but {other} on rank {rank}"
+            first, other = everyone[0].get(key, "nothing"), theirs.get(key, "nothing")
+            if first != other:
+                text = f"{what} differ between ranks: {key} is {first} on rank 0, but {other} on rank {rank}"
                 raise Refused("", text) if parallel.rank == 0 else Stopped(ExitCode.USAGE, "")

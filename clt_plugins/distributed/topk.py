@@ -1,9 +1,9 @@
-"""The k best of candidates that lie on several ranks, found by counting: no rank sees another's numbers.
+"""The k best of candidates that lie on several ranks, found by counting: no rank sees the numbers of another.
 
-A radix selection. The k-th largest key is fixed digit by digit from the top; for each digit every rank counts its own
-candidates by digit, and the counts are added up over the ranks. First the digits of the rank value, then, among equal
-values, those of the id, so the result is the same as one process's whatever the number of ranks. The number of
-collectives depends on the widths of the two keys only, and their size not at all on the number of candidates.
+A radix selection. The k-th largest key is fixed digit by digit, from the most significant one. For each digit every
+rank counts its own candidates by digit, and the counts are summed over the ranks. The digits of the score come first,
+then, among equal scores, those of the id; so the result is that of one process for any number of ranks. The number of
+collectives depends only on the widths of the two keys. Their size does not depend on the number of candidates.
 
 Shapes: R rows, C candidates of this rank in each row.
 """
@@ -17,21 +17,21 @@ from torch import Tensor
 
 
 def among_best(
-    ranks: Sequence[Tensor], ids: Sequence[Tensor], k: int, ids_end: int, total: Callable[[Tensor], Tensor]
+    scores: Sequence[Tensor], ids: Sequence[Tensor], k: int, ids_end: int, total: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
     """Which of this rank's candidates are among the k best of all ranks in each row: masks [R, C].
 
     Args:
-        ranks: blocks [R, C] (C may differ); higher is better, NaN highest; -inf marks an empty place, never kept.
-        ids: int64, alike, unique over all ranks within a row; of equal ranks the lower id is better.
+        scores: blocks [R, C] (C may differ); higher is better, NaN is highest; -inf marks an empty column, never kept.
+        ids: int64, of the same shapes, unique over all ranks within a row; of equal scores the lower id is better.
         k: how many are kept in each row, of all ranks together; all where there are fewer.
         ids_end: all ids are below it.
         total: the sum of a tensor over the ranks.
     """
-    widths = [block.shape[1] for block in ranks]
-    rank = torch.cat([_widened(block, max(widths), -torch.inf) for block in ranks])
-    keep = _among_best(rank, torch.cat([_widened(block, max(widths), 0) for block in ids]), k, ids_end, total)
-    blocks = keep.split([block.shape[0] for block in ranks])
+    widths = [block.shape[1] for block in scores]
+    score = torch.cat([_widened(block, max(widths), -torch.inf) for block in scores])
+    keep = _among_best(score, torch.cat([_widened(block, max(widths), 0) for block in ids]), k, ids_end, total)
+    blocks = keep.split([block.shape[0] for block in scores])
     return [block[:, :width] for block, width in zip(blocks, widths, strict=True)]
 
 
@@ -39,26 +39,27 @@ def _widened(block: Tensor, width: int, fill: float) -> Tensor:
     return torch.nn.functional.pad(block, (0, width - block.shape[1]), value=fill)
 
 
-def _among_best(rank: Tensor, ids: Tensor, k: int, ids_end: int, total: Callable[[Tensor], Tensor]) -> Tensor:
-    rows = rank.shape[0]
-    rank = rank.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+def _among_best(score: Tensor, ids: Tensor, k: int, ids_end: int, total: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = score.shape[0]
+    score = score.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     width = _digit_bits(rows)
-    left = torch.full((rows, 1), k, dtype=torch.int32, device=rank.device)
-    keep = torch.zeros_like(rank, dtype=torch.bool)
-    open_ = rank > -torch.inf
-    row = torch.arange(rows, device=rank.device)[:, None] << width
-    for digit in _digits(rank, ids, ids_end, width):
-        counts = torch.zeros(rows << width, dtype=torch.int32, device=rank.device)
-        counts.index_add_(0, (row + digit).flatten(), open_.flatten().to(torch.int32))
-        # How many candidates have this digit or a higher one; falls from left to right.
+    left = torch.full((rows, 1), k, dtype=torch.int32, device=score.device)
+    keep = torch.zeros_like(score, dtype=torch.bool)
+    # Still undecided: equal to the k-th best in all digits so far.
+    undecided = score > -torch.inf
+    row = torch.arange(rows, device=score.device)[:, None] << width
+    for digit in _digits(score, ids, ids_end, width):
+        counts = torch.zeros(rows << width, dtype=torch.int32, device=score.device)
+        counts.index_add_(0, (row + digit).flatten(), undecided.flatten().to(torch.int32))
+        # How many candidates have this digit or a higher one; it falls from left to right.
         reach = total(counts).view(rows, -1).flip(1).cumsum(1, dtype=torch.int32).flip(1)
         reach = torch.nn.functional.pad(reach, (0, 1))
         # The k-th best has the highest digit that enough candidates reach (the lowest one where all are too few).
         kth = ((reach >= left).sum(1, keepdim=True) - 1).clamp_min(0)
-        keep |= open_ & (digit > kth)
-        open_ &= digit == kth
+        keep |= undecided & (digit > kth)
+        undecided &= digit == kth
         left -= reach.gather(1, kth + 1)
-    return keep | open_
+    return keep | undecided
 
 
 def _digit_bits(rows: int) -> int:
@@ -66,13 +67,13 @@ def _digit_bits(rows: int) -> int:
     return 11 if rows <= 4 else 8 if rows <= 64 else 4
 
 
-def _digits(rank: Tensor, ids: Tensor, ids_end: int, width: int) -> Iterator[Tensor]:
+def _digits(score: Tensor, ids: Tensor, ids_end: int, width: int) -> Iterator[Tensor]:
     """The digits [R, C] of both keys, most significant first, such that higher is better."""
     mask = (1 << width) - 1
-    value, bits = _ordered_bits(rank)
+    value, bits = _ordered_bits(score)
     for key, size in ((value, bits), (ids_end - 1 - ids, max(1, (ids_end - 1).bit_length()))):
-        for place in reversed(range(0, size, width)):
-            yield (key >> place) & mask
+        for shift in reversed(range(0, size, width)):
+            yield (key >> shift) & mask
 
 
 def _ordered_bits(x: Tensor) -> tuple[Tensor, int]:

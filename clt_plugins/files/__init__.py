@@ -1,1 +1,1 @@
-"""Folders that are written atomically, and tensors cut into one file per rank."""
+"""Folders that are written atomically, JSON files of records, and tensors cut into one file per rank."""

@@ -1,71 +1,91 @@
-"""Folders that are written atomically: complete or absent.
+"""Folders that are written atomically: after a crash or a full disk, a folder is complete, or as it was before.
 
-A folder is written beside its place, listed in a `manifest.json` with the size and SHA-256 of each file, flushed to
-disk, and only then moved into place; so a crash or a full disk leaves what was there before. Tensors are
-safetensors, everything else JSON: reading a folder runs no code.
+A folder is written under a temporary name beside its final path. `manifest.json` lists the size and SHA-256 of each
+file. Everything is flushed to disk, and only then the folder gets its final name. Tensors are safetensors, everything
+else is JSON, so reading a folder runs no code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import attrs
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from clt_plugins.distributed.agree import together
+from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import Refused
-from clt_plugins.files.sliced import own_files
+from clt_plugins.files.records import FORMAT, from_data, json_text, read_json, write_json
+from clt_plugins.files.sliced import files_of_rank
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
 
-logger = logging.getLogger(__name__)
-
-FORMAT = 1
 MANIFEST = "manifest.json"
 
 
+@attrs.frozen(kw_only=True)
+class ManifestFile:
+    """One file of a folder."""
+
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Its SHA-256, in hexadecimal."""
+
+
+@attrs.frozen(kw_only=True)
+class Manifest:
+    """`manifest.json`: what a complete folder holds."""
+
+    format: int = FORMAT
+    """The version of the folder's files."""
+    files: dict[str, ManifestFile]
+    """All files but the manifest, by name."""
+
+
 @contextmanager
-def whole_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when all went well, and vanishes otherwise.
+def atomic_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Path]:
+    """Yields a folder to write into. At the end of the block it becomes `folder`; after an error it is deleted.
+
+    A folder that is there already is replaced.
 
     Args:
         parallel: the ranks that write into it, each its own slices and rank 0 all else; they share a file system.
 
     Raises:
-        OSError: something could not be written (disk full, no permission), naming the folder.
+        OSError: something could not be written (disk full, no permission); names the folder.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    target = folder.resolve()  # `.` and `..` have no name to put a temporary folder beside
+    partial = target.with_name(f".{target.name}.partial")
     lead = parallel is None or parallel.rank == 0
-    listing: dict[str, Any] = {}
     try:
-        with together(parallel):
+        with all_or_none(parallel):
             if lead:
                 if partial.exists():
                     shutil.rmtree(partial)
                 partial.mkdir(parents=True)
-        with together(parallel):
+        listing: dict[str, ManifestFile] = {}
+        with all_or_none(parallel):
             try:
                 yield partial
             except SafetensorError as error:
                 raise OSError(str(error)) from error
-            for path in own_files(partial, parallel):
-                listing[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            for path in files_of_rank(partial, parallel):
+                listing[path.name] = ManifestFile(bytes=path.stat().st_size, sha256=_digest(path))
                 _flush(path)
-        for theirs in [] if parallel is None else parallel.gather(json.dumps(listing)):
-            listing.update(json.loads(theirs))
-        with together(parallel):
+        listing = _of_all_ranks(listing, parallel)
+        with all_or_none(parallel):
             if lead:
-                write_json(partial / MANIFEST, {"format": FORMAT, "files": dict(sorted(listing.items()))})
-                _move(partial, folder)
+                write_json(partial / MANIFEST, Manifest(files=dict(sorted(listing.items()))))
+                _move(partial, target)
     except OSError as error:
         if lead:
             shutil.rmtree(partial, ignore_errors=True)
@@ -76,12 +96,24 @@ def whole_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pat
         raise
 
 
+def _of_all_ranks(listing: dict[str, ManifestFile], parallel: Parallel | None) -> dict[str, ManifestFile]:
+    """The files that all ranks wrote; every rank calls it with its own files."""
+    if parallel is None:
+        return listing
+    files: dict[str, ManifestFile] = {}
+    for text in parallel.gather(json_text(Manifest(files=listing))):
+        files |= from_data(Manifest, json.loads(text)).files
+    return files
+
+
 def _move(partial: Path, folder: Path) -> None:
-    """Put a written folder into its place."""
+    """Give a complete folder its final name."""
     for path in (partial / MANIFEST, partial):
         _flush(path)
     if folder.exists():
+        # A folder that is not empty cannot be replaced by one rename: there are two, and the old one is kept between.
         old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # of a crash between the two
         folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old)
@@ -91,23 +123,21 @@ def _move(partial: Path, folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Check a folder written by `whole_folder`.
+    """Check a folder that `atomic_folder` wrote.
 
     Raises:
-        ValueError: a file is missing, truncated or changed; names it.
+        Faults: a file is missing, truncated or changed; names it.
     """
-    try:
-        listing = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise Refused(folder, f"not a whole folder: {MANIFEST} is missing or damaged") from error
-    for name, expected in listing.items():
+    if not (folder / MANIFEST).is_file():
+        raise Refused(folder, f"not a complete folder: {MANIFEST} is missing")
+    for name, expected in read_json(folder / MANIFEST, Manifest).files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             raise Refused(path, "missing")
-        if size != expected["bytes"]:
-            raise Refused(path, f"truncated: {size} bytes of {expected['bytes']}")
-        if _digest(path) != expected["sha256"]:
+        if size != expected.bytes:
+            raise Refused(path, f"truncated: {size} bytes of {expected.bytes}")
+        if _digest(path) != expected.sha256:
             raise Refused(path, f"damaged: its checksum is not the one in {MANIFEST}")
 
 
@@ -115,27 +145,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        ValueError: it is not a whole safetensors file.
+        Refused: it is not a complete safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise Refused(path, f"not a readable safetensors file: {error}") from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Raises:
-    ValueError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Refused(path, f"not a readable JSON file: {error}") from error
 
 
 def _digest(path: Path) -> str:

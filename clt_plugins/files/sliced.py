@@ -1,13 +1,14 @@
-"""Tensors in files, whole or cut among ranks; read back for any number of ranks.
+"""Tensors in files, in one file or cut among ranks; any number of ranks can read them back.
 
-A rank's file says in its header (metadata `slices`) for each tensor that is cut: the axis, where the slice begins, and
-the length of the whole. What is whole on every rank stands in the first file. Only the bytes a rank needs are read.
+The header of a rank's file (metadata `slices`) says for each tensor that is cut: the axis, where the slice begins, and
+the length of the complete axis. Tensors that every rank has complete are in the first file. A rank reads only the
+bytes that it needs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,27 +32,28 @@ def put_tensors(
     tensors: Mapping[str, Tensor],
     axes: Mapping[str, int | None],
     parallel: Parallel,
-    whole: int,
+    n_features: int,
 ) -> None:
-    """Write this rank's slices of some tensors, `STEM.safetensors` where there is one rank only.
+    """Write this rank's slices of some tensors; one rank alone writes `STEM.safetensors`.
 
     Args:
-        axes: which axis of each tensor counts features; None if every rank has it whole.
-        whole: F, of all ranks together.
+        tensors: this rank's, by name.
+        axes: which axis of each tensor counts features; None if every rank has the complete tensor.
+        n_features: F, per layer, of all ranks together.
     """
     if parallel.data_rank > 0:
         return
-    ranks, own = parallel.tensor_ranks, parallel.shard(whole)
-    slices = {name: [axis, own.start, whole] for name, axis in axes.items() if axis is not None and ranks > 1}
-    mine = {name: value for name, value in tensors.items() if name in slices or parallel.tensor_rank == 0}
-    name = stem + (SUFFIX.format(parallel.tensor_rank, ranks) if ranks > 1 else ".safetensors")
-    # From wherever they are; a view is copied, since a file holds each tensor for itself.
-    data = {key: value.detach().cpu().contiguous() for key, value in mine.items()}
-    save_file(data, folder / name, metadata={"slices": json.dumps(slices)} if slices else None)
+    ranks, owned = parallel.tensor_ranks, parallel.shard(n_features)
+    slices = {name: [axis, owned.start, n_features] for name, axis in axes.items() if axis is not None and ranks > 1}
+    written = {name: value for name, value in tensors.items() if name in slices or parallel.tensor_rank == 0}
+    file = stem + (SUFFIX.format(parallel.tensor_rank, ranks) if ranks > 1 else ".safetensors")
+    # `contiguous` copies views: safetensors refuses tensors that share memory.
+    data = {name: value.detach().cpu().contiguous() for name, value in written.items()}
+    save_file(data, folder / file, metadata={"slices": json.dumps(slices)} if slices else None)
 
 
-def own_files(folder: Path, parallel: Parallel | None) -> list[Path]:
-    """The files of a folder that this rank has written: its slices, and on the first rank all else."""
+def files_of_rank(folder: Path, parallel: Parallel | None) -> list[Path]:
+    """The files of a folder that this rank has written: its slices, and on rank 0 everything else."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if parallel is None or parallel.world == 1:
         return files
@@ -63,7 +65,7 @@ def own_files(folder: Path, parallel: Parallel | None) -> list[Path]:
 
 @attrs.frozen
 class Piece:
-    """A tensor's part in one file: where it lies along the axis that is cut."""
+    """The part of a tensor that one file holds: `start` to `stop` along the axis that is cut."""
 
     file: Path
     start: int
@@ -72,74 +74,92 @@ class Piece:
 
 @attrs.define
 class SlicedTensors:
-    """The tensors of `STEM.safetensors`, or of its slices."""
+    """The tensors of `STEM.safetensors`, or of the files of several ranks."""
 
     folder: Path
     shapes: dict[str, list[int]] = attrs.field(factory=dict)
-    """Of the whole tensors."""
+    """The shape of each complete tensor."""
     axes: dict[str, int] = attrs.field(factory=dict)
-    """The axis of those that are cut."""
+    """The axis along which a tensor is cut; it has no entry if it is not cut."""
     pieces: dict[str, list[Piece]] = attrs.field(factory=dict)
-    """In order; of a tensor that is not cut, one of length 0."""
+    """The pieces of each tensor, in order; a tensor that is not cut has a single piece, of length 0."""
 
     @classmethod
     def find(cls, folder: Path, stem: str) -> SlicedTensors:
-        """Read the headers.
+        """Read the headers of the files.
 
         Raises:
-            ValueError: a file is missing or not readable, or slices leave a gap.
+            Refused: a file is missing or not readable, or a part of a tensor is in no file.
         """
-        files = [folder / f"{stem}.safetensors"]
-        sliced = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
-        if sliced:
-            files = [folder / (stem + SUFFIX.format(rank, int(sliced[0].stem[-5:]))) for rank in range(len(sliced))]
-            if int(sliced[0].stem[-5:]) != len(sliced):
-                raise Refused(folder, f"{len(sliced)} slices of {stem} of {int(sliced[0].stem[-5:])}")
-        found = cls(folder)
-        for file in files:
+        tensors = cls(folder)
+        for file in _files(folder, stem):
             with _opened(file) as data:
                 slices = json.loads((data.metadata() or {}).get("slices", "{}"))
                 for name in data.keys():  # noqa: SIM118 - not a dict
-                    found._note(file, name, data.get_slice(name).get_shape(), slices.get(name))
-        for name, axis in found.axes.items():
-            edges = [0, *(piece.stop for piece in found.pieces[name])]
-            if [*(piece.start for piece in found.pieces[name]), found.shapes[name][axis]] != edges:
-                raise Refused(folder, f"slices of tensor {name!r} leave a gap")
-        return found
+                    tensors._note(file, name, data.get_slice(name).get_shape(), slices.get(name))
+        for name, axis in tensors.axes.items():
+            pieces = tensors.pieces[name]
+            starts = [*(piece.start for piece in pieces), tensors.shapes[name][axis]]
+            if starts != [0, *(piece.stop for piece in pieces)]:
+                raise Refused(folder, f"slices of tensor {name!r} leave a gap: the folder is not complete")
+        return tensors
 
     def _note(self, file: Path, name: str, shape: list[int], slice_: list[int] | None) -> None:
+        """Remember what a file's header says of a tensor."""
         piece = Piece(file, 0, 0)
         if slice_ is not None:
-            axis, start, whole = slice_
+            axis, start, length = slice_
             piece = Piece(file, start, start + shape[axis])
             self.axes[name] = axis
-            shape = [*shape[:axis], whole, *shape[axis + 1 :]]
+            shape = [*shape[:axis], length, *shape[axis + 1 :]]
         self.shapes[name] = shape
         self.pieces.setdefault(name, []).append(piece)
 
-    def read(self, name: str, axis: int | None = None, own: range | None = None) -> Tensor:
-        """A tensor, or the part `own` of it along an axis; on the CPU.
+    def read(self, name: str) -> Tensor:
+        """A complete tensor, on the CPU.
 
         Raises:
-            ValueError: a file is not readable.
+            Refused: a file is not readable.
         """
-        cut = self.axes.get(name, axis)
-        if cut is None or own is None:
-            cut, own = cut or 0, range(self.shapes[name][cut or 0]) if self.shapes[name] else range(0)
-        parts = [part for piece in self.pieces[name] for part in self._parts(name, piece, cut, own)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, cut)
+        parts = []
+        for piece in self.pieces[name]:
+            with _opened(piece.file) as data:
+                parts.append(data.get_tensor(name))
+        return torch.cat(parts, self.axes[name]) if name in self.axes else parts[0]
 
-    def _parts(self, name: str, piece: Piece, axis: int, own: range) -> Iterator[Tensor]:
-        """What a file holds of the wanted part."""
-        with _opened(piece.file) as data:
-            if not self.shapes[name]:
-                yield data.get_tensor(name)
-                return
-            stop = piece.stop if name in self.axes else self.shapes[name][axis]
-            first, last = max(piece.start, own.start), min(stop, own.stop)
-            if first < last or stop == 0:
-                at = slice(first - piece.start, last - piece.start)
-                yield data.get_slice(name)[(*[slice(None)] * axis, at)]
+    def read_part(self, name: str, axis: int, owned: range) -> Tensor:
+        """The indices `owned` of a tensor along an axis, on the CPU; reads only their bytes.
+
+        Args:
+            axis: the axis that counts features: a tensor that is cut in the files is cut along it.
+
+        Raises:
+            Refused: a file is not readable.
+        """
+        parts = []
+        for piece in self.pieces[name]:
+            start, stop = (piece.start, piece.stop) if name in self.axes else (0, self.shapes[name][axis])
+            first, last = max(start, owned.start), min(stop, owned.stop)
+            if first < last:
+                with _opened(piece.file) as data:
+                    indices = slice(first - start, last - start)
+                    parts.append(data.get_slice(name)[(*[slice(None)] * axis, indices)])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def _files(folder: Path, stem: str) -> list[Path]:
+    """The files of all ranks.
+
+    Raises:
+        Refused: there are fewer or more than the names say.
+    """
+    sliced = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+    if not sliced:
+        return [folder / f"{stem}.safetensors"]
+    ranks = int(sliced[0].stem[-5:])
+    if ranks != len(sliced):
+        raise Refused(folder, f"{len(sliced)} slices of {stem} of {ranks}: the folder is not complete")
+    return [folder / (stem + SUFFIX.format(rank, ranks)) for rank in range(ranks)]
 
 
 def _opened(file: Path) -> Any:

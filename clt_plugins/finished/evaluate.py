@@ -1,4 +1,4 @@
-"""A transcoder judged on held-out text: what it explains, how sparsely, and what the language model loses by it.
+"""A transcoder evaluated on held-out text: what it explains, how sparse it is, what the language model loses by it.
 
 Shapes: L layers, F features per layer.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from torch import Tensor
 
 from clt_plugins.contract.abilities import HasModel
 from clt_plugins.errors import Refused
-from clt_plugins.finished.in_model import evaluate_in_model
+from clt_plugins.files.records import MEMORY_ONLY, as_data, defined
+from clt_plugins.finished.in_model import InModel, evaluate_in_model
 from clt_plugins.model.scores import score
 
 if TYPE_CHECKING:
@@ -21,45 +23,97 @@ if TYPE_CHECKING:
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 EDGES = [-8.0 + 0.5 * step for step in range(17)]
-"""Of the bins of the density histogram: log10 of the share of tokens, 10^-8 to 1."""
+"""Edges of the bins of the density histogram: log10 of the share of tokens, 10^-8 to 1."""
 
-BY_LAYER = ("nmse", "explained_variance", "l0", "dead_fraction", "dense_fraction")
+MODEL_TOKENS = 16384
+"""Held-out tokens that the language model reads, where a recipe does not say."""
+
+
+@attrs.frozen(kw_only=True)
+class ByLayer:
+    """Scores of each layer, [L]."""
+
+    nmse: list[float | None]
+    """Mean squared error / variance of the targets; None where the layer's targets are constant."""
+    explained_variance: list[float | None]
+    """1 - variance of the error / variance of the targets; None where the layer's targets are constant."""
+    l0: list[float]
+    """Active features per token."""
+    dead_fraction: list[float]
+    """Share of features that were active at none of the tokens."""
+    dense_fraction: list[float]
+    """Share of features that were active at more than `dense_above` of the tokens."""
+
+
+@attrs.frozen(kw_only=True)
+class Histogram:
+    """How many features of each layer are active at which share of tokens."""
+
+    log10_edges: list[float]
+    """Edges of the bins, ascending: log10 of the share of tokens."""
+    counts: list[list[int]]
+    """Features in each bin, [L, bins]; a feature that was never active is in none."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Evaluation:
+    """How good a transcoder is on held-out text; the content of `evaluation.json`."""
+
+    tokens: int
+    """Held-out tokens that all scores but those in `model` are measured on."""
+    nmse: float | None = None
+    """Mean over the layers whose targets are not constant; None if there is no such layer."""
+    explained_variance: float | None = None
+    """Mean over the same layers as `nmse`."""
+    l0: float
+    """Active features per token, sum over layers."""
+    dead_fraction: float
+    """Share of features that were active at none of the tokens, mean over layers."""
+    dense_fraction: float
+    """Share of features that were active at more than `dense_above` of the tokens, mean over layers."""
+    by_layer: ByLayer
+    """The same scores of each layer."""
+    dense_above: float
+    """A feature is ultra-dense if it is active at more than this share of tokens."""
+    density_histogram: Histogram
+    """How many features are active how often."""
+    model: InModel | None = None
+    """The language model with the transcoder in the place of its MLPs; None where it was left out, or where the source
+    has no language model."""
+    density: Tensor | None = attrs.field(default=None, metadata=MEMORY_ONLY)
+    """The share of tokens at which each feature is active, [L, F] float32; not in the file."""
 
 
 def check_fits(transcoder: CrossLayerTranscoder, source: Source) -> None:
     """Refuse a source whose activations a transcoder cannot read.
 
     Raises:
-        ValueError: the numbers of layers or widths differ.
+        Refused: the numbers of layers or the widths differ.
     """
-    has, wants = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
-    if has != wants:
+    has, needs = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
+    if has != needs:
         raise Refused(
             "source",
-            f"gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} layers of "
-            f"d_model {wants[1]}: name the language model and layers that it was trained on",
+            f"has {has[0]} layers of d_model {has[1]}, but the transcoder is for {needs[0]} layers of "
+            f"d_model {needs[1]}: name the language model and layers that it was trained on",
         )
 
 
 def check_held_out(source: Source) -> None:
-    """Refuse a source that keeps no text apart.
+    """Refuse a source that holds out no text.
 
     Raises:
-        ValueError: it holds out nothing.
+        Refused: it holds out fewer than two tokens.
     """
     if sum(batch.tokens for batch in source.held_out(2)) < 2:
         raise Refused("source", "holds out no text, without which nothing can be converted or evaluated: hold out some")
 
 
-MODEL_TOKENS = 16384
-"""For the language model to read, where a recipe does not say."""
-
-
 def model_tokens(source: Source, config: EvaluateConfig) -> int:
-    """How many held-out tokens the language model is to read; 0 if it is to be left out.
+    """How many held-out tokens the language model reads; 0 if it is left out.
 
     Raises:
-        ValueError: some are asked for, and there is no language model.
+        Refused: the recipe asks for some, and the source has no language model.
     """
     has_one = isinstance(source, HasModel)
     if config.model_tokens is None:
@@ -73,63 +127,66 @@ def model_tokens(source: Source, config: EvaluateConfig) -> int:
     return config.model_tokens
 
 
-def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateConfig) -> dict[str, Any]:
-    """Judge a transcoder on a source's held-out tokens.
-
-    Returns:
-        Plain data: `tokens`; `nmse`, `explained_variance`, `dead_fraction`, `dense_fraction` (means over layers) and
-        `l0` (sum over layers); the same by layer under `by_layer`; `density_histogram` with `log10_edges` and `counts`
-        [L, bins] (features that were never active are in none); `model`, see `replacement.evaluate_in_model`, or None
-        where the source has no language model or none was asked for; and `density` as a tensor [L, F].
+def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateConfig) -> Evaluation:
+    """Evaluate a transcoder on a source's held-out tokens; it is in eval mode afterwards.
 
     Raises:
-        ValueError: the transcoder is for another model, or there is no held-out text.
+        Refused: the transcoder is for another model, or there is no held-out text.
     """
     check_fits(transcoder, source)
     check_held_out(source)
-    inside = model_tokens(source, config)
+    tokens_in_model = model_tokens(source, config)
     transcoder.eval()
     scores = score(transcoder, source.held_out(config.tokens))
-    found = scores.result()
-    density: Tensor = found["density"]
-    found["dense_fraction_by_layer"] = (density > config.dense_above).double().mean(1)
-    found["dense_fraction"] = float(found["dense_fraction_by_layer"].mean())
-    report: dict[str, Any] = {"tokens": scores.tokens}
-    report.update({name: found[name] for name in BY_LAYER})
-    report["by_layer"] = {name: found[f"{name}_by_layer"].tolist() for name in BY_LAYER}
-    report["dense_above"] = config.dense_above
-    report["density_histogram"] = _histogram(density)
-    report["model"] = None
-    if inside:
-        mean = scores.targets.statistics()["targets.mean"]
-        model = source.language_model()  # type: ignore[attr-defined]
-        report["model"] = evaluate_in_model(transcoder, model, inside, mean)
-    report["density"] = density
-    return report
+    dense_by_layer = (scores.density > config.dense_above).double().mean(1)
+    in_model = None
+    if tokens_in_model and isinstance(source, HasModel):
+        in_model = evaluate_in_model(transcoder, source.language_model(), tokens_in_model, scores.target_mean)
+    nmse, explained_variance = defined(torch.tensor([scores.nmse, scores.explained_variance], dtype=torch.float64))
+    return Evaluation(
+        tokens=scores.tokens,
+        nmse=nmse,
+        explained_variance=explained_variance,
+        l0=scores.l0,
+        dead_fraction=scores.dead_fraction,
+        dense_fraction=float(dense_by_layer.mean()),
+        by_layer=ByLayer(
+            nmse=defined(scores.nmse_by_layer),
+            explained_variance=defined(scores.explained_variance_by_layer),
+            l0=scores.l0_by_layer.tolist(),
+            dead_fraction=scores.dead_fraction_by_layer.tolist(),
+            dense_fraction=dense_by_layer.tolist(),
+        ),
+        dense_above=config.dense_above,
+        density_histogram=_histogram(scores.density),
+        model=in_model,
+        density=scores.density,
+    )
 
 
-def _histogram(density: Tensor) -> dict[str, Any]:
+def _histogram(density: Tensor) -> Histogram:
     edges = torch.tensor(EDGES, dtype=torch.float64)
     counts = [torch.histogram(row[row > 0].double().log10().clamp(EDGES[0], EDGES[-1]), edges)[0] for row in density]
-    return {"log10_edges": EDGES, "counts": [each.long().tolist() for each in counts]}
+    return Histogram(log10_edges=EDGES, counts=[of_layer.long().tolist() for of_layer in counts])
 
 
-def as_json(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without its tensor."""
-    return {name: value for name, value in report.items() if name != "density"}
+SCORES = [a.name for a in attrs.fields(ByLayer)]
 
 
-def as_metrics(report: dict[str, Any]) -> dict[str, Any]:
-    """A report as loggers take it: numbers, [L] and [L, F], by `evaluate/name`."""
-    out: dict[str, Any] = {f"evaluate/{name}": report[name] for name in BY_LAYER}
-    out.update({f"evaluate/{name}_by_layer": torch.tensor(report["by_layer"][name]) for name in BY_LAYER})
-    out["evaluate/density"] = report["density"]
-    for name, value in (report["model"] or {}).items():
+def as_metrics(report: Evaluation) -> dict[str, Any]:
+    """A report as loggers take it: numbers, tensors [L] and [L, F], by `evaluate/name`. None becomes NaN in a tensor;
+    a single number that is None is left out."""
+    metrics: dict[str, Any] = {f"evaluate/{name}": getattr(report, name) for name in SCORES}
+    for name in SCORES:
+        numbers = [torch.nan if number is None else number for number in getattr(report.by_layer, name)]
+        metrics[f"evaluate/{name}_by_layer"] = torch.tensor(numbers)
+    metrics["evaluate/density"] = report.density
+    for name, value in ({} if report.model is None else as_data(report.model)).items():
         if isinstance(value, dict):
-            out.update({f"evaluate/{name}_{variant}": number for variant, number in value.items()})
-        elif value is not None:
-            out[f"evaluate/{'model_tokens' if name == 'tokens' else name}"] = value
-    return out
+            metrics.update({f"evaluate/{name}_{variant}": number for variant, number in value.items()})
+        else:
+            metrics[f"evaluate/{'model_tokens' if name == 'tokens' else name}"] = value
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 NAMES = {
@@ -139,30 +196,35 @@ NAMES = {
     "mean": "mean-ablated",
     "zero": "zero-ablated",
 }
+"""How a table names the variants."""
 
 
-def as_table(report: dict[str, Any]) -> str:
-    """A report for people."""
-    lines = [f"held out, {report['tokens']:,} tokens"]
+def as_table(report: Evaluation) -> str:
+    """A report for people; "-" where a score is not defined."""
+    lines = [f"held out, {report.tokens:,} tokens"]
     lines.append(f"{'layer':>6} {'NMSE':>8} {'expl.var':>8} {'L0':>8} {'dead':>7} {'dense':>7}")
-
-    def line(name: Any, values: list[float]) -> str:
-        nmse, explained, l0, dead, dense = values
-        return f"{name:>6} {nmse:8.4f} {explained:8.4f} {l0:8.2f} {dead:7.2%} {dense:7.2%}"
-
-    for layer, values in enumerate(zip(*(report["by_layer"][name] for name in BY_LAYER), strict=True)):
-        lines.append(line(layer, list(values)))
-    lines.append(line("all", [report[name] for name in BY_LAYER]))
-    inside = report["model"]
-    if inside is None:
-        return "\n".join([*lines, "", "not judged in the model: left out, or the source has no language model"])
-    lines += ["", f"in the model, {inside['tokens']:,} tokens"]
+    by_layer = report.by_layer
+    for layer, l0 in enumerate(by_layer.l0):
+        fit = by_layer.nmse[layer], by_layer.explained_variance[layer]
+        lines.append(_line(layer, fit, l0, by_layer.dead_fraction[layer], by_layer.dense_fraction[layer]))
+    fit = report.nmse, report.explained_variance
+    lines.append(_line("all", fit, report.l0, report.dead_fraction, report.dense_fraction))
+    in_model = report.model
+    if in_model is None:
+        return "\n".join([*lines, "", "not evaluated in the model: left out, or the source has no language model"])
+    lines += ["", f"in the model, {in_model.tokens:,} tokens"]
     lines.append(f"{'MLPs':>20} {'CE':>8} {'KL':>9} {'top-1':>7}")
     for variant, name in NAMES.items():
-        entropy, kl, top1 = (inside[key][variant] for key in ("cross_entropy", "kl", "top1"))
+        columns = in_model.cross_entropy, in_model.kl, in_model.top1
+        entropy, kl, top1 = (getattr(column, variant) for column in columns)
         lines.append(f"{name:>20} {entropy:8.4f} {kl:9.5f} {top1:7.2%}")
-    for key, name in (("ce_recovered", "zero"), ("ce_recovered_of_mean", "mean")):
-        if inside[key] is not None:
-            lines.append(f"CE recovered of what {name}-ablation loses: {inside[key]:.2%}")
-    lines.append(f"largest logit error with errors added back: {inside['largest_logit_error_with_errors']:.2g}")
+    for recovered, name in ((in_model.ce_recovered, "zero"), (in_model.ce_recovered_of_mean, "mean")):
+        if recovered is not None:
+            lines.append(f"CE recovered of what {name}-ablation loses: {recovered:.2%}")
+    lines.append(f"largest logit error with errors added back: {in_model.largest_logit_error_with_errors:.2g}")
     return "\n".join(lines)
+
+
+def _line(name: int | str, fit: tuple[float | None, float | None], l0: float, dead: float, dense: float) -> str:
+    nmse, explained = ("-" if number is None else f"{number:.4f}" for number in fit)
+    return f"{name:>6} {nmse:>8} {explained:>8} {l0:8.2f} {dead:7.2%} {dense:7.2%}"

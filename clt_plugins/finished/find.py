@@ -1,10 +1,11 @@
-"""What was trained, found again: a run's folder or a transcoder's, with the recipe and the source that belong to it."""
+"""A transcoder on disk, in a run's folder or alone, with the recipe and the source that belong to it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import attrs
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.errors import Refused
 from clt_plugins.recipe.read import read_recipe
+from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
@@ -25,45 +27,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Trained:
     """A transcoder on disk."""
 
     folder: Path
-    """The transcoder's own."""
+    """The transcoder's folder, as an absolute path."""
     run: Path | None
-    """The folder of the run that it comes from, where it is in one."""
+    """The folder of the run that trained it, as an absolute path; None if it is not in one."""
     recipe_file: Path | None
+    """The recipe of that run, or another one that the user named; None if there is none."""
     plugins: Plugins
+    """The choices that the recipe and the transcoder's files can name."""
     overrides: tuple[str, ...] = ()
+    """Changes of the recipe's settings, `KEY=VALUE` each."""
 
     def transcoder(self) -> CrossLayerTranscoder:
-        """Load it.
+        """Load it, on the device that the recipe names.
 
         Raises:
-            ValueError: it is not whole, or needs a plugin that is not there.
+            Faults: it is not complete, or needs a plugin that is not installed.
         """
+        from clt_plugins.model.devices import make_device
         from clt_plugins.model.transcoder import CrossLayerTranscoder
 
-        device = "cpu"
-        if self.recipe_file is not None:
-            from clt_plugins.model.devices import make_device
-
-            device = str(make_device(self.recipe().transcoder.device))
-        found = CrossLayerTranscoder.load(self.folder, device=device, plugins=self.plugins)
-        if not found.model_described() and self.recipe_file is not None:
-            from clt_plugins.recipe.read import plain
-
-            model = self.recipe().model
-            found.described_model = {} if model is None else plain(model)
-        return found
+        if self.recipe_file is None:
+            return CrossLayerTranscoder.load(self.folder, plugins=self.plugins)
+        recipe = self.recipe()
+        device = str(make_device(recipe.transcoder.device))
+        transcoder = CrossLayerTranscoder.load(self.folder, device=device, plugins=self.plugins)
+        if not transcoder.model_described() and recipe.model is not None:
+            # A folder of another tool may not say which language model it is for.
+            transcoder.described_model = plain(recipe.model)
+        return transcoder
 
     def recipe(self) -> Recipe:
-        """The recipe of its run, or the one given.
+        """The recipe of its run, or the one that the user named; the file is read once.
 
         Raises:
-            ValueError: there is none.
+            Refused: there is none.
+            Faults: the recipe has faults.
         """
+        return self._recipe
+
+    @cached_property
+    def _recipe(self) -> Recipe:
         if self.recipe_file is None:
             raise Refused(
                 self.folder,
@@ -80,54 +88,60 @@ class Trained:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Context, Source]]:
-        """The source with its context, closed afterwards."""
+        """The source of the recipe with its context, closed afterwards."""
         from clt_plugins.model.assemble import make_context
 
         recipe = self.recipe()
         context = make_context(recipe)
-        source = build(recipe.source, context)
-        context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
         try:
-            yield context, source
+            source = build(recipe.source, context)
+            try:
+                yield attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model), source
+            finally:
+                if isinstance(source, Closable):
+                    source.close()
         finally:
-            if isinstance(source, Closable):
-                source.close()
             context.parallel.close()
 
 
 def find_trained(
-    place: Path, plugins: Plugins, recipe: Path | None = None, overrides: Sequence[str] = (), *, converted: bool = True
+    path: Path, plugins: Plugins, recipe: Path | None = None, overrides: Sequence[str] = (), *, converted: bool = True
 ) -> Trained:
-    """A transcoder at a place: a run's folder, a transcoder's, or another tool's.
+    """The transcoder in a folder.
 
     Args:
-        recipe: instead of the run's own.
-        converted: of a run that converted its transcoder, the converted one.
+        path: a run's folder, a transcoder's folder (of a run, or a checkpoint), or another tool's folder.
+        recipe: a recipe to use instead of the run's.
+        converted: whether to prefer the converted transcoder, of a run that has one.
 
     Raises:
-        ValueError: there is nothing of the kind; says what is missing.
+        Refused: there is no such folder, or it is a run that has not ended.
     """
-    if not place.exists():
-        raise Refused(place, "no such folder")
-    if (place / "transcoder.json").is_file():
-        folder = place
-        run = next((above for above in (place.parent, place.parent.parent) if (above / "recipe.toml").is_file()), None)
-    elif (place / "recipe.toml").is_file():
-        run = place
-        names = ["converted", "transcoder"] if converted else ["transcoder"]
-        whole = [place / name for name in names if (place / name / "transcoder.json").is_file()]
-        if not whole:
-            saved = sorted((place / "checkpoints").glob("step_*"))
-            or_else = f", or name a checkpoint: {saved[-1]}" if saved else ""
-            raise Refused(
-                place, f"this run has no final transcoder, it did not end: go on with `run --resume`{or_else}"
-            )
-        folder = whole[0]
-        logger.info("the transcoder in %s", folder)
-    else:
-        folder, run = place, None
+    if not path.exists():
+        raise Refused(path, "no such folder")
+    folder, run = path.resolve(), None  # `.` has no parent: an absolute path does
+    if (folder / "transcoder.json").is_file():
+        run = next((above for above in folder.parents[:2] if (above / "recipe.toml").is_file()), None)
+    elif (folder / "recipe.toml").is_file():
+        run = folder
+        folder = _final_transcoder(run, path, converted)
+        logger.info("the transcoder in %s", path / folder.name)
     if recipe is None and run is not None:
         recipe = run / "recipe.toml"
     if recipe is None and overrides:
         raise Refused("--set", "there is no recipe to change: give one with --recipe")
     return Trained(folder=folder, run=run, recipe_file=recipe, plugins=plugins, overrides=tuple(overrides))
+
+
+def _final_transcoder(run: Path, path: Path, converted: bool) -> Path:
+    """The folder of a run's final transcoder.
+
+    Args:
+        path: how the user named the run.
+    """
+    for name in ("converted", "transcoder") if converted else ("transcoder",):
+        if (run / name / "transcoder.json").is_file():
+            return run / name
+    saved = sorted((run / "checkpoints").glob("step_*"))
+    or_else = f", or name a checkpoint: {path / 'checkpoints' / saved[-1].name}" if saved else ""
+    raise Refused(path, f"this run has no final transcoder, it did not end: go on with `run --resume`{or_else}")

@@ -1,8 +1,8 @@
 """A language model with a transcoder in the place of its MLPs.
 
-Every layer's output is replaced in one forward pass: what a layer reads comes from the replacements before it, its
-features are computed from that, and it writes what the features of all layers so far say. An activation that ranks the
-features of all layers together sees, for layers that are still to come, what the unchanged model reads there.
+Every layer's output is replaced in one forward pass. A layer reads what the replacements before it wrote. Its features
+are computed from that, and its output is the sum of what the features of all layers so far write to it. An activation
+that selects over all layers sees, for layers that come later, what the unchanged model reads there.
 
 Positions that are no training data (the first of a text, special tokens) keep the model's own MLPs.
 
@@ -12,7 +12,7 @@ Shapes: R positions, L layers, D d_model, F features per layer, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -26,13 +26,48 @@ if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import LanguageModel
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 
-VARIANTS = ("transcoder", "with_errors", "mean", "zero")
-"""What takes the place of the MLPs: the reconstruction; that plus the error it makes in the unchanged model, which
-must give the unchanged model; the mean over the held-out text; nothing."""
+
+@attrs.frozen(kw_only=True)
+class ByVariant:
+    """A number for each of the things that stand in the place of the MLPs."""
+
+    model: float
+    """The MLPs themselves: the unchanged model."""
+    transcoder: float
+    """The transcoder's reconstruction."""
+    with_errors: float
+    """The reconstruction plus the error it makes in the unchanged model; it must give the unchanged model."""
+    mean: float
+    """The mean of the MLP's outputs over the held-out text (mean-ablation)."""
+    zero: float
+    """Zeros (zero-ablation)."""
+
+
+VARIANTS = [a.name for a in attrs.fields(ByVariant)]
+
+
+@attrs.frozen(kw_only=True)
+class InModel:
+    """What the language model loses when its MLPs are replaced."""
+
+    tokens: int
+    """Held-out positions that a next token follows."""
+    cross_entropy: ByVariant
+    """Of the next token, nats per token."""
+    kl: ByVariant
+    """KL(unchanged model || variant), nats per token."""
+    top1: ByVariant
+    """Share of positions at which both find the same token likeliest."""
+    ce_recovered: float | None = None
+    """The share of the cross-entropy lost by zero-ablation that the transcoder saves; None where nothing is lost."""
+    ce_recovered_of_mean: float | None = None
+    """The share of the cross-entropy lost by mean-ablation that the transcoder saves; None where nothing is lost."""
+    largest_logit_error_with_errors: float
+    """The largest difference of a logit between `with_errors` and the unchanged model."""
 
 
 class Replacement:
-    """The reconstruction of each layer in turn, from what the layers read by then.
+    """The reconstruction of one layer after the other, from what the layers read in the changed model.
 
     Args:
         inputs: what the MLPs of the unchanged model read, raw, [R, L, D].
@@ -41,6 +76,7 @@ class Replacement:
     def __init__(self, transcoder: CrossLayerTranscoder, inputs: Tensor):
         self.transcoder = transcoder
         self.raw = inputs.clone()
+        # Features of the layers so far: sparse, by their indices and values; or dense.
         self.token: list[Tensor] = []
         self.feature: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -61,72 +97,81 @@ class Replacement:
         return Features(self.acts)
 
     def _sparse(self, x: Tensor, layer: int) -> Features:
-        """The features of layers up to this one, those of earlier ones as they were."""
-        transcoder = self.transcoder
-        activation = transcoder.activation
-        layers, width = transcoder.n_layers, transcoder.W_enc.shape[1]
-        if isinstance(activation, Thresholded):
-            weight = transcoder.W_enc[layer].to(x.dtype)
-            pre = torch.addmm(transcoder.b_enc[layer].to(x.dtype), x[:, layer], weight.T)
-            token, number = (pre > activation.threshold()[layer].to(pre)).nonzero(as_tuple=True)
-            feature = layer * width + number
-            values = activation(pre[token, number], feature)
-        else:
-            found = transcoder.encode_normalised(x).features
-            assert found.pairs is not None
-            own = found.pairs.layer == layer
-            token, feature, values = found.pairs.token[own], found.pairs.feature[own], found.values[own]
-        for kept, new in ((self.token, token), (self.feature, feature), (self.values, values)):
-            kept.append(new)
+        """The features of this layer, and those of earlier layers as they were when it was their turn."""
+        n_layers, n_features = self.transcoder.n_layers, self.transcoder.W_enc.shape[1]
+        of_layer = self._thresholded(x, layer) if isinstance(self.transcoder.activation, Thresholded) else None
+        token, feature, values = of_layer or self._selected(x, layer)
+        for so_far, new in ((self.token, token), (self.feature, feature), (self.values, values)):
+            so_far.append(new)
         token, feature, values = torch.cat(self.token), torch.cat(self.feature), torch.cat(self.values)
-        order = torch.argsort(token * (layers * width) + feature)
-        pairs = Pairs(token[order], feature[order], len(x), layers, width)
+        order = torch.argsort(token * (n_layers * n_features) + feature)
+        pairs = Pairs(token[order], feature[order], len(x), n_layers, n_features)
         return Features(values[order], pairs)
+
+    def _thresholded(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Token, feature and value of the layer's active features; other layers need not be encoded for them."""
+        transcoder, activation = self.transcoder, self.transcoder.activation
+        assert isinstance(activation, Thresholded)
+        weight = transcoder.W_enc[layer].to(x.dtype)
+        pre = torch.addmm(transcoder.b_enc[layer].to(x.dtype), x[:, layer], weight.T)
+        token, number = (pre > activation.threshold()[layer].to(pre)).nonzero(as_tuple=True)
+        feature = layer * weight.shape[0] + number
+        return token, feature, activation(pre[token, number], feature)
+
+    def _selected(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Token, feature and value of what the activation selects in the layer."""
+        features = self.transcoder.encode_normalised(x).features
+        pairs = features.pairs
+        assert pairs is not None
+        in_layer = pairs.layer == layer
+        return pairs.token[in_layer], pairs.feature[in_layer], features.values[in_layer]
 
 
 @attrs.define(eq=False)
 class Sums:
-    """Adds up over positions what a variant's logits say."""
+    """Sums over positions of how a variant's logits compare with the unchanged model's."""
 
     cross_entropy: float = 0.0
     kl: float = 0.0
-    """KL(model ‖ variant)."""
     agreed: int = 0
-    """Positions where both think the same token the likeliest."""
+    """Positions where both find the same token likeliest."""
     largest_difference: float = 0.0
     """Of a logit, from the model's."""
 
-    def add(self, logits: Tensor, model: Tensor, wanted: Tensor) -> None:
-        """Take logits [R, V] into account, beside the model's, at positions where `wanted` [R] follows."""
+    def add(self, logits: Tensor, model: Tensor, next_tokens: Tensor) -> None:
+        """Add positions.
+
+        Args:
+            logits: the variant's, [R, V].
+            model: the unchanged model's logits, [R, V].
+            next_tokens: the ids that follow, [R].
+        """
         log_p, log_q = model.log_softmax(-1), logits.log_softmax(-1)
-        self.cross_entropy -= float(log_q.gather(1, wanted[:, None]).double().sum())
+        self.cross_entropy -= float(log_q.gather(1, next_tokens[:, None]).double().sum())
         self.kl += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
         self.agreed += int((logits.argmax(-1) == model.argmax(-1)).sum())
         self.largest_difference = max(self.largest_difference, float((logits - model).abs().max()))
 
 
 @torch.no_grad()
-def evaluate_in_model(
-    transcoder: CrossLayerTranscoder, model: LanguageModel, tokens: int, mean: Tensor
-) -> dict[str, Any]:
-    """Cross-entropy (nats per token), KL and top-1 agreement of the model with its MLPs replaced.
+def evaluate_in_model(transcoder: CrossLayerTranscoder, model: LanguageModel, tokens: int, mean: Tensor) -> InModel:
+    """Cross-entropy, KL and top-1 agreement of the language model with its MLPs replaced.
 
     Args:
         tokens: how many held-out positions to read at most.
         mean: of the MLPs' outputs, [L, D], for mean-ablation.
 
-    Returns:
-        `tokens`; by variant ("model" is the unchanged one) `cross_entropy`, `kl` and `top1`; `ce_recovered` and
-        `ce_recovered_of_mean`, the share of the cross-entropy that zero- and mean-ablation lose that the transcoder
-        saves (None where they lose none); and `largest_logit_error_with_errors`.
-
     Raises:
-        ValueError: no held-out text is long enough for a next token.
+        Refused: no held-out text is long enough for a next token.
     """
-    sums = {name: Sums() for name in ("model", *VARIANTS)}
+    sums = {variant: Sums() for variant in VARIANTS}
     count = 0
     device = transcoder.normaliser.input_shift.device
     for text in model.held_out(tokens):
+        next_tokens = model.following(text)
+        followed = next_tokens >= 0
+        if not bool(followed.any()):
+            continue
         inputs: list[Tensor] = []
         outputs: list[Tensor] = []
 
@@ -134,44 +179,45 @@ def evaluate_in_model(
             inputs.append(read)
             outputs.append(written)
 
-        wanted = model.following(text)
-        ends = wanted >= 0
-        if not bool(ends.any()):
-            continue
-        truth = model.run(text, watch)
-        ends = ends.to(truth.device)
-        wanted = wanted.to(truth.device)[ends]
-        truth = truth[ends]
-        count += len(wanted)
-        sums["model"].add(truth, truth, wanted)
-        clean = torch.stack(inputs, 1).to(device, torch.float32)
-        written = torch.stack(outputs, 1).to(device)
-        for name, replace in _variants(transcoder, clean, written, mean.to(device)):
-            sums[name].add(model.run(text, replace)[ends], truth, wanted)
+        logits = model.run(text, watch)
+        followed = followed.to(logits.device)
+        next_tokens = next_tokens.to(logits.device)[followed]
+        logits = logits[followed]
+        count += len(next_tokens)
+        sums["model"].add(logits, logits, next_tokens)
+        read, written = torch.stack(inputs, 1).to(device, torch.float32), torch.stack(outputs, 1).to(device)
+        for variant, replace in _replacements(transcoder, read, written, mean.to(device)):
+            sums[variant].add(model.run(text, replace)[followed], logits, next_tokens)
     if not count:
-        raise Refused("evaluate.model_tokens", "no held-out text among so many tokens has a token after another")
-    entropy = {name: each.cross_entropy / count for name, each in sums.items()}
-    return {
-        "tokens": count,
-        "cross_entropy": entropy,
-        "kl": {name: each.kl / count for name, each in sums.items()},
-        "top1": {name: each.agreed / count for name, each in sums.items()},
-        "ce_recovered": _recovered(entropy, "zero"),
-        "ce_recovered_of_mean": _recovered(entropy, "mean"),
-        "largest_logit_error_with_errors": sums["with_errors"].largest_difference,
-    }
+        raise Refused("evaluate.model_tokens", f"among {tokens} held-out tokens none has a next token: raise it")
+    entropy = ByVariant(**{variant: of.cross_entropy / count for variant, of in sums.items()})
+    return InModel(
+        tokens=count,
+        cross_entropy=entropy,
+        kl=ByVariant(**{variant: of.kl / count for variant, of in sums.items()}),
+        top1=ByVariant(**{variant: of.agreed / count for variant, of in sums.items()}),
+        ce_recovered=_recovered(entropy, entropy.zero),
+        ce_recovered_of_mean=_recovered(entropy, entropy.mean),
+        largest_logit_error_with_errors=sums["with_errors"].largest_difference,
+    )
 
 
 Replace = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, what its MLP reads [R, D], what it writes [R, D]) -> what is written in its place [R, D]."""
 
 
-def _variants(
+def _replacements(
     transcoder: CrossLayerTranscoder, inputs: Tensor, outputs: Tensor, mean: Tensor
 ) -> Iterator[tuple[str, Replace]]:
-    """What to put in the place of the MLPs of one text, by the variant's name; `inputs` and `outputs` [R, L, D] are the
-    unchanged model's."""
-    replaced = Replacement(transcoder, inputs)
-    yield "transcoder", lambda layer, read, _: replaced(layer, read.to(inputs))
+    """The variants of one text, each with what replaces its MLPs.
+
+    Args:
+        inputs: what the MLPs of the unchanged model read, [R, L, D].
+        outputs: what they wrote, [R, L, D].
+        mean: [L, D].
+    """
+    reconstruction = Replacement(transcoder, inputs)
+    yield "transcoder", lambda layer, read, _: reconstruction(layer, read.to(inputs))
     again = Replacement(transcoder, inputs)
     # In float64 the two add up to the model's own output to the last bit, as long as features are the same.
     errors = outputs.double() - transcoder(inputs).double()
@@ -180,6 +226,6 @@ def _variants(
     yield "zero", lambda layer, read, written: torch.zeros_like(written)
 
 
-def _recovered(entropy: dict[str, float], ablation: str) -> float | None:
-    lost = entropy[ablation] - entropy["model"]
-    return (entropy[ablation] - entropy["transcoder"]) / lost if lost > 0 else None
+def _recovered(entropy: ByVariant, ablated: float) -> float | None:
+    lost = ablated - entropy.model
+    return (ablated - entropy.transcoder) / lost if lost > 0 else None

@@ -1,7 +1,7 @@
 """The encoder: pre-activations `x_l · W_l + b_l`, all at once or a layer at a time under selections.
 
-The blockwise form never holds more than one [B, F] block. The product may run in bfloat16; what is selected by it
-is then computed anew from the float32 weights, so features have float32 values whatever the product's type.
+The blockwise form never holds more than one [B, F] block. The product may run in bfloat16; the pairs selected by it are
+then computed again from the float32 weights, so features have float32 values for any type of the product.
 
 Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
 """
@@ -19,7 +19,8 @@ from clt_plugins.data.layout import Layout
 from clt_plugins.model.sparse import pre_activations
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-"""What torch's compiler calls for a linear layer on a CPU. torch itself calls it for bfloat16 only."""
+"""What torch's compiler calls for a linear layer on a CPU; torch in eager mode calls it for bfloat16 only. A private
+operator: where a version of torch lacks it, `addmm` is used."""
 
 
 def encode_dense(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -62,6 +63,7 @@ def encode_selected(
     with torch.no_grad():
         product = product or weight.dtype
         exact = product == inputs.dtype
+        # Without autograd: a graph would keep every block alive, B·L·F numbers.
         for layer in range(weight.shape[0]):
             if exact:
                 block = affine(inputs[:, layer], weight[layer], bias[layer])
@@ -71,13 +73,14 @@ def encode_selected(
                 selection.see(layer, block)
     kept = []
     for selection in selections:
-        pairs, found = selection.finish()
+        pairs, kept_pre = selection.finish()
         with torch.no_grad():
             if not exact:
+                # The low-precision product only chose the pairs; their values come from the weights themselves.
                 layout = Layout.own_layer(pairs.n_layers, pairs.n_features)
-                empty = found == -torch.inf
-                kernels.grad_values(inputs, pairs, layout, weight.view(layout.rows, -1), found)
-                found += bias.flatten()[pairs.feature]
-                found.masked_fill_(empty, -torch.inf)
-        kept.append((pairs, pre_activations(found, inputs, weight, bias, pairs, kernels)))
+                empty = kept_pre == -torch.inf
+                kernels.grad_values(inputs, pairs, layout, weight.view(layout.rows, -1), kept_pre)
+                kept_pre += bias.flatten()[pairs.feature]
+                kept_pre.masked_fill_(empty, -torch.inf)
+        kept.append((pairs, pre_activations(kept_pre, inputs, weight, bias, pairs, kernels)))
     return kept

@@ -1,4 +1,4 @@
-"""Normalisation of activations: statistics that travel inside the transcoder, so that it works on raw activations.
+"""Normalisation of activations. Its statistics are saved in the transcoder, so a transcoder works on raw activations.
 
 Every method is a shift and a scale per layer and dimension, so one pair of tensors holds them all:
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clt_plugins.data.moments import Moments
+from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
@@ -29,26 +30,39 @@ if TYPE_CHECKING:
 Method = Literal["none", "mean_std", "rms", "sqrt_d_model"]
 
 EPSILON = 1e-6
-"""Added to standard deviations, as the reference library does: a dimension that never moves stays finite."""
+"""Added to standard deviations, as the reference library does, so that a constant dimension stays finite."""
 
 
 def estimate(
-    batches: Iterable[Batch], layers: int, d_model: int, parallel: Parallel | None = None
+    batches: Iterable[Batch], n_layers: int, d_model: int, parallel: Parallel | None = None
 ) -> dict[str, Tensor]:
-    """Statistics of some batches, of all ranks: see `Moments.statistics`."""
-    moments = Moments(layers, d_model)
+    """Statistics of some batches, of all ranks: see `Moments.statistics`.
+
+    Raises:
+        Refused: there are fewer than two tokens.
+    """
+    moments = Moments(n_layers, d_model)
     for batch in batches:
         moments.add(batch)
     if parallel is not None and parallel.data_ranks > 1:
         moments.total(parallel)
+    if moments.count < 2:
+        raise Refused(
+            "transcoder.normalisation_tokens", f"statistics need at least 2 tokens, got {moments.count}: raise it"
+        )
     return moments.statistics()
 
 
 class Normaliser(nn.Module):
-    """Shifts and scales raw activations to normalised ones, and reconstructions back.
+    """Shifts and scales raw activations to normalised ones, and reconstructions back to raw units.
 
     Buffers, [L, D]: `input_shift`, `input_scale`, `target_shift`, `target_scale`; and `target_variance` [L], the
-    variance of the raw targets (mean over dimensions), by which errors are compared between layers.
+    variance of the raw targets (mean over dimensions), which makes errors comparable between layers.
+
+    Args:
+        n_layers: L.
+        d_model: D.
+        identity: activations stay as they are (normalisation "none"), so no copy is made of them.
     """
 
     input_shift: Tensor
@@ -59,33 +73,29 @@ class Normaliser(nn.Module):
 
     def __init__(
         self,
-        layers: int,
+        n_layers: int,
         d_model: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         *,
         identity: bool = False,
     ):
-        """
-        Args:
-            identity: activations stay as they are (normalisation "none"), so that no copy is made of them.
-        """
         super().__init__()
         self.identity = identity
         for side in ("input", "target"):
-            self.register_buffer(f"{side}_shift", torch.zeros(layers, d_model, dtype=dtype, device=device))
-            self.register_buffer(f"{side}_scale", torch.ones(layers, d_model, dtype=dtype, device=device))
-        self.register_buffer("target_variance", torch.ones(layers, dtype=dtype, device=device))
+            self.register_buffer(f"{side}_shift", torch.zeros(n_layers, d_model, dtype=dtype, device=device))
+            self.register_buffer(f"{side}_scale", torch.ones(n_layers, d_model, dtype=dtype, device=device))
+        self.register_buffer("target_variance", torch.ones(n_layers, dtype=dtype, device=device))
 
     def reset(self) -> None:
-        """Change nothing: shifts 0, scales and variances 1."""
+        """Set all shifts to 0, all scales and variances to 1: activations stay as they are."""
         for name, value in self.named_buffers():
             value.fill_(0 if name.endswith("shift") else 1)
 
-    def settle(self) -> Method:
-        """The method that loaded shifts and scales amount to, "none" where they change nothing.
+    def detect_method(self) -> Method:
+        """The method that shifts and scales from another tool's file correspond to: "none" or "mean_std".
 
-        Where they change nothing no copy of the activations is made.
+        It is "none" where they change nothing; then `identity` is set.
         """
         shifted = any(bool(self.get_buffer(f"{side}_shift").any()) for side in ("input", "target"))
         scaled = any(bool((self.get_buffer(f"{side}_scale") != 1).any()) for side in ("input", "target"))
@@ -93,16 +103,21 @@ class Normaliser(nn.Module):
         return "none" if self.identity else "mean_std"
 
     def fit(self, method: Method, statistics: Mapping[str, Tensor]) -> None:
-        """Set shift and scale for a method from `Moments.statistics` (or what a data set stored).
+        """Set shifts and scales for a method.
+
+        Args:
+            statistics: see `Moments.statistics`; computed, or stored by a source.
 
         Raises:
-            ValueError: the statistics are of other shapes, or not finite.
+            Refused: the statistics have other shapes, or are not finite.
         """
         shape = self.input_shift.shape
         for name, value in statistics.items():
-            if value.shape not in (shape, shape[:1]) or not bool(torch.isfinite(value).all()):
-                raise ValueError(
-                    f"statistics {name}: expected finite numbers of shape {tuple(shape)}, got {tuple(value.shape)}"
+            fits = value.shape in (shape, shape[:1])
+            if not fits or not bool(torch.isfinite(value).all()):
+                got = "NaN or infinite ones" if fits else str(tuple(value.shape))
+                raise Refused(
+                    "source", f"statistics {name}: expected finite numbers of shape {tuple(shape)}, got {got}"
                 )
         self.identity = method == "none"
         for side in ("input", "target"):
@@ -129,8 +144,9 @@ class Normaliser(nn.Module):
 
     def _normalised(self, raw: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         raw = raw.to(shift.dtype)
+        # "none" makes no copy of the activations: at large batches that is a pass over 2 · B·L·D numbers.
         return raw if self.identity else (raw - shift).div_(scale)
 
     def restore(self, reconstruction: Tensor) -> Tensor:
-        """A normalised reconstruction [B, L, D] -> raw units."""
+        """A normalised reconstruction [B, L, D], in raw units."""
         return reconstruction if self.identity else reconstruction * self.target_scale + self.target_shift

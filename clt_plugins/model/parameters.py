@@ -47,16 +47,16 @@ def uniform(name: str, shape: tuple[int, ...], bound: float, context: Context, f
 
 
 def parameter(value: Tensor, feature_axis: int | None, *, partial_gradient: bool = False) -> nn.Parameter:
-    """A parameter that says which of its axes counts features; None if it is whole on every rank.
+    """A parameter that says which of its axes counts features; None if every rank has all of it.
 
     Args:
-        partial_gradient: it is whole on every rank, but feeds that rank's features only, so that its gradients have to
-            be added up over ranks; not so for what acts on the reconstruction, such as a bias.
+        partial_gradient: every rank has all of it, but it feeds only that rank's features, so that its gradients
+            must be summed over ranks; False for what acts on the reconstruction, such as a bias.
     """
-    made = nn.Parameter(value)
-    made.feature_axis = feature_axis  # type: ignore[attr-defined]
-    made.partial_gradient = partial_gradient  # type: ignore[attr-defined]
-    return made
+    marked = nn.Parameter(value)
+    marked.feature_axis = feature_axis  # type: ignore[attr-defined]
+    marked.partial_gradient = partial_gradient  # type: ignore[attr-defined]
+    return marked
 
 
 def give_memory(module: nn.Module, device: torch.device | str) -> None:

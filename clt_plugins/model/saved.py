@@ -5,16 +5,18 @@ the files of other tools.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import attrs
 import torch
 from torch import nn
 
 from clt_plugins.contract.spec import __version__
 from clt_plugins.errors import Refused
-from clt_plugins.files.folders import FORMAT, read_json, verify, whole_folder, write_json
+from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.records import FORMAT, read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.model.devices import bare_context, make_kernels, make_parallel
 from clt_plugins.model.parameters import give_memory
@@ -35,29 +37,59 @@ LAZY_ABOVE = 2**31
 """Bytes of a decoder in another tool's folder above which it stays on disk."""
 
 
+def _is_dtype(_: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+    if not isinstance(getattr(torch, value, None), torch.dtype):
+        raise ValueError(f"'{attribute.name}' must be a type of torch, such as float32: {value!r}")
+
+
+@attrs.frozen(kw_only=True)
+class Description:
+    """`transcoder.json`: what a transcoder is, besides its tensors."""
+
+    format: int = FORMAT
+    """The version of the transcoder's files."""
+    clt_plugins: str = __version__
+    """The version of clt-plugins that wrote them."""
+    n_layers: int = attrs.field(alias="layers")
+    """L: transcribed layers of the language model."""
+    d_model: int
+    """D: the width of the language model."""
+    n_features: int = attrs.field(alias="features")
+    """F: features per layer."""
+    dtype: str = attrs.field(validator=_is_dtype)
+    """The type of the parameters, as torch names it."""
+    normalisation: str
+    """How activations are normalised: a method of `transcoder.normalisation` in a recipe."""
+    model: dict[str, Any]
+    """The language model, as [model] of a recipe; empty if it is not known."""
+    activation: dict[str, Any]
+    """The activation: its name and its settings, as [activation] of a recipe."""
+    tying: dict[str, Any]
+    """The tying: its name and its settings, as [tying] of a recipe."""
+
+
 def put_transcoder(transcoder: Any, folder: Path) -> None:
-    """Write a transcoder's two files into a folder that `whole_folder` made."""
+    """Write a transcoder's two files into a folder that `atomic_folder` yields."""
     parallel = transcoder.context.parallel
     put_tensors(folder, "transcoder", transcoder.tensors(), transcoder.feature_axes(), parallel, transcoder.n_features)
     if parallel.rank > 0:
         return
-    described = {
-        "format": FORMAT,
-        "clt_plugins": __version__,
-        "layers": transcoder.n_layers,
-        "d_model": transcoder.d_model,
-        "features": transcoder.n_features,
-        "dtype": str(transcoder.context.dtype).removeprefix("torch."),
-        "normalisation": transcoder.normalisation,
-        "model": transcoder.model_described(),
-        **{slot: plain(chosen) for slot, chosen in transcoder.choices.items()},
-    }
-    write_json(folder / "transcoder.json", described)
+    description = Description(
+        layers=transcoder.n_layers,
+        d_model=transcoder.d_model,
+        features=transcoder.n_features,
+        dtype=str(transcoder.context.dtype).removeprefix("torch."),
+        normalisation=transcoder.normalisation,
+        model=transcoder.model_described(),
+        activation=plain(transcoder.choices["activation"]),
+        tying=plain(transcoder.choices["tying"]),
+    )
+    write_json(folder / "transcoder.json", description)
 
 
 def save_transcoder(transcoder: Any, folder: Path) -> None:
-    """Write a transcoder as a folder, whole or not at all; on several ranks, each its slices."""
-    with whole_folder(folder, transcoder.context.parallel) as partial:
+    """Write a transcoder as a folder, atomically; of several ranks, each writes its slices."""
+    with atomic_folder(folder, transcoder.context.parallel) as partial:
         put_transcoder(transcoder, partial)
 
 
@@ -69,31 +101,30 @@ def load_transcoder(
     if not (folder / "transcoder.json").is_file():
         return _import(make, folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)
     verify(folder)
-    described = read_json(folder / "transcoder.json")
-    if described.get("format") != FORMAT:
-        raise Refused(folder, f"written in format {described.get('format')}, this version reads {FORMAT}")
-    transcoder = _without_memory(make, described, str(folder / "transcoder.json"), device, plugins, kernels)
+    file = folder / "transcoder.json"
+    transcoder = _without_memory(make, read_json(file, Description), file, device, plugins, kernels)
     give_memory(transcoder, device)
     copy_tensors(SlicedTensors.find(folder, "transcoder"), transcoder)
     return transcoder.eval()
 
 
 def _without_memory(
-    make: Make, described: Mapping[str, Any], origin: str, device: str, plugins: Plugins, kernels: str
+    make: Make, description: Description, origin: Path, device: str, plugins: Plugins, kernels: str
 ) -> Any:
     """A transcoder as `transcoder.json` describes it, on the device "meta"."""
     context = bare_context(
         torch.device("meta"),
-        dtype=getattr(torch, described["dtype"]),
+        dtype=getattr(torch, description.dtype),
         kernels=make_kernels(kernels, torch.device(device), plugins),
         parallel=make_parallel("single", plugins),
-        n_layers=described["layers"],
-        d_model=described["d_model"],
-        n_features=described["features"],
+        n_layers=description.n_layers,
+        d_model=description.d_model,
+        n_features=description.n_features,
     )
-    activation, tying = (structure_choice(plugins, slot, described[slot], origin) for slot in ("activation", "tying"))
-    transcoder = make(context, activation, tying, normalisation=described["normalisation"])
-    transcoder.described_model = dict(described["model"])
+    activation = structure_choice(plugins, "activation", description.activation, str(origin))
+    tying = structure_choice(plugins, "tying", description.tying, str(origin))
+    transcoder = make(context, activation, tying, normalisation=description.normalisation)
+    transcoder.described_model = dict(description.model)
     return transcoder
 
 
@@ -125,17 +156,17 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
         Refused: no exporter recognises them, or they are not complete; says what is there.
     """
     imported: Imported = _reader(folder, plugins).read(folder)
-    described = {
-        "dtype": "float32",
-        "normalisation": "none",
-        "layers": imported.n_layers,
-        "d_model": imported.d_model,
-        "features": imported.n_features,
-        "activation": imported.activation,
-        "tying": imported.tying,
-        "model": imported.model,
-    }
-    transcoder = _without_memory(make, described, str(folder), device, plugins, kernels)
+    description = Description(
+        layers=imported.n_layers,
+        d_model=imported.d_model,
+        features=imported.n_features,
+        dtype="float32",
+        normalisation="none",
+        model=dict(imported.model),
+        activation=dict(imported.activation),
+        tying=dict(imported.tying),
+    )
+    transcoder = _without_memory(make, description, folder, device, plugins, kernels)
     on_disk = imported.decoder is not None and (imported.decoder_bytes > LAZY_ABOVE if lazy is None else lazy)
     if on_disk:
         # The tying is replaced before the rest gets memory, so that the decoder gets none.
@@ -146,7 +177,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
         assert imported.decoder is not None
         transcoder.tying = imported.decoder(transcoder.context)
     _fill(transcoder, imported, folder, skip=set(transcoder.tying.views()) if on_disk else set())
-    transcoder.normalisation = transcoder.normaliser.settle()
+    transcoder.normalisation = transcoder.normaliser.detect_method()
     logger.info("%s: %s%s", folder, imported.kind, ", its decoder left on disk" if on_disk else "")
     return transcoder.eval()
 
@@ -184,4 +215,5 @@ def copy_tensors(stored: SlicedTensors, transcoder: Any) -> None:
             shape[axis] = transcoder.n_features
         if shape != stored.shapes[name]:
             raise Refused(stored.folder, f"tensor {name!r} is {stored.shapes[name]}, expected {shape}")
-        target.copy_(stored.read(name, axis, transcoder.own))
+        value = stored.read(name) if axis is None else stored.read_part(name, axis, transcoder.own)
+        target.copy_(value)

@@ -1,4 +1,4 @@
-"""Held-out numbers of a transcoder, streamed over batches.
+"""How well a transcoder does on held-out tokens, summed over batches.
 
 NMSE (= FVU, fraction of variance unexplained) of a layer: mean squared error / variance of the targets, both means over
 tokens and dimensions, in raw units. Explained variance: 1 - variance of the error / variance of the targets.
@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.model.normaliser import Moments
+from clt_plugins.data.moments import Moments
+from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
@@ -23,18 +25,61 @@ if TYPE_CHECKING:
     from clt_plugins.data.features import Features
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 
+CONSTANT_BELOW = 1e-24
+"""Targets whose variance is below this share of their mean square count as constant. Rounding in float64 gives about
+1e-32; a single float32 that differs by its last bit, among a million, gives 1e-21."""
 
+
+@attrs.frozen(kw_only=True, eq=False)
 class Scores:
-    """Adds up errors, activity and the targets' variance over batches, in float64."""
+    """A transcoder's scores on some tokens.
 
-    def __init__(self, layers: int, d_model: int, features: int, device: torch.device | str = "cpu"):
+    NMSE and explained variance of a layer are NaN where its targets are constant.
+    """
+
+    tokens: int
+    """How many tokens were scored."""
+    nmse: float
+    """Mean over the layers whose targets are not constant; NaN if there is none."""
+    explained_variance: float
+    """Mean over the same layers as `nmse`."""
+    l0: float
+    """Active features per token, sum over layers."""
+    dead_fraction: float
+    """Share of features that were active at none of the tokens."""
+    nmse_by_layer: Tensor
+    """[L] float32."""
+    explained_variance_by_layer: Tensor
+    """[L] float32."""
+    l0_by_layer: Tensor
+    """Active features per token, [L] float32."""
+    dead_fraction_by_layer: Tensor
+    """[L] float32."""
+    density: Tensor
+    """The share of tokens at which each feature is active, [L, F] float32."""
+    target_mean: Tensor
+    """The mean of the raw targets, [L, D] float64."""
+
+    def as_metrics(self) -> dict[str, Any]:
+        """What loggers get: numbers, [L] and [L, F], by name."""
+        return {a.name: getattr(self, a.name) for a in attrs.fields(Scores) if a.name not in ("tokens", "target_mean")}
+
+
+class ScoreSums:
+    """Sums of errors, activity and the targets' moments over batches, in float64.
+
+    Args:
+        n_features: F, of this rank.
+    """
+
+    def __init__(self, n_layers: int, d_model: int, n_features: int, device: torch.device | str = "cpu"):
         self.tokens = 0
-        self.error = torch.zeros(2, layers, d_model, dtype=torch.float64, device=device)
-        self.targets = Moments(layers, d_model, device)
-        self.counts = torch.zeros(layers, features, dtype=torch.int64, device=device)
+        self.error = torch.zeros(2, n_layers, d_model, dtype=torch.float64, device=device)
+        self.targets = Moments(n_layers, d_model, device)
+        self.counts = torch.zeros(n_layers, n_features, dtype=torch.int64, device=device)
 
     def add(self, batch: Batch, reconstruction: Tensor, features: Features) -> None:
-        """Take a batch into account; the reconstruction [B, L, D] is in raw units."""
+        """Add a batch; the reconstruction [B, L, D] is in raw units."""
         error = reconstruction.double() - batch.targets.double()
         self.tokens += batch.tokens
         self.error[0] += error.sum(0)
@@ -42,42 +87,71 @@ class Scores:
         self.targets.add(batch)
         self.counts += features.counts()
 
-    def merge(self, parallel: Parallel, features: int) -> None:
-        """Make these the scores of all ranks: of all tokens, and of the features of all shards."""
+    def merge(self, parallel: Parallel, n_features: int) -> None:
+        """Make these the sums of all ranks: of all tokens, and of the features of all shards.
+
+        Args:
+            n_features: F, of all ranks together.
+        """
         self.tokens = int(parallel.total(torch.tensor(self.tokens), over="tokens"))
         self.error = parallel.total(self.error, over="tokens")
         self.targets.total(parallel)
-        whole = self.counts.new_zeros(self.counts.shape[0], features)
-        own = parallel.shard(features)
-        whole[:, own.start : own.stop] = self.counts
-        self.counts = parallel.total(whole, over="all")
+        counts = self.counts.new_zeros(self.counts.shape[0], n_features)
+        owned = parallel.shard(n_features)
+        counts[:, owned.start : owned.stop] = self.counts
+        self.counts = parallel.total(counts, over="all")
 
-    def result(self) -> dict[str, Any]:
-        """Scalars `nmse`, `explained_variance` (means over layers), `l0` (sum over layers), `dead_fraction`; the same
-        by layer [L] under `..._by_layer`; and `density` [L, F], the share of tokens each feature is active at."""
-        variance = self.targets.statistics()["targets.std"].square().mean(1) * (self.tokens - 1) / self.tokens
+    def result(self) -> Scores:
+        """The scores.
+
+        Raises:
+            Refused: there were fewer than two tokens, so there is no variance.
+        """
+        if self.tokens < 2:
+            raise Refused(
+                "source",
+                f"yields {self.tokens} held-out tokens to score on, but a variance needs 2: "
+                "raise train.eval_tokens, evaluate.tokens or convert.calibration_tokens, or hold out more text",
+            )
+        targets = self.targets.statistics()
+        variance = targets["targets.std"].square().mean(1) * (self.tokens - 1) / self.tokens
+        varies = variance > CONSTANT_BELOW * targets["targets.rms"].square()
         mean, square = self.error / self.tokens
-        nmse = square.mean(1) / variance
-        explained = 1 - (square - mean.square()).mean(1) / variance
+        nmse = (square.mean(1) / variance).where(varies, torch.nan)
+        explained = (1 - (square - mean.square()).mean(1) / variance).where(varies, torch.nan)
         density = self.counts.double() / self.tokens
         dead = (self.counts == 0).double()
-        by_layer = {"nmse": nmse, "explained_variance": explained, "l0": density.sum(1), "dead_fraction": dead.mean(1)}
-        out: dict[str, Any] = {name: float(value.mean()) for name, value in by_layer.items()}
-        out["l0"] = float(density.sum())
-        out.update({f"{name}_by_layer": value.float().cpu() for name, value in by_layer.items()})
-        out["density"] = density.float().cpu()
-        return out
+
+        def by_layer(numbers: Tensor) -> Tensor:
+            return numbers.float().cpu()
+
+        return Scores(
+            tokens=self.tokens,
+            nmse=float(nmse[varies].mean()),
+            explained_variance=float(explained[varies].mean()),
+            l0=float(density.sum()),
+            dead_fraction=float(dead.mean(1).mean()),
+            nmse_by_layer=by_layer(nmse),
+            explained_variance_by_layer=by_layer(explained),
+            l0_by_layer=by_layer(density.sum(1)),
+            dead_fraction_by_layer=by_layer(dead.mean(1)),
+            density=by_layer(density),
+            target_mean=targets["targets.mean"],
+        )
 
 
 @torch.no_grad()
 def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
-    """A transcoder's scores on some batches of raw activations.
+    """A transcoder's scores, in eval mode, on some batches of raw activations.
 
-    The batches must be the same on all ranks; each data group takes every so many-th of them.
+    All ranks must iterate over the same batches. Data rank d of n scores batches d, d + n, d + 2n, ...
+
+    Raises:
+        Refused: the batches have fewer than two tokens.
     """
     parallel = transcoder.context.parallel
     device = transcoder.normaliser.input_shift.device
-    scores = Scores(transcoder.n_layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
+    sums = ScoreSums(transcoder.n_layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
     was_training = transcoder.training
     transcoder.eval()
     try:
@@ -86,18 +160,9 @@ def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
                 batch = batch.to(device)
                 x = transcoder.normaliser.inputs(batch.inputs)
                 features = transcoder.encode_normalised(x).features
-                scores.add(batch, transcoder.normaliser.restore(transcoder.reconstruct(features, x)), features)
+                sums.add(batch, transcoder.normaliser.restore(transcoder.reconstruct(features, x)), features)
     finally:
         transcoder.train(was_training)
     if parallel.world > 1:
-        scores.merge(parallel, transcoder.n_features)
-    return scores
-
-
-def evaluate_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> dict[str, Any]:
-    """`Scores.result` of a transcoder on some batches of raw activations; see `score`.
-
-    Raises:
-        ValueError: there are fewer than two tokens.
-    """
-    return score(transcoder, batches).result()
+        sums.merge(parallel, transcoder.n_features)
+    return sums.result()

@@ -32,15 +32,17 @@ def sparse_decode(values: Tensor, pairs: Pairs, weight: Tensor, layout: Layout, 
 
 
 def pre_activations(
-    found: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs, kernels: Kernels
+    kept: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs, kernels: Kernels
 ) -> Tensor:
-    """Give the pre-activations of some pairs, already computed, their gradients: [N].
+    """The pre-activations of some pairs, already computed, with gradients: [N].
+
+    The forward product was made without autograd, a layer at a time; here its backward is attached for the pairs alone.
 
     Args:
-        found: the pre-activations `inputs · weight + bias` of the pairs, [N], without gradient.
+        kept: the pre-activations `inputs · weight + bias` of the pairs, [N], without gradient.
         inputs: [B, L, D]; weight: [L, F, D]; bias: [L, F].
     """
-    return _PreActivations.apply(found, inputs, weight, bias, pairs, kernels)
+    return _PreActivations.apply(kept, inputs, weight, bias, pairs, kernels)
 
 
 def reuse_gradients(parameters: Any) -> None:
@@ -77,7 +79,7 @@ class _Decode(torch.autograd.Function):
         kernels.decode(values, pairs, layout, weight.view(layout.rows, -1), out)
         ctx.save_for_backward(values, weight)
         ctx.sparse = pairs, layout, kernels
-        # save_for_backward hands back a tensor without its attributes; the parameter itself holds the buffer.
+        # save_for_backward returns a tensor without its attributes; the buffer hangs on the parameter itself.
         ctx.weight = weight
         return out
 
@@ -87,6 +89,8 @@ class _Decode(torch.autograd.Function):
         pairs, layout, kernels = ctx.sparse
         grad = grad.contiguous()
         grad_values = grad_weight = None
+        # The decoder's output is linear in values and rows, so both gradients are products of the same kind: a dot
+        # product per pair and target, and a weighted sum of gradient rows per weight row.
         if ctx.needs_input_grad[0]:
             grad_values = torch.empty_like(values)
             kernels.grad_values(grad, pairs, layout, weight.view(layout.rows, -1), grad_values)
@@ -97,11 +101,11 @@ class _Decode(torch.autograd.Function):
 
 class _PreActivations(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, found, inputs, weight, bias, pairs, kernels):
+    def forward(ctx, kept, inputs, weight, bias, pairs, kernels):
         ctx.save_for_backward(inputs, weight)
         ctx.sparse = pairs, Layout.own_layer(pairs.n_layers, pairs.n_features), kernels
         ctx.weight = weight
-        return found.clone()
+        return kept.clone()
 
     @staticmethod
     def backward(ctx, grad):
@@ -109,6 +113,7 @@ class _PreActivations(torch.autograd.Function):
         pairs, layout, kernels = ctx.sparse
         grad = grad.contiguous()
         grad_inputs = grad_weight = grad_bias = None
+        # An encoder row is a decoder row that writes to its own layer, so `decode` gives the gradient of the inputs.
         if ctx.needs_input_grad[1]:
             grad_inputs = torch.empty_like(inputs)
             kernels.decode(grad, pairs, layout, weight.view(layout.rows, -1), grad_inputs)

@@ -71,7 +71,7 @@ class CrossLayerTranscoder(nn.Module):
         self.d_model = context.d_model
         self.n_features = context.n_features
         self.own = context.parallel.shard(context.n_features)
-        """Which of the features of each layer this rank has."""
+        """The features of each layer that this rank has."""
         self.context = context
         self.choices = {"activation": activation, "tying": tying}
         self.normalisation = normalisation
@@ -143,37 +143,40 @@ class CrossLayerTranscoder(nn.Module):
             extras: selections besides the activation's; None entries give None.
             keep_pre: keep all pre-activations [B, L, F] and their gradient.
         """
-        if self.runs_dense or keep_pre:
-            return self._encode_kept(x, extras)
-        selection = self.activation.selection(x.shape[0], self.tying.norms)
-        wanted = [selection, *(extra for extra in extras if extra is not None)]
-        kept = encode_selected(x, self.W_enc, self.b_enc, wanted, self.context.kernels, self.product)
+        if self.runs_dense:
+            return self._encode_dense(x, extras)
+        return self._encode_keeping_pre(x, extras) if keep_pre else self._encode_sparse(x, extras)
+
+    def _encode_sparse(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
+        """A layer's pre-activations at a time: what no selection keeps is gone, and has no gradient."""
+        selections = [self._selection(x), *(extra for extra in extras if extra is not None)]
+        kept = encode_selected(x, self.W_enc, self.b_enc, selections, self.context.kernels, self.product)
         pairs, pre = kept[0]
         others = iter(Features(pre, pairs) for pairs, pre in kept[1:])
         features = Features(self.activation(pre, pairs.feature), pairs)
         return Encoded(features, [None if extra is None else next(others) for extra in extras], None)
 
-    def _encode_kept(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
-        """The same with all pre-activations alive: the dense path, and losses that read them."""
+    def _encode_keeping_pre(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
+        """Sparse features, with all pre-activations alive for a loss that reads them."""
         pre = encode_dense(x, self.W_enc, self.b_enc)
-
-        def select(selection: Selection) -> Features:
-            with torch.no_grad():
-                for layer in range(self.n_layers):
-                    selection.see(layer, pre[:, layer])
-                pairs, found = selection.finish()
-            values = pre.flatten(1)[pairs.token, pairs.feature]
-            return Features(values.masked_fill(found == -torch.inf, -torch.inf), pairs)
-
-        others = [None if extra is None else select(extra) for extra in extras]
-        if self.runs_dense and not self.activation.fixed_size:
-            return Encoded(Features(self.activation(pre, None)), others, pre)
-        chosen = select(self.activation.selection(x.shape[0], self.tying.norms))
+        others = [None if extra is None else _selected(extra, pre) for extra in extras]
+        chosen = _selected(self._selection(x), pre)
         assert chosen.pairs is not None
-        if self.runs_dense:
-            mask = Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
-            return Encoded(Features(self.activation(pre, None) * mask), others, pre)
         return Encoded(Features(self.activation(chosen.values, chosen.pairs.feature), chosen.pairs), others, pre)
+
+    def _encode_dense(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
+        """The reference, and the fast way while most features are active: [B, L, F] throughout."""
+        pre = encode_dense(x, self.W_enc, self.b_enc)
+        others = [None if extra is None else _selected(extra, pre) for extra in extras]
+        values = self.activation(pre, None)
+        if self.activation.fixed_size:
+            # Which features TopK keeps is not a function of each pre-activation alone: the selection says.
+            chosen = _selected(self._selection(x), pre)
+            values = values * Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
+        return Encoded(Features(values), others, pre)
+
+    def _selection(self, x: Tensor) -> Selection:
+        return self.activation.selection(x.shape[0], self.tying.norms)
 
     def decode_normalised(self, features: Features) -> Tensor:
         """What features of all ranks write, [B, L, D], without bias or skip."""
@@ -182,14 +185,16 @@ class CrossLayerTranscoder(nn.Module):
     def reconstruct(self, features: Features, x: Tensor) -> Tensor:
         """The normalised reconstruction [B, L, D] from features and normalised inputs."""
         written = self.context.parallel.sum_features_later(self.tying.decode(features))
-        affine = self.tying.affine(x)  # while other ranks' sums come in
-        # A sum over ranks is a view to autograd, which cannot be changed in place; anything else is the tying's own.
+        affine = self.tying.affine(x)  # computed while the sums of other ranks arrive
+        # A sum over ranks is a view to autograd, which cannot be changed in place. Without ranks the tensor is the
+        # tying's own, and adding in place saves a pass over [B, L, D].
         return written() + affine if self.context.parallel.tensor_ranks > 1 else written().add_(affine)
 
     def settle(self, density: float) -> None:
-        """Choose between dense and sparse by the share of features measured active (path "auto")."""
+        """Choose between dense and sparse by the share of features that were active (path "auto")."""
         if self.path == "auto" and not self.activation.fixed_size:
-            self.runs_dense = density > (DENSE_ABOVE if not self.runs_dense else DENSE_ABOVE / 2)
+            # Two bounds, so that a density close to one of them does not switch at every log interval.
+            self.runs_dense = density > (DENSE_ABOVE / 2 if self.runs_dense else DENSE_ABOVE)
 
     def with_activation(self, choice: Selected, activation: Any) -> CrossLayerTranscoder:
         """A transcoder in eval mode that shares everything with this one but the activation.
@@ -210,15 +215,15 @@ class CrossLayerTranscoder(nn.Module):
     # -- files --------------------------------------------------------------------------------------------------
 
     def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
-        """How parameters are cut for files: file name -> (parameter, view of it, feature axis of the view)."""
+        """How parameters are cut for files: name in files -> (parameter, view of it, feature axis of the view)."""
         views: dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]] = {}
         for name in ("W_enc", "b_enc"):
-            views[name] = (name, _whole, 1)
+            views[name] = (name, _unchanged, 1)
         for name, (inner, view, axis) in self.tying.views().items():
             views[name] = (f"tying.{inner}", view, axis)
         assert isinstance(self.activation, nn.Module)
         for name, value in self.activation.named_parameters():
-            views[name] = (f"activation.{name}", _whole, getattr(value, "feature_axis", None))
+            views[name] = (f"activation.{name}", _unchanged, getattr(value, "feature_axis", None))
         return views
 
     def model_described(self) -> dict[str, Any]:
@@ -228,14 +233,14 @@ class CrossLayerTranscoder(nn.Module):
         return self.described_model or {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a saved transcoder holds, by file name: views, not copies."""
+        """Everything that a saved transcoder holds, by its name in files: views, not copies."""
         parameters = dict(self.named_parameters())
         out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in self.views().items()}
         out.update({f"normaliser.{name}": value for name, value in self.normaliser.named_buffers()})
         return out
 
     def feature_axes(self) -> dict[str, int | None]:
-        """Which axis of each of `tensors` counts features; None if it is whole on every rank."""
+        """Which axis of each of `tensors` counts features; None if every rank has all of it."""
         axes = {name: axis for name, (_, _, axis) in self.views().items()}
         return {name: axes.get(name) for name in self.tensors()}
 
@@ -263,10 +268,20 @@ class CrossLayerTranscoder(nn.Module):
                 needed, where the format can; by default if it is over 2 GiB. Such a transcoder cannot be trained.
 
         Raises:
-            ValueError: the folder is not a whole transcoder, or needs a plugin that is not installed; says which.
+            Refused: the folder is not a complete transcoder, or needs a plugin that is not installed; says which.
         """
         return load_transcoder(cls, Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
 
 
-def _whole(x: Tensor) -> Tensor:
+def _selected(selection: Selection, pre: Tensor) -> Features:
+    """The pre-activations [B, L, F] that a selection keeps; differentiable, -inf where a pair is empty."""
+    with torch.no_grad():
+        for layer in range(pre.shape[1]):
+            selection.see(layer, pre[:, layer])
+        pairs, kept = selection.finish()
+    values = pre.flatten(1)[pairs.token, pairs.feature]
+    return Features(values.masked_fill(kept == -torch.inf, -torch.inf), pairs)
+
+
+def _unchanged(x: Tensor) -> Tensor:
     return x

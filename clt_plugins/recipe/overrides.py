@@ -56,12 +56,12 @@ class Overrides:
 def parse(text: str) -> Any:
     """A TOML value, or the text itself where it is none (`runs/x`, a date)."""
     try:
-        found = tomllib.loads(f"value = {text}")
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-    if found.keys() != {"value"} or isinstance(found["value"], date | time):
+    if parsed.keys() != {"value"} or isinstance(parsed["value"], date | time):
         return text
-    return found["value"]
+    return parsed["value"]
 
 
 def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:

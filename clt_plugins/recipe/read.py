@@ -59,15 +59,15 @@ def read_recipe(
     flags = Overrides(overrides)
     faults = flags.apply(table)
     typed = None
-    found: list[Fault] = []
+    in_tables: list[Fault] = []
     try:
         typed = converter(plugins.pick, folder).structure(table, Recipe)
     except Faults as error:
-        found = error.faults
-    found += _missing_distributions(table.get("requires"))
-    if typed is not None and not (faults or found):
-        found = [*_across_tables(typed, plugins), *plugins.checks(typed)]
-    faults += [locate(flags.locate(fault), file) for fault in found]
+        in_tables = error.faults
+    in_tables += _missing_distributions(table.get("requires"))
+    if typed is not None and not (faults or in_tables):
+        in_tables = [*_across_tables(typed, plugins), *plugins.checks(typed)]
+    faults += [locate(flags.locate(fault), file) for fault in in_tables]
     if typed is None or faults:
         raise Faults(faults)
     return typed

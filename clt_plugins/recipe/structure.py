@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import attrs
@@ -24,34 +25,34 @@ if TYPE_CHECKING:
     from clt_plugins.registry.plugins import Plugins
 
 Pick = Callable[[str, str], Choice]
-"""(slot, name) -> the choice; raises ValueError with the reason."""
+"""(slot, name) -> the choice; raises `Faults` with the reason."""
 
 
 def converter(pick: Pick, folder: Path | None = None) -> cattrs.Converter:
     """A strict reader of plain data.
 
     Args:
-        pick: finds the choice a table names.
+        pick: finds the choice that a table names.
         folder: where relative paths are looked for first.
     """
     import cattrs  # not needed for `--help`, which should be quick
 
-    made = cattrs.Converter(detailed_validation=False)
+    reader = cattrs.Converter(detailed_validation=False)
     for kind in (bool, int, float, str):
-        made.register_structure_hook(kind, _scalar)
-    made.register_structure_hook(Path, lambda value, _: _path(value, folder))
+        reader.register_structure_hook(kind, _scalar)
+    reader.register_structure_hook(Path, lambda value, _: _path(value, folder))
     hooks: list[tuple[Callable[[Any], bool], Callable[[Any, Any], Any]]] = [
         (lambda t: t is HubOrPath, lambda value, _: _hub_or_path(value, folder)),
         (lambda t: get_origin(t) is Literal, _literal),
-        (is_union, lambda value, t: _union(value, t, made)),
-        (lambda t: get_origin(t) is list, lambda value, t: _list(value, t, made)),
-        (lambda t: get_origin(t) is dict, lambda value, t: _dict(value, t, made)),
-        (lambda t: attrs.has(t), lambda value, t: _record(value, t, made)),
-        (is_choice, lambda value, t: _choice(value, get_args(t)[1], made, pick)),
+        (is_union, lambda value, t: _union(value, t, reader)),
+        (lambda t: get_origin(t) is list, lambda value, t: _list(value, t, reader)),
+        (lambda t: get_origin(t) is dict, lambda value, t: _dict(value, t, reader)),
+        (lambda t: attrs.has(t), lambda value, t: _record(value, t, reader)),
+        (is_choice, lambda value, t: _choice(value, get_args(t)[1], reader, pick)),
     ]
     for applies, hook in hooks:
-        made.register_structure_hook_func(applies, hook)
-    return made
+        reader.register_structure_hook_func(applies, hook)
+    return reader
 
 
 def structure_choice(plugins: Plugins, slot: str, value: Any, where: str = "") -> Selected:
@@ -75,7 +76,7 @@ def _under(faults: list[Fault], part: str | int) -> Iterator[None]:
     try:
         yield
     except Faults as error:
-        faults += [attrs.evolve(each, where=(part, *each.where)) for each in error.faults]
+        faults += [attrs.evolve(fault, where=(part, *fault.where)) for fault in error.faults]
 
 
 def _scalar(value: Any, kind: Any) -> Any:
@@ -95,7 +96,7 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _found(text: str, folder: Path | None) -> Path | None:
+def _on_disk(text: str, folder: Path | None) -> Path | None:
     """The file or folder of that name beside the recipe, else in the working directory, as an absolute path."""
     for base in (folder, Path()):
         if base is not None and (base / Path(text).expanduser()).exists():
@@ -107,12 +108,12 @@ def _path(value: Any, folder: Path | None) -> Path:
     if isinstance(value, Path):
         return value
     text = _text(value, "a path")
-    return _found(text, folder) or Path(text).expanduser()
+    return _on_disk(text, folder) or Path(text).expanduser()
 
 
 def _hub_or_path(value: Any, folder: Path | None) -> str:
     text = _text(str(value) if isinstance(value, Path) else value, "a hub id or a path")
-    return str(_found(text, folder) or text)
+    return str(_on_disk(text, folder) or text)
 
 
 def _literal(value: Any, tp: Any) -> Any:
@@ -124,7 +125,7 @@ def _literal(value: Any, tp: Any) -> Any:
     raise fault(f"expected {describe(tp)}, got {inline(value)}{near}")
 
 
-def _union(value: Any, tp: Any, made: cattrs.Converter) -> Any:
+def _union(value: Any, tp: Any, reader: cattrs.Converter) -> Any:
     members = [member for member in get_args(tp) if member is not type(None)]
     if value is None and len(members) < len(get_args(tp)):
         return None
@@ -132,43 +133,43 @@ def _union(value: Any, tp: Any, made: cattrs.Converter) -> Any:
         return value
     for member in members:
         try:
-            return made.structure(value, member)
+            return reader.structure(value, member)
         except Faults as error:
             # A fault inside the value (`layers[1]`) says more than that no member fits; so does the only member's.
-            if len(members) == 1 or any(each.where for each in error.faults):
+            if len(members) == 1 or any(fault.where for fault in error.faults):
                 raise
     options = [o for member in members if get_origin(member) is Literal for o in get_args(member)]
     near = did_you_mean(value, (o for o in options if isinstance(o, str)), '"') if isinstance(value, str) else ""
     raise fault(f"expected {describe(tp)}, got {inline(value)}{near}")
 
 
-def _list(value: Any, tp: Any, made: cattrs.Converter) -> list[Any]:
+def _list(value: Any, tp: Any, reader: cattrs.Converter) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise fault(f"expected {describe(tp)}, got {inline(value)}")
-    found: list[Any] = []
+    items: list[Any] = []
     faults: list[Fault] = []
     for index, item in enumerate(value):
         with _under(faults, index):
-            found.append(made.structure(item, get_args(tp)[0]))
+            items.append(reader.structure(item, get_args(tp)[0]))
     if faults:
         raise Faults(faults)
-    return found
+    return items
 
 
-def _dict(value: Any, tp: Any, made: cattrs.Converter) -> dict[str, Any]:
+def _dict(value: Any, tp: Any, reader: cattrs.Converter) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise fault(f"expected {describe(tp)}, got {inline(value)}")
-    found: dict[str, Any] = {}
+    items: dict[str, Any] = {}
     faults: list[Fault] = []
     for name, item in value.items():
         with _under(faults, name):
-            found[name] = made.structure(item, get_args(tp)[1])
+            items[name] = reader.structure(item, get_args(tp)[1])
     if faults:
         raise Faults(faults)
-    return found
+    return items
 
 
-def _choice(value: Any, slot: str, made: cattrs.Converter, pick: Pick) -> Selected:
+def _choice(value: Any, slot: str, reader: cattrs.Converter, pick: Pick) -> Selected:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping):
@@ -182,61 +183,53 @@ def _choice(value: Any, slot: str, made: cattrs.Converter, pick: Pick) -> Select
     except Faults as error:
         raise fault(str(error)) from error
     settings = {key: item for key, item in value.items() if key != "name"}
-    return Selected(choice, made.structure(settings, choice.spec.config))
+    return Selected(choice, reader.structure(settings, choice.spec.config))
 
 
-def _record(value: Any, cls: Any, made: cattrs.Converter) -> Any:
-    """An attrs class from a table. None stands for "not given": TOML has no such value, a dictionary may."""
+def _record(value: Any, cls: Any, reader: cattrs.Converter) -> Any:
+    """An attrs class from a table. None means "not given": TOML has no such value, a dictionary may."""
     if not isinstance(value, Mapping):
         raise fault(f"expected a table, got {inline(value)}")
     attrs.resolve_types(cls)
     fields = {a.alias: a for a in attrs.fields(cls) if a.init}
-    given = {key: raw for key, raw in value.items() if raw is not None}
-    found: dict[str, Any] = {}
+    raw = {key: item for key, item in value.items() if item is not None}
+    typed: dict[str, Any] = {}
     faults: list[Fault] = []
-    for key, raw in given.items():
+    for key, item in raw.items():
         with _under(faults, key):
             if key not in fields:
                 raise fault(f"unknown key{did_you_mean(key, fields) or _known(fields)}")
-            found[key] = made.structure(raw, fields[key].type)
-    for key, a in fields.items():
-        if key not in given and a.default is attrs.NOTHING:
-            faults.append(Fault((key,), "required, but missing"))
+            typed[key] = reader.structure(item, fields[key].type)
+    required = [key for key, a in fields.items() if a.default is attrs.NOTHING]
+    faults += [Fault((key,), "required, but missing") for key in required if key not in raw]
     if not faults:
         try:
-            return cls(**found)
+            return cls(**typed)
         except Faults:
             raise  # `Refused`, by a check of the class as a whole
         except (ValueError, TypeError) as error:
-            refused = _refused(cls, found)
-            raise Faults(refused or [Fault((), _plain_text(error, ""))]) from error
-    raise Faults(faults + _refused(cls, found))
+            raise Faults(_invalid(cls, typed) or [Fault((), _plain_text(error, ""))]) from error
+    raise Faults(faults + _invalid(cls, typed))
 
 
 def _known(fields: Iterable[str]) -> str:
     return f" (known: {', '.join(sorted(fields)) or 'none'})"
 
 
-def _refused(cls: Any, found: dict[str, Any]) -> list[Fault]:
-    """What the validators say, all of them; attrs itself stops at the first."""
-    draft = object.__new__(cls)
-    for a in attrs.fields(cls):
-        default = a.default
-        if a.alias not in found and isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            try:
-                default = default.factory(draft) if default.takes_self else default.factory()  # type: ignore[union-attr]
-            except AttributeError:
-                continue  # it goes by another field, which has a fault of its own
-        if a.alias in found or default is not attrs.NOTHING:
-            object.__setattr__(draft, a.name, found.get(a.alias, default))
+def _invalid(cls: Any, typed: dict[str, Any]) -> list[Fault]:
+    """The faults that all validators find; attrs itself stops at the first."""
+    # A stand-in for the object, which cannot be made: the values given and the plain defaults.
+    values = {a.name: a.default for a in attrs.fields(cls) if not isinstance(a.default, attrs.Factory)}  # type: ignore[arg-type]
+    values |= {a.name: typed[a.alias] for a in attrs.fields(cls) if a.alias in typed}
+    draft = SimpleNamespace(**{name: value for name, value in values.items() if value is not attrs.NOTHING})
     faults = []
     for a in attrs.fields(cls):
-        if a.validator is None or a.alias not in found:
+        if a.validator is None or a.alias not in typed:
             continue
         try:
-            a.validator(draft, a, found[a.alias])
+            a.validator(draft, a, typed[a.alias])
         except AttributeError:
-            continue  # it looks at another field, which has a fault of its own
+            continue  # it compares with a field that has no value; that field has a fault of its own
         except (ValueError, TypeError) as error:
             faults.append(Fault((a.alias,), _plain_text(error, a.name)))
     return faults

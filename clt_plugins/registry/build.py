@@ -56,7 +56,7 @@ def missing_members(built: Any, table: str) -> list[str]:
 
 
 @contextmanager
-def naming_plugins(infos: Sequence[Info], recipe: Recipe) -> Iterator[None]:
+def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[None]:
     """Errors raised inside a plugin leave as `PluginError`; users' errors and the engine's own leave as they are.
 
     Raises:
@@ -71,7 +71,8 @@ def naming_plugins(infos: Sequence[Info], recipe: Recipe) -> Iterator[None]:
         info = _owner(infos, error)
         if info is None:
             raise
-        used = [(path, chosen) for path, chosen in recipe.selected() if chosen.choice.plugin == info.name]
+        selected = [] if recipe is None else recipe.selected()
+        used = [(path, chosen) for path, chosen in selected if chosen.choice.plugin == info.name]
         setting, choice = (used[0][0], used[0][1].choice) if len(used) == 1 else ("", None)
         text = _text(choice or info, setting, error, "a step")
         raise PluginError(text, where=parse_path(setting)) from error

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @attrs.frozen
-class Found:
+class Installed:
     """A plugin that could be loaded."""
 
     name: str
@@ -30,26 +30,26 @@ class Found:
     entry: importlib.metadata.EntryPoint
 
 
-def find_plugins() -> list[Found]:
+def find_plugins() -> list[Installed]:
     """All plugins on this machine, the engine's own first where names are equal, else sorted by name and distribution.
 
     The standard library's `entry_points` counts a distribution that is on the path twice once.
     """
-    found = []
+    plugins = []
     for entry in importlib.metadata.entry_points(group=GROUP):
         dist = entry.dist
         label = f"{dist.name} {dist.version}" if dist is not None else "unknown"
-        found.append(Found(entry.name, label, entry))
-    if not any(_is_own(each) for each in found):
-        found += _from_checkout()
-    return sorted(found, key=lambda each: (each.name, not _is_own(each), each.distribution))
+        plugins.append(Installed(entry.name, label, entry))
+    if not any(map(_is_own, plugins)):
+        plugins += _from_checkout()
+    return sorted(plugins, key=lambda plugin: (plugin.name, not _is_own(plugin), plugin.distribution))
 
 
-def _is_own(found: Found) -> bool:
-    return name_of(found.distribution).lower().replace("_", "-") == OWN
+def _is_own(plugin: Installed) -> bool:
+    return name_of(plugin.distribution).lower().replace("_", "-") == OWN
 
 
-def _from_checkout() -> list[Found]:
+def _from_checkout() -> list[Installed]:
     """The built-in plugins of a checkout that is not installed."""
     file = ROOT / "pyproject.toml"
     project = tomllib.loads(file.read_text(encoding="utf-8"))["project"] if file.is_file() else {}
@@ -61,6 +61,6 @@ def _from_checkout() -> list[Found]:
     if plugins not in sys.path:
         sys.path.append(plugins)
     return [
-        Found(name, f"{OWN} {project['version']} (checkout)", importlib.metadata.EntryPoint(name, module, GROUP))
+        Installed(name, f"{OWN} {project['version']} (checkout)", importlib.metadata.EntryPoint(name, module, GROUP))
         for name, module in project["entry-points"][GROUP].items()
     ]

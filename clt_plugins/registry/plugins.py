@@ -20,8 +20,8 @@ from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.slots import BY_TABLE, SLOTS
 from clt_plugins.contract.spec import API_VERSION, Choice, Spec
 from clt_plugins.contract.types import check_config
-from clt_plugins.errors import Fault, PluginError, Refused, did_you_mean, parse_path
-from clt_plugins.registry.discovery import OWN, ROOT, Found, find_plugins
+from clt_plugins.errors import Fault, Faults, PluginError, Refused, did_you_mean, parse_path
+from clt_plugins.registry.discovery import OWN, ROOT, Installed, find_plugins
 from clt_plugins.registry.info import Failure, Info, name_of, source_file
 from clt_plugins.registry.kernels import auto
 
@@ -67,7 +67,9 @@ class Plugins:
         known = sorted(word for table, word in self._offers if table == slot)
         text = f"unknown name {name!r}{did_you_mean(name, known)} (known: {', '.join(self.choices(slot)) or 'none'})"
         if self.failures:
-            text += f"; these plugins failed to load: {', '.join(sorted({each.plugin for each in self.failures}))}"
+            text += (
+                f"; these plugins failed to load: {', '.join(sorted({failure.plugin for failure in self.failures}))}"
+            )
         blocked = [info.name for info in self.infos if info.status == "blocked"]
         raise Refused("", text + (f"; blocked: {', '.join(blocked)}" if blocked else ""))
 
@@ -81,30 +83,33 @@ class Plugins:
         for impl in self._impls("clt_check"):
             try:
                 returned = impl.function(*([recipe] if "recipe" in impl.argnames else []))
-                found = [] if isinstance(returned, str) else list(returned)
-                if isinstance(returned, str) or not all(isinstance(text, str) for text in found):
+                complaints = [] if isinstance(returned, str) else list(returned)
+                if isinstance(returned, str) or not all(isinstance(text, str) for text in complaints):
                     raise TypeError(f"must return a list of str, got {returned!r}")
+            except Faults as error:
+                faults += error.faults
+                continue
             except Exception as error:
                 raise PluginError(self._named(impl.plugin_name, "clt_check", error)) from error
-            faults += map(_as_fault, found)
+            faults += map(_as_fault, complaints)
         return faults
 
     def commands(self) -> dict[str, click.Command]:
         """The sub-commands that plugins add. A plugin whose hook fails is recorded and passed over."""
-        found: dict[str, click.Command] = {}
+        by_name: dict[str, click.Command] = {}
         for impl in self._impls("clt_commands"):
             try:
                 for command in impl.function():
                     if not isinstance(getattr(command, "name", None), str):
                         raise TypeError(f"must return click commands, got {command!r}")
-                    if command.name in found:
+                    if command.name in by_name:
                         raise ValueError(f"another plugin has a command {command.name!r} already")
-                    found[command.name] = command
+                    by_name[command.name] = command
             except Exception as error:
                 wrapped = PluginError(self._named(impl.plugin_name, "clt_commands", error))
                 self._fail(impl.plugin_name, self._distribution(impl.plugin_name), wrapped)
                 logger.warning("plugin failed: %s", self.failures[-1])
-        return found
+        return by_name
 
     def _impls(self, hook: str) -> list[Any]:
         return sorted(getattr(self._manager.hook, hook).get_hookimpls(), key=lambda impl: impl.plugin_name)
@@ -200,16 +205,16 @@ def load_plugins(
     autoload = autoload and os.environ.get("CLT_PLUGINS_DISABLE_AUTOLOAD", "") in ("", "0")
     strict = strict or os.environ.get("CLT_PLUGINS_STRICT", "") not in ("", "0")
     plugins = Plugins()
-    found = find_plugins()
-    for each in found:
-        if _names(each) & set(block):
-            plugins.infos.append(Info(each.name, each.distribution, "blocked"))
-        elif autoload or _names(each) & set(extra):
-            plugins._add(each.name, each.distribution, each.entry.load)
-    modules = [name for name in extra if not any(name in _names(each) for each in found)]
+    installed = find_plugins()
+    for plugin in installed:
+        if _names(plugin) & set(block):
+            plugins.infos.append(Info(plugin.name, plugin.distribution, "blocked"))
+        elif autoload or _names(plugin) & set(extra):
+            plugins._add(plugin.name, plugin.distribution, plugin.entry.load)
+    modules = [name for name in extra if not any(name in _names(plugin) for plugin in installed)]
     for module in modules:
         plugins._add(module, "by -p", partial(import_module, module))
-    fatal = [each for each in plugins.failures if strict or each.plugin in extra]
+    fatal = [failure for failure in plugins.failures if strict or failure.plugin in extra]
     if fatal:
         raise PluginError("; ".join(map(str, fatal)))
     for failure in plugins.failures:
@@ -225,13 +230,13 @@ def _as_fault(complaint: str) -> Fault:
     return Fault(where, text) if colon and " " not in path else Fault((), complaint)
 
 
-def _names(found: Found) -> set[str]:
-    return {found.name, name_of(found.distribution)}
+def _names(plugin: Installed) -> set[str]:
+    return {plugin.name, name_of(plugin.distribution)}
 
 
 def _clash(name: str, offers: Iterable[Choice]) -> str:
     offers = list(offers)
-    blocks = " or ".join(f"-p no:{each.plugin}" for each in offers)
+    blocks = " or ".join(f"-p no:{choice.plugin}" for choice in offers)
     return f"{name!r} is offered by {' and '.join(map(str, offers))}: block one with {blocks}"
 
 

@@ -1,4 +1,4 @@
-"""A working example of each kind of plugin: what `clt_plugins new` writes, and what the author's guide shows.
+"""A working example of each kind of plugin, one package each: `clt_plugins new` copies it, the author's guide links it.
 
-Each is a package of its own; `new` puts other names for `clt_plugins.templates.<kind>`, `Example` and "example".
+In the copy, `clt_plugins.templates.<kind>`, `Example` and "example" are replaced by the plugin's own names.
 """

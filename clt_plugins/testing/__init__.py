@@ -1,4 +1,4 @@
-"""The conformance kit: does a plugin keep the contract of `clt_plugins.contract.interfaces`?
+"""The conformance kit: does a plugin keep the contract, the protocols that `clt_plugins` publishes?
 
 With pytest, one test for each (choice, check) of a plugin:
 
@@ -10,14 +10,31 @@ def test_conforms(case):
     case.run()
 ```
 
-Without: `python -m clt_plugins.testing clt_gated`, or `for case in cases("clt_gated"): case.run()`.
+Without pytest: `python -m clt_plugins.testing clt_gated`, or `for case in cases("clt_gated"): case.run()`.
 
-A failure says what was expected, what came, and where to look. `CHECKS` lists the checks of each recipe table.
+A failure says what was expected, what came, and where to look. `CHECKS` lists the checks of each recipe table; besides
+these, every choice has `config` and `default`.
 """
 
 from __future__ import annotations
 
-from clt_plugins.testing.cases import CHECKS, Case, cases, parametrize
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from clt_plugins.testing.cases import Case, cases, parametrize
 from clt_plugins.testing.report import Nonconformance
 
+if TYPE_CHECKING:
+    CHECKS: Mapping[str, tuple[str, ...]]
+
 __all__ = ["CHECKS", "Case", "Nonconformance", "cases", "parametrize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "CHECKS":
+        raise AttributeError(f"module 'clt_plugins.testing' has no attribute {name!r}")
+    # At first use only: the modules of checks need torch.
+    from clt_plugins.testing.registry import checks_by_table
+
+    globals()[name] = checks_by_table()
+    return globals()[name]

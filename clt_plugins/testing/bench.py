@@ -1,4 +1,4 @@
-"""What the checks work with: a small run around the choice under test, built by the same road as a user's.
+"""What the checks work with: a small run around the choice under test, built exactly like a user's.
 
 Shapes: B tokens, L layers, D d_model, F features per layer.
 """
@@ -14,12 +14,15 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.context import Context
 from clt_plugins.contract.interfaces import Forward
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.spec import Spec
+from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.contract.spec import Selected, Spec
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.recipe.read import read_recipe
+from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
 from clt_plugins.training.objective import Outcome, objective
 
@@ -32,11 +35,26 @@ TABLES: dict[str, Any] = {
     "transcoder": {"features": FEATURES, "normalisation": "none", "device": "cpu"},
     "activation": {"name": "topk", "k": 8},
     "tying": {"name": "untied"},
-    "losses": [],
+    "losses": [{"name": "mse"}],
     "loggers": [],
+    "parallel": {"name": "single"},
     "kernels": {"name": "torch"},
     "train": {"steps": 100, "batch_tokens": TOKENS, "dead_after_tokens": 64},
 }
+"""The recipe around the choice under test."""
+
+
+class Probe:
+    """The loss of a step where no loss is under test: its gradient reaches reconstruction and features."""
+
+    needs_pre = False
+
+    def selection(self, tokens: int, idle_tokens: Tensor) -> None:
+        return None
+
+    def __call__(self, forward: Forward) -> dict[str, Tensor]:
+        error = (forward.reconstruction - forward.targets).square().mean()
+        return {"probe": error + 0.1 * forward.sum_features(forward.features.values.tanh().sum()) / TOKENS}
 
 
 @attrs.frozen(eq=False)
@@ -45,25 +63,30 @@ class Bench:
 
     plugins: Plugins
     slot: str
+    """The recipe's table."""
     choice: str
     settings: Mapping[str, Any]
     tables: Mapping[str, Any]
-    """What the plugin's recipe has besides."""
+    """What the recipe has besides."""
     module: str | None
+    """What other processes import the plugin by, where it is not installed."""
     folder: Path
-    """Empty, and gone afterwards."""
+    """Empty, and deleted after the check."""
 
     @property
     def spec(self) -> Spec:
         return self.plugins.pick(self.slot, self.choice).spec
 
     def recipe_data(self, **changes: Any) -> dict[str, Any]:
-        """The recipe's tables, with the choice in its place."""
+        """The recipe's tables, the choice among them.
+
+        Args:
+            changes: by table; merged into the table, unless they name another choice: that has other settings.
+        """
         data = copy.deepcopy(TABLES) | copy.deepcopy(dict(self.tables))
-        own = {"name": self.choice, **copy.deepcopy(dict(self.settings))}
-        data[self.slot] = [own] if self.slot in ("losses", "loggers", "exports") else own
+        chosen = {"name": self.choice, **copy.deepcopy(dict(self.settings))}
+        data[self.slot] = [chosen] if BY_TABLE[self.slot].many else chosen
         for name, value in changes.items():
-            # A choice under another name has other settings: it replaces the table.
             merge = isinstance(value, dict) and "name" not in value
             data[name] = {**data.get(name, {}), **value} if merge else value
         return data
@@ -72,25 +95,51 @@ class Bench:
         return read_recipe(self.recipe_data(**changes), plugins=self.plugins)
 
     def parts(self, *, device: str = "cpu", folder: Path | None = None, stirred: bool = True, **changes: Any) -> Parts:
-        """Everything built; `stirred` gives every parameter some noise, so that none is at a special value."""
-        made = assemble(self.recipe(**changes), folder or self.folder, torch.device(device))
+        """Everything that a run builds before training.
+
+        Args:
+            stirred: give every parameter some noise, so that none is at a special value.
+        """
+        parts = assemble(self.recipe(**changes), folder or self.folder, torch.device(device))
         if stirred and device != "meta":
-            stir(made.transcoder)
-        return made
+            stir(parts.transcoder)
+        return parts
+
+    def build(self, context: Context) -> Any:
+        """The choice, built from the context's recipe."""
+        return build(self.selected(context.recipe), context)
+
+    def selected(self, recipe: Recipe | None = None) -> Selected:
+        """The choice with its settings, as a recipe has it."""
+        value = getattr(recipe or self.recipe(), self.slot)
+        return value[0] if BY_TABLE[self.slot].many else value
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 1, device: str = "cpu") -> Batch:
         """Random activations [16, 3, 6]."""
-        generator = torch.Generator().manual_seed(seed)
-        draw = [torch.randn(TOKENS, LAYERS, D_MODEL, generator=generator, dtype=torch.float64) for _ in range(2)]
-        return Batch(*(x.to(device, dtype) for x in draw))
+        numbers = torch.Generator().manual_seed(seed)
+        draws = [torch.randn(TOKENS, LAYERS, D_MODEL, generator=numbers, dtype=torch.float64) for _ in range(2)]
+        return Batch(*(x.to(device, dtype) for x in draws))
+
+    def step(self, parts: Parts, batch: Batch, *, dead: bool = True) -> Outcome:
+        """Forward and backward of one batch; gradients are in `.grad`.
+
+        Args:
+            dead: whether a third of all features count as dead.
+        """
+        losses = parts.losses if self.slot == "losses" else [Probe()]
+        idle = idle_tokens(str(parts.context.device), parts.context.parallel.shard(FEATURES))
+        outcome = objective(parts.transcoder, losses, batch, idle if dead else idle * 0, 0.5)
+        if outcome.total.requires_grad:  # a loss that stops every gradient is found by its own check
+            outcome.total.backward()
+        return outcome
 
 
 def stir(module: torch.nn.Module, seed: int = 3, scale: float = 0.2) -> None:
     """Add noise to every parameter, the same for a seed."""
-    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(parameter.shape, generator=numbers, dtype=torch.float64)
             parameter.add_(noise.to(parameter.dtype) * scale)
 
 
@@ -99,34 +148,6 @@ def idle_tokens(device: str = "cpu", features: range = range(FEATURES)) -> Tenso
     idle = torch.zeros(LAYERS, FEATURES, dtype=torch.int64)
     idle[:, ::3] = 1000
     return idle[:, features.start : features.stop].to(device)
-
-
-class Probe:
-    """A loss whose gradient reaches reconstruction and features; the checks' own, so that they need no other plugin."""
-
-    needs_pre = False
-
-    def selection(self, tokens: int, idle: Tensor) -> None:
-        return None
-
-    def __call__(self, forward: Forward) -> dict[str, Tensor]:
-        error = (forward.reconstruction - forward.targets).square().mean()
-        return {"probe": error + 0.1 * forward.sum_features(forward.features.values.tanh().sum()) / TOKENS}
-
-
-def losses_of(parts: Parts) -> list[Any]:
-    """The recipe's losses, or the probe where it has none."""
-    return parts.losses or [Probe()]
-
-
-def step(parts: Parts, batch: Batch, *, dead: bool = True) -> Outcome:
-    """Forward and backward of one batch; gradients are in `.grad`."""
-    own = parts.context.parallel.shard(FEATURES)
-    idle = idle_tokens(str(parts.context.device), own)
-    outcome = objective(parts.transcoder, losses_of(parts), batch, idle if dead else idle * 0, 0.5)
-    if outcome.total.requires_grad:  # a loss that stops every gradient is found by its own check
-        outcome.total.backward()
-    return outcome
 
 
 def gradients(parts: Parts) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Checkpoints: a transcoder and all that training needs to go on as if it had never stopped.
+"""Checkpoints: a transcoder and all that training needs to continue as if it had never stopped.
 
 `checkpoints/step_000100/` holds `transcoder.safetensors` and `.json` (so a checkpoint loads as a transcoder),
 `training.safetensors` (optimizer moments, dead-feature counters, random state) and `training.json`. Where features are
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from clt_plugins.errors import Faults, Refused
-from clt_plugins.files.folders import read_json, verify, whole_folder, write_json
+from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.training import learned
@@ -37,6 +38,20 @@ class Progress:
     """Tokens since each feature was last active, [L, F] int64."""
 
 
+@attrs.frozen(kw_only=True)
+class TrainingState:
+    """`training.json`: what training needs to go on, besides tensors."""
+
+    step: int
+    """Steps done."""
+    tokens: int
+    """Tokens trained on."""
+    runs_dense: bool
+    """Whether the transcoder ran by matrix products, not by sparse ones."""
+    source: dict[str, Any]
+    """`Source.state()`: which data come next."""
+
+
 def save_checkpoint(
     folder: Path,
     progress: Progress,
@@ -44,14 +59,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     keep: int,
 ) -> Path:
-    """Write `folder/step_XXXXXX` whole, then drop all but the `keep` newest.
+    """Write `folder/step_XXXXXX` atomically, then remove all but the `keep` newest.
 
     Raises:
         OSError: it could not be written; earlier checkpoints are untouched.
     """
     transcoder, parallel = parts.transcoder, parts.context.parallel
     path = folder / f"step_{progress.step:06}"
-    with whole_folder(path, parallel) as partial:
+    with atomic_folder(path, parallel) as partial:
         put_transcoder(transcoder, partial)
         tensors, axes = _moments(parts, optimizer)
         of_losses, their_axes = learned.loss_state(parts.losses)
@@ -59,12 +74,9 @@ def save_checkpoint(
         tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
         tensors["torch_rng"], axes["torch_rng"] = torch.get_rng_state(), None
         put_tensors(partial, "training", tensors, axes, parallel, transcoder.n_features)
-        state = {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "runs_dense": transcoder.runs_dense,
-            "source": parts.source.state(),
-        }
+        state = TrainingState(
+            step=progress.step, tokens=progress.tokens, runs_dense=transcoder.runs_dense, source=parts.source.state()
+        )
         if parallel.rank == 0:
             write_json(partial / "training.json", state)
     if parallel.rank == 0:
@@ -75,8 +87,8 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    found = folder.glob("step_*") if folder.is_dir() else []
-    return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.removeprefix("step_")))
+    named = folder.glob("step_*") if folder.is_dir() else []
+    return sorted((path for path in named if path.is_dir()), key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
@@ -115,18 +127,18 @@ def _offer(earlier: list[Path]) -> str:
 
 
 def load_checkpoint(path: Path, parts: Parts, optimizer: torch.optim.Optimizer) -> Progress:
-    """Continue from a checkpoint that `find_checkpoint` found: everything in the arguments is set to it."""
+    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it."""
     transcoder = parts.transcoder
     copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
-    state: dict[str, Any] = read_json(path / "training.json")
+    state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
-    idle_tokens = stored.read("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
+    idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
     torch.set_rng_state(stored.read("torch_rng"))
     _set_loss_state(parts, stored)
     _set_moments(parts, optimizer, stored)
-    transcoder.runs_dense = state["runs_dense"]
-    parts.source.load_state(state["source"])
-    return Progress(state["step"], state["tokens"], idle_tokens)
+    transcoder.runs_dense = state.runs_dense
+    parts.source.load_state(state.source)
+    return Progress(state.step, state.tokens, idle_tokens)
 
 
 def _moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, int | None]]:
@@ -142,13 +154,18 @@ def _moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, 
     return out, axes
 
 
+def _read(stored: SlicedTensors, name: str, axis: int | None, parts: Parts) -> Tensor:
+    """A saved tensor, or this rank's part of it along its feature axis."""
+    return stored.read(name) if axis is None else stored.read_part(name, axis, parts.transcoder.own)
+
+
 @torch.no_grad()
 def _set_loss_state(parts: Parts, stored: SlicedTensors) -> None:
     tensors, axes = learned.loss_state(parts.losses)
     for name, target in tensors.items():
         if name not in stored.shapes:
             raise Refused(stored.folder, f"lacks the state of a loss, {name!r}")
-        target.copy_(stored.read(name, axes[name], parts.transcoder.own))
+        target.copy_(_read(stored, name, axes[name], parts))
 
 
 @torch.no_grad()
@@ -170,7 +187,7 @@ def _set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedT
             state[key] = stored.read(full).to(parameter.device)
             continue
         _, view, axis = views[name]
-        saved = stored.read(full, axis, parts.transcoder.own)
+        saved = _read(stored, full, axis, parts)
         if key not in state:
             state[key] = torch.zeros_like(parameter, dtype=saved.dtype)
         view(state[key]).copy_(saved)

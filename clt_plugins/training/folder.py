@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.contract.spec import __version__
-from clt_plugins.distributed.agree import together
+from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import Refused
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.training.checkpoint import find_checkpoint
@@ -30,7 +30,7 @@ def folder_and_checkpoint(
 ) -> tuple[Path, Path | None]:
     """The run's folder, and the checkpoint to resume from: rank 0 looks, the others follow."""
     folder, checkpoint = Path(), None
-    with together(parallel):
+    with all_or_none(parallel):
         if parallel.rank == 0:
             folder = Path(out) if out is not None else _default_folder(recipe, resume)
             _prepare(folder, recipe, resume)

@@ -21,19 +21,19 @@ def _modules(losses: Sequence[Loss]) -> dict[str, nn.Module]:
 
 def parameters(parts: Parts) -> dict[str, nn.Parameter]:
     """All parameters that training changes, by name; a loss's are `losses.N.name`."""
-    found = dict(parts.transcoder.named_parameters())
+    by_name = dict(parts.transcoder.named_parameters())
     for prefix, module in _modules(parts.losses).items():
-        found |= {f"{prefix}.{name}": value for name, value in module.named_parameters()}
-    return found
+        by_name |= {f"{prefix}.{name}": value for name, value in module.named_parameters()}
+    return by_name
 
 
 def views(parts: Parts) -> dict[str, View]:
-    """How all parameters are cut for files: file name -> view."""
-    found = parts.transcoder.views()
+    """How all parameters are cut for files: name in files -> view."""
+    by_file = parts.transcoder.views()
     for prefix, module in _modules(parts.losses).items():
         for name, value in module.named_parameters():
-            found[f"{prefix}.{name}"] = (f"{prefix}.{name}", lambda x: x, getattr(value, "feature_axis", None))
-    return found
+            by_file[f"{prefix}.{name}"] = (f"{prefix}.{name}", lambda x: x, getattr(value, "feature_axis", None))
+    return by_file
 
 
 def loss_state(losses: Sequence[Loss]) -> tuple[dict[str, Tensor], dict[str, int | None]]:

@@ -1,7 +1,21 @@
 """The training loop.
 
-Nothing in a step reads a number back from a GPU, except at the log interval; on a CPU, where reading is free, a loss
-that is not finite stops the run at its own step, before it reaches a weight.
+One step, from left to right through the code, with the file of each part:
+
+    source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/agree.read
+    normalise              shift and scale per layer and dimension        model/normaliser
+    encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
+    activate               pre-activation -> feature value, [N]           a plugin's Activation
+    decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
+    losses                 scalar terms of one forward pass, added up     training/objective; a plugin's Loss
+    backward               gradients of values and rows, sparse           model/sparse -> Kernels
+    reduce                 average over ranks that share tokens           a plugin's Parallel
+    guard                  stop before a NaN reaches a weight             _guard
+    clip                   scale gradients to a norm                      training/optimizer
+    step                   Adam at the scheduled rate                     training/optimizer
+
+Nothing in a step reads a number back from a GPU, except at the log interval. On a CPU, where reading is free, a loss
+that is not finite stops the run at its own step.
 """
 
 from __future__ import annotations
@@ -20,7 +34,7 @@ from tqdm import tqdm
 from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.distributed.agree import anyone, read
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.model.scores import evaluate_batches
+from clt_plugins.model.scores import Scores, score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.objective import Outcome, objective
@@ -41,8 +55,8 @@ def train(
     loggers: list[Logger],
     folder: Path,
     wants_stop: Callable[[], bool],
-) -> dict[str, Any]:
-    """Train from `progress.step` to `config.steps`; returns the last held-out metrics.
+) -> Scores | None:
+    """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
 
     Args:
         folder: where checkpoints go.
@@ -58,7 +72,7 @@ def train(
     schedule = activation.schedule if isinstance(activation, Scheduled) else None
     parameters = list(learned.parameters(parts).values())
     watch = Stopwatch()
-    evaluated: dict[str, Any] = {}
+    evaluated: Scores | None = None
     saved_step = progress.step
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
@@ -80,23 +94,27 @@ def train(
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
 
+        # The rate and the activation's schedule depend on the step alone: a checkpoint need not hold them.
         lr = learning_rate(config, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
-        share = progress.step / config.steps
+        done = progress.step / config.steps
         if schedule is not None:
-            schedule(share)
-        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, share)
+            schedule(done)
+        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done)
         outcome.total.backward()
         parallel.reduce_gradients(parameters)
         norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
+        # Before the clip: a NaN norm would make every gradient NaN, and the message could not name where it began. On a
+        # GPU the loss is read only where the step reads numbers anyway, and always before a file is written.
         if device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]:
             _guard(parts, outcome, norm, batch, progress.step, saved_step)
         if config.clip_norm is not None and norm is not None:
             clip_gradients(parameters, norm, config.clip_norm)
         optimizer.step()
 
+        # A feature that was active for another data rank's tokens is not idle, so counts are summed over tokens.
         counts = parallel.total(outcome.features.counts(), over="tokens")
         progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + tokens)
         progress.tokens += tokens
@@ -109,12 +127,13 @@ def train(
             metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
             metrics.update(watch.means(tokens))
             metrics.update(_traffic(before, sent))
+            # Sparse or dense is chosen by measured density, and only here, where the number is read anyway.
             transcoder.settle(metrics["train/l0"] / (transcoder.n_layers * transcoder.n_features))
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
             log(metrics)
         if due["eval"]:
-            evaluated = evaluate_batches(transcoder, source.held_out(config.eval_tokens))
-            log({f"eval/{name}": value for name, value in evaluated.items()})
+            evaluated = score(transcoder, source.held_out(config.eval_tokens))
+            log({f"eval/{name}": value for name, value in evaluated.as_metrics().items()})
         stopping = progress.step < config.steps and anyone(parallel, wants_stop())
         if due["checkpoint"] or stopping:
             checkpoint()
@@ -122,7 +141,7 @@ def train(
             bar.close()
             text = f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
             raise Stopped(ExitCode.INTERRUPTED, text if parallel.rank == 0 else "")
-        watch.skip()
+        watch.skip()  # evaluation and checkpoints are no part of the next step's time
     bar.close()
     return evaluated
 
@@ -195,8 +214,8 @@ def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, st
         if bool(bad.any()):
             where = f"{name} at layer {int(bad.nonzero()[0])}"
             break
-    # Every rank came here for the same numbers, but the first of them may lie in the features of one.
-    where = next((found for found in parallel.gather(where) if "layer " in found), where)
+    # All ranks are here, since they agree on the loss; but what was not finite first may belong to one rank's features.
+    where = next((by_rank for by_rank in parallel.gather(where) if "layer " in by_rank), where)
     terms = ", ".join(f"{name} {float(value):g}" for name, value in outcome.terms.items())
     kept = f"the checkpoint of step {saved_step} is good" if saved_step else "there is no checkpoint yet"
     if parallel.rank > 0:
@@ -217,14 +236,14 @@ class Stopwatch:
     steps: int = 0
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap."""
+        """Add the time since the last lap to a name."""
         now = time.perf_counter()
         self.sums[name] = self.sums.get(name, 0.0) + now - self.last
         self.last = now
         self.steps += name == "step_s"
 
     def skip(self) -> None:
-        """Book the time since the last lap to nobody (evaluation, checkpoints)."""
+        """Drop the time since the last lap."""
         self.last = time.perf_counter()
 
     def means(self, batch_tokens: int) -> dict[str, float]:

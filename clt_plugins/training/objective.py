@@ -1,4 +1,4 @@
-"""The training loss of a batch: one forward pass, seen by every term.
+"""The training loss of a batch: one forward pass, read by every term.
 
 Shapes: B tokens, L layers, D d_model, F features per layer.
 """
@@ -19,22 +19,18 @@ from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 
 def _terms(loss: Loss, forward: Forward) -> Mapping[str, Tensor]:
-    """What a loss gives.
+    """The terms that a loss returns.
 
     Raises:
-        WrongReturn: it is no mapping of names to scalar tensors.
+        WrongReturn: it returned something else than scalar tensors by name.
     """
-    found = loss(forward)
-    if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) and x.dim() == 0 for x in found.values()):
-        got = (
-            {name: list(getattr(x, "shape", [])) or x for name, x in found.items()}
-            if isinstance(found, Mapping)
-            else found
-        )
-        raise WrongReturn(
-            loss, f"a loss must return scalar tensors by name, {type(loss).__name__} returned {got!r:.200}"
-        )
-    return found
+    terms = loss(forward)
+    if isinstance(terms, Mapping) and all(isinstance(x, Tensor) and x.dim() == 0 for x in terms.values()):
+        return terms
+    got: object = terms
+    if isinstance(terms, Mapping):
+        got = {name: list(getattr(x, "shape", [])) or x for name, x in terms.items()}
+    raise WrongReturn(loss, f"a loss must return scalar tensors by name, {type(loss).__name__} returned {got!r:.200}")
 
 
 @attrs.frozen(eq=False)
@@ -65,6 +61,7 @@ def objective(
         Refused: two losses give a term of the same name.
     """
     normaliser = transcoder.normaliser
+    # All losses see one forward pass: a loss that needs other pairs (AuxK) has them selected in the same encoder pass.
     x, targets = normaliser.inputs(batch.inputs), normaliser.targets(batch.targets)
     encoded = transcoder.encode_normalised(
         x,
@@ -72,6 +69,7 @@ def objective(
         keep_pre=any(loss.needs_pre for loss in losses),
     )
     reconstruction = transcoder.reconstruct(encoded.features, x)
+    # Decoder norms cost a pass over the decoder: at most once per step, and only if a loss asks.
     norms = lru_cache(maxsize=1)(transcoder.tying.norms)
     terms: dict[str, Tensor] = {}
     for loss, extra in zip(losses, encoded.extras, strict=True):

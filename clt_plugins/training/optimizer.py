@@ -29,8 +29,8 @@ LR_BY_SIZE = 0.25
 2406.04093, appendix A.3, found the root; the factor is measured, see examples/README.md)."""
 
 
-def settled(config: TrainConfig, features: int) -> TrainConfig:
-    """The same settings with a learning rate.
+def with_rate(config: TrainConfig, features: int) -> TrainConfig:
+    """The same settings with a learning rate, by size where none is given.
 
     Args:
         features: of all layers and ranks together.
@@ -56,7 +56,7 @@ def make_optimizer(
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    config = settled(config, model.n_layers * model.n_features)
+    config = with_rate(config, model.n_layers * model.n_features)
     assert config.lr is not None
     beta1, beta2 = config.betas
     if config.states == "bf16":
@@ -75,8 +75,8 @@ def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate of a step (counted from 0): warm-up from lr / warmup_steps, then the schedule.
 
-    The settings are `settled`. `linear` falls to a tenth, `cosine` to 0, `linear_final20` is constant for 80 % of the
-    steps, then falls to 0.
+    The settings have a rate (`with_rate`). `linear` falls to a tenth, `cosine` to 0, `linear_final20` is constant for
+    80 % of the steps, then falls to 0.
     """
     assert config.lr is not None
     if step < config.warmup_steps:
@@ -95,10 +95,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None = None) -> Tensor:
     """The 2-norm of all gradients together, of all ranks, a scalar on their device."""
     with_grad = [p for p in parameters if p.grad is not None]
+    # One fused call for all norms: a loop over parameters would be a kernel launch each.
     norms = torch.stack(torch._foreach_norm([p.grad for p in with_grad if p.grad is not None]))
     if parallel is None or parallel.tensor_ranks == 1:
         return norms.norm()
-    # What is whole on every rank counts once.
+    # A parameter that every rank has all of counts once; of the others each rank has its own rows.
     split = torch.tensor([getattr(p, "feature_axis", None) is not None for p in with_grad], device=norms.device)
     squares = norms.square()
     return (parallel.total((squares * split).sum()) + (squares * ~split).sum()).sqrt()
@@ -106,6 +107,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Scale all gradients by limit / norm where the norm is larger; without reading it back."""
+    # The factor stays on the device: an `if norm > limit` would wait for it.
     factor = (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
     torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
 

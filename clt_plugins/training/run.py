@@ -16,9 +16,9 @@ import attrs
 import torch
 
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.distributed.agree import read, same_everywhere, together
+from clt_plugins.distributed.agree import all_or_none, read, same_everywhere
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.files.folders import write_json
+from clt_plugins.files.records import write_json
 from clt_plugins.finished.stages import after_training, check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.normaliser import estimate
@@ -31,7 +31,7 @@ from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint
 from clt_plugins.training.folder import folder_and_checkpoint, versions
 from clt_plugins.training.loop import train
-from clt_plugins.training.optimizer import is_matrix, make_optimizer, settled
+from clt_plugins.training.optimizer import is_matrix, make_optimizer, with_rate
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Logger, Parallel
@@ -77,7 +77,7 @@ def run(
         folder, checkpoint = folder_and_checkpoint(parallel, recipe, out, resume)
         # The engine draws from generators of its own; this one is for plugins that draw from torch's, and checkpointed.
         torch.manual_seed(recipe.seed)
-        with together(parallel):
+        with all_or_none(parallel):
             parts = assemble(recipe, folder, context.device, parallel)
             stack.callback(close, parts)
             check_stages(parts, recipe, plugins)
@@ -86,9 +86,9 @@ def run(
 
 def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
     """All ranks must run the same thing."""
-    found = {f"plugin {info.name!r}": f"{info.distribution}, {info.status}" for info in plugins.infos}
-    found |= {f"distribution {name!r}": str(version) for name, version in versions(plugins)["libraries"].items()}
-    same_everywhere(parallel, "installations", found)
+    installed = {f"plugin {info.name!r}": f"{info.distribution}, {info.status}" for info in plugins.infos}
+    installed |= {f"distribution {name!r}": str(version) for name, version in versions(plugins)["libraries"].items()}
+    same_everywhere(parallel, "installations", installed)
     same_everywhere(parallel, "recipes", {name: str(table) for name, table in recipe_data(recipe).items()})
 
 
@@ -96,7 +96,7 @@ def _train(
     parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, checkpoint: Path | None, wants_stop: Any
 ) -> CrossLayerTranscoder:
     transcoder, source = parts.transcoder, parts.source
-    recipe = attrs.evolve(recipe, train=settled(recipe.train, transcoder.n_layers * transcoder.n_features))
+    recipe = attrs.evolve(recipe, train=with_rate(recipe.train, transcoder.n_layers * transcoder.n_features))
     own = {id(p) for p in transcoder.parameters()}
     extra = [p for p in learned.parameters(parts).values() if id(p) not in own]
     optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
@@ -105,12 +105,12 @@ def _train(
     if checkpoint is None:
         _fit_normaliser(parts, recipe)
     else:
-        with together(parts.context.parallel):
+        with all_or_none(parts.context.parallel):
             progress = load_checkpoint(checkpoint, parts, optimizer)
         logger.info("resumed from %s", checkpoint)
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
     parallel = parts.context.parallel
-    with together(parallel):
+    with all_or_none(parallel):
         if parallel.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
@@ -121,10 +121,10 @@ def _train(
         save_transcoder(transcoder, folder / "transcoder")
     if parallel.rank > 0:
         return transcoder.eval()
-    if scores:
-        found = "NMSE {nmse:.4f} at L0 {l0:.1f}, {dead_fraction:.1%} of features never active".format(**scores)
-        print(f"held-out {found}", file=sys.stderr)
-    print(f"transcoder saved in {folder / 'transcoder'}", file=sys.stderr)
+    if scores is not None:
+        dead = f"{scores.dead_fraction:.1%} of features never active"
+        logger.info("held-out NMSE %.4f at L0 %.1f, %s", scores.nmse, scores.l0, dead)
+    logger.info("transcoder saved in %s", folder / "transcoder")
     transcoder.eval()
     if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
         # The other ranks have ended: what follows is this one's, with all features.
@@ -148,9 +148,9 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
         raise
     finally:
         ended_by = sys.exc_info()[1]
-        for each in loggers:
+        for logger_ in loggers:
             try:
-                each.close(status)
+                logger_.close(status)
             except Exception as error:
                 if ended_by is None:
                     raise
@@ -160,15 +160,15 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
 def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
     """Set the transcoder's statistics: the source's own, or those of its first batches (which are still trained on)."""
     source, settings = parts.source, recipe.transcoder
-    found = source.statistics()
-    if found is None:
+    statistics = source.statistics()
+    if statistics is None:
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
         parallel = parts.context.parallel
         batches = (read(source, parallel) for _ in range(count))
-        found = estimate(batches, source.n_layers, source.d_model, parallel)
+        statistics = estimate(batches, source.n_layers, source.d_model, parallel)
         source.load_state(state)
-    parts.transcoder.normaliser.fit(settings.normalisation, found)
+    parts.transcoder.normaliser.fit(settings.normalisation, statistics)
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def _stop_signals() -> Iterator[Any]:
             raise KeyboardInterrupt
         asked = True
         if os.environ.get("RANK", "0") == "0":
-            print("stopping after this step (again to stop at once)", file=sys.stderr)
+            logger.warning("stopping after this step (again to stop at once)")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

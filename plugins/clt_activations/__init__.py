@@ -9,7 +9,7 @@ from attrs import field, frozen, validators
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Recipe
 
 
 @frozen(kw_only=True)
@@ -19,12 +19,13 @@ class ReLUConfig:
 
 @frozen(kw_only=True)
 class JumpReLUConfig:
-    """Pre-activations above a learned threshold per feature (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+    """Pre-activations above a learned threshold for each feature (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
     threshold: float = field(default=0.03, validator=validators.gt(0))
-    """First value of every threshold, in units of pre-activations."""
+    """The first value of every threshold, in units of pre-activations."""
     bandwidth: float = field(default=0.1, validator=validators.gt(0))
-    """Width of the window around the threshold in which it gets a gradient (straight-through, rectangle kernel)."""
+    """Width of the window around a threshold. Pre-activations within it give the threshold a gradient
+    (straight-through, rectangle kernel)."""
 
 
 @frozen(kw_only=True)
@@ -32,15 +33,16 @@ class TopKConfig:
     """The k highest-ranked pre-activations of each token (Gao et al. 2024, arXiv 2406.04093)."""
 
     k: int | float = field(default=100, validator=validators.gt(0))
-    """Features kept per token: a count, or below 1 a share of all features in scope."""
+    """Features kept per token: a count, or, below 1, a share of all features in scope."""
     scope: Literal["global", "layer"] = "global"
     """Whether k counts over all layers together or in each layer."""
     ranking: Literal["raw", "norm", "zscore"] = "raw"
-    """What is compared: the pre-activation; times the decoder norm; or standardised over the tokens of the batch."""
+    """The score that is compared: the pre-activation; the pre-activation times the decoder norm; or the pre-activation
+    standardised over the tokens of the batch. A batch of a single token cannot be standardised: then "raw" is used."""
     anneal_from: float = field(default=3.0, validator=validators.ge(1))
-    """Training begins with so many times k, which then falls linearly to k; 1 trains with k throughout."""
+    """Training starts with this factor times k features, which then fall linearly to k; 1 trains with k throughout."""
     anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
-    """The share of the training steps over which it falls."""
+    """The share of the training steps over which they fall."""
 
 
 @frozen(kw_only=True)
@@ -86,11 +88,11 @@ THRESHOLDS = "has thresholds already, there is nothing to convert: leave out [co
 
 
 @hookimpl
-def clt_check(recipe: Any) -> list[str]:
+def clt_check(recipe: Recipe) -> list[str]:
     config = recipe.activation.config
     if not isinstance(config, TopKConfig):
-        own = isinstance(config, ReLUConfig | JumpReLUConfig)
-        return [f"convert: {recipe.activation.name} {THRESHOLDS}"] if own and recipe.convert is not None else []
+        thresholded = isinstance(config, ReLUConfig | JumpReLUConfig)
+        return [f"convert: {recipe.activation.name} {THRESHOLDS}"] if thresholded and recipe.convert else []
     faults = []
     if config.k >= 1 and config.k != int(config.k):
         faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")

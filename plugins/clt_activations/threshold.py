@@ -1,4 +1,4 @@
-"""Activations with a bound of their own: as many features as pass it.
+"""Activations with thresholds: every pre-activation above its feature's threshold is a feature.
 
 Shapes: B tokens, L layers, F features per layer, N pairs.
 """
@@ -57,12 +57,12 @@ class JumpReLU(nn.Module):
         return self.log_threshold.exp()
 
     def set_threshold(self, threshold: Tensor) -> None:
-        """Set θ, [L, F], positive or 0."""
+        """Set θ, [L, F], each at least 0."""
         with torch.no_grad():
             self.log_threshold.copy_(threshold.log())
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Above:
-        # A pair just below its threshold has no value, but its threshold has a gradient: while training it is kept.
+        # A pair just below its threshold has value 0, but its threshold gets a gradient: in training it is kept.
         margin = self.bandwidth / 2 if self.training and torch.is_grad_enabled() else 0.0
         return Above(self.threshold().detach() - margin, tokens, *self.log_threshold.shape)
 
@@ -72,7 +72,7 @@ class JumpReLU(nn.Module):
 
 
 class _Jump(torch.autograd.Function):
-    """Heaviside times identity; its threshold's gradient is -θ/ε where |pre - θ| < ε/2 (equation 11 of the paper)."""
+    """pre where pre > θ, else 0. Its gradient by θ is -θ/ε where |pre - θ| < ε/2 (equation 11 of the paper), else 0."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

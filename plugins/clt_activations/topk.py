@@ -16,37 +16,44 @@ from clt_plugins import Context, Refused, Top
 if TYPE_CHECKING:
     from clt_activations import TopKConfig
 
+EPSILON = 1e-6
+"""What the reference library adds to a standard deviation before it divides by it."""
+
 
 class TopK(nn.Module):
-    """The k highest-ranked pre-activations of each token (per "token"), or k · B of a batch (per "batch")."""
+    """The k pre-activations with the highest score of each token (per "token"), or k · B of a batch (per "batch")."""
 
     fixed_size = True
 
     def __init__(self, config: TopKConfig, context: Context, *, per: Literal["token", "batch"]):
         super().__init__()
-        room = context.n_features * (context.n_layers if config.scope == "global" else 1)
-        self.k = math.ceil(config.k * room) if config.k < 1 else int(config.k)
-        if self.k > room:
-            raise Refused("activation.k", f"{self.k} features are wanted of {room} in scope: lower it")
+        self.available = context.n_features * (context.n_layers if config.scope == "global" else 1)
+        """Features in scope."""
+        self.k = math.ceil(config.k * self.available) if config.k < 1 else int(config.k)
+        if self.k > self.available:
+            raise Refused("activation.k", f"{self.k} is more than the {self.available} features in scope: lower it")
         self.config = config
         self.per = per
         self.context = context
-        self.room = room
         self.training_k = self.k
+        """k in the current training step."""
 
     def schedule(self, progress: float) -> None:
-        """Set what training keeps at this share of its steps: more features at first get a gradient (and so a use)
-        from more tokens, and fewer of them die."""
+        """Set k for training at this share of the steps.
+
+        With more features at first, each gets a gradient from more tokens, finds a use, and fewer of them die.
+        """
         left = max(0.0, 1 - progress / self.config.anneal_over)
-        self.training_k = min(self.room, round(self.k * (1 + (self.config.anneal_from - 1) * left)))
+        self.training_k = min(self.available, round(self.k * (1 + (self.config.anneal_from - 1) * left)))
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:
-        rank = None
+        """Selects the k best; in eval mode k is not annealed."""
+        score = None
         if self.config.ranking == "norm":
             by_layer = norms()
-            rank = lambda layer, pre: pre * by_layer[layer]  # noqa: E731
+            score = lambda layer, pre: pre * by_layer[layer]  # noqa: E731
         elif self.config.ranking == "zscore":
-            rank = self._standardise
+            score = self._standardise
         return Top(
             self.training_k if self.training else self.k,
             tokens,
@@ -54,19 +61,25 @@ class TopK(nn.Module):
             self.context.n_features,
             per=self.per,
             scope=self.config.scope,
-            rank=rank,
+            score=score,
             parallel=self.context.parallel,
         )
 
     def forward(self, pre: Tensor, feature: Tensor | None) -> Tensor:
+        """Kept pre-activations below 0 become 0."""
         return pre.relu()
 
     def _standardise(self, layer: int, pre: Tensor) -> Tensor:
-        """(pre - mean) / std of each feature over the tokens of the batch, as the reference library ranks."""
+        """(pre - mean) / std of each feature over the tokens of the batch, as the reference library ranks.
+
+        The deviation of a single token is 0 / 0. Its pre-activations are compared as they are.
+        """
         parallel = self.context.parallel
-        if parallel.batch_ranks == 1:
-            return (pre - pre.mean(0)) / (pre.std(0) + 1e-6)
         count = pre.shape[0] * parallel.batch_ranks
+        if count == 1:
+            return pre
+        if parallel.batch_ranks == 1:
+            return (pre - pre.mean(0)) / (pre.std(0) + EPSILON)
         centred = pre - parallel.total(pre.sum(0), over="tokens", what="selection") / count
         squares = parallel.total(centred.square().sum(0), over="tokens", what="selection")
-        return centred / ((squares / (count - 1)).sqrt() + 1e-6)
+        return centred / ((squares / (count - 1)).sqrt() + EPSILON)

@@ -1,4 +1,4 @@
-"""The activation source `crosslayer-coding`: data sets made by the reference library of that name."""
+"""The library crosslayer-coding (decode-clt): its stored activations as a source, its checkpoints as an exporter."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from attrs import field, frozen, validators
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Recipe
 
 
 @frozen(kw_only=True)
-class CrosslayerCodingConfig:
+class SourceConfig:
     """A folder of `chunk_N.h5` or `.hdf5` files with metadata.json, as crosslayer-coding writes it.
 
-    Every row once per epoch, in a new order each time, chunks mixed. The files have no checksums, so damage is seen
-    only where HDF5 sees it. Memory: two buffers of `buffer_tokens` rows and three batches.
+    Every row once per epoch, in a new order each time, chunks mixed. The files have no checksums: damage is noticed
+    only where HDF5 notices it. Memory: two buffers of `buffer_tokens` rows and three batches.
+
+    Reading is slow if the arrays are compressed in large HDF5 chunks (the library's default is 16,384 rows): a block of
+    at most 1,024 rows is read at a time, and for that HDF5 decompresses a chunk of every array.
     """
 
     path: Path
@@ -30,12 +33,64 @@ class CrosslayerCodingConfig:
     """Rows that are shuffled together, on each rank; at least a batch."""
 
 
-def build_crosslayer_coding(config: CrosslayerCodingConfig, context: Context) -> Any:
+def _has_one_slot(_: Any, attribute: Any, value: str | None) -> None:
+    if value is not None and value.count("{}") != 1:
+        raise ValueError(f"'{attribute.name}' must hold one {{}} where the layer's number goes: {value!r}")
+
+
+@frozen(kw_only=True)
+class ExportConfig:
+    """A checkpoint of the library crosslayer-coding, as SAEDashboard reads it; `CrossLayerTranscoder.load` reads it
+    back.
+
+    It is `model.safetensors`, `cfg.json` and, if activations are normalised, `norm_stats.json`.
+    """
+
+    model_name: str | None = None
+    """The language model's name; that of the recipe if not given (of a local folder its last part)."""
+    tl_input_template: str | None = field(default=None, validator=_has_one_slot)
+    """The TransformerLens hook of the inputs, such as "blocks.{}.mlp.hook_in"; derived from the recipe's model.inputs
+    if not given."""
+
+
+def build_source(config: SourceConfig, context: Context) -> Any:
     from clt_crosslayer_coding.source import build
 
     return build(config, context)
 
 
+def build_exporter(config: ExportConfig, context: Context | None = None) -> Any:
+    from clt_crosslayer_coding.write import CrosslayerCoding
+
+    return CrosslayerCoding(config)
+
+
 @hookimpl
 def clt_sources() -> list[Spec]:
-    return [Spec("crosslayer-coding", CrosslayerCodingConfig, build_crosslayer_coding)]
+    return [Spec("crosslayer-coding", SourceConfig, build_source)]
+
+
+@hookimpl
+def clt_exporters() -> list[Spec]:
+    return [
+        Spec(
+            "crosslayer-coding",
+            ExportConfig,
+            build_exporter,
+            aliases=("crosslayer_coding",),
+            reader=lambda: build_exporter(ExportConfig()),
+        )
+    ]
+
+
+@hookimpl
+def clt_check(recipe: Recipe) -> list[str]:
+    """The limits of the checkpoint that the recipe alone shows; the exporter's `check` sees the rest."""
+    from clt_crosslayer_coding import limits
+
+    return [
+        f"exports[{index}]: {fault}"
+        for index, export in enumerate(recipe.exports)
+        if isinstance(export.config, ExportConfig)
+        for fault in limits.of_recipe(export.config, recipe)
+    ]

@@ -1,11 +1,13 @@
-"""Reading what crosslayer-coding wrote.
+"""Stored activations of crosslayer-coding as a source.
 
 - `metadata.json`: num_layers, d_model, dtype, total_tokens.
 - `chunk_N.h5` or `.hdf5`: `layer_K/inputs` and `layer_K/targets` [rows, D], float32, float16, or uint16 with the bits
   of bfloat16.
 - `index.bin`: per chunk (int32 chunk, int32 rows, int64 first row), 16 bytes; or, older, per row (uint32 chunk, uint32
-  row), 8 bytes. Both say how many rows a chunk has; the files themselves do so too, and must agree.
-- `norm_stats.json`: {"K": {"inputs": {"mean": [D], "std": [D]}, "targets": ...}}; may be missing.
+  row), 8 bytes. Both say how many rows a chunk has. The files say so too, and must agree.
+- `norm_stats.json`: see `statistics`; may be missing.
+
+Shapes: L layers, D d_model.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_crosslayer_coding.statistics import SIDES, read_json, read_statistics
 from clt_plugins import Batch, DamagedError, Refused, StoredSource
 
 if TYPE_CHECKING:
-    from clt_crosslayer_coding import CrosslayerCodingConfig
+    from clt_crosslayer_coding import SourceConfig
     from clt_plugins import Context
 
 BLOCK_BYTES = 4 * 2**20
 """About how many bytes are read at a time."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint16": torch.bfloat16}
+"""Types of the stored arrays, and of the activations that they hold."""
 PER_CHUNK = np.dtype([("chunk", "<i4"), ("rows", "<i4"), ("first", "<i8")])
 PER_ROW = np.dtype([("chunk", "<u4"), ("row", "<u4")])
 
@@ -36,46 +41,50 @@ PER_ROW = np.dtype([("chunk", "<u4"), ("row", "<u4")])
 class CrosslayerStore:
     """A `Store` of such a folder.
 
+    Args:
+        held_out: how many of the last rows are held out.
+
     Raises:
-        ValueError: it is none, or its parts contradict each other.
+        Refused: the folder is no such data set, or its parts contradict each other.
     """
 
     has_tokens = False
 
     def __init__(self, path: Path, held_out: int):
         self.path, self.name = path, str(path)
-        described = _json(path / "metadata.json")
+        metadata = read_json(path / "metadata.json")
         try:
-            self.n_layers, self.d_model = int(described["num_layers"]), int(described["d_model"])
-            total = int(described["total_tokens"])
+            self.n_layers, self.d_model = int(metadata["num_layers"]), int(metadata["d_model"])
+            total = int(metadata["total_tokens"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path / 'metadata.json'}: num_layers, d_model or total_tokens is missing") from error
-        self.files = _files(path)
-        shapes = {number: _look(file, self.n_layers, self.d_model) for number, file in self.files.items()}
-        types = sorted({kind for _, kind in shapes.values()})
+            text = "num_layers, d_model or total_tokens is missing or no number"
+            raise Refused(path / "metadata.json", text) from error
+        self.files = _chunk_files(path)
+        headers = {number: _header(file, self.n_layers, self.d_model) for number, file in self.files.items()}
+        types = sorted({kind for _, kind in headers.values()})
         if len(types) > 1:
             raise Refused(path, f"its chunks are of different types: {', '.join(types)}")
-        self.dtype = {"float32": torch.float32, "float16": torch.float16, "uint16": torch.bfloat16}[types[0]]
-        self.numbers = sorted(shapes)
-        rows = [shapes[number][0] for number in self.numbers]
-        _compare(path, dict(zip(self.numbers, rows, strict=True)), total)
+        self.dtype = DTYPES[types[0]]
+        self.numbers = sorted(headers)
+        rows = [headers[number][0] for number in self.numbers]
+        _check_counts(path, dict(zip(self.numbers, rows, strict=True)), total)
         if held_out >= total:
             raise Refused("source.held_out_tokens", f"{held_out} of {total} tokens leave none to train on")
         row_bytes = 2 * self.n_layers * self.d_model * self.dtype.itemsize
         self.block_rows = max(1, min(1024, BLOCK_BYTES // row_bytes))
         self.begins: dict[str, list[tuple[int, int]]] = {"train": [], "held_out": []}
-        """(number of the chunk, its first row that belongs to the part) of each part's chunks."""
-        self.chunks: Mapping[Any, Sequence[int]] = self._part(rows, total - held_out)
-        listed = json.dumps([described, rows], sort_keys=True)
-        self.identity = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+        """For each chunk of a part: the chunk's number, and its first row that belongs to the part."""
+        self.chunks: Mapping[Any, Sequence[int]] = self._split(rows, total - held_out)
+        identity = json.dumps([metadata, rows], sort_keys=True)
+        self.identity = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
-    def _part(self, rows: list[int], trained: int) -> dict[str, list[int]]:
-        """Cut the rows, chunk by chunk, into the first ones to train on and the held-out rest."""
+    def _split(self, rows: list[int], n_train: int) -> dict[str, list[int]]:
+        """Split the rows of the chunks into the first ones to train on and the held-out rest: rows of each chunk."""
         chunks: dict[str, list[int]] = {"train": [], "held_out": []}
         for number, count in zip(self.numbers, rows, strict=True):
-            mine = min(count, trained)
-            trained -= mine
-            for part, begin, size in (("train", 0, mine), ("held_out", mine, count - mine)):
+            train = min(count, n_train)
+            n_train -= train
+            for part, begin, size in (("train", 0, train), ("held_out", train, count - train)):
                 if size:
                     self.begins[part].append((number, begin))
                     chunks[part].append(size)
@@ -88,7 +97,7 @@ class CrosslayerStore:
         try:
             with h5py.File(self.files[number], "r") as file:
                 for layer in range(self.n_layers):
-                    for side in ("inputs", "targets"):
+                    for side in SIDES:
                         stored = file[f"layer_{layer}/{side}"][rows]
                         if self.dtype == torch.bfloat16:
                             values = torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16)
@@ -102,74 +111,68 @@ class CrosslayerStore:
             ) from error
 
     def statistics(self) -> Mapping[str, Tensor] | None:
-        """Those of norm_stats.json; None where it is missing.
+        """Those of norm_stats.json; None if it is missing.
 
         The library stores means and standard deviations; the root mean square follows from them.
         """
         path = self.path / "norm_stats.json"
         if not path.is_file():
             return None
-        stored = _json(path)
-        found: dict[str, Tensor] = {}
-        for side in ("inputs", "targets"):
-            try:
-                for name in ("mean", "std"):
-                    lists = [stored[str(layer)][side][name] for layer in range(self.n_layers)]
-                    found[f"{side}.{name}"] = torch.tensor(lists, dtype=torch.float64)
-            except (KeyError, TypeError, ValueError) as error:
-                raise Refused(path, f"{side} of some layer are missing or no numbers: {error}") from error
-            square = found[f"{side}.std"].square() + found[f"{side}.mean"].square()
-            found[f"{side}.rms"] = square.mean(-1).sqrt()
-        return found
+        statistics = read_statistics(path, self.n_layers, self.d_model)
+        for side in SIDES:
+            square = statistics[f"{side}.std"].square() + statistics[f"{side}.mean"].square()
+            statistics[f"{side}.rms"] = square.mean(-1).sqrt()
+        return statistics
 
     def close(self) -> None:
-        """Nothing is open."""
+        """No file stays open between readings."""
 
 
-def build(config: CrosslayerCodingConfig, context: Context) -> StoredSource:
-    """The source."""
+def build(config: SourceConfig, context: Context) -> StoredSource:
+    """The source.
+
+    Raises:
+        Refused: see `CrosslayerStore`.
+    """
     store = CrosslayerStore(config.path, config.held_out_tokens)
     return StoredSource(store, context, buffer_tokens=config.buffer_tokens)
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Refused(path, f"missing or not JSON: {error}") from error
-
-
-def _files(path: Path) -> dict[int, Path]:
-    """Chunk files by number; `.h5` is preferred, as the library does."""
-    found: dict[int, Path] = {}
+def _chunk_files(path: Path) -> dict[int, Path]:
+    """Chunk files by number; `.h5` is preferred, as in the library."""
+    files: dict[int, Path] = {}
     for ending in ("hdf5", "h5"):
         for file in path.glob(f"chunk_*.{ending}"):
             number = file.stem.removeprefix("chunk_")
             if number.isdigit():
-                found[int(number)] = file
-    if not found:
+                files[int(number)] = file
+    if not files:
         raise Refused(path, "no chunk_N.h5 or chunk_N.hdf5 in it")
-    return found
+    return files
 
 
-def _look(file: Path, layers: int, d_model: int) -> tuple[int, str]:
-    """Rows and type of a chunk, whose arrays must all be alike."""
+def _header(file: Path, n_layers: int, d_model: int) -> tuple[int, str]:
+    """Rows and type of a chunk; all its arrays must be alike."""
     try:
         with h5py.File(file, "r") as opened:
-            arrays = [opened[f"layer_{layer}/{side}"] for layer in range(layers) for side in ("inputs", "targets")]
-            found = {(array.shape, str(array.dtype)) for array in arrays}
+            arrays = [opened[f"layer_{layer}/{side}"] for layer in range(n_layers) for side in SIDES]
+            kinds = {(array.shape, str(array.dtype)) for array in arrays}
     except (OSError, KeyError, RuntimeError) as error:
         raise Refused(file, f"cannot be read: {' '.join(str(error).split())}") from error
-    (shape, kind), *others = sorted(found)
+    (shape, dtype), *others = sorted(kinds)
     if others or len(shape) != 2 or shape[1] != d_model:
-        raise Refused(file, f"its arrays are not all [rows, {d_model}] of one type: {sorted(found)}")
-    if kind not in ("float32", "float16", "uint16"):
-        raise Refused(file, f"holds {kind}; float32, float16 and uint16 (bfloat16) are known")
-    return shape[0], kind
+        raise Refused(file, f"its arrays are not all [rows, {d_model}] of one type: {sorted(kinds)}")
+    if dtype not in DTYPES:
+        raise Refused(file, f"holds {dtype}, and only float32, float16 and uint16 (bfloat16) can be read")
+    return shape[0], dtype
 
 
-def _compare(path: Path, rows: dict[int, int], total: int) -> None:
-    """Refuse a folder whose index or metadata count other rows than the files have."""
+def _check_counts(path: Path, rows: dict[int, int], total: int) -> None:
+    """Compare the rows of the files with the metadata and the index.
+
+    Raises:
+        Refused: they differ, or the index is missing.
+    """
     if sum(rows.values()) != total:
         raise Refused(path, f"metadata.json counts {total} tokens, the chunk files have {sum(rows.values())}")
     index = path / "index.bin"

@@ -1,26 +1,22 @@
-"""Formats of other tools: circuit-tracer, saelens, crosslayer-coding, safetensors."""
+"""Exporters: circuit-tracer, saelens, safetensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from collections.abc import Callable
 
-
-def _one_slot(_: Any, attribute: Any, value: str | None) -> None:
-    if value is not None and value.count("{}") != 1:
-        raise ValueError(f"'{attribute.name}' must hold one {{}} where the layer's number goes: {value!r}")
+    from clt_plugins import Context, Fault, Recipe
 
 
 @frozen(kw_only=True)
 class CircuitTracerConfig:
-    """A folder that circuit-tracer loads as a cross-layer transcoder; it is read back by `CrossLayerTranscoder.load`.
+    """A folder that circuit-tracer loads as a cross-layer transcoder; `CrossLayerTranscoder.load` reads it back.
 
     Normalisation, scales and offsets shared by all targets are folded into the weights; tied decoders are expanded.
     """
@@ -28,44 +24,32 @@ class CircuitTracerConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the weights."""
     model_name: str | None = None
-    """What circuit-tracer calls the language model; that of the recipe if not given."""
+    """The language model's name; that of the recipe if not given (of a local folder its last part)."""
     input_hook: str | None = None
     """Where features read, as TransformerLens names it within a block ("mlp.hook_in", "hook_resid_mid"); derived from
     the recipe's model.inputs if not given."""
     output_hook: str | None = None
     """Where features write ("mlp.hook_out", "hook_mlp_out"); derived from the recipe's model.outputs if not given."""
     scan: str | None = None
-    """Names the set of features for its user interface; the folder if not given."""
+    """The name of this set of features in circuit-tracer's user interface; the folder's name if not given."""
 
 
 @frozen(kw_only=True)
 class SAELensConfig:
-    """A folder per layer that SAELens loads as a transcoder: the features of that layer, and what they write to it.
+    """A folder per layer that SAELens loads as a transcoder: that layer's features, and what they write to that layer.
 
-    What they write to later layers has no place in the format, and is left out.
+    The format cannot hold what features write to later layers; it is left out.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the weights."""
     model_name: str | None = None
-    """What SAELens calls the language model; that of the recipe if not given."""
+    """The language model's name; that of the recipe if not given (of a local folder its last part)."""
     input_hook: str | None = None
     """Where features read, as TransformerLens names it within a block; derived from the recipe's model.inputs if not
     given."""
     output_hook: str | None = None
     """Where features write; derived from the recipe's model.outputs if not given."""
-
-
-@frozen(kw_only=True)
-class CrosslayerCodingConfig:
-    """A checkpoint of the library crosslayer-coding: `model.safetensors`, `cfg.json` and, where activations are
-    normalised, `norm_stats.json`, as SAEDashboard reads them; it is read back by `CrossLayerTranscoder.load`."""
-
-    model_name: str | None = None
-    """The language model's name; that of the recipe if not given."""
-    tl_input_template: str | None = field(default=None, validator=_one_slot)
-    """The TransformerLens hook of the inputs, such as "blocks.{}.mlp.hook_in"; derived from the recipe's model.inputs
-    if not given."""
 
 
 @frozen(kw_only=True)
@@ -83,19 +67,13 @@ def build_circuit_tracer(config: CircuitTracerConfig, context: Context | None = 
     return CircuitTracer(config)
 
 
-def build_saelens(config: SAELensConfig, context: Context | None = None) -> Any:
+def build_saelens(config: SAELensConfig, context: Context) -> Any:
     from clt_exporters.saelens import SAELens
 
     return SAELens(config)
 
 
-def build_crosslayer_coding(config: CrosslayerCodingConfig, context: Context | None = None) -> Any:
-    from clt_exporters.crosslayer import CrosslayerCoding
-
-    return CrosslayerCoding(config)
-
-
-def build_safetensors(config: SafetensorsConfig, context: Context | None = None) -> Any:
+def build_safetensors(config: SafetensorsConfig, context: Context) -> Any:
     from clt_exporters.plain import Safetensors
 
     return Safetensors(config)
@@ -111,31 +89,24 @@ def clt_exporters() -> list[Spec]:
             reader=lambda: build_circuit_tracer(CircuitTracerConfig()),
         ),
         Spec("saelens", SAELensConfig, build_saelens),
-        Spec(
-            "crosslayer-coding",
-            CrosslayerCodingConfig,
-            build_crosslayer_coding,
-            aliases=("crosslayer_coding",),
-            reader=lambda: build_crosslayer_coding(CrosslayerCodingConfig()),
-        ),
         Spec("safetensors", SafetensorsConfig, build_safetensors),
     ]
 
 
 @hookimpl
-def clt_check(recipe: Any) -> list[str]:
-    """What the recipe alone tells of the formats' limits; exporters' `check` sees the rest."""
+def clt_check(recipe: Recipe) -> list[str]:
+    """The limits of the formats that the recipe alone shows; the exporters' `check` sees the rest."""
     from clt_exporters import limits
 
     subject = limits.Subject.of_recipe(recipe)
-    rules: dict[str, Callable[[Any, Any], list[str]]] = {
-        "circuit-tracer": limits.circuit_tracer,
-        "saelens": limits.saelens,
-        "crosslayer-coding": limits.crosslayer_coding,
-        "safetensors": lambda _, subject: limits.plain("safetensors", subject),
+    rules: dict[type, Callable[[Any, limits.Subject], list[Fault]]] = {
+        CircuitTracerConfig: limits.circuit_tracer,
+        SAELensConfig: limits.saelens,
+        SafetensorsConfig: lambda _, subject: limits.plain("safetensors", subject),
     }
     return [
         f"exports[{index}]: {fault}"
         for index, export in enumerate(recipe.exports)
-        for fault in (rules[export.name](export.config, subject) if export.name in rules else ())
+        if (rule := rules.get(type(export.config))) is not None
+        for fault in rule(export.config, subject)
     ]

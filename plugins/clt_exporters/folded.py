@@ -1,22 +1,24 @@
-"""A transcoder as plain matrices on raw activations, a layer at a time.
+"""A transcoder as plain matrices on raw activations, one layer at a time.
 
 Normalised inputs are (x - m) / c and reconstructions y n + o, so with rows W [F, D] of an encoder
 
     pre = W (x - m) / c + b = (W / c) x + (b - W (m / c)),      y' = n_t (sum of a W_dec + b_dec) + o_t
 
-Pre-activations keep their unit, and thresholds their values. An offset shared by all targets, (a + s) on active
-features, is one of the pre-activation and of the threshold: (x + s) where x + s > θ + s.
+Pre-activations keep their unit and thresholds their values. An offset s that all targets share is added to active
+features, a + s. It becomes an offset of the pre-activation and of the threshold: (x + s) where x + s > θ + s.
 
 Shapes: L layers, D d_model, F features per layer.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
 from torch import Tensor
+
+from clt_plugins import Shifted, Thresholded
 
 if TYPE_CHECKING:
     from clt_plugins import CrossLayerTranscoder
@@ -33,37 +35,39 @@ class Layer:
     threshold: Tensor | None
     """[F]; None for ReLU."""
     W_dec: Tensor
-    """What its features write to its own and each later layer, [F, L - layer, D]."""
+    """What the features write to their own layer and to each later one, [F, L - layer, D]."""
     b_dec: Tensor
-    """Bias of this layer as a target, [D]."""
+    """The bias of this layer as a target, [D]."""
     W_skip: Tensor | None
-    """Added to this layer as a target is x W_skip, [D, D]; None without a skip path."""
+    """[D, D]: this layer as a target also gets x W_skip; None without a skip path."""
 
 
-class Folder:
-    """Gives the layers of a transcoder that has thresholds.
+class Folded:
+    """A transcoder with thresholds, normalisation and offsets folded into its matrices.
 
     Raises:
-        ValueError: its tying adds something to active features that decoder rows cannot hold.
+        Refused: the tying adds offsets that decoder rows cannot hold.
     """
 
     def __init__(self, transcoder: CrossLayerTranscoder):
         self.transcoder = transcoder
-        activation: Any = transcoder.activation
+        activation, tying = transcoder.activation, transcoder.tying
+        assert isinstance(activation, Thresholded), "`limits` has refused all others"
         threshold = activation.threshold().detach().cpu().double()
-        tying: Any = transcoder.tying
-        shift = getattr(tying, "shift", lambda layer: None)
-        shifts = [shift(layer) for layer in range(transcoder.n_layers)]
-        none = torch.zeros_like(threshold[0])
-        self.shift = torch.stack([none if each is None else each.cpu().double() for each in shifts])
+        self.shift = torch.zeros_like(threshold)
         """What is added to active features, [L, F]."""
+        if isinstance(tying, Shifted):
+            for layer in range(transcoder.n_layers):
+                shift = tying.shift(layer)
+                if shift is not None:
+                    self.shift[layer] = shift.cpu().double()
         self.threshold = threshold + self.shift
-        """[L, F]; of ReLU all 0."""
+        """[L, F]; all 0 for ReLU."""
         self.is_relu = not bool(threshold.any()) and not bool(self.shift.any())
 
     @torch.no_grad()
     def layer(self, layer: int) -> Layer:
-        """One layer, in float32 (float64 where the transcoder is), on the CPU."""
+        """One layer on the CPU, in float32, or in float64 if the transcoder is in float64."""
         transcoder, normaliser = self.transcoder, self.transcoder.normaliser
         out = torch.promote_types(transcoder.W_enc.dtype, torch.float32)
         shift, scale, target_shift, target_scale = (
@@ -87,7 +91,10 @@ class Folder:
         )
 
     def _affine(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        """b and S of what the tying adds to a target, b + x S, in normalised units: its answers to 0 and to 1s."""
+        """b and S of what the tying adds to a target, b + x S, in normalised units.
+
+        A tying is known only as a function: b is its value at 0, and the rows of S are its values at unit vectors.
+        """
         layers, width = self.transcoder.n_layers, self.transcoder.d_model
         device = self.transcoder.W_enc.device
         zero = torch.zeros(1, layers, width, dtype=torch.float64, device=device)

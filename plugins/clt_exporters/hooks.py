@@ -1,68 +1,88 @@
-"""Where a transcoder reads and writes, in the names of TransformerLens; and what its language model is called.
+"""Names for other tools: of the language model, and of its hooks in TransformerLens.
 
-A module `mlp` of Hugging Face reads what TransformerLens calls `mlp.hook_in`, and writes `mlp.hook_out`, in every
-family; the normalisation before it reads `hook_resid_mid`, and Gemma's normalisation after it writes `hook_mlp_out`.
+The recipe names modules of Hugging Face. In every family an MLP reads what TransformerLens calls `mlp.hook_in` and
+writes `mlp.hook_out`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from clt_plugins import Refused
 
-MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-BEFORE = ("ln_2", "post_attention_layernorm", "pre_feedforward_layernorm")
-AFTER = ("post_feedforward_layernorm",)
+MLP = ("mlp.hook_in", "mlp.hook_out")
+# A normalisation before the MLP: what it writes is what the MLP reads.
+BEFORE = ("hook_resid_mid", "mlp.hook_in")
+AFTER = (None, "hook_mlp_out")
+HOOKS: dict[str, tuple[str | None, str | None]] = {
+    "mlp": MLP,
+    "feed_forward": MLP,
+    "ffn": MLP,
+    "block_sparse_moe": MLP,
+    "ln_2": BEFORE,
+    "post_attention_layernorm": BEFORE,
+    "pre_feedforward_layernorm": BEFORE,
+    "post_feedforward_layernorm": AFTER,
+}
+"""For each module within a block: TransformerLens's hook at its input and at its output; None where it has none."""
 
 
-def model_name(wanted: str | None, model: Mapping[str, Any]) -> str:
-    """The language model's name.
+def model_name(setting: str | None, model: Mapping[str, Any]) -> str:
+    """The language model's name: the export's setting, else that of the recipe.
 
     Raises:
-        ValueError: neither is known.
+        Refused: neither is known.
     """
-    name = wanted or model.get("path")
+    name = setting or portable(model).get("path")
     if not name:
         raise Refused("model_name", "not known from a [model]: set it to the name of the language model")
     return str(name)
 
 
-def input_hook(wanted: str | None, model: Mapping[str, Any]) -> str:
-    """The hook, within a block, of what the transcoder reads.
+def portable(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `[model]` without the author's folders: a path on this disk is cut to its last part."""
+    return {key: _last_part(value) if key in ("path", "tokenizer") and value else value for key, value in model.items()}
+
+
+def _last_part(name: str) -> str:
+    path = Path(name)
+    return path.resolve().name if path.is_absolute() or path.exists() else name
+
+
+def input_hook(setting: str | None, model: Mapping[str, Any]) -> str:
+    """The hook, within a block, of what the transcoder reads: the export's setting, else from `model.inputs`.
 
     Raises:
-        ValueError: the recipe's module has no known counterpart.
+        Refused: the hook of the recipe's module is not known.
     """
-    return wanted or _hook("inputs", "input", model)
+    return setting or _hook("input", model.get("inputs"))
 
 
-def output_hook(wanted: str | None, model: Mapping[str, Any]) -> str:
-    """The hook, within a block, of what the transcoder reconstructs.
+def output_hook(setting: str | None, model: Mapping[str, Any]) -> str:
+    """The hook, within a block, of what the transcoder reconstructs: the export's setting, else from `model.outputs`.
 
     Raises:
-        ValueError: the recipe's module has no known counterpart.
+        Refused: the hook of the recipe's module is not known.
     """
-    return wanted or _hook("outputs", "output", model)
+    return setting or _hook("output", model.get("outputs"))
 
 
-def _hook(key: str, side: str, model: Mapping[str, Any]) -> str:
-    template = model.get(key)
-    if template is None:
-        return "mlp.hook_in" if side == "input" else "mlp.hook_out"
-    *path, last = template.split(".")
-    if last in ("input", "output"):
-        side, last = last, path[-1]
-    if last in MLPS:
-        return "mlp.hook_in" if side == "input" else "mlp.hook_out"
-    if last in BEFORE:
-        # After the normalisation's weight is what the MLP reads.
-        return "hook_resid_mid" if side == "input" else "mlp.hook_in"
-    if last in AFTER and side == "output":
-        return "hook_mlp_out"
-    raise Refused(f"{side}_hook", f"TransformerLens's name for model.{key} = {template!r} is not known here: give it")
+def _hook(side: str, template: str | None) -> str:
+    """The hook for a module such as `transformer.h.{}.mlp`, which may end in `.input` or `.output`."""
+    parts = ["mlp"] if template is None else template.split(".")
+    end = parts.pop() if parts[-1] in ("input", "output") else side
+    hook = HOOKS.get(parts[-1], (None, None))[0 if end == "input" else 1] if parts else None
+    if hook == "hook_resid_mid" and parts[0] == "gpt_neox":
+        hook = None  # attention and MLP are parallel there, and TransformerLens has no such hook
+    if hook is None:
+        raise Refused(
+            f"{side}_hook", f"the TransformerLens name for model.{side}s = {template!r} is not known: set {side}_hook"
+        )
+    return hook
 
 
-def layer_numbers(layers: int, model: Mapping[str, Any]) -> list[int]:
+def layer_numbers(n_layers: int, model: Mapping[str, Any]) -> list[int]:
     """The language model's numbers of the transcribed layers."""
-    return list(model.get("layers") or range(layers))
+    return list(model.get("layers") or range(n_layers))

@@ -1,7 +1,7 @@
-"""A decoder that stays in its files: only the rows of active features are read, a layer at a time.
+"""A decoder that stays in its files: only the rows of active features are read, one layer at a time.
 
-The files are mapped into memory, so the operating system keeps what is used often, and lets go of it when memory is
-short. For looking at, evaluating and exporting transcoders whose decoder is larger than the memory; not for training.
+The files are mapped: the operating system keeps in memory what is used often, and releases it when memory is short.
+This serves to inspect, evaluate and export transcoders whose decoder is larger than the memory. It cannot be trained.
 
 Shapes: B tokens, L layers, D d_model, F features per layer.
 """
@@ -22,10 +22,11 @@ ROWS = 4096
 
 
 class Mapped(nn.Module):
-    """An `interfaces.Tying` like `untied`, which also writes the same files when it is saved.
+    """A `Tying` that computes like `untied`, and is saved as one.
 
     Args:
-        weights: for each source layer [F, L - s, D], mapped from a file, in any type.
+        weights: for each source layer s a tensor [F, L - s, D], mapped from a file, of any floating type.
+        bias: of each target layer, [L, D].
     """
 
     def __init__(self, context: Context, weights: Sequence[Tensor], bias: Tensor):
@@ -44,15 +45,15 @@ class Mapped(nn.Module):
                 acts = features.values[:, source]
                 used = acts.any(0).nonzero().squeeze(1)
             else:
-                own = features.pairs.layer == source
-                numbers = features.pairs.feature[own] - source * width
-                used, place = numbers.unique(return_inverse=True)
+                of_source = features.pairs.layer == source
+                feature = features.pairs.feature[of_source] - source * width
+                used, column = feature.unique(return_inverse=True)
                 acts = out.new_zeros(tokens, len(used))
-                acts[features.pairs.token[own], place] = features.values[own]
+                acts[features.pairs.token[of_source], column] = features.values[of_source]
             for begin in range(0, len(used), ROWS):
-                some = used[begin : begin + ROWS]
-                rows = weight[some.to(weight.device)].to(out.device, out.dtype)
-                columns = acts[:, some] if features.pairs is None else acts[:, begin : begin + ROWS]
+                block = used[begin : begin + ROWS]
+                rows = weight[block.to(weight.device)].to(out.device, out.dtype)
+                columns = acts[:, block] if features.pairs is None else acts[:, begin : begin + ROWS]
                 out[:, source:] += (columns @ rows.flatten(1)).view(tokens, -1, self.d_model)
         return out
 
@@ -65,17 +66,17 @@ class Mapped(nn.Module):
         return self.weights[layer].detach()
 
     def norms(self) -> Tensor:
-        """‖decoder‖ of each feature, [L, F]."""
-        return torch.stack([torch.cat([some.float().flatten(1).norm(dim=1) for some in weight.split(ROWS)])
-                            for weight in self.weights])  # fmt: skip
+        """‖decoder‖ of each feature, [L, F]; a block of rows is in memory at a time."""
+        by_layer = ([block.float().flatten(1).norm(dim=1) for block in weight.split(ROWS)] for weight in self.weights)
+        return torch.stack([torch.cat(norms) for norms in by_layer])
 
     def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
         """The files of an untied decoder."""
-        views: dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]] = {"b_dec": ("b_dec", _whole, None)}
+        views: dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]] = {"b_dec": ("b_dec", unchanged, None)}
         for source in range(self.n_layers):
-            views[f"W_dec.{source:02}"] = (f"weights.{source}", _whole, 0)
+            views[f"W_dec.{source:02}"] = (f"weights.{source}", unchanged, 0)
         return views
 
 
-def _whole(x: Tensor) -> Tensor:
+def unchanged(x: Tensor) -> Tensor:
     return x

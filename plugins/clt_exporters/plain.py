@@ -1,6 +1,6 @@
-"""One file of plain matrices, for tools of one's own.
+"""One file of plain matrices, for your own tools.
 
-    a_s = x_s W_enc[s]^T + b_enc[s] where that is above threshold[s], else 0
+    a_s = x_s W_enc[s]^T + b_enc[s] where this is above threshold[s], else 0
     y_t = sum over s <= t of a_s W_dec.s[:, t - s] + b_dec[t] (+ x_t W_skip[t])
 
 Shapes: L layers, D d_model, F features per layer.
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from clt_exporters import limits
-from clt_exporters.folded import Folder
-from clt_exporters.tensors import write
+from clt_exporters.folded import Folded
+from clt_exporters.hooks import portable
+from clt_plugins import write_tensors
 
 if TYPE_CHECKING:
     from clt_exporters import SafetensorsConfig
@@ -25,23 +26,23 @@ if TYPE_CHECKING:
 
 
 class Safetensors:
-    """Writes `clt.safetensors` and what it is about, `clt.json`."""
+    """Writes `clt.safetensors`, and its description `clt.json`."""
 
     def __init__(self, config: SafetensorsConfig):
         self.config = config
 
     def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
-        """What the file could not hold of a transcoder that is to be trained."""
-        return limits.plain("safetensors", limits.Subject.of(transcoder, trained=False))
+        """Complaints about an untrained transcoder."""
+        return [str(fault) for fault in limits.plain("safetensors", limits.Subject.of(transcoder, trained=False))]
 
     def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
-        """Write the two files; the decoder goes through memory whole.
+        """Write the two files. The complete decoder must fit in memory.
 
         Raises:
-            ValueError: features selected by rank, or offsets that differ between targets.
+            Faults: the activation has no thresholds, or offsets differ between targets.
         """
         limits.refuse(limits.plain("safetensors", limits.Subject.of(transcoder, trained=True)))
-        folded = Folder(transcoder)
+        folded = Folded(transcoder)
         dtype = getattr(torch, self.config.dtype)
         stacked: dict[str, list[Tensor]] = {}
         tensors: dict[str, Tensor] = {}
@@ -53,11 +54,11 @@ class Safetensors:
                     stacked.setdefault(name, []).append(value.to(dtype))
             tensors[f"W_dec.{i:02}"] = layer.W_dec.to(dtype)
         tensors.update({name: torch.stack(values) for name, values in stacked.items()})
-        write(folder / "clt.safetensors", tensors, self.config.dtype)
+        write_tensors(folder / "clt.safetensors", tensors, self.config.dtype)
         about = {
             "layers": transcoder.n_layers,
             "d_model": transcoder.d_model,
             "features": transcoder.n_features,
-            "model": transcoder.model_described(),
+            "model": portable(transcoder.model_described()),
         }
         (folder / "clt.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """SAELens transcoders: a folder per layer with `cfg.json` and `sae_weights.safetensors`.
 
-A cross-layer feature also writes to later layers, which a transcoder of one layer has no place for: each folder holds
-the whole encoder of its layer, and the decoder rows to that layer alone. Good for dashboards, activations and searches;
-for reconstructions of all layers together export another format.
+A cross-layer feature also writes to later layers, which a transcoder of one layer cannot hold: each folder has the
+complete encoder of its layer, and only those decoder rows that write to that layer. Use it for dashboards, activations
+and searches. To reconstruct all layers, export another format.
 
 Shapes: D d_model, F features per layer.
 """
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clt_exporters import limits
-from clt_exporters.folded import Folder
+from clt_exporters.folded import Folded, Layer
 from clt_exporters.hooks import input_hook, layer_numbers, model_name, output_hook
-from clt_exporters.tensors import write
-from clt_plugins import Refused
+from clt_plugins import Refused, write_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clt_exporters import SAELensConfig
     from clt_plugins import CrossLayerTranscoder
 
@@ -28,53 +29,40 @@ log = logging.getLogger("clt_plugins.exporters")
 
 
 class SAELens:
-    """Writes the folders `layer_00`, `layer_01`, ... of a transcoder, numbered as the language model's layers."""
+    """Writes a folder for each layer: `layer_00`, `layer_01`, ..., numbered as in the language model."""
 
     def __init__(self, config: SAELensConfig):
         self.config = config
 
     def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
-        """What the folders could not hold of a transcoder that is to be trained."""
-        return limits.saelens(self.config, limits.Subject.of(transcoder, trained=False))
+        """Complaints about an untrained transcoder."""
+        return [str(fault) for fault in limits.saelens(self.config, limits.Subject.of(transcoder, trained=False))]
 
     def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
-        """Write a folder per layer.
+        """Write a folder for each layer.
 
         Raises:
-            ValueError: features selected by rank, offsets that differ between targets, thresholds below 0, no name of
-                the language model, or an unknown hook.
+            Faults: the activation has no thresholds, offsets differ between targets, thresholds are below 0, the name
+                of the language model is missing, or a hook is not known.
         """
         limits.refuse(limits.saelens(self.config, limits.Subject.of(transcoder, trained=True)))
-        folded = Folder(transcoder)
+        folded = Folded(transcoder)
         model = transcoder.model_described()
-        name = model_name(self.config.model_name, model)
-        hooks = input_hook(self.config.input_hook, model), output_hook(self.config.output_hook, model)
         numbers = layer_numbers(transcoder.n_layers, model)
         for number, threshold in zip(numbers, folded.threshold, strict=True):
             if bool((threshold < 0).any()):
                 raise Refused(
                     "tying.feature_offset",
-                    f"gives features of layer {number} thresholds below 0, where SAELens cuts "
-                    "features off: export another format",
+                    f"gives features of layer {number} thresholds below 0, and SAELens cuts features off at 0: "
+                    "export another format",
                 )
         for i, number in enumerate(numbers):
             layer = folded.layer(i)
-            # SAELens wants the encoder as [D, F], and the skip as [out, in].
-            tensors = {
-                "W_enc": layer.W_enc.T,
-                "b_enc": layer.b_enc,
-                "W_dec": layer.W_dec[:, 0],
-                "b_dec": layer.b_dec,
-            }
-            architecture = "transcoder"
-            if layer.W_skip is not None:
-                tensors["W_skip"] = layer.W_skip.T
-                architecture = "skip_transcoder"
-            if layer.threshold is not None:
-                tensors["threshold"] = layer.threshold
-                architecture = f"jumprelu_{architecture}"
-            about = {
-                "architecture": architecture,
+            layer_folder = folder / f"layer_{number:02}"
+            layer_folder.mkdir()
+            write_tensors(layer_folder / "sae_weights.safetensors", _tensors(layer), self.config.dtype)
+            described = {
+                "architecture": _architecture(layer),
                 "d_in": transcoder.d_model,
                 "d_sae": transcoder.n_features,
                 "d_out": transcoder.d_model,
@@ -84,16 +72,27 @@ class SAELens:
                 "normalize_activations": "none",
                 "reshape_activations": "none",
                 "metadata": {
-                    "model_name": name,
-                    "hook_name": f"blocks.{number}.{hooks[0]}",
-                    "hook_name_out": f"blocks.{number}.{hooks[1]}",
+                    "model_name": model_name(self.config.model_name, model),
+                    "hook_name": f"blocks.{number}.{input_hook(self.config.input_hook, model)}",
+                    "hook_name_out": f"blocks.{number}.{output_hook(self.config.output_hook, model)}",
                 },
             }
-            place = folder / f"layer_{number:02}"
-            place.mkdir()
-            write(place / "sae_weights.safetensors", tensors, self.config.dtype)
-            (place / "cfg.json").write_text(json.dumps(about, indent=2) + "\n")
+            (layer_folder / "cfg.json").write_text(json.dumps(described, indent=2) + "\n")
         if transcoder.n_layers > 1:
-            log.warning(
-                "saelens: what features write to later layers than their own is left out: no place for it there"
-            )
+            log.warning("saelens: the format holds one layer: what features write to later layers is left out")
+
+
+def _tensors(layer: Layer) -> dict[str, Tensor]:
+    """A layer by SAELens's names and axes: the encoder is [D, F], the skip path [out, in]."""
+    tensors = {"W_enc": layer.W_enc.T, "b_enc": layer.b_enc, "W_dec": layer.W_dec[:, 0], "b_dec": layer.b_dec}
+    if layer.W_skip is not None:
+        tensors["W_skip"] = layer.W_skip.T
+    if layer.threshold is not None:
+        tensors["threshold"] = layer.threshold
+    return tensors
+
+
+def _architecture(layer: Layer) -> str:
+    jumprelu = "" if layer.threshold is None else "jumprelu_"
+    skip = "" if layer.W_skip is None else "skip_"
+    return f"{jumprelu}{skip}transcoder"

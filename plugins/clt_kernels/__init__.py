@@ -1,4 +1,4 @@
-"""Sparse products per device: torch (any), numba (CPU), triton (CUDA)."""
+"""Sparse products: torch (any device), numba (CPU), triton (CUDA)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class TorchConfig:
-    """Stock PyTorch operations: the reference, on any device."""
+    """PyTorch's own operations, on any device: the reference."""
 
 
 @frozen(kw_only=True)
 class NumbaConfig:
-    """Compiled for the CPU by Numba; the first use of a machine compiles for some seconds."""
+    """Compiled for the CPU by Numba. The first use on a machine compiles for some seconds."""
 
 
 @frozen(kw_only=True)

@@ -1,8 +1,8 @@
-"""The sparse products in stock PyTorch: the reference, and what runs where no faster kernel does.
+"""The sparse products in PyTorch's own operations: the reference, and the fallback on devices without faster kernels.
 
-On a GPU every shape is fixed by the number of pairs and nothing is read back: pairs that do not touch a target are
-taken along with value 0. On a CPU they are dropped. Gather-sums are `embedding_bag`s, so each sum has one owner and
-one order.
+On a GPU the number of pairs fixes every shape, and nothing is read back: pairs that do not write to a target are kept,
+with value 0. On a CPU they are dropped. Sums over gathered rows are `embedding_bag`s: one thread computes each sum, in
+a fixed order.
 
 Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows.
 """
@@ -23,17 +23,18 @@ CHUNK = 2**24
 
 @lru_cache(maxsize=64)
 def _constants(layout: Layout, device: torch.device) -> dict[str, Tensor]:
-    """The layout's numbers as tensors [L]. Kept, because copying them to a GPU each time would wait for it."""
+    """The layout's numbers as tensors [L]. Cached: to copy them to a GPU in each call would wait for the GPU."""
     names = "first", "step", "stride", "count"
     return {name: torch.tensor(getattr(layout, name), device=device) for name in names}
 
 
 def _touched(pairs: Pairs, layout: Layout, target: Tensor | int) -> tuple[Tensor, Tensor]:
-    """For each pair, the row that writes to its target (a layer, or one for each pair), and whether there is one."""
-    of = {name: x[pairs.layer] for name, x in _constants(layout, pairs.layer.device).items()}
+    """For each pair, the row that writes to its target (a layer, or one for each pair), and whether it exists."""
+    by_pair = {name: x[pairs.layer] for name, x in _constants(layout, pairs.layer.device).items()}
     j = target - pairs.layer
-    valid = (j >= 0) & (j < of["count"])
-    row = of["first"] + (pairs.feature - pairs.layer * pairs.n_features) * of["step"] + j * of["stride"]
+    valid = (j >= 0) & (j < by_pair["count"])
+    f = pairs.feature - pairs.layer * pairs.n_features
+    row = by_pair["first"] + f * by_pair["step"] + j * by_pair["stride"]
     return torch.where(valid, row, 0), valid
 
 
@@ -63,7 +64,7 @@ def _gather_sum(source: Tensor, row: Tensor, value: Tensor, valid: Tensor, start
         value = torch.where(valid, value, 0)
     if source.dtype == value.dtype:
         return _bags(row, source, value, start)
-    # embedding_bag wants one type for both: widen the rows, a block of pairs at a time.
+    # embedding_bag needs one type for both: widen the rows, a block of pairs at a time.
     out = torch.zeros(len(start) - 1, source.shape[1], dtype=value.dtype, device=source.device)
     block = max(1, CHUNK // source.shape[1])
     for low in range(0, len(row), block):
@@ -78,13 +79,12 @@ def _bags(row: Tensor, source: Tensor, value: Tensor, start: Tensor) -> Tensor:
 
 
 class TorchKernels:
-    """`interfaces.Kernels` for any device and any floating type."""
+    """`Kernels` for any device and any floating type."""
 
     name = "torch"
-    devices: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
 
     def preference(self, device: torch.device) -> int:
-        """How good these are for a device; `auto` takes the highest."""
+        """Any faster kernels are preferred."""
         return 0
 
     @torch.no_grad()
@@ -102,13 +102,13 @@ class TorchKernels:
         sums = torch.zeros_like(out, dtype=wide)
         block = max(1, CHUNK // weight.shape[1])
         for j in range(max(layout.count)):
-            # Masked pairs may point beyond the last layer: they add 0 to it.
+            # Pairs without a row j may point beyond the last layer: they add 0 to the last one.
             target = (pairs.layer + j).clamp(max=layout.n_layers - 1)
             row, valid = _touched(pairs, layout, pairs.layer + j)
-            places = torch.arange(len(row), device=row.device)
+            kept = torch.arange(len(row), device=row.device)
             if row.device.type == "cpu":
-                places = valid.nonzero()[:, 0]
-            for some in places.split(block):
+                kept = valid.nonzero()[:, 0]
+            for some in kept.split(block):
                 dense = grad[pairs.token[some], target[some]].to(wide)
                 dot = torch.where(valid[some], (dense * weight[row[some]].to(wide)).sum(1), 0)
                 if out.dim() == 1:
@@ -121,39 +121,52 @@ class TorchKernels:
     def grad_rows(
         self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, *, overwrite: bool
     ) -> None:
-        """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `interfaces.Kernels`."""
+        """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `Kernels`."""
         wide = _accumulator(dense.dtype)
-        order, start = pairs.by_feature, pairs.feature_start
-        passes = range(max(layout.count))
-        blocks = [(layout.first[s] + j * layout.stride[s], layout.step[s]) for j in passes for s in _sources(layout, j)]
+        blocks = [_block(layout, s, j) for j in range(max(layout.count)) for s in _sources(layout, j)]
         # Several sources or targets may add to one row: then sum in full width before rounding to the rows' type.
         shared = len(set(blocks)) < len(blocks) and out.dtype != wide
         sums = torch.zeros_like(out, dtype=wide) if shared else out
-        seen = set() if overwrite or shared else set(blocks)
         if overwrite and len(set(blocks)) * layout.n_features < layout.rows:
-            out.zero_()
+            out.zero_()  # some rows belong to no feature
+        # The first sum of a block of rows overwrites it, unless it holds something to add to.
+        started: set[Block] = set() if overwrite or shared else set(blocks)
         width = max(1, CHUNK // (layout.n_layers * layout.n_features))
-        flat = dense.reshape(-1, dense.shape[-1])
         for columns in torch.arange(dense.shape[-1]).split(width):
             part = slice(int(columns[0]), int(columns[-1]) + 1)
-            source = flat[:, part].contiguous()
-            done = set(seen)
-            for j in passes:
-                target = (pairs.layer + j).clamp(max=layout.n_layers - 1)
-                _, valid = _touched(pairs, layout, pairs.layer + j)
-                place, value = pairs.token * layout.n_layers + target, _value(values, target, wide)
-                found = _gather_sum(source, place[order], value[order], valid[order], start)
-                for s in _sources(layout, j):
-                    first, step = layout.first[s] + j * layout.stride[s], layout.step[s]
-                    rows = sums[first : first + (layout.n_features - 1) * step + 1 : step, part]
-                    add = found[s * layout.n_features : (s + 1) * layout.n_features]
-                    if (first, step) in done:
-                        rows += add
-                    else:
-                        rows.copy_(add)
-                        done.add((first, step))
+            self._grad_columns(values.to(wide), pairs, layout, dense[..., part], sums[:, part], set(started))
         if shared:
             out.copy_(sums if overwrite else sums.add_(out))
+
+    def _grad_columns(
+        self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, started: set[Block]
+    ) -> None:
+        """Some columns of `grad_rows`. Blocks in `started` are added to, others are overwritten first."""
+        order, start = pairs.by_feature, pairs.feature_start
+        source = dense.reshape(-1, dense.shape[-1]).contiguous()
+        for j in range(max(layout.count)):
+            target = (pairs.layer + j).clamp(max=layout.n_layers - 1)
+            _, valid = _touched(pairs, layout, pairs.layer + j)
+            index, value = pairs.token * layout.n_layers + target, _value(values, target, values.dtype)
+            sums = _gather_sum(source, index[order], value[order], valid[order], start)
+            for s in _sources(layout, j):
+                first, step = block = _block(layout, s, j)
+                rows = out[first : first + (layout.n_features - 1) * step + 1 : step]
+                of_source = sums[s * layout.n_features : (s + 1) * layout.n_features]
+                if block in started:
+                    rows += of_source
+                else:
+                    rows.copy_(of_source)
+                    started.add(block)
+
+
+Block = tuple[int, int]
+"""Rows of a weight, one for each feature of a source layer: the first row, and the step from feature to feature."""
+
+
+def _block(layout: Layout, s: int, j: int) -> Block:
+    """The rows j of source layer s."""
+    return layout.first[s] + j * layout.stride[s], layout.step[s]
 
 
 def _sources(layout: Layout, j: int) -> list[int]:

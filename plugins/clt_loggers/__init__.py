@@ -1,4 +1,4 @@
-"""Sinks of metrics: tensorboard, jsonl, console."""
+"""Where metrics are written: the loggers `tensorboard`, `jsonl` and `console`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 
 @frozen(kw_only=True)
 class TensorBoardConfig:
-    """Event files for TensorBoard, in `tensorboard/` of the run's folder: curves, histograms by layer, the recipe."""
+    """Event files for TensorBoard, in `tensorboard/` in the run's folder: curves, histograms by layer, the recipe."""
 
     flush_seconds: float = field(default=10.0, validator=validators.ge(0))
-    """Metrics wait at most so long for the next one to take them to the file; 0 writes each at once."""
+    """Metrics are kept in memory up to this long, and are then written with the next ones. 0 writes each at once."""
 
 
 @frozen(kw_only=True)
 class JSONLinesConfig:
-    """`metrics.jsonl` in the run's folder: a JSON object for each time something is logged, histograms left out."""
+    """`metrics.jsonl` in the run's folder: one JSON object per line, each time something is logged. Histograms are left
+    out."""
 
 
 @frozen(kw_only=True)
 class ConsoleConfig:
-    """A line on stderr for each time something is logged."""
+    """One line on stderr, each time something is logged."""
 
     metrics: list[str] = field(
         factory=lambda: [
@@ -42,7 +43,7 @@ class ConsoleConfig:
         ],
         validator=validators.min_len(1),
     )
-    """The columns after the step, in this order; a line shows those that were logged with it."""
+    """The columns after the step, in this order. A line shows those that were logged with it."""
 
 
 def build_tensorboard(config: TensorBoardConfig, context: Context) -> Any:
@@ -65,7 +66,7 @@ def build_console(config: ConsoleConfig, context: Context) -> Any:
 
 def _folder(context: Context, name: str) -> Path:
     if context.folder is None:
-        raise Refused("loggers", f"{name} needs a folder to write in, and this run has none; take another logger")
+        raise Refused("loggers", f"{name} needs a folder to write in, and this run has none: use another logger")
     return context.folder
 
 

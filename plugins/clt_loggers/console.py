@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clt_loggers.values import dimensions, plain
+
 LABELS = {
     "loss/total": "loss",
     "optim/lr": "lr",
@@ -16,11 +18,11 @@ LABELS = {
     "eval/l0": "L0",
     "eval/dead_fraction": "dead",
 }
-"""Short names of columns; others keep their own."""
+"""Short names of columns. The others are called by the metric's name."""
 
 
 class Console:
-    """One line per call that has any of the columns; those it does not have are left out."""
+    """A `Logger`: one line per call that has any of the columns, without the columns that it does not have."""
 
     def __init__(self, metrics: Sequence[str]):
         self.metrics = metrics
@@ -29,20 +31,20 @@ class Console:
         pass
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        found = [name for name in self.metrics if name in metrics and getattr(metrics[name], "ndim", 0) < 2]
-        if found:
-            columns = [f"{LABELS.get(name, name)} {_text(name, metrics[name]):>11}" for name in found]
-            # tqdm's own way to print lifts a progress bar out of the way and puts it back below.
+        names = [name for name in self.metrics if name in metrics and dimensions(metrics[name]) < 2]
+        if names:
+            columns = [f"{LABELS.get(name, name)} {_text(name, metrics[name]):>11}" for name in names]
+            # tqdm removes a progress bar, prints, and draws the bar again below.
             tqdm.write("   ".join([f"step {step:>6}", *columns]), file=sys.stderr)
 
     def close(self, status: str) -> None:
-        """Nothing to do: every line went out when it was logged."""
+        """Nothing to do: every line was printed when it was logged."""
 
 
 def _text(name: str, value: Any) -> str:
-    """A value in few characters: shares in per cent, counts and rates with separators, values by layer in brackets."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    """A value in few characters: fractions in per cent, counts and rates with separators, values by layer in
+    brackets."""
+    value = plain(value)
     if isinstance(value, list):
         return "[" + " ".join(f"{item:.3g}" for item in value) + "]"
     if name.endswith("_fraction"):

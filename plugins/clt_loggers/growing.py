@@ -1,4 +1,4 @@
-"""A file that only grows, without a buffer: what was written outlives the process, and a failure names the file."""
+"""A file that is only appended to, without a buffer: written data survives a crash, and errors name the file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 
 class Growing:
-    """An open file. After a failed write it is closed, so that closing it again does not fail a second time.
+    """An open file. A failed write closes it, so that `close` does not fail once more.
 
     Raises:
-        OSError: from every method, naming the file (folder missing, disk full).
+        OSError: from every method; it names the file (the folder is missing, the disk is full).
     """
 
     def __init__(self, path: Path, mode: Literal["ab", "wb", "xb"]):
@@ -23,17 +23,17 @@ class Growing:
         return self._file.closed
 
     def write(self, data: bytes) -> None:
-        """Append all of it. The operating system has it when this returns."""
+        """Append all of it. When this returns, the operating system has the data."""
         rest = memoryview(data)
         try:
-            while rest:  # a disk that is nearly full takes a part, and fails only at the next
+            while rest:  # a disk that is nearly full writes a part of it, and fails only at the next call
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             self._file.close()
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self, *, sync: bool = False) -> None:
-        """Close it, with `sync` only when the disk has all. A second time does nothing."""
+        """Close it; with `sync`, after all data is on the disk. A second call does nothing."""
         if self.closed:
             return
         try:

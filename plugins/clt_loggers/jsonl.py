@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from clt_loggers.growing import Growing
+from clt_loggers.values import dimensions, plain
 from clt_plugins import Refused
 
 
 class JSONLines:
-    """One JSON object per call, in the file before the call returns.
+    """A `Logger`: one JSON object per call, in the file before the call returns.
 
-    Tensors [L] are lists; tensors [L, F] are left out. NaN and the infinities, which JSON does not have, are `null`,
-    so that every reader takes the column for numbers.
+    Tensors [L] become lists; tensors [L, F] are left out. JSON has no NaN and no infinity: they become `null`, so that
+    every reader can read the column as numbers.
     """
 
     def __init__(self, path: Path):
@@ -24,37 +25,39 @@ class JSONLines:
         self._file: Growing | None = None
 
     def start(self, recipe: Mapping[str, Any], step: int) -> None:
-        """Open the file, dropping what an interrupted run logged beyond `step`, or had half written when it died.
+        """Open the file. Remove the lines that an interrupted run logged after `step`, and a line it did not finish.
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: the file holds something else than logged lines.
+            Refused: the file has lines that this logger did not write.
         """
         if self.path.exists():
-            self._drop_beyond(step)
+            self._drop_after(step)
         self._file = Growing(self.path, "ab")
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         assert self._file is not None, "log before start"
-        kept = {name: _plain(value) for name, value in metrics.items() if getattr(value, "ndim", 0) < 2}
+        kept = {name: _finite(plain(value)) for name, value in metrics.items() if dimensions(value) < 2}
         self._file.write(json.dumps({"step": step, **kept}, allow_nan=False).encode() + b"\n")
 
     def close(self, status: str) -> None:
         if self._file is not None:
             self._file.close()
 
-    def _drop_beyond(self, step: int) -> None:
+    def _drop_after(self, step: int) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = []
         for number, line in enumerate(lines, start=1):
             logged_at = _step(line)
             if logged_at is None and number < len(lines):
-                raise Refused(self.path, f"line {number} is not one of this log: mend it, or move the file away")
+                raise Refused(
+                    self.path, f"line {number} is not one of this log: correct the line, or move the file away"
+                )
             if logged_at is not None and logged_at <= step:
                 kept.append(line.rstrip(b"\n") + b"\n")
         if kept == lines:
             return
-        # A crash between here and the end leaves the old file whole.
+        # Written beside it and renamed: a crash leaves the old file unchanged.
         partial = self.path.with_name(f".{self.path.name}.partial")
         file = Growing(partial, "wb")
         file.write(b"".join(kept))
@@ -63,7 +66,7 @@ class JSONLines:
 
 
 def _step(line: bytes) -> int | None:
-    """The step of a line, None if it is torn (a JSON object cut short is none) or not ours."""
+    """The step of a line; None if the line is incomplete, or another program wrote it."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -72,10 +75,8 @@ def _step(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _plain(value: Any) -> Any:
-    """Numbers and tensors as JSON has them."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+def _finite(value: Any) -> Any:
+    """A number or list of numbers, with None for numbers that are not finite."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

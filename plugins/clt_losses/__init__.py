@@ -19,7 +19,7 @@ class MSEConfig:
     weight: float = field(default=1.0, validator=validators.ge(0))
     """Multiplies the term."""
     scale: Literal["variance", "raw"] = "variance"
-    """Divide each layer's error by the variance of its targets (then it is the NMSE), or take raw units."""
+    """"variance" divides each layer's error by the variance of its targets, which gives the NMSE; "raw" does not."""
 
 
 @frozen(kw_only=True)
@@ -29,33 +29,34 @@ class TanhSparsityConfig:
     weight: float = field(default=1e-3, validator=validators.ge(0))
     """λ at the end of its schedule."""
     c: float = field(default=1.0, validator=validators.gt(0))
-    """How soon the penalty saturates."""
+    """How fast the penalty saturates."""
     schedule: Literal["constant", "linear", "delayed"] = "linear"
-    """λ over the run: as it is; rising from 0; or 0 for the share `delay`, then rising."""
+    """λ over the run: constant; rising linearly from 0; or 0 for the share `delay` of the steps, then rising."""
     delay: float = field(default=0.1, validator=[validators.ge(0), validators.lt(1)])
-    """With "delayed": the share of the run without a penalty."""
+    """With "delayed": the share of the steps without a penalty."""
 
 
 @frozen(kw_only=True)
 class PreactivationConfig:
-    """Mean of relu(-pre): pulls features towards activity. All pre-activations are kept in memory for it."""
+    """Mean of relu(-pre) over tokens and features: pulls pre-activations up. It keeps all of them in memory."""
 
     weight: float = field(default=3e-6, validator=validators.ge(0))
     """Multiplies the term."""
     scope: Literal["dead", "all"] = "dead"
-    """Only features without activity for train.dead_after_tokens, or every feature, as the reference library does."""
+    """"dead": only features that were not active for train.dead_after_tokens tokens; "all": every feature, as in the
+    reference library."""
 
 
 @frozen(kw_only=True)
 class AuxKConfig:
-    """Dead features reconstruct what the others left over (Gao et al. 2024, arXiv 2406.04093, appendix A.2)."""
+    """Dead features reconstruct the residual of the others (Gao et al. 2024, arXiv 2406.04093, appendix A.2)."""
 
     weight: float = field(default=1 / 32, validator=validators.ge(0))
     """Multiplies the term."""
     k: int | None = field(default=None, validator=validators.optional(validators.gt(0)))
-    """Dead features taken per token, over all layers; half of d_model if not given."""
+    """Dead features used per token, over all layers; half of d_model if not given."""
     pull: float = field(default=0.1, validator=validators.ge(0))
-    """Multiplies a term that pulls their mean pre-activation up."""
+    """Multiplies a term that pulls the mean pre-activation of these features up."""
 
 
 def build_mse(config: MSEConfig, context: Context) -> Any:

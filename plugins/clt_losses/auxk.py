@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 class AuxK:
-    """Normalised squared error between the detached residual and what the k best dead features write.
+    """Squared error between the detached residual and what the k best dead features write, over the residual's power.
 
-    The dead features of a token are found in the same encoder pass as its features, decoded through the same
-    (cross-layer) decoder without bias, and pass a ReLU as all features do. So one whose pre-activation is negative
-    everywhere would learn nothing: a second term pulls the pre-activations themselves up, until the feature is alive.
+    The k dead features with the highest pre-activation of each token come from the same encoder pass as its features.
+    They pass a ReLU, as all features do, and the same (cross-layer) decoder without bias. So a feature whose
+    pre-activation is negative at every token would learn nothing. Therefore a second term pulls the pre-activations
+    themselves up, until the feature is alive.
     """
 
     needs_pre = False
@@ -35,15 +36,15 @@ class AuxK:
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:
         dead = idle_tokens >= self.dead_after
-        # Reading the device to skip the work costs nothing on a CPU; on a GPU it would stop the step.
+        # On a CPU, reading this number to skip the work costs nothing; on a GPU the step would wait for it.
         if dead.device.type == "cpu" and not bool(self.parallel.total(dead.sum()) > 0):
             return None
-        outside = torch.where(dead, 0.0, -torch.inf)
+        excluded = torch.where(dead, 0.0, -torch.inf)
 
-        def rank(layer: int, pre: Tensor) -> Tensor:
-            return pre + outside[layer].to(pre.dtype)
+        def score(layer: int, pre: Tensor) -> Tensor:
+            return pre + excluded[layer].to(pre.dtype)
 
-        return Top(self.k, tokens, self.n_layers, self.n_features, per="token", rank=rank, parallel=self.parallel)
+        return Top(self.k, tokens, self.n_layers, self.n_features, per="token", score=score, parallel=self.parallel)
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         residual = (forward.targets - forward.reconstruction).detach()
@@ -53,10 +54,16 @@ class AuxK:
         written = forward.decode(Features(extra.values.relu(), extra.pairs))
         error = (written - residual).square().mean((0, 2))
         power = self._mean(residual.square().mean((0, 2))).clamp_min(torch.finfo(residual.dtype).tiny)
-        reached = extra.values.masked_fill(extra.values == -torch.inf, 0)
-        pull = forward.sum_features(reached.sum()) / (residual.shape[0] * self.k)
-        return {"auxk": self.config.weight * (error / power).mean(), "auxk_pull": -self.config.pull * pull}
+        # Where fewer than k features are dead, a GPU has empty pairs of value -inf. Without any dead feature all pairs
+        # are empty: both terms are 0 then, as on a CPU.
+        empty = extra.values == -torch.inf
+        pre, count = forward.sum_features(
+            torch.stack([extra.values.masked_fill(empty, 0).sum(), (~empty).sum().to(extra.values.dtype)])
+        )
+        pull = pre / (residual.shape[0] * self.k)
+        unexplained = (error / power).mean() * (count > 0)
+        return {"auxk": self.config.weight * unexplained, "auxk_pull": -self.config.pull * pull}
 
     def _mean(self, x: Tensor) -> Tensor:
-        """Over the parts of the batch that other ranks have."""
+        """The mean over the data ranks, which have equal parts of the batch."""
         return self.parallel.total(x, over="tokens") / self.parallel.data_ranks

@@ -26,7 +26,7 @@ class Term:
 
 
 class MSE(Term):
-    """Sum over layers of the mean squared error over tokens and dimensions."""
+    """Sum over layers of the mean squared error over tokens and dimensions, in raw units or over the variance."""
 
     def __init__(self, config: MSEConfig):
         self.config = config
@@ -41,10 +41,10 @@ class MSE(Term):
 
 
 class _SquaredError(torch.autograd.Function):
-    """Sum of ((reconstruction - targets) * scale)², a scalar; constant targets [B, L, D] and scale [L, D].
+    """Sum of ((reconstruction - targets) * scale)², a scalar; targets [B, L, D] and scale [L, D] are constants.
 
-    By hand, because autograd would keep several [B, L, D] alive: here there is one more for a moment, in each
-    direction. The sum is taken row by row first, so that it loses no digits over millions of terms.
+    Written by hand, because autograd would keep several [B, L, D] in memory: here each direction needs one more, for a
+    moment. Each row is summed first, so that a sum of millions of terms loses no digits.
     """
 
     @staticmethod
@@ -60,12 +60,13 @@ class _SquaredError(torch.autograd.Function):
 
 
 class TanhSparsity(Term):
-    """λ · mean over tokens of Σ tanh(c · ‖decoder‖ · activation); decoder norms are constants to it."""
+    """λ · mean over tokens of Σ tanh(c · ‖decoder‖ · activation); no gradient reaches the decoder norms."""
 
     def __init__(self, config: TanhSparsityConfig):
         self.config = config
 
     def _weight(self, progress: float) -> float:
+        """λ at this share of the steps."""
         if self.config.schedule == "constant":
             return self.config.weight
         delay = self.config.delay if self.config.schedule == "delayed" else 0.0
@@ -80,7 +81,7 @@ class TanhSparsity(Term):
 
 
 class Preactivation(Term):
-    """Mean over tokens and features of relu(-pre), of dead features or of all."""
+    """Mean over tokens and features of relu(-pre); with scope "dead", 0 for features that are not dead."""
 
     needs_pre = True
 

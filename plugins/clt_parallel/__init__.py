@@ -9,26 +9,26 @@ from attrs import field, frozen, validators
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Recipe
 
 
 @frozen(kw_only=True)
 class SingleConfig:
-    """One process has it all; no process group."""
+    """One process has all features and tokens; no process group."""
 
 
 @frozen(kw_only=True)
 class TensorConfig:
-    """Features split over `tensor` ranks, batches over `data` groups of them; started by `torchrun`."""
+    """Features are split over `tensor` ranks, batches over `data` groups of such ranks; started by `torchrun`."""
 
     tensor: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
-    """Ranks that share the features; as many as there are (divided by `data`) if not given."""
+    """Ranks that share the features; all ranks divided by `data` if not given."""
     data: int = field(default=1, validator=validators.ge(1))
-    """Groups that share a batch's tokens."""
+    """Groups of ranks that share the tokens of a batch."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    """What carries the tensors; "auto" is nccl for GPUs and gloo for CPUs."""
+    """The library that transfers tensors; "auto" is nccl for GPUs and gloo for CPUs."""
     timeout_s: float = field(default=600.0, validator=validators.gt(0))
-    """A rank that keeps the others waiting longer than so many seconds counts as dead."""
+    """Seconds that ranks wait for another one before they count it as dead."""
 
 
 def build_single(config: SingleConfig, context: Context) -> Any:
@@ -49,7 +49,7 @@ def clt_parallel() -> list[Spec]:
 
 
 @hookimpl
-def clt_check(recipe: Any) -> list[str]:
+def clt_check(recipe: Recipe) -> list[str]:
     config = recipe.parallel.config
     if not isinstance(config, TensorConfig):
         return []

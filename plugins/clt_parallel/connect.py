@@ -1,4 +1,4 @@
-"""Joining the process group that `torchrun` prepared."""
+"""Joins the process group that `torchrun` prepared."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ START = "torchrun --nproc-per-node {} -m clt_plugins run ..."
 
 
 def connect(config: TensorConfig, device: torch.device) -> Grid:
-    """The ranks of this run, data × tensor. On the device "meta" nothing is connected: this is then rank 0 of a plan.
+    """The ranks of this run, data × tensor. For the device "meta" nothing is connected: it is rank 0 of a plan.
 
     Raises:
-        ValueError: there is no process group to join, or it is of another size.
-        ConnectionError: the ranks did not find each other.
+        Refused: there is no process group to join, it is of another size, or its backend does not fit the device.
+        ConnectionError: the ranks cannot reach each other.
     """
     if device.type == "meta":
         return Grid(0, config.tensor or 1, config.data)
@@ -44,15 +44,13 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
         raise Refused("parallel.backend", f'"nccl" is for GPUs, and transcoder.device is {device}: use "gloo"')
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # What ranks tell each other each step (all well, same batch) lies on the CPU, and always goes through gloo.
-    carriers = f"cpu:gloo,{device.type}:{backend}" if device.type != "cpu" else backend
+    # What ranks agree on in each step (no failure, same batch) is on the CPU and always goes through gloo.
+    backends = f"cpu:gloo,{device.type}:{backend}" if device.type != "cpu" else backend
     try:
-        dist.init_process_group(carriers, timeout=timedelta(seconds=config.timeout_s))
+        dist.init_process_group(backends, timeout=timedelta(seconds=config.timeout_s))
         mesh = init_device_mesh(device.type, (config.data, tensor), mesh_dim_names=("data", "tensor"))
     except (RuntimeError, dist.DistError) as error:
         reason = str(error).splitlines()[0]
-        raise ConnectionError(
-            f"parallel: rank {rank} of {world} found no connection to the others: {reason}"
-        ) from error
+        raise ConnectionError(f"parallel: rank {rank} of {world} cannot connect to the others: {reason}") from error
     groups = {"features": mesh.get_group("tensor"), "tokens": mesh.get_group("data"), "all": dist.group.WORLD}
     return Grid(rank, tensor, config.data, groups)

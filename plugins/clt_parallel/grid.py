@@ -1,12 +1,13 @@
 """Ranks in a grid, data × tensor: rank = data_rank · tensor_ranks + tensor_rank.
 
-A reduction of the [B, L, D] that all ranks' features write is all that a step needs besides a few small agreements.
-Each rank then has the whole reconstruction, so the loss and its gradient by the reconstruction are whole on every
-rank, and the gradients of its own features are complete without another reduction.
+A step needs one large reduction: the sum over ranks of the [B, L, D] that their features write. Then every rank has
+the complete reconstruction. So the loss and its gradient by the reconstruction are complete on every rank, and the
+gradients of a rank's features need no further reduction.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +21,18 @@ from clt_plugins import Refused
 SMALL = 2**18
 """Gradients of fewer numbers share a bucket."""
 
+GLOO = re.compile(r"gloo|pair closure|connection (closed|reset)|timed? ?out", re.IGNORECASE)
+"""What errors of gloo say. They have no type of their own: nccl's and those of the store are `dist.DistError`s."""
+
 
 class Grid:
-    """An `interfaces.Parallel` over `torch.distributed`.
+    """A `Parallel` over `torch.distributed`.
 
     Args:
-        groups: the process groups over "features", "tokens" and "all" ranks; None for a plan, which has no ranks to
-            talk to.
+        rank: of this process.
+        tensor, data: how many ranks share the features, and how many groups share the tokens.
+        groups: the process groups over "features", "tokens" and "all" ranks; None for a plan, which has no other
+            ranks.
     """
 
     def __init__(self, rank: int, tensor: int, data: int, groups: Mapping[str, Any] | None = None):
@@ -39,10 +45,10 @@ class Grid:
         self.bytes: dict[str, int] = {}
 
     def shard(self, n_features: int) -> range:
-        """An even cut of F.
+        """This rank's features of F; shards differ by at most one feature.
 
         Raises:
-            ValueError: there are more ranks than features.
+            Refused: there are more ranks than features.
         """
         ranks = self.tensor_ranks
         if n_features < ranks:
@@ -57,18 +63,18 @@ class Grid:
     def sum_features_later(self, x: Tensor) -> Callable[[], Tensor]:
         if self._alone("features"):
             return lambda: x
-        whole = x.detach().clone(memory_format=torch.contiguous_format)
-        work = self._start(whole, "features", "features")
-        return lambda: _Summed.apply(x, self._wait(work, whole))
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        work = self._start(total, "features", "features")
+        return lambda: _Summed.apply(x, self._wait(work, total))
 
     def total(self, x: Tensor, over: str = "features", what: str = "metrics") -> Tensor:
         if self._alone(over):
             return x.detach()
-        whole = x.detach().clone(memory_format=torch.contiguous_format)
-        return self._wait(self._start(whole, over, what), whole)
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        return self._wait(self._start(total, over, what), total)
 
     def reduce_gradients(self, parameters: list[Any]) -> None:
-        """Large gradients in place, small ones in one bucket; all at once, then waited for."""
+        """Large gradients are reduced in place, small ones in one bucket; all are started before any is awaited."""
         partial = [p.grad for p in parameters if p.grad is not None and getattr(p, "partial_gradient", False)]
         self._reduce(partial, "features", 1)
         self._reduce([p.grad for p in parameters if p.grad is not None], "tokens", self.data_ranks)
@@ -76,16 +82,16 @@ class Grid:
     def _reduce(self, grads: list[Tensor], over: str, divisor: int) -> None:
         if self._alone(over) or not grads:
             return
-        alone = [grad for grad in grads if grad.numel() >= SMALL and grad.is_contiguous()]
+        large = [grad for grad in grads if grad.numel() >= SMALL and grad.is_contiguous()]
         small = [grad for grad in grads if not (grad.numel() >= SMALL and grad.is_contiguous())]
-        begun = [(self._start(grad, over, "gradients"), grad) for grad in alone]
+        started = [(self._start(grad, over, "gradients"), grad) for grad in large]
         for dtype in dict.fromkeys(grad.dtype for grad in small):
             members = [grad for grad in small if grad.dtype == dtype]
             bucket = torch.cat([grad.flatten() for grad in members])
             self._wait(self._start(bucket, over, "gradients"), bucket)
             pieces = bucket.split([grad.numel() for grad in members])
             torch._foreach_copy_(members, [piece.view_as(g) for piece, g in zip(pieces, members, strict=True)])
-        for work, grad in begun:
+        for work, grad in started:
             self._wait(work, grad)
         if divisor > 1:
             torch._foreach_div_(grads, divisor)
@@ -96,9 +102,7 @@ class Grid:
         """Every rank's text, as bytes: nothing is unpickled."""
         if self._alone("all"):
             return [text] * self.world
-        raw = (
-            torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
-        )
+        raw = torch.tensor(list(text.encode()), dtype=torch.uint8)
         lengths = torch.zeros(self.world, dtype=torch.int64)
         lengths[self.rank] = len(raw)
         lengths = self.total(lengths, "all", "agreement")
@@ -131,37 +135,44 @@ class Grid:
         return self.sizes[over] == 1 or not self.groups
 
     def _start(self, x: Tensor, over: str, what: str) -> Any:
-        """Begin to add up over ranks, in place; every rank gets the same bits."""
+        """Start to sum over ranks, in place; every rank gets the same bits."""
         ranks = self.sizes[over]
-        # A ring passes each number on 2 (W - 1) / W times: once to be added up, once to be handed out.
+        # In a ring of W ranks each number is sent 2 (W - 1) / W times: once to be summed, once to be distributed.
         sent = 2 * (ranks - 1) * x.numel() * x.element_size() // ranks
         self.bytes[what] = self.bytes.get(what, 0) + sent
         try:
             return dist.all_reduce(x, group=self.groups[over], async_op=True)
         except RuntimeError as error:
-            raise self._lost(error) from error
+            self._raise_lost(error)
+            raise
 
     def _wait(self, work: Any, x: Tensor) -> Tensor:
         try:
             work.wait()
         except RuntimeError as error:
-            raise self._lost(error) from error
+            self._raise_lost(error)
+            raise
         return x
 
-    def _lost(self, error: RuntimeError) -> Exception:
+    def _raise_lost(self, error: RuntimeError) -> None:
+        """Raise `ConnectionError` if an error comes from the process group; others, such as a full memory, are not the
+        fault of another rank."""
+        from_gloo = type(error) is RuntimeError and GLOO.search(str(error)) is not None
+        if not (from_gloo or isinstance(error, dist.DistError)):
+            return
         reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
-        return ConnectionError(
+        raise ConnectionError(
             f"rank {self.rank}: another of the {self.world} ranks died or hangs ({reason}); checkpoints already "
-            "written are whole: start all ranks again with --resume"
-        )
+            "written are complete: start all ranks again with --resume"
+        ) from error
 
 
 class _Summed(torch.autograd.Function):
-    """The sum is known; its gradient by the part of each rank is the sum's own."""
+    """The sum over ranks, which is known already. Its gradient by the part of each rank is that of the sum."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, whole: Tensor) -> Tensor:
-        return whole.view_as(whole)
+    def forward(ctx: Any, part: Tensor, total: Tensor) -> Tensor:
+        return total.view_as(total)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -1,169 +1,221 @@
 """Where features are most active in held-out text.
 
-A source tells which token each row of a batch is, and where it stands; neighbours are rows of one context at
-neighbouring places. (The first token of each text is in no batch, and so among no neighbours.)
+A source tells the token id and the position of each row of a batch. Neighbours of a token are rows of the same context
+at neighbouring positions. (The first token of each text is in no batch, so it is no neighbour.)
 
-Shapes: T tokens, W wanted features, L layers, F features per layer.
+Shapes: T tokens, W chosen features, L layers, F features per layer.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Refused
+from clt_plugins import HasModel, Refused
 
 if TYPE_CHECKING:
-    from clt_plugins import Batch, CrossLayerTranscoder, Features
+    from clt_plugins import Batch, CrossLayerTranscoder, Features, Source
+
+Token = str | int
+"""A token's text, or its id where the source cannot spell it."""
+Spell = Callable[[list[int]], Sequence[Token]]
 
 
-def parse(text: str, layers: int, features: int) -> list[tuple[int, int]]:
-    """Features by (layer, number): "0:17,2:5-9".
+@attrs.frozen
+class Example:
+    """A token at which a feature is active, with its neighbours."""
+
+    value: float
+    """The feature's activation there."""
+    token: Token
+    tokens: list[Token]
+    """The token and its neighbours, in order."""
+    values: list[float]
+    """The feature's activation at each of `tokens`."""
+    index: int
+    """Which of `tokens` the token is."""
+    context: int
+    """The number of the context."""
+    position: int
+    """The position in the context."""
+
+
+@attrs.frozen
+class FeatureExamples:
+    """Where one feature is most active."""
+
+    layer: int
+    feature: int
+    density: float
+    """The share of tokens at which it is active."""
+    examples: list[Example]
+    """The strongest first."""
+
+
+@attrs.frozen
+class TopActivations:
+    """Where some features are most active."""
+
+    tokens: int
+    """How many held-out tokens were read."""
+    features: list[FeatureExamples]
+
+
+def parse(text: str, n_layers: int, n_features: int) -> list[tuple[int, int]]:
+    """Features as (layer, number), from a text such as "0:17,2:5-9".
 
     Raises:
-        ValueError: the text says something else, or there is no such feature.
+        Refused: the text has another form, or there is no such feature.
     """
-    found: list[tuple[int, int]] = []
+    chosen: list[tuple[int, int]] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+):(\d+)(?:-(\d+))?\s*", part)
         if match is None:
             raise Refused("--features", f"expected LAYER:FEATURE or LAYER:FIRST-LAST, got {part!r}")
         layer, first = int(match[1]), int(match[2])
         last = int(match[3] or first)
-        if layer >= layers or not first <= last < features:
-            raise Refused("--features", f"no {part.strip()}: there are {layers} layers of {features} features")
-        found += [(layer, number) for number in range(first, last + 1)]
-    return list(dict.fromkeys(found))
+        if layer >= n_layers or not first <= last < n_features:
+            raise Refused("--features", f"no {part.strip()}: there are {n_layers} layers of {n_features} features")
+        chosen += [(layer, number) for number in range(first, last + 1)]
+    return list(dict.fromkeys(chosen))
 
 
 @torch.no_grad()
-def find(
-    transcoder: CrossLayerTranscoder, source: Any, wanted: list[tuple[int, int]], *, tokens: int, top: int, window: int
-) -> dict[str, Any]:
-    """The contexts in which each wanted feature is most active.
+def find_top(
+    transcoder: CrossLayerTranscoder,
+    source: Source,
+    chosen: list[tuple[int, int]],
+    *,
+    tokens: int,
+    top: int,
+    window: int,
+) -> TopActivations:
+    """The tokens at which each of the chosen features is most active.
 
-    Returns:
-        Plain data: `tokens` read; and for each of `features` its `layer`, `feature`, `density` (share of tokens it is
-        active at) and `examples`, strongest first: `value`, `token`, `tokens` (the window), `values` at them, `place`
-        of the token in it, and `context` and `position` in it. Tokens are texts where the source can spell them,
-        else numbers.
+    Args:
+        chosen: features as (layer, number).
+        tokens: how many held-out tokens to read, at most.
+        top: how many tokens to show for each feature, at most.
+        window: how many neighbours to show on each side, at most.
 
     Raises:
-        ValueError: the transcoder is for another model, or the source does not know its tokens.
+        Refused: the transcoder is for another model, or the source does not know its tokens, or holds none out.
     """
-    has, wants = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
-    if has != wants:
+    sizes, expected = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
+    if sizes != expected:
         raise Refused(
             "source",
-            f"gives {has[0]} layers of d_model {has[1]}, but the transcoder is for {wants[0]} layers of "
-            f"d_model {wants[1]}: name the language model and layers that it was trained on",
+            f"has {sizes[0]} layers of d_model {sizes[1]}, but the transcoder is for {expected[0]} layers of "
+            f"d_model {expected[1]}: name the language model and layers that it was trained on",
         )
     device = transcoder.W_enc.device
     columns = torch.full((transcoder.n_layers * transcoder.n_features,), -1, device=device)
-    numbers = torch.tensor([layer * transcoder.n_features + feature for layer, feature in wanted], device=device)
-    columns[numbers] = torch.arange(len(wanted), device=device)
-    values, ids, places = [], [], []
+    numbers = torch.tensor([layer * transcoder.n_features + feature for layer, feature in chosen], device=device)
+    columns[numbers] = torch.arange(len(chosen), device=device)
+    values, ids, positions = [], [], []
     for batch in source.held_out(tokens):
-        _check_known(batch)
+        batch_ids, batch_positions = _known(batch)
         features = transcoder.encode(batch.inputs.to(device))
         values.append(_columns(features, columns, numbers).cpu())
-        ids.append(batch.token_ids.cpu())
-        places.append(batch.positions.cpu())
+        ids.append(batch_ids.cpu())
+        positions.append(batch_positions.cpu())
     if not values:
-        raise Refused("source", "holds out no text to look at")
-    spell = _speller(source)
-    return {
-        "tokens": sum(map(len, ids)),
-        "features": _examples(torch.cat(values), torch.cat(ids), torch.cat(places), wanted, top, window, spell),
-    }
+        raise Refused("source", "has no held-out text to look at")
+    spell: Spell = source.language_model().spell if isinstance(source, HasModel) else list
+    text = _Text(torch.cat(ids), torch.cat(positions), spell, window)
+    return TopActivations(
+        len(text.ids),
+        [
+            FeatureExamples(layer, feature, float((column > 0).double().mean()), text.examples(column, top))
+            for (layer, feature), column in zip(chosen, torch.cat(values).unbind(1), strict=True)
+        ],
+    )
 
 
-def _check_known(batch: Batch) -> None:
+def _known(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The token ids and positions of a batch."""
     if batch.token_ids is None or batch.positions is None:
-        raise Refused("source", "does not say which tokens its activations belong to: use one that reads text")
+        raise Refused("source", "does not say which tokens its activations belong to: use a source that reads text")
+    return batch.token_ids, batch.positions
 
 
 def _columns(features: Features, columns: Tensor, numbers: Tensor) -> Tensor:
-    """The values of the wanted features, [B, W]."""
+    """The values of the chosen features, [T, W].
+
+    Args:
+        columns: the column of each of the L * F features; -1 for those not chosen.
+        numbers: layer * F + feature of each column, [W].
+    """
     if features.pairs is None:
         return features.values.flatten(1)[:, numbers]
     column = columns[features.pairs.feature]
-    own = column >= 0
+    chosen = column >= 0
     out = features.values.new_zeros(features.shape[0], len(numbers))
-    out[features.pairs.token[own], column[own]] = features.values[own]
+    out[features.pairs.token[chosen], column[chosen]] = features.values[chosen]
     return out
 
 
-def _speller(source: Any) -> Any:
-    """Texts of token ids, where the source's language model has them; else the ids."""
-    model: Any = source.language_model() if hasattr(source, "language_model") else None
-    return model.spell if hasattr(model, "spell") else list
+class _Text:
+    """The held-out tokens that were read, [T], and which of them are neighbours."""
+
+    def __init__(self, ids: Tensor, positions: Tensor, spell: Spell, window: int):
+        self.ids, self.positions, self.spell, self.window = ids, positions, spell, window
+        same_context = positions[1:, 0] == positions[:-1, 0]
+        continues = same_context & (positions[1:, 1] == positions[:-1, 1] + 1)
+        self.run = torch.cat([torch.zeros(1, dtype=torch.int64), (~continues).cumsum(0)])
+        """The number of the run of neighbouring positions that each token is in."""
+
+    def examples(self, values: Tensor, top: int) -> list[Example]:
+        """The tokens at which a feature's values [T] are highest, among those above 0."""
+        strongest = values.topk(min(top, int((values > 0).sum()))).indices.tolist()
+        return [self._example(values, row) for row in strongest]
+
+    def _example(self, values: Tensor, row: int) -> Example:
+        begin, end = max(0, row - self.window), min(len(self.ids), row + self.window + 1)
+        near = [other for other in range(begin, end) if self.run[other] == self.run[row]]
+        context, position = self.positions[row].tolist()
+        return Example(
+            value=float(values[row]),
+            token=self.spell([int(self.ids[row])])[0],
+            tokens=list(self.spell(self.ids[near].tolist())),
+            values=values[near].tolist(),
+            index=near.index(row),
+            context=context,
+            position=position,
+        )
 
 
-def _examples(
-    values: Tensor,
-    ids: Tensor,
-    places: Tensor,
-    wanted: list[tuple[int, int]],
-    top: int,
-    window: int,
-    spell: Any,
-) -> list[dict[str, Any]]:
-    # Rows that continue the one before: same context, next position.
-    goes_on = (places[1:, 0] == places[:-1, 0]) & (places[1:, 1] == places[:-1, 1] + 1)
-    stretch = torch.cat([torch.zeros(1, dtype=torch.int64), (~goes_on).cumsum(0)])
-    described = []
-    for column, (layer, feature) in enumerate(wanted):
-        own = values[:, column]
-        active = own > 0
-        strongest = own.topk(min(top, int(active.sum()))).indices.tolist()
-        examples = []
-        for row in strongest:
-            begin, end = max(0, row - window), min(len(ids), row + window + 1)
-            near = [at for at in range(begin, end) if stretch[at] == stretch[row]]
-            examples.append(
-                {
-                    "value": float(own[row]),
-                    "token": spell([int(ids[row])])[0],
-                    "tokens": spell(ids[near].tolist()),
-                    "values": own[near].tolist(),
-                    "place": near.index(row),
-                    "context": int(places[row, 0]),
-                    "position": int(places[row, 1]),
-                }
-            )
-        density = float(active.double().mean())
-        described.append({"layer": layer, "feature": feature, "density": density, "examples": examples})
-    return described
-
-
-def as_text(found: dict[str, Any]) -> str:
-    """For people: a line for each context, the token in brackets."""
-    lines = [f"{found['tokens']:,} held-out tokens"]
-    for each in found["features"]:
-        lines.append(f"\nlayer {each['layer']}, feature {each['feature']}, active at {each['density']:.3%} of tokens")
-        for example in each["examples"]:
-            words = [f"[{word}]" if at == example["place"] else f"{word}" for at, word in enumerate(example["tokens"])]
-            joint = "" if isinstance(example["token"], str) else " "
+def as_text(result: TopActivations) -> str:
+    """For people: one line for each example, the token in brackets."""
+    lines = [f"{result.tokens:,} held-out tokens"]
+    for one in result.features:
+        lines.append(f"\nlayer {one.layer}, feature {one.feature}, active at {one.density:.3%} of tokens")
+        for example in one.examples:
+            words = [f"[{word}]" if n == example.index else f"{word}" for n, word in enumerate(example.tokens)]
+            joint = "" if isinstance(example.token, str) else " "
             text = joint.join(words).replace("\n", "\\n").replace("\t", "\\t")
-            lines.append(f"{example['value']:10.4f}  {text}")
+            lines.append(f"{example.value:10.4f}  {text}")
     return "\n".join(lines)
 
 
-def write(found: dict[str, Any], file: Path) -> None:
-    """Write it all as JSON.
+def write(result: TopActivations, file: Path) -> None:
+    """Write all of it as JSON into a new file.
 
     Raises:
-        ValueError: there is such a file.
+        Refused: the file exists, or cannot be created.
     """
     try:
         with file.open("x", encoding="utf-8") as out:
-            json.dump(found, out, indent=1, ensure_ascii=False)
+            json.dump(attrs.asdict(result), out, indent=1, ensure_ascii=False)
             out.write("\n")
     except FileExistsError:
         raise Refused(file, "already there; give another name with --out") from None
+    except FileNotFoundError:
+        raise Refused(file, "there is no such folder; give another name with --out") from None

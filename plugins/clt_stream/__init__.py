@@ -1,4 +1,4 @@
-"""The activation source `stream`: MLP inputs and outputs of a Hugging Face language model, as it reads text."""
+"""The activation source `stream`: MLP inputs and outputs of a Hugging Face language model as it reads text."""
 
 from __future__ import annotations
 
@@ -9,50 +9,58 @@ from attrs import field, frozen, validators
 from clt_plugins import HubOrPath, Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Recipe
 
 
 @frozen(kw_only=True)
 class StreamConfig:
-    """Runs the model of `[model]` over text and hands out its activations, shuffled, without storing them.
+    """Runs the model of `[model]` on text and yields its activations, shuffled, without storing them.
 
-    Memory: one block of `buffer_tokens` rows, each of 2 x layers x d_model numbers in the model's dtype (4.8 GB for
-    GPT-2 small in float32 at the default size), besides the model itself.
+    Memory, besides the model: a block of `buffer_tokens` rows, and the held-out rows, as many as the largest evaluation
+    reads (`train.eval_tokens`, `evaluate.tokens`). Each of the two needs `model_batch` x `context` rows more. Both are
+    on `buffer_device`. A row has 2 x layers x d_model numbers in the model's dtype: in float32, 65536 rows of GPT-2
+    small are 4.8 GB.
+
+    With `data = N` every data rank has a block and held-out rows of its own. The forward passes are divided among the
+    ranks, but every rank tokenises all of the text.
     """
 
     text: HubOrPath = field(default=HubOrPath("python-stdlib"))
     """What the model reads: "python-stdlib" (the sources and help texts that come with Python), a .txt, .jsonl or
-    .parquet file, a folder of such files of one kind, or the id of a data set on the Hugging Face hub."""
+    .parquet file, a folder with such files of one kind, or the id of a data set on the Hugging Face hub."""
     subset: str = ""
-    """The configuration of a hub data set, where it has several ("sample-10BT")."""
+    """The configuration of a hub data set that has several, such as "sample-10BT"."""
     split: str = "train"
     """The split of a hub data set."""
     text_column: str = "text"
-    """The column of a data set, or field of a JSON line, that holds the text."""
+    """The column of a data set, or the field of a JSON line, that holds the text."""
     sample_by: Literal["document", "paragraph", "line"] = "document"
-    """What counts as one document in .txt files: a whole file, a paragraph (up to a blank line) or a line."""
+    """What is one document in .txt files: a whole file, a paragraph (up to a blank line) or a line."""
     streaming: bool = False
-    """Read a data set as it comes, in its own order, instead of first storing it whole and shuffling its documents."""
+    """Read a data set while it is downloaded, in its own order. Otherwise it is stored on disk first, and its documents
+    are shuffled."""
     held_out: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
-    """Share of the documents kept for evaluation and never trained on; chosen by a hash of each document, so the same
-    ones in every run, whatever its seed, and equal documents fall on the same side."""
+    """The share of the documents that is kept for evaluation and never trained on. A hash of each document decides, so
+    the same documents are held out in every run, with any seed, and copies of a document are on the same side."""
     context: int = field(default=128, validator=validators.gt(1))
-    """Tokens in one context window. Longer documents go on in further contexts."""
+    """Tokens in one context window. A longer document continues in further windows."""
     pack: bool = True
-    """Fill contexts with several short documents, which do not see each other; otherwise each piece of a document has
-    a context of its own, padded on the right. (Models without support for packing are padded anyway.)"""
+    """Put several short documents into one window; they do not see each other. Otherwise each document, or piece of a
+    longer one, has a window of its own, padded on the right. A model that does not support packing gets padded
+    windows in any case."""
     skip_first: int = field(default=1, validator=validators.ge(0))
-    """How many positions at the start of each document (and of each further piece of one) are left out: models park
-    attention on them, and their activations are hundreds of times larger than the others."""
+    """How many positions at the start of each document, and of each further piece of a document, are left out of the
+    batches. Models direct spare attention to the first positions, and the activations there are hundreds of times
+    larger than elsewhere."""
     bos: Literal["auto", "always", "never"] = "auto"
-    """Whether each piece begins with the beginning-of-sequence token: "auto" where the tokenizer itself adds it. Like
-    all special tokens it is read by the model but left out of the batches."""
+    """Whether each piece begins with the beginning-of-sequence token. With "auto" it does if the tokenizer adds that
+    token. The model reads it, but like all special tokens it is left out of the batches."""
     model_batch: int = field(default=16, validator=validators.gt(0))
-    """Contexts in one forward pass of the model."""
+    """Context windows in one forward pass of the model."""
     buffer_tokens: int = field(default=65536, validator=validators.gt(0))
-    """Rows in the block within which tokens are shuffled, on each rank; at least a batch."""
+    """Rows in a block, on each data rank. Tokens are shuffled within a block. At least a batch."""
     buffer_device: str = "auto"
-    """Where the block lies: "auto" is the model's device; "cpu" spares the memory of a GPU."""
+    """Where the block and the held-out rows are kept: "auto" is the model's device, "cpu" saves the memory of a GPU."""
 
 
 def build_stream(config: StreamConfig, context: Context) -> Any:
@@ -67,7 +75,7 @@ def clt_sources() -> list[Spec]:
 
 
 @hookimpl
-def clt_check(recipe: Any) -> list[str]:
+def clt_check(recipe: Recipe) -> list[str]:
     config = recipe.source.config
     if not isinstance(config, StreamConfig):
         return []

@@ -2,74 +2,137 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from clt_plugins import Refused
-from clt_stream.text.documents import one_line
+from clt_stream.library_errors import is_about_revision, one_line, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    """The model, ready to be read, and its tokenizer.
+    """The model, in eval mode and without gradients, and its tokenizer.
 
     Args:
         settings: the recipe's `[model]`: `path`, `gguf_file`, `tokenizer`, `revision`, `dtype`, `device`.
-        device: where the model goes if its own `device` is "auto".
+        device: where the model goes if `settings.device` is "auto".
 
     Raises:
-        ValueError: there is no such folder, file or hub model, or the hub cannot be reached.
+        Refused: there is no such folder, file, hub model or revision; it is gated, or broken; the hub does not answer.
     """
-    import transformers
-    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
 
-    path, gguf_file = str(settings.path), settings.gguf_file
+    path, options = _locate(settings)
+    tokenizer = _load_tokenizer(settings, path, options)
+    dtype = getattr(torch, settings.dtype)
+    model = _loaded(
+        lambda: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options), settings.path, "model.path"
+    )
+    # In training mode a model with dropout would give random activations.
+    model.eval().requires_grad_(False)
+    # Packed contexts have no mask. With a padding token the model would look for padding, and warn, at each pass.
+    model.config.pad_token_id = None
+    target = device if settings.device == "auto" else usable_device(settings.device, "model.device")
+    try:
+        model.to(target)
+    except torch.OutOfMemoryError as error:
+        raise Refused(
+            "model.device", f"{target} has too little memory for {settings.path!r} in {settings.dtype}"
+        ) from error
+    return model, tokenizer
+
+
+def _locate(settings: Any) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is called with: a folder or hub id, and options.
+
+    Raises:
+        Refused: a local path does not exist or holds no model, or a GGUF file cannot be read here.
+    """
+    path, gguf_file, gguf_setting = str(settings.path), settings.gguf_file, "model.gguf_file"
     local = Path(path).expanduser()
     if local.suffix == ".gguf" and not gguf_file:
-        local, gguf_file = local.parent, local.name
+        local, gguf_file, gguf_setting = local.parent, local.name, "model.path"
     is_local = local.exists() or path.startswith(("/", ".", "~")) or path.endswith(".gguf")
     if is_local:
         path = str(local)
         if not local.is_dir():
             raise Refused("model.path", f"no folder {path!r}")
         if gguf_file and not (local / gguf_file).is_file():
-            raise Refused("model.gguf_file", f"no file {gguf_file!r} in {path!r}")
+            raise Refused(gguf_setting, f"no file {gguf_file!r} in {path!r}")
         if not gguf_file and not (local / "config.json").is_file():
             raise Refused("model.path", f"{path!r} holds no model: there is no config.json in it")
-    options: dict[str, Any] = {} if is_local or not settings.revision else {"revision": settings.revision}
+    options: dict[str, Any] = {"trust_remote_code": False}  # not given, transformers asks at a terminal
+    if settings.revision and not is_local:
+        options["revision"] = settings.revision
     if gguf_file:
+        _need_gguf(gguf_setting)
         options["gguf_file"] = gguf_file
+    return path, options
+
+
+def _load_tokenizer(settings: Any, path: str, options: dict[str, Any]) -> Any:
+    """The tokenizer that the recipe names, else the model's.
+
+    Raises:
+        Refused: it cannot be loaded, or there is none.
+    """
+    from transformers import AutoTokenizer
+
+    setting, name = "model.path", str(settings.path)
+    if settings.tokenizer:
+        setting, name, options = "model.tokenizer", str(settings.tokenizer), {"trust_remote_code": False}
+        local = Path(name).expanduser()
+        if name.startswith(("/", ".", "~")) and not local.is_dir():
+            raise Refused(setting, f"no folder {name!r}")
+        path = str(local) if local.is_dir() else name
+    tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(path, **options), name, setting, "the tokenizer of ")
+    # For a folder without one, transformers makes an empty one.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise Refused("model.tokenizer", f"{name!r} holds no tokenizer: name a folder or hub id that has one")
+    return tokenizer
+
+
+def _need_gguf(setting: str) -> None:
     try:
-        if settings.tokenizer:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(settings.tokenizer))
-        else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings.dtype), **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        where = "" if is_local else " (not a local folder; on the hub or in its cache: is the network there?)"
-        raise Refused("model.path", f"cannot load {path!r}{where}: {one_line(error)}") from error
-    # Tensors of a model in training mode are random where it has dropout.
-    model.eval().requires_grad_(False)
-    # Packed contexts have no mask; without a padding token the model does not look for padding (and warn) at each pass.
-    model.config.pad_token_id = None
-    place = device if settings.device == "auto" else usable_device(settings.device, "model.device")
-    model.to(place)  # type: ignore[arg-type]
-    return model, tokenizer
+        import gguf  # noqa: F401 - transformers imports it only after it has read a part of the file
+    except ImportError as error:
+        raise Refused(setting, "a GGUF file is read with the package gguf: pip install 'clt-plugins[gguf]'") from error
 
 
-def usable_device(name: str, key: str) -> torch.device:
+def _loaded(load: Callable[[], Any], name: str, setting: str, part: str = "") -> Any:
+    """What `load` returns.
+
+    Args:
+        part: which part of it, for the message.
+
+    Raises:
+        Refused: it failed. It calls nothing but `from_pretrained`, which reads what the user named and fails in many
+            ways where that is wrong or damaged (OSError, KeyError, struct.error, ...).
+    """
+    try:
+        return load()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if setting == "model.path" and is_about_revision(error):
+            setting = "model.revision"
+        raise Refused(setting, reason(error, name, part)) from error
+
+
+def usable_device(name: str, setting: str) -> torch.device:
     """A device by its name.
 
     Raises:
-        ValueError: there is none of that name here.
+        Refused: there is none of that name here.
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise Refused(key, f"{name!r} cannot be used here: {one_line(error)}") from error
+        raise Refused(setting, f"{name!r} cannot be used here: {one_line(error)}") from error
     return device

@@ -1,9 +1,11 @@
-"""The stream of activations: the model reads a block of tokens, the block is shuffled and handed out batch by batch.
+"""The stream of activations: the model reads a block of tokens, the block is shuffled and yielded batch by batch.
 
-Forward passes form one endless sequence that depends on the text, the settings and the seed only, so their rows do
-too. Block n takes the next `buffer_tokens` rows per data rank; the rank's own rows are one stretch of it, and only the
-passes that touch the stretch are run. So a position is a forward pass, a number of rows to leave out of it, and how
-much of the block was handed out: the same on every rank, and small. To resume, the block is computed again.
+Forward passes form one endless sequence that depends only on the text, the settings and the seed; so do their rows.
+Block n consists of the next `size` rows per data rank. Each rank needs one part of it, and runs only the passes
+that have rows in that part. (It tokenises all of the text, since the passes before its part must be counted.)
+
+So the position in the stream is small, and the same on every rank: a forward pass, the number of its rows to leave
+out, and how many rows of the block were yielded. To resume, the block is computed again.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, Refused
+from clt_plugins import Batch, Refused, generator
 from clt_stream.contexts import Cursor, Packer
 from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
-from clt_stream.reader import Reader, Rows, packs
+from clt_stream.reader import Reader, packs
+from clt_stream.rows import Rows
 from clt_stream.sites import find_sites
-from clt_stream.text.documents import generator, open_texts, part
+from clt_stream.text import open_texts
+from clt_stream.text.documents import part
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -33,31 +37,26 @@ log = logging.getLogger(__name__)
 
 @attrs.frozen
 class Start:
-    """Where a block begins: at a forward pass, of whose rows the first `skip` belong to the block before."""
+    """Where a block begins: at a forward pass whose first `skip` rows belong to the block before."""
 
     cursor: Cursor
     skip: int
 
 
 class Stream:
-    """An `interfaces.Source` of a language model's activations.
+    """A `Source`: a language model's activations as it reads text. It also `HasModel`.
 
     Raises:
-        ValueError: the model, its sites or the text are not to be had, or there is less text than a batch.
+        Refused: the model, its sites or the text cannot be used, or the text has fewer tokens than a batch.
     """
 
     def __init__(self, config: StreamConfig, context: Context):
         settings = context.recipe.model if context.recipe is not None else None
         if settings is None:
             raise Refused("model", 'required, but missing: the source "stream" reads a language model')
-        parallel = context.parallel
         self.config, self.seed = config, context.seed
-        self.rank, self.ranks = parallel.data_rank, parallel.data_ranks
-        if context.batch_tokens % self.ranks:
-            raise Refused(
-                "train.batch_tokens", f"{context.batch_tokens} cannot be divided among {self.ranks} data ranks"
-            )
-        self.batch_tokens = context.batch_tokens // self.ranks
+        self.rank, self.ranks = context.parallel.data_rank, context.parallel.data_ranks
+        self.batch_tokens = context.batch_share()
         if config.buffer_tokens < self.batch_tokens:
             raise Refused(
                 "source.buffer_tokens", f"{config.buffer_tokens} is less than a batch of {self.batch_tokens} tokens"
@@ -68,38 +67,39 @@ class Stream:
         device = torch.device("cpu") if context.device.type == "meta" else context.device
         self.model, self.tokenizer = load_model(settings, device)
         _check_length(self.model, config)
-        self.places = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
-        self.sites = [(str(read), str(written)) for read, written in self.places]
-        """Where inputs and targets are read, layer by layer."""
-        self.reader = Reader(self.model, self.places)
+        self._sites = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
+        self.sites = [(str(read), str(written)) for read, written in self._sites]
+        """Where inputs and targets are read, layer by layer, as text."""
+        self.reader = Reader(self.model, self._sites)
         self.n_layers, self.d_model = self.reader.n_layers, self.reader.d_model
         same = config.buffer_device == "auto"
         self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
         self.packed = config.pack and packs(self.reader)
         if config.pack and not self.packed:
-            log.warning(
-                "%s cannot keep packed documents apart: each has a context of its own", type(self.model).__name__
-            )
+            name = type(self.model).__name__
+            log.warning("%s cannot keep packed documents apart: each gets a context of its own", name)
 
         self.packer = self._packer(held_out=False)
         self._check_amount(context.batch_tokens)
         self.number = self.offset = 0
+        """The number of the block, and how many of its rows were yielded."""
         self.start = self.following = Start(self.packer.cursor(), 0)
+        """Where this block and the next one begin; `following` is known once the block is filled."""
         self.filled = False
         self.block: Rows | None = None
         self.order = torch.empty(0, dtype=torch.int64)
         self.passed = 0
-        """Rows of the forward pass read last."""
+        """Rows of the last forward pass."""
         self.carried: int | None = None
-        """How many of them lie beyond the end of the block, ready for the next one; None if they must be read again."""
+        """How many of them lie after the end of the block, for the next one; None if they must be computed again."""
         self.evaluation: list[Batch] = []
         self.evaluation_tokens = 0
-        """How many were asked for when `evaluation` was read; there may be fewer."""
+        """How many tokens `evaluation` was read for; it has fewer where the held-out text has."""
 
     # -- the Source protocol ------------------------------------------------------------------------------------
 
     def next(self) -> Batch:
-        """The next batch; runs the model when a block is used up."""
+        """The next batch; runs the model when all of a block was yielded."""
         if self.filled and self.offset == self.size:
             self.number, self.offset, self.start, self.filled = self.number + 1, 0, self.following, False
         if not self.filled:
@@ -110,8 +110,9 @@ class Stream:
         return self.block.pick(index)
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """Batches of held-out documents, unshuffled; read at the first call, then kept in memory."""
+        """Batches of held-out documents, unshuffled. They are read at the first call, and kept in memory."""
         if tokens > self.evaluation_tokens:
+            self.evaluation, self.evaluation_tokens = [], 0  # released before more are read
             self.evaluation, self.evaluation_tokens = self._read_held_out(tokens), tokens
         left = tokens
         for batch in self.evaluation:
@@ -121,14 +122,14 @@ class Stream:
             left -= batch.tokens
 
     def statistics(self) -> Mapping[str, Tensor] | None:
-        """None: a stream has no stored statistics."""
+        """None: the engine estimates them from the first batches."""
         return None
 
     def language_model(self) -> StreamLanguageModel:
-        """The model itself, to be run on the held-out text with its MLPs replaced."""
+        """The model on the held-out text, to be run with its MLPs replaced."""
         return StreamLanguageModel(
             self.model,
-            self.places,
+            self._sites,
             self.d_model,
             lambda contexts: self._packer(held_out=True, contexts=contexts),
             self.tokenizer,
@@ -137,7 +138,7 @@ class Stream:
         )
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands; the same on every data rank."""
+        """The position in the stream; the same on every data rank."""
         spent = self.filled and self.offset == self.size
         start = self.following if spent else self.start
         return {
@@ -149,9 +150,13 @@ class Stream:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go to a state; the block it lies in is read again at the next batch.
+        """Go to a state. Its block is read again at the next batch.
 
-        How a block is shuffled depends on the number of data ranks: for another number the rest of it is left out.
+        The order within a block depends on the number of data ranks. If that has changed, the rest of the block is
+        left out.
+
+        Raises:
+            Refused: the text has changed.
         """
         self.number, self.offset = state["block"], state["offset"]
         self.start = Start(Cursor(**state["cursor"]), state["skip"])
@@ -162,28 +167,28 @@ class Stream:
     # -- blocks -------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Read the block that begins at `self.start`: rows `begin` to `end` of it are this rank's."""
+        """Read this rank's part of the block that begins at `self.start`: its rows from `begin` up to `end`."""
         begin, total = self.rank * self.size, self.ranks * self.size
         end = begin + self.size
         if self.block is None:
-            # The last pass is read to its end, beyond that of the block.
-            self.block = self._rows(self.size + self.config.model_batch * self.config.context)
+            # The last pass is read to its end, which may be after that of the block.
+            self.block = self._rows(self.size + self.config.model_batch * self.config.context, "source.buffer_tokens")
         cursor = self.start.cursor
         if self.carried is None:
             self.packer.seek(cursor)
-            at = -self.start.skip
+            row = -self.start.skip  # the row of the block, over all ranks, at which the next pass begins
         else:
             self.block.move(slice(self.size, self.size + self.carried), 0)
-            at = self.carried
-        while at < total:
+            row = self.carried
+        while row < total:
             cursor, contexts = self.packer.cursor(), self.packer.next()
             assert contexts is not None, "the trained part of a text never ends"
-            first = max(0, begin - at)
-            if at < end and first < len(contexts.rows):
-                self.reader.read(contexts, contexts.rows[first:], self.block, at + first - begin)
+            first = max(0, begin - row)
+            if row < end and first < len(contexts.rows):
+                self.reader.read(contexts, contexts.rows[first:], self.block, row + first - begin)
             self.passed = len(contexts.rows)
-            at += self.passed
-        beyond = at - total
+            row += self.passed
+        beyond = row - total
         self.following = Start(cursor, self.passed - beyond) if beyond else Start(self.packer.cursor(), 0)
         self.carried = beyond if self.ranks == 1 else None
         order = torch.randperm(self.size, generator=generator(self.seed, "rows", self.number, self.rank))
@@ -191,23 +196,23 @@ class Stream:
         self.filled = True
 
     def _leave_block(self, ranks: int) -> None:
-        """Go to the end of a block that so many ranks had begun, without running the model."""
+        """Go to the end of a block that `ranks` data ranks had begun, without running the model."""
         batch = self.batch_tokens * self.ranks // ranks
-        at, total = -self.start.skip, ranks * (self.config.buffer_tokens // batch * batch)
+        row, total = -self.start.skip, ranks * (self.config.buffer_tokens // batch * batch)
         cursor, rows = self.start.cursor, 0
         self.packer.seek(cursor)
-        while at < total:
+        while row < total:
             cursor, contexts = self.packer.cursor(), self.packer.next()
             assert contexts is not None, "the trained part of a text never ends"
             rows = len(contexts.rows)
-            at += rows
-        self.start = Start(cursor, rows - (at - total)) if at > total else Start(self.packer.cursor(), 0)
+            row += rows
+        self.start = Start(cursor, rows - (row - total)) if row > total else Start(self.packer.cursor(), 0)
         self.number, self.offset = self.number + 1, 0
 
     def _read_held_out(self, tokens: int) -> list[Batch]:
         """The first rows of the held-out documents, cut into batches."""
         packer = self._packer(held_out=True)
-        rows = self._rows(tokens + self.config.model_batch * self.config.context)
+        rows = self._rows(tokens + self.config.model_batch * self.config.context, "train.eval_tokens")
         count = 0
         while count < tokens and (contexts := packer.next()) is not None:
             self.reader.read(contexts, contexts.rows, rows, count)
@@ -215,15 +220,15 @@ class Stream:
         if not count:
             raise self._nothing_held_out()
         count = min(count, tokens)
-        # Batches of all ranks together: every rank evaluates the same ones, whatever their number.
-        whole = self.batch_tokens * self.ranks
-        return [rows.stretch(slice(edge, min(edge + whole, count))) for edge in range(0, count, whole)]
+        # As large as a training batch of all ranks: the batches are the same for any number of ranks.
+        size = self.batch_tokens * self.ranks
+        return [rows.view(slice(begin, min(begin + size, count))) for begin in range(0, count, size)]
 
-    def _rows(self, count: int) -> Rows:
-        return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device)
+    def _rows(self, count: int, setting: str) -> Rows:
+        return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device, setting)
 
     def _packer(self, *, held_out: bool, contexts: int | None = None) -> Packer:
-        # Held-out documents come in the same order in every run, so that runs of other seeds compare.
+        # Held-out documents are in the same order in every run, so that runs with different seeds can be compared.
         seed = 0 if held_out else self.seed
         texts = open_texts(self.config, seed)
         embeddings: Any = self.model.get_input_embeddings()
@@ -232,7 +237,7 @@ class Stream:
         return Packer(texts, self.tokenizer, config, seed, vocabulary, packed=self.packed, held_out=held_out)
 
     def _check_amount(self, batch_tokens: int) -> None:
-        """Refuse a text with less than a batch in it, or without documents to hold out."""
+        """Refuse a text with fewer tokens than a batch, or without documents to hold out."""
         rows = self.packer.rows_in_epoch(batch_tokens)
         if not rows:
             raise Refused("source.text", f"{self.config.text!r} holds no text to train on")
@@ -247,15 +252,16 @@ class Stream:
             if next(part(texts, self.config.held_out, held_out=True)) is None:
                 raise self._nothing_held_out()
 
-    def _nothing_held_out(self) -> ValueError:
-        return ValueError(
-            f"source.held_out: no held-out text in {self.config.text!r} at a share of {self.config.held_out:g}: "
-            f"raise it, or give more documents (source.sample_by cuts text files into smaller ones)"
+    def _nothing_held_out(self) -> Refused:
+        return Refused(
+            "source.held_out",
+            f"no held-out text in {self.config.text!r} at a share of {self.config.held_out:g}: raise the share, or "
+            f"give more documents (source.sample_by cuts text files into smaller ones)",
         )
 
 
 def _check_length(model: Any, config: StreamConfig) -> None:
-    """Refuse contexts longer than the model was made for."""
+    """Refuse contexts that are longer than the model can read."""
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.context > longest:
         raise Refused("source.context", f"{config.context} is longer than the model's {longest} positions")

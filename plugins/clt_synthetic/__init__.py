@@ -1,4 +1,4 @@
-"""The activation source `synthetic`: sparse features with a known truth, for tests and demonstrations."""
+"""The activation source `synthetic`: sparse features that are known exactly, for tests and demonstrations."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from attrs import field, frozen, validators
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Recipe
 
 
 @frozen(kw_only=True)
 class SyntheticConfig:
-    """Activations made of sparse features, each read at one layer and written to that layer and all later ones."""
+    """Activations that are sums of sparse random features. Each feature is in the inputs of one layer, and in the
+    targets of that layer and all later ones."""
 
     layers: int = field(default=4, validator=validators.gt(0))
-    """L."""
+    """L: the number of layers."""
     d_model: int = field(default=32, validator=validators.gt(0))
-    """D."""
+    """D: the width of inputs and targets."""
     features: int = field(default=64, validator=validators.gt(0))
-    """True features of each layer; more than `d_model` lie in superposition."""
+    """True features of each layer. If there are more than `d_model`, they are in superposition."""
     active: float = field(default=4.0, validator=validators.gt(0))
-    """How many features of all layers together are active at a token, on average."""
+    """How many features are active at a token, on average, over all layers."""
     noise: float = field(default=0.0, validator=validators.ge(0))
-    """Standard deviation of what is added to every input and target."""
+    """Standard deviation of the noise that is added to every input and target."""
 
 
 def build_synthetic(config: SyntheticConfig, context: Context) -> Any:
@@ -40,8 +41,10 @@ def clt_sources() -> list[Spec]:
 
 
 @hookimpl
-def clt_check(recipe: Any) -> list[str]:
+def clt_check(recipe: Recipe) -> list[str]:
     config = recipe.source.config
     if not isinstance(config, SyntheticConfig) or config.active <= config.layers * config.features:
         return []
-    return [f"source.active: {config.active:g} features cannot be active, there are {config.layers * config.features}"]
+    return [
+        f"source.active: {config.active:g} features cannot be active: all layers have {config.layers * config.features}"
+    ]

@@ -1,17 +1,16 @@
-"""Batches of sparse ground truth: every one is drawn from (seed, its number) alone, so any can be made again.
+"""Batches of sparse features that are known exactly. Each batch depends only on the seed and its number.
 
 A feature f of layer s has a unit direction in that layer's inputs, and one in the targets of each layer t >= s:
 
     inputs_s = sum over f of a_sf E_sf + noise,    targets_t = sum over s <= t and f of a_sf W_sft + noise
 
-where a is zero but for few features of a token, and between 0.5 and 1.5 at those.
+where a is between 0.5 and 1.5 for a few features of each token, and 0 for the others.
 
 Shapes: B tokens, L layers, D d_model, F true features per layer.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, Refused
+from clt_plugins import Batch, generator
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -28,73 +27,72 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False)
 class Truth:
-    """The features that the data are made of."""
+    """The features that the data consist of."""
 
     encoders: Tensor
     """Direction of each feature in the inputs of its layer, [L, F, D], unit norm."""
     decoders: Tensor
-    """Direction of each feature in the targets of each layer, [L (source), L (target), F, D]: unit norm for targets
-    from the source on, 0 before."""
+    """Direction of each feature in the targets of each layer, [L (source), L (target), F, D]: unit norm for the source
+    layer and later ones, 0 for earlier ones."""
 
 
 class Synthetic:
-    """An `interfaces.Source` of sparse ground truth."""
+    """A `Source` of sparse features that are known.
+
+    Raises:
+        Refused: the batch cannot be divided among the data ranks.
+    """
 
     def __init__(self, config: SyntheticConfig, context: Context):
         self.config, self.seed = config, context.seed
         self.n_layers, self.d_model = config.layers, config.d_model
         self.rank, self.ranks = context.parallel.data_rank, context.parallel.data_ranks
-        if context.batch_tokens % self.ranks:
-            raise Refused(
-                "train.batch_tokens", f"{context.batch_tokens} cannot be divided among {self.ranks} data ranks"
-            )
-        self.batch_tokens = context.batch_tokens
+        self.batch_tokens, self.share = context.batch_tokens, context.batch_share()
         self.count = 0
-        random = self._generator("truth")
+        random = generator(self.seed, "truth")
         L, F, D = config.layers, config.features, config.d_model
         directions = torch.nn.functional.normalize(torch.randn(L, 1 + L, F, D, generator=random), dim=-1)
         later = torch.ones(L, L).triu()[:, :, None, None]
         self._truth = Truth(directions[:, 0], directions[:, 1:] * later)
 
     def truth(self) -> Truth:
-        """What a perfect transcoder would find."""
+        """The features that a perfect transcoder has learned."""
         return self._truth
 
     def active(self, part: str, number: int) -> Tensor:
-        """The true features' activations of one batch, [B, L, F].
+        """The activations of the true features in one batch, [B, L, F].
 
         Args:
             part: "train" or "held_out".
         """
-        return self._active(self._generator(part, number))
+        return self._active(generator(self.seed, part, number))
 
     def next(self) -> Batch:
-        """The next training batch: this rank's share of what a single process would get."""
-        batch = self._make("train", self.count)
+        """The next training batch: this rank's share of the batch of a single process."""
+        batch = self._batch("train", self.count)
         self.count += 1
-        share = self.batch_tokens // self.ranks
-        return batch.rows(slice(self.rank * share, (self.rank + 1) * share))
+        return batch.rows(slice(self.rank * self.share, (self.rank + 1) * self.share))
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """Batches drawn from numbers of their own."""
+        """Batches that are no training batches, numbered from 0."""
         for number, left in enumerate(range(tokens, 0, -self.batch_tokens)):
-            batch = self._make("held_out", number)
+            batch = self._batch("held_out", number)
             yield batch if left >= batch.tokens else batch.rows(slice(0, left))
 
     def statistics(self) -> Mapping[str, Tensor] | None:
-        """None: estimated from the first batches."""
+        """None: the engine estimates them from the first batches."""
         return None
 
     def state(self) -> dict[str, Any]:
-        """How many batches were handed out."""
+        """How many batches were yielded."""
         return {"count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue after that many batches."""
         self.count = state["count"]
 
-    def _make(self, part: str, number: int) -> Batch:
-        random = self._generator(part, number)
+    def _batch(self, part: str, number: int) -> Batch:
+        random = generator(self.seed, part, number)
         active = self._active(random)
         inputs = torch.einsum("blf,lfd->bld", active, self._truth.encoders)
         targets = torch.einsum("bsf,stfd->btd", active, self._truth.decoders)
@@ -108,7 +106,3 @@ class Synthetic:
         share = self.config.active / (self.n_layers * self.config.features)
         on = torch.rand(shape, generator=random) < share
         return on * (0.5 + torch.rand(shape, generator=random))
-
-    def _generator(self, *key: Any) -> torch.Generator:
-        digest = hashlib.blake2b("/".join(map(str, (self.seed, *key))).encode(), digest_size=7).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

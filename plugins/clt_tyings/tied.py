@@ -1,8 +1,10 @@
 """Decoders shared between layers: one per source layer, or one per target layer.
 
-g_t(a) = (a + offset_t) · scale_t on active features, both optional and indexed by target layer and feature number.
-Offset and scale are folded into the values, which then differ by target. A feature just below a learned threshold has
-value 0 but may have a gradient: the offset is left out of it, the slope stays.
+g_t(a) = (a + offset_t) · scale_t on active features, 0 on others. Offset and scale are optional, and are indexed by
+target layer and feature number. They are folded into the values, which then differ by target.
+
+A feature just below a learned threshold has value 0 but may have a gradient. It is not active: the offset is not added,
+and it writes nothing. Its gradient is multiplied by the scale, as that of active features is.
 
 Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
 """
@@ -15,14 +17,14 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Context, Features, Layout, Refused, parameter, sparse_decode, uniform
-from clt_tyings.untied import Decoder, View, _whole
+from clt_tyings.decoder import Decoder, View, unchanged
 
 if TYPE_CHECKING:
     from clt_tyings import TiedConfig
 
 
 class Tied(Decoder):
-    """A weight [L, F, D], indexed by source or by target, and g_t."""
+    """A weight [L, F, D], indexed by source layer or by target layer, and g_t."""
 
     def __init__(self, config: TiedConfig, context: Context):
         super().__init__(context, skip=config.skip)
@@ -37,7 +39,7 @@ class Tied(Decoder):
         self.scale = parameter(first_scale, 1) if config.feature_scale else None
 
     def _values(self, features: Features) -> Tensor:
-        """g_t of the active features: [N, L] with a column per target, or [N] as they are without g."""
+        """g_t of the pairs' values: [N, L] with a column for each target; without g the values themselves, [N]."""
         values, pairs = features.values, features.pairs
         if pairs is None or (self.offset is None and self.scale is None):
             return values
@@ -69,10 +71,10 @@ class Tied(Decoder):
         return self._rows(layer) * self._factors(layer)
 
     def shift(self, layer: int) -> Tensor | None:
-        """What is added to active features of a source layer before `expand`'s rows, [F]; None without an offset.
+        """The offset of a source layer's active features, [F], added before `expand`'s rows; None without an offset.
 
         Raises:
-            ValueError: it differs between target layers, so that no rows can hold it.
+            Refused: it differs between target layers, which no rows can hold.
         """
         if self.offset is None:
             return None
@@ -85,27 +87,29 @@ class Tied(Decoder):
         return to_targets[0]
 
     def _rows(self, layer: int) -> Tensor:
-        """The rows of a source layer's features for each target, before scales: [F, L - layer, D], detached."""
+        """The rows of a source layer's features for each target, without scales: [F, L - layer, D], detached."""
         raise NotImplementedError
 
     def norms(self) -> Tensor:
         """Norm of all that a feature writes per unit of activation, scales included: [L, F], detached."""
-        rows = ((self._rows(layer) * self._factors(layer)).float() for layer in range(self.n_layers))
-        return torch.stack([each.flatten(1).norm(dim=1) for each in rows])
+        return torch.stack([self.expand(layer).float().flatten(1).norm(dim=1) for layer in range(self.n_layers)])
 
     def views(self) -> dict[str, View]:
         """W_dec [L, F, D], feature_offset and feature_scale [L, F]."""
         views = self.shared_views()
-        views["W_dec"] = ("weight", _whole, 1)
+        views["W_dec"] = ("weight", unchanged, 1)
         if self.offset is not None:
-            views["feature_offset"] = ("offset", _whole, 1)
+            views["feature_offset"] = ("offset", unchanged, 1)
         if self.scale is not None:
-            views["feature_scale"] = ("scale", _whole, 1)
+            views["feature_scale"] = ("scale", unchanged, 1)
         return views
 
 
 class PerSource(Tied):
-    """y_t = sum over s <= t of g_t(a_s) W_s. Without g this is a running sum over layers of what each layer writes."""
+    """y_t = sum over s <= t of g_t(a_s) W_s.
+
+    Without g this is the running sum over layers of a_s W_s: each layer is decoded once, for all its targets.
+    """
 
     def decode(self, features: Features) -> Tensor:
         """What the features write, [B, L, D]."""

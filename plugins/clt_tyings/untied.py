@@ -1,59 +1,30 @@
-"""The untied decoder of the cross-layer transcoder (Lindsey et al. 2025, "Circuit Tracing"), and what all tyings share.
+"""The untied decoder of the cross-layer transcoder (Lindsey et al. 2025, "Circuit Tracing").
 
-Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows.
+Shapes: B tokens, L layers, D d_model, F features per layer.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from clt_plugins import Context, Features, Layout, parameter, sparse_decode, uniform
-
-View = tuple[str, Callable[[Tensor], Tensor], int | None]
-
-
-class Decoder(nn.Module):
-    """The bias, the optional skip path, and the sizes."""
-
-    def __init__(self, context: Context, *, skip: bool):
-        super().__init__()
-        self.n_layers = context.n_layers
-        self.n_features = len(context.parallel.shard(context.n_features))
-        self.kernels = context.kernels
-        width = context.n_layers, context.d_model
-        self.b_dec = parameter(torch.zeros(width, dtype=context.dtype, device=context.device), None)
-        self.skip: nn.Parameter | None = None
-        if skip:
-            zeros = torch.zeros(*width, context.d_model, dtype=context.dtype, device=context.device)
-            self.skip = parameter(zeros, None)
-
-    def affine(self, inputs: Tensor) -> Tensor:
-        """b_t, plus x_t S_t with a skip path: broadcasts to [B, L, D]."""
-        bias = self.b_dec.to(inputs.dtype)
-        if self.skip is None:
-            return bias
-        by_layer = torch.baddbmm(bias[:, None], inputs.transpose(0, 1), self.skip.to(inputs.dtype))
-        return by_layer.transpose(0, 1)
-
-    def shared_views(self) -> dict[str, View]:
-        """The parameters every tying has, as files name them."""
-        views: dict[str, View] = {"b_dec": ("b_dec", _whole, None)}
-        if self.skip is not None:
-            views["W_skip"] = ("skip", _whole, None)
-        return views
+from clt_tyings.decoder import Decoder, View
 
 
 class Untied(Decoder):
-    """y_t = sum over s <= t of a_s W_{s->t}; the weights of a feature for all its targets are one contiguous row."""
+    """y_t = sum over s <= t of a_s W_{s->t}.
+
+    The weight holds a row for each target of each feature. The rows of one feature are contiguous, so that all it
+    writes is read in one piece.
+    """
 
     def __init__(self, context: Context, *, skip: bool):
         super().__init__(context, skip=skip)
         self.layout = Layout.untied(self.n_layers, self.n_features)
         bound = (context.n_layers * context.d_model) ** -0.5
-        pieces = (
+        # Drawn one source layer at a time: only one of them is in memory twice.
+        by_source = (
             uniform(
                 f"W_dec.{source}",
                 (context.n_features, context.n_layers - source, context.d_model),
@@ -64,12 +35,12 @@ class Untied(Decoder):
             for source in range(context.n_layers)
         )
         weight = torch.empty(self.layout.rows, context.d_model, dtype=context.dtype, device=context.device)
-        for source, piece in enumerate(pieces):
-            self._source(weight, source).copy_(piece)
+        for source, rows in enumerate(by_source):
+            self._rows(weight, source).copy_(rows)
         self.weight = parameter(weight, 0)
 
-    def _source(self, weight: Tensor, source: int) -> Tensor:
-        """The rows of one source layer, [F, L - s, D], a view."""
+    def _rows(self, weight: Tensor, source: int) -> Tensor:
+        """The rows of one source layer s, [F, L - s, D], a view."""
         first, count = self.layout.first[source], self.layout.count[source]
         return weight[first : first + self.n_features * count].view(self.n_features, count, -1)
 
@@ -80,8 +51,8 @@ class Untied(Decoder):
         acts = features.dense()
         out = acts.new_zeros(acts.shape[0], self.n_layers, self.weight.shape[1])
         for source in range(self.n_layers):
-            rows = self._source(self.weight, source).to(acts.dtype)
-            written = (acts[:, source] @ rows.flatten(1)).view(-1, *rows.shape[1:])
+            rows = self._rows(self.weight, source).to(acts.dtype)
+            written = (acts[:, source] @ rows.flatten(1)).view(-1, *rows.shape[1:])  # [B, L - s, D]
             out = out + nn.functional.pad(written, (0, 0, source, 0))
         return out
 
@@ -91,15 +62,11 @@ class Untied(Decoder):
 
     def expand(self, layer: int) -> Tensor:
         """The decoder of one source layer, [F, L - layer, D], detached."""
-        return self._source(self.weight.detach(), layer)
+        return self._rows(self.weight.detach(), layer)
 
     def views(self) -> dict[str, View]:
         """One tensor W_dec.SS [F, L - s, D] for each source layer."""
         views = self.shared_views()
         for source in range(self.n_layers):
-            views[f"W_dec.{source:02}"] = ("weight", lambda weight, s=source: self._source(weight, s), 0)  # type: ignore[misc]
+            views[f"W_dec.{source:02}"] = ("weight", lambda weight, s=source: self._rows(weight, s), 0)  # type: ignore[misc]
         return views
-
-
-def _whole(x: Tensor) -> Tensor:
-    return x

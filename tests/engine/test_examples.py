@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 
@@ -50,11 +50,11 @@ def test_a_recipe_builds_at_full_size_without_memory(name):
     transcoder = build_transcoder(context)
     assert all(p.is_meta for p in transcoder.parameters())
     losses = [build(loss, context) for loss in recipe.losses]
-    found = estimate(Parts(context, parts().source, transcoder, losses), recipe)
+    planned = estimate(Parts(context, parts().source, transcoder, losses), recipe)
     encoder = layers * recipe.transcoder.features * (d_model + 1)
     targets = layers * (layers + 1) // 2 if recipe.tying.name == "untied" else layers
-    assert found["parameters"] >= encoder + targets * recipe.transcoder.features * d_model
-    assert found["total_bytes"] > 4 * transcoder.W_enc.numel() * transcoder.W_enc.element_size()
+    assert planned.parameters >= encoder + targets * recipe.transcoder.features * d_model
+    assert planned.total_bytes > 4 * transcoder.W_enc.numel() * transcoder.W_enc.element_size()
 
 
 def test_the_shipped_model_is_small():
@@ -64,7 +64,19 @@ def test_the_shipped_model_is_small():
 
 def test_a_plan_predicts_the_largest_parts_exactly():
     built = parts()
-    found = estimate(built, attrs.evolve(built.context.recipe))
-    assert found["parameters"] == sum(p.numel() for p in built.transcoder.parameters())
-    assert found["bytes"]["parameters"] == 4 * found["parameters"] == found["bytes"]["optimizer"] / 2
-    assert found["flops"]["encoder"] == 2 * 16 * 3 * 6 * 10
+    planned = estimate(built, built.context.recipe)
+    assert planned.parameters == sum(p.numel() for p in built.transcoder.parameters())
+    assert planned.bytes.parameters == 4 * planned.parameters == planned.bytes.optimizer / 2
+    assert planned.flops.encoder == 2 * 16 * 3 * 6 * 10
+
+
+def test_sizes_in_the_header_of_a_recipe_hold():
+    """`# For a GPU with 48 GB`: weights, gradients and moments fit into it."""
+    for name, (layers, d_model) in SIZES.items():
+        header = (EXAMPLES / f"{name}.toml").read_text().split("name =")[0]
+        for size in re.findall(r"GPUs? with (\d+) GB", header):
+            recipe = read_recipe(EXAMPLES / f"{name}.toml", plugins=plugins())
+            rows = layers * (layers + 1) // 2 if recipe.tying.name == "untied" else layers
+            weights = (layers + rows) * recipe.transcoder.features * d_model
+            width = getattr(torch, recipe.transcoder.dtype).itemsize
+            assert 4 * weights * width < int(size) * 1e9, name

@@ -1,8 +1,8 @@
-"""Our exports in the hands of the tools they are for, each in an environment of its own.
+"""Exports, loaded by the tools that they are for, each in its own environment.
 
-The interpreter of such an environment is named by a variable, `CLT_CIRCUIT_TRACER_PYTHON`, `CLT_SAE_LENS_PYTHON`,
-`CLT_CROSSLAYER_CODING_PYTHON`; without it, that of the tests is tried. Where the package is not there, a test is
-skipped and says so. examples/circuit_tracing.md says which versions go together.
+The variables `CLT_CIRCUIT_TRACER_PYTHON`, `CLT_SAE_LENS_PYTHON` and `CLT_CROSSLAYER_CODING_PYTHON` name the Python
+interpreters of these environments; without a variable, the interpreter of the tests is tried. A test is skipped if its
+package is not installed. examples/circuit_tracing.md says which versions work together.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TYINGS: dict[str, dict[str, Any]] = {
 
 
 def interpreter(variable: str, module: str) -> str:
-    """A Python that has a package, or a skip that says how to have one."""
+    """A Python interpreter that has a package; without one the test is skipped, with the remedy."""
     python = os.environ.get(variable, sys.executable)
     if subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode:
         pytest.skip(f"{module} is not installed in {python}: name the Python of an environment with it in {variable}")
@@ -43,7 +43,7 @@ def interpreter(variable: str, module: str) -> str:
 
 
 def script(python: str, name: str, *arguments: object) -> dict[str, Any]:
-    """The JSON that a script prints last. It must not see this checkout."""
+    """The JSON that a script prints last. The script must not see this checkout."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [python, str(PEERS / name), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
@@ -52,7 +52,7 @@ def script(python: str, name: str, *arguments: object) -> dict[str, Any]:
 
 
 def make(activation: dict[str, Any], tying: dict[str, Any], normalisation: str = "mean_std") -> CrossLayerTranscoder:
-    """A stirred transcoder of the shipped model's shape, on activations that are far from standard."""
+    """A stirred transcoder of the shipped model's shape, for activations that are far from standardised."""
     transcoder = parts(
         source={"name": "synthetic", "layers": 6, "d_model": 128, "features": 200, "active": 2.0},
         activation=activation,
@@ -72,7 +72,7 @@ def skewed(tokens: int):
 
 @torch.no_grad()
 def export(transcoder: CrossLayerTranscoder, name: str, folder: Path, **settings: Any) -> tuple[Path, Path]:
-    """The exported folder, and a file of inputs and what we make of them."""
+    """The exported folder, and a file of inputs and what the transcoder computes of them."""
     out = folder / name
     out.mkdir()
     chosen = structure_choice(plugins(), "exports", {"name": name, **settings})
@@ -81,12 +81,12 @@ def export(transcoder: CrossLayerTranscoder, name: str, folder: Path, **settings
     normaliser, tying = transcoder.normaliser, transcoder.tying
     acts = transcoder.encode(x).dense()
     affine = tying.affine(normaliser.inputs(x)).expand(24, 6, 128)
-    own = torch.stack([acts[:, layer] @ tying.expand(layer)[:, 0] for layer in range(6)], 1) + affine
+    own_layer = torch.stack([acts[:, layer] @ tying.expand(layer)[:, 0] for layer in range(6)], 1) + affine
     tensors = {
         "inputs": x,
         "features": acts,
         "decoded": transcoder(x),
-        "own_decoded": normaliser.restore(own),
+        "own_decoded": normaliser.restore(own_layer),
     }
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "expected.safetensors")
     return out, folder / "expected.safetensors"
@@ -94,13 +94,13 @@ def export(transcoder: CrossLayerTranscoder, name: str, folder: Path, **settings
 
 @pytest.mark.parametrize("tying", TYINGS)
 @pytest.mark.parametrize("activation", ["relu", "jumprelu"])
-def test_circuit_tracer_computes_what_we_do(tying, activation, tmp_path):
+def test_circuit_tracer_computes_the_same(tying, activation, tmp_path):
     python = interpreter("CLT_CIRCUIT_TRACER_PYTHON", "circuit_tracer")
     transcoder = make(JUMPRELU if activation == "jumprelu" else {"name": "relu"}, TYINGS[tying])
     folder, expected = export(transcoder, "circuit-tracer", tmp_path)
-    found = script(python, "circuit_tracer_graph.py", folder, "--expected", expected)
+    result = script(python, "circuit_tracer_graph.py", folder, "--expected", expected)
     for name in ("lazy_features", "lazy_decoded", "eager_features", "eager_decoded"):
-        assert found[name] < 1e-5, found
+        assert result[name] < 1e-5, result
 
 
 @pytest.mark.slow
@@ -116,22 +116,22 @@ def test_circuit_tracer_makes_a_graph_of_the_shipped_model(tmp_path):
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu"])
 @pytest.mark.parametrize("skip", [False, True])
-def test_sae_lens_computes_what_we_do(activation, skip, tmp_path):
+def test_sae_lens_computes_the_same(activation, skip, tmp_path):
     python = interpreter("CLT_SAE_LENS_PYTHON", "sae_lens")
     chosen = JUMPRELU if activation == "jumprelu" else {"name": "relu"}
     transcoder = make(chosen, {"name": "per_source", "feature_scale": True, "skip": skip})
     folder, expected = export(transcoder, "saelens", tmp_path)
-    found = script(python, "sae_lens_check.py", folder, expected)
-    assert max(found["features"]) < 1e-5, found
+    result = script(python, "sae_lens_check.py", folder, expected)
+    assert max(result["features"]) < 1e-5, result
     if not skip:
-        assert max(found["decoded"]) < 1e-5, found
+        assert max(result["decoded"]) < 1e-5, result
     kind = ("jumprelu_" if activation == "jumprelu" else "") + ("skip_transcoder" if skip else "transcoder")
-    assert set(found["architectures"]) == {kind}
+    assert set(result["architectures"]) == {kind}
 
 
 @pytest.mark.parametrize("tying", [*TYINGS, "affine"])
 @pytest.mark.parametrize("activation", ["relu", "jumprelu"])
-def test_the_reference_library_computes_what_we_do(tying, activation, tmp_path):
+def test_the_reference_library_computes_the_same(tying, activation, tmp_path):
     python = interpreter("CLT_CROSSLAYER_CODING_PYTHON", "clt")
     affine = {"name": "per_target", "feature_offset": True, "feature_scale": True, "skip": True}
     chosen = JUMPRELU if activation == "jumprelu" else {"name": "relu"}

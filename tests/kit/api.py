@@ -12,8 +12,7 @@ import click
 
 import clt_plugins
 from clt_plugins import testing
-from clt_plugins.contract import hooks as hookspecs
-from clt_plugins.contract import interfaces
+from clt_plugins.contract.hooks import Hooks
 
 FILE = Path(__file__).with_name("api.txt")
 
@@ -42,9 +41,7 @@ def everything() -> Iterator[tuple[str, Any]]:
             yield from members(name, value)
         else:
             yield name, value
-    for name in ("Selection", "Activation", "Tying", "Loss", "Source", "Logger", "Kernels", "Parallel", "Exporter"):
-        yield from members(f"interfaces.{name}", getattr(interfaces, name))
-    for name, hook in vars(hookspecs.Hooks).items():
+    for name, hook in vars(Hooks).items():
         if name.startswith("clt_"):
             yield f"hook {name}", hook
     for name in testing.__all__:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clt_plugins.testing import Case, parametrize
+from tests.support.stored_data import write_numbered
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "models" / "stdlib-gpt2"
@@ -77,6 +78,28 @@ def test_stream(case: Case, text: Path, monkeypatch: pytest.MonkeyPatch) -> None
     case.run()
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the data set `data`."""
+    folder = tmp_path_factory.mktemp("stored")
+    write_numbered(folder / "data", [90, 70, 60], held_out=40)
+    return folder
+
+
+@parametrize(
+    "datasets",
+    settings={
+        "local": {"path": "data", "buffer_tokens": 64},
+        "remote": {"url": "http://127.0.0.1:9", "dataset": "data"},
+    },
+)
+def test_datasets(case: Case, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if case.choice == "remote" and case.check != "config":
+        pytest.skip("it needs a server; its rows are compared with those of `local` elsewhere")
+    monkeypatch.chdir(stored)
+    case.run()
+
+
 @parametrize("loggers")
 def test_loggers(case: Case) -> None:
     case.run()
@@ -89,4 +112,9 @@ def test_kernels(case: Case) -> None:
 
 @parametrize("parallel")
 def test_parallel(case: Case) -> None:
+    case.run()
+
+
+@parametrize("exporters", settings={name: {"model_name": "none"} for name in ("circuit-tracer", "saelens")})
+def test_exporters(case: Case) -> None:
     case.run()

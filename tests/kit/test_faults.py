@@ -1,4 +1,4 @@
-"""Plugins that are wrong in one way each: the kit finds it, and says where to look. Each is right without the fault."""
+"""Plugins that are wrong in one way each: the kit finds the fault and says where to look. Without it each conforms."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ SOURCE = """
 import torch
 
 class Source:
-    layers, d_model = 2, 4
+    n_layers, d_model = 2, 4
 
     def __init__(self, context):
-        self.context, self.place = context, 0
-        generator = torch.Generator().manual_seed(context.seed)
-        self.rows = torch.randn(2000, 2, self.n_layers, self.d_model, generator=generator)
+        self.context, self.position = context, 0
+        numbers = generator(context.seed, "rows")
+        self.rows = torch.randn(2000, 2, self.n_layers, self.d_model, generator=numbers)
 
     def next(self):
         parallel = self.context.parallel
-        own = self.context.batch_tokens // parallel.data_ranks
-        start = self.place + own * parallel.data_rank
-        rows = self.rows[start : start + own]
-        self.place += self.context.batch_tokens
+        share = self.context.batch_share()
+        start = self.position + share * parallel.data_rank
+        rows = self.rows[start : start + share]
+        self.position += self.context.batch_tokens
         return Batch(rows[:, 0], rows[:, 1])
 
     def held_out(self, tokens):
@@ -77,10 +77,10 @@ class Source:
         return None
 
     def state(self):
-        return {"place": self.place}
+        return {"position": self.position}
 
     def load_state(self, state):
-        self.place = state["place"] + OFFSET
+        self.position = state["position"] + OFFSET
 
 @hookimpl
 def clt_sources():
@@ -160,7 +160,7 @@ class Kernels:
     def grad_rows(self, *arguments, overwrite):
         self.inner.grad_rows(*arguments, overwrite=overwrite)
 
-def build(config, device):
+def build(config, context):
     from clt_kernels.reference import TorchKernels
     return Kernels(TorchKernels())
 

@@ -11,21 +11,33 @@ from pathlib import Path
 import attrs
 import pytest
 
-from clt_plugins import Context
+from clt_plugins import Context, Forward, load_plugins
 from clt_plugins.cli.listing import undocumented
-from clt_plugins.cli.new import KINDS
-from clt_plugins.contract import hooks as hookspecs
-from clt_plugins.contract.interfaces import Forward
-from clt_plugins.registry.build import PROTOCOLS
-from clt_plugins.registry.plugins import load_plugins
+from clt_plugins.contract import abilities
+from clt_plugins.contract.hooks import Hooks
+from clt_plugins.contract.slots import SLOTS, Slot
 from clt_plugins.testing import CHECKS
-from tests.support.guide import GUIDE, commands, files, written
+from tests.support.guide import GUIDE, commands, example, examples, files, written
 
 TEXT = GUIDE.read_text()
+KINDS = [slot.kind for slot in SLOTS]
+ABILITIES = [cls for cls in vars(abilities).values() if getattr(cls, "__module__", "") == abilities.__name__]
 
 
 def test_examples_and_names_are_those_of_the_code() -> None:
     assert written(TEXT) == TEXT, "write the guide anew: python -m tests.support.guide"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_template_is_written_below_its_marker_whatever_stands_around(kind: str) -> None:
+    text = f"before\n<!-- example: {kind} -->\nafter\n<!-- public -->\nnames\nthe end\n"
+    new = written(text)
+    assert example(kind) in new
+    assert new.startswith("before\n")
+    assert "\nafter\n<!-- public -->\n`API_VERSION`, " in new
+    assert new.endswith("\nthe end\n")
+    assert written(new) == new
+    assert written(new.replace("from attrs import", "from elsewhere import")) == new
 
 
 def section(title: str) -> str:
@@ -34,19 +46,27 @@ def section(title: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("hook", [name for name in vars(hookspecs.Hooks) if name.startswith("clt_")])
-def test_every_hook_has_a_section_with_a_whole_example(hook: str) -> None:
-    examples = files(section(hook))
-    assert any(f"@hookimpl\ndef {hook}(" in text for text in examples.values())
-
-
-@pytest.mark.parametrize("slot", PROTOCOLS)
-def test_every_method_of_a_protocol_is_in_its_section(slot: str) -> None:
-    hook = next(f"clt_{name}" for name, table in hookspecs.SLOTS.items() if table == slot)
-    protocol = PROTOCOLS[slot]
-    members = [*protocol.__annotations__, *(name for name in vars(protocol) if name[0] != "_")]
-    missing = [name for name in members if not re.search(rf"\b{name}\b", section(hook))]
+@pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.kind)
+def test_every_slot_has_a_section_that_links_its_template_and_explains_its_protocol(slot: Slot) -> None:
+    text = section(f"clt_{slot.hook}")
+    (link,) = set(re.findall(rf"\]\((\S+/templates/{slot.kind}/\w+\.py)\)", text))
+    assert (GUIDE.parent / link).is_file()
+    members = [*slot.protocol.__annotations__, *(name for name in vars(slot.protocol) if name[0] != "_")]
+    missing = [name for name in members if not re.search(rf"\b{name}\b", text)]
     assert not missing
+
+
+@pytest.mark.parametrize("hook", ["clt_commands", "clt_check"])
+def test_every_other_hook_has_a_section_with_a_complete_example(hook: str) -> None:
+    assert hook in vars(Hooks)
+    assert any(f"@hookimpl\ndef {hook}(" in text for text in files(section(hook)).values())
+
+
+@pytest.mark.parametrize("ability", ABILITIES, ids=lambda cls: cls.__name__)
+def test_every_ability_and_its_methods_are_explained(ability: type) -> None:
+    methods = [name for name in vars(ability) if name[0] != "_"]
+    assert methods
+    assert all(re.search(rf"`{name}[`(]", TEXT) for name in (ability.__name__, *methods))
 
 
 @pytest.mark.parametrize("cls", [Context, Forward])
@@ -58,8 +78,8 @@ def test_every_field_of_what_plugins_are_given_is_described(cls: type) -> None:
 def test_every_check_is_listed() -> None:
     kit = TEXT[TEXT.index("## The conformance kit") :]
     rows = {line.split("|")[1].strip(): line for line in kit.splitlines() if line.startswith("| ")}
-    for slot, checks in CHECKS.items():
-        assert re.findall(r"`(\w+)`", rows[slot]) == list(checks)
+    for table, checks in CHECKS.items():
+        assert sorted(re.findall(r"`(\w+)`", rows[table])) == sorted(checks)
 
 
 def test_every_field_of_every_config_is_described() -> None:
@@ -67,37 +87,35 @@ def test_every_field_of_every_config_is_described() -> None:
 
 
 def test_every_example_and_command_runs(tmp_path: Path) -> None:
-    """As a reader would, in an empty folder: the files first, then each command; then the guide's own test."""
+    """As a reader would, in an empty folder: the files first, then each command; then the guide's own tests."""
     shown = files(TEXT)
-    assert {name.split("/")[0] for name in shown if "/" in name} == {f"clt_example_{kind}" for kind in KINDS}
     for name, text in shown.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path)])}
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
         )
-        assert done.returncode == 0, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert done.returncode == code, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done
 
+    (kind,) = examples(TEXT)
+    module = f"clt_example_{kind}"
+    assert f"{module}/__init__.py" in shown
     assert len(commands(TEXT)) == 4
     for line in commands(TEXT):
         run(*line.split()[1:])
-    assert '"loss/square"' in (tmp_path / "runs" / "try" / "metrics.jsonl").read_text()
+    assert f'"{kind}/example"' in (tmp_path / "runs" / "try" / "metrics.jsonl").read_text()
     assert (tmp_path / "clt-mine" / "clt_mine" / "__init__.py").is_file()
-    modules = [f"-pclt_example_{kind}" for kind in KINDS]
-    listed = run("-m", "clt_plugins", "plugins", "--strict", *modules).stdout
-    assert listed.count("  example - ") == len(KINDS)
-    assert run("-m", "clt_plugins", "validate", "try.toml", "-psquare", "-peven").stdout.startswith('name = "try"')
-    odd = [sys.executable, "-m", "clt_plugins", "validate", "try.toml", "-psquare", "-peven", "--set"]
-    done = subprocess.run(
-        [*odd, "transcoder.features=63"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert "transcoder.features=63: must be even, not 63" in done.stderr
-    check = "import click.testing, clt_plugins.registry.plugins as l;"
-    check += "c = l.load(extra=['count', 'square']).commands()['count'];"
-    check += "print(click.testing.CliRunner().invoke(c, ['try.toml', '-psquare']).output)"
+    recipe = ("try.toml", f"-p{module}", "-peven")
+    assert run("-m", "clt_plugins", "validate", *recipe).stdout.startswith('name = "try"')
+    odd = run("-m", "clt_plugins", "validate", *recipe, "--set", "transcoder.features=63", code=2)
+    assert "transcoder.features=63: must be even, not 63" in odd.stderr
+    check = "import click.testing, clt_plugins;"
+    check += f"c = clt_plugins.load_plugins(extra=['count', {module!r}]).commands()['count'];"
+    check += f"print(click.testing.CliRunner().invoke(c, ['try.toml', '-p{module}']).output)"
     assert run("-c", check).stdout.strip() == "64"
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "test_square.py")
+    tests = [name for name in shown if name.startswith("test_")]
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clt_plugins import run
-from clt_plugins.errors import ExitCode, PluginError
+from clt_plugins.errors import ExitCode, Faults, PluginError, parse_path
 from clt_plugins.recipe import lines
 from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import tables
@@ -154,18 +154,17 @@ def test_check_finds_them_all_without_a_run(clt: Clt, distributions: Distributio
     assert not [line for line in faults if "clt-good" in line]
 
 
-def test_what_a_plugin_tells_the_user_is_left_alone(distributions: Distributions, tmp_path: Path) -> None:
-    told = "losses[1].weight: too heavy; take a lighter one"
-    source = LOSS.replace("    return Loss()", f"    raise ValueError({told!r})")
+def test_what_a_plugin_refuses_is_told_as_it_says(distributions: Distributions, tmp_path: Path) -> None:
+    refused = 'raise Refused("losses[1].weight", "too heavy; use a lighter one")'
+    source = LOSS.replace("    return Loss()", f"    {refused}").replace("import Spec", "import Refused, Spec")
     distributions.install("clt-fine", "2.3", {"fine": source})
-    with pytest.raises(ValueError, match="too heavy") as caught:
+    with pytest.raises(Faults) as caught:
         run(tables(losses=["mse", "mine"]), out=tmp_path / "out")
-    assert str(caught.value) == told
+    assert str(caught.value) == "losses[1].weight: too heavy; use a lighter one"
 
 
 def test_lines_of_settings() -> None:
     text = 'a = 1\nlosses = ["x"]\n\n[b]\na = 2\n\n[[c]]\nk = 1\n\n[[c]]\nj = 2\nk = 3\n'
-    found = {
-        place: lines.line_of(text, place) for place in ("a", "losses[0]", "b", "b.a", "c[1]", "c[1].k", "c[0].j", "d")
-    }
+    paths = ("a", "losses[0]", "b", "b.a", "c[1]", "c[1].k", "c[0].j", "d")
+    found = {path: lines.line_of(text, parse_path(path)) for path in paths}
     assert found == {"a": 1, "losses[0]": 2, "b": 4, "b.a": 5, "c[1]": 10, "c[1].k": 12, "c[0].j": 7, "d": None}

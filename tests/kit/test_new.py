@@ -11,14 +11,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import clt_plugins
 from clt_plugins.cli.main import main_group
-from clt_plugins.cli.new import KINDS, new
-from clt_plugins.contract.hooks import SLOTS
+from clt_plugins.cli.new import new
+from clt_plugins.contract.slots import SLOTS
 from clt_plugins.errors import ExitCode
+from clt_plugins.testing import CHECKS
+from clt_plugins.testing.registry import SHARED
+
+KINDS = [slot.kind for slot in SLOTS]
 
 
-def test_there_is_a_kind_for_every_table() -> None:
-    assert sorted(KINDS.values()) == sorted(SLOTS.values())
+def test_every_kind_has_a_template_and_checks() -> None:
+    root = Path(clt_plugins.__file__).parent
+    templates = {path.parent.name for path in (root / "templates").glob("*/__init__.py")}
+    checks = {path.stem for path in (root / "testing" / "checks").glob("*.py")} - {"__init__", *SHARED}
+    assert templates == checks == set(KINDS)
+    assert all(CHECKS[slot.table] for slot in SLOTS)
 
 
 def installed(folder: Path, site: Path) -> None:
@@ -32,7 +41,7 @@ def installed(folder: Path, site: Path) -> None:
 
 
 def test_every_kind_passes_its_own_tests_as_written(tmp_path: Path) -> None:
-    """All eight together: they must not be in each other's way either."""
+    """All kinds in one environment: they must not disturb each other either."""
     paths = [str(tmp_path / "site")]
     for kind in KINDS:
         folder = new(f"clt-my-{kind}", kind, tmp_path / kind)
@@ -51,7 +60,7 @@ def test_every_kind_passes_its_own_tests_as_written(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     # Every check ran but those that need something else: [parallel] tensor, a default that is enough.
     assert "FAILED" not in done.stdout
-    assert int(done.stdout.split(" passed")[0].split()[-1]) >= 55, done.stdout[-3000:]
+    assert int(done.stdout.split(" passed")[0].split()[-1]) >= 57, done.stdout[-3000:]
     listed = subprocess.run(
         [sys.executable, "-m", "clt_plugins", "plugins", "--check", "--strict"],
         env=environment,

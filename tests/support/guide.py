@@ -1,4 +1,12 @@
-"""The author's guide and its code: `python -m tests.support.guide` writes templates and public names into the guide."""
+"""The author's guide and its code: `python -m tests.support.guide` writes example and public names into the guide.
+
+What is between these markers comes from the code; any text may stand around them.
+
+- `<!-- example: KIND -->`: the template of a kind, a block for each of its files, each below `<!-- file: NAME -->`.
+- `<!-- public -->`: a line with the public names.
+
+Other files that the guide shows stand below `<!-- file: NAME -->`, and commands to run below `<!-- run -->`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +14,7 @@ import re
 from pathlib import Path
 
 import clt_plugins
-from clt_plugins.cli.new import KINDS, TEMPLATES, renamed
+from clt_plugins.cli.new import TEMPLATES, renamed
 
 GUIDE = Path(__file__).resolve().parents[2] / "plugins" / "README.md"
 
@@ -25,19 +33,23 @@ def public() -> str:
     return ", ".join(f"`{name}`" for name in names) + "."
 
 
+def examples(text: str) -> list[str]:
+    """The kinds whose template the guide shows."""
+    return re.findall(r"<!-- example: (\w+) -->", text)
+
+
 def written(text: str) -> str:
-    """The guide with everything that comes from code put in anew."""
-    for kind in KINDS:
-        start = f"<!-- example: {kind} -->\n"
-        before, after = text.split(start)
-        rest = after[re.search(r"^### |^## ", after, re.M).start() :]  # type: ignore[union-attr]
-        text = f"{before}{start}\n{example(kind)}\n{rest}"
+    """The guide, with what comes from the code written anew."""
+    for kind in examples(text):
+        block = rf"\s*<!-- file: clt_example_{kind}/\S+ -->\n```python\n.*?^```\n"
+        shown = re.compile(rf"<!-- example: {kind} -->\n(?:{block})*", re.S | re.M)
+        text = shown.sub(lambda _, kind=kind: f"<!-- example: {kind} -->\n\n{example(kind)}", text)
     return re.sub(r"<!-- public -->\n.*\n", lambda _: f"<!-- public -->\n{public()}\n", text)
 
 
 def files(text: str) -> dict[str, str]:
     """Name -> content of every file that the guide shows."""
-    return dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", text, re.S))
+    return dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```", text, re.S | re.M))
 
 
 def commands(text: str) -> list[str]:

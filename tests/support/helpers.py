@@ -1,4 +1,4 @@
-"""Small runs for tests: recipes as dictionaries, built through the same road as a user's."""
+"""Small runs for tests: recipes as dictionaries, built exactly like a user's."""
 
 from __future__ import annotations
 

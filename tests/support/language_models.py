@@ -12,6 +12,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from clt_plugins import Context, HubOrPath, Single
+from clt_plugins.contract.recipe import ModelConfig
+
 WORDS = "a feature of layer writes to each later one and the model reads what stands before it in its own text".split()
 
 COMMON = {
@@ -76,16 +79,22 @@ def save_text(path: Path, documents: int, seed: int = 0, longest: int = 60) -> l
     return texts
 
 
-def make_context(folder: Path | str, *, batch_tokens: int = 32, rank: int = 0, ranks: int = 1, **model: Any) -> Any:
-    """What a source is told, as far as it asks."""
-    settings = dict.fromkeys(("gguf_file", "tokenizer", "revision", "inputs", "outputs", "layers"))
-    settings |= {"path": str(folder), "dtype": "float32", "device": "auto"} | model
-    return SimpleNamespace(
-        recipe=SimpleNamespace(model=SimpleNamespace(**settings)),
-        seed=3,
+def make_context(
+    folder: Path | str, *, batch_tokens: int = 32, rank: int = 0, ranks: int = 1, seed: int = 3, **model: Any
+) -> Context:
+    """What a source is told.
+
+    Args:
+        model: settings of `[model]` besides `path`.
+    """
+    return Context(
+        recipe=SimpleNamespace(model=ModelConfig(path=HubOrPath(str(folder)), **model)),  # type: ignore[arg-type]
+        seed=seed,
         device=torch.device("cpu"),
+        dtype=torch.float32,
         batch_tokens=batch_tokens,
-        parallel=SimpleNamespace(data_rank=rank, data_ranks=ranks),
+        steps=1,
+        parallel=Single(rank, ranks),
     )
 
 

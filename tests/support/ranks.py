@@ -1,5 +1,5 @@
-"""What each of four processes does in `tests/plugins/parallel/test_parallel.py`: every case on grids of 1 to 4 ranks,
-saved; and whole runs on 1 to 4 ranks. Starting processes takes longer than all of it, so they are started once.
+"""What each of four processes does for `tests/plugins/parallel/test_parallel.py`: every case on grids of 1 to 4 ranks,
+and complete runs on 1 to 4 ranks. Results are saved. The processes are started once, because that takes the longest.
 
 Started as `python -m tests.support.ranks FOLDER PORT...`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 """
@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 
 from clt_parallel.grid import Grid
-from clt_plugins import parameter, run
+from clt_plugins import Refused, parameter, run
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
-from clt_plugins.distributed.agree import anyone, read, same_everywhere, together
+from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
 from clt_plugins.errors import Stopped
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.devices import make_parallel
@@ -92,14 +92,14 @@ def idle_tokens(layers: int = 3) -> torch.Tensor:
 
 
 def whole(case: Case) -> Parts:
-    """The case in one process, its parameters at no special value."""
+    """The case in one process, with every parameter stirred."""
     built = assemble(case.recipe(), parallel=make_parallel("single", plugins()))
     stir(built.transcoder)
     return built
 
 
 def part(case: Case, grid: Grid) -> Parts:
-    """This rank's part of the same."""
+    """This rank's part of `whole`."""
     built = assemble(case.recipe(), parallel=grid)
     first = assemble(case.recipe(), parallel=make_parallel("single", plugins())).transcoder
     for name, value in cut(first, grid).items():
@@ -116,20 +116,20 @@ def cut(transcoder: Any, grid: Grid | None = None, of: str = "data") -> dict[str
     for name, (owner, view, axis) in transcoder.views().items():
         value = view(getattr(transcoder.get_parameter(owner), of).detach())
         if grid is not None and axis is not None:
-            own = grid.shard(value.shape[axis])
-            value = value.narrow(axis, own.start, len(own))
+            shard = grid.shard(value.shape[axis])
+            value = value.narrow(axis, shard.start, len(shard))
         out[name] = value
     return out
 
 
 def one_pass(case: Case, built: Parts) -> dict[str, torch.Tensor]:
-    """A forward and a backward pass: what the issue compares."""
+    """A forward and a backward pass: all that is compared with one process."""
     parallel, transcoder = built.context.parallel, built.transcoder
     share = TOKENS // parallel.data_ranks
     rows = slice(parallel.data_rank * share, (parallel.data_rank + 1) * share)
     batch = random_batch(TOKENS, 3, 6, TYPES[case.dtype]).rows(rows)
-    own = parallel.shard(FEATURES)
-    idle = idle_tokens()[:, own.start : own.stop]
+    shard = parallel.shard(FEATURES)
+    idle = idle_tokens()[:, shard.start : shard.stop]
     outcome = objective(transcoder, built.losses, batch, idle, 0.5)
     outcome.total.backward()
     parameters = list(transcoder.parameters())
@@ -153,8 +153,8 @@ def steps(case: Case, built: Parts, count: int = 50) -> dict[str, torch.Tensor]:
     optimizer = make_optimizer(transcoder, case.recipe().train)
     share = TOKENS // parallel.data_ranks
     rows = slice(parallel.data_rank * share, (parallel.data_rank + 1) * share)
-    own = parallel.shard(FEATURES)
-    idle = idle_tokens()[:, own.start : own.stop]
+    shard = parallel.shard(FEATURES)
+    idle = idle_tokens()[:, shard.start : shard.stop]
     for step in range(count):
         batch = random_batch(TOKENS, 3, 6, TYPES[case.dtype], seed=step).rows(rows)
         optimizer.zero_grad(set_to_none=True)
@@ -166,25 +166,25 @@ def steps(case: Case, built: Parts, count: int = 50) -> dict[str, torch.Tensor]:
 
 
 class Reader:
-    """A source that hands out one batch, or fails."""
+    """A source that yields one batch, or fails."""
 
     def __init__(self, batch: Batch | None):
         self.batch = batch
 
     def next(self) -> Batch:
         if self.batch is None:
-            raise ValueError("source.text: 'corpus' is gone")
+            raise Refused("source.text", "'corpus' is gone")
         return self.batch
 
 
 def agreements(grid: Grid) -> dict[str, str]:
-    """What a rank of 2 × 2 says when something is amiss on one of them."""
+    """What a rank of 2 × 2 ranks raises when something fails on one of them."""
     rank = grid.rank
     good = random_batch(4, 3, 6, seed=grid.data_rank)
     swapped = good.rows(torch.tensor([1, 0, 2, 3]))
 
     def disk_full() -> None:
-        with together(grid):
+        with all_or_none(grid):
             if rank == 2:
                 raise OSError("no space left")
 
@@ -206,13 +206,13 @@ def agreements(grid: Grid) -> dict[str, str]:
         "shared": lambda: shared_parameter(),
         "go on": lambda: "nobody" if not anyone(grid, False) else "someone",
     }
-    said = {}
+    outcomes = {}
     for name, trial in trials.items():
         try:
-            said[name] = str(trial()) if name in ("stop", "go on", "shared") else str(trial() is None)
+            outcomes[name] = str(trial()) if name in ("stop", "go on", "shared") else str(trial() is None)
         except (ValueError, OSError, Stopped) as error:
-            said[name] = f"{type(error).__name__} {getattr(error, 'code', '')}: {error}"
-    return said
+            outcomes[name] = f"{type(error).__name__} {getattr(error, 'code', '')}: {error}"
+    return outcomes
 
 
 def runs(folder: Path, rank: int, ports: list[str]) -> None:
@@ -241,11 +241,11 @@ def main(folder: Path, ports: list[str]) -> None:
         if rank >= data * tensor:
             continue
         groups = {"features": rows[rank // tensor], "tokens": columns[rank % tensor], "all": everyone}
-        own = Grid(rank, tensor, data, groups)
-        found: dict[str, Any] = {case.name: one_pass(case, part(case, own)) for case in CASES}
-        found["trained"] = {case.name: steps(case, part(case, own)) for case in TRAINED}
-        torch.save(found, folder / f"{name}-{rank}.pt")
-    torch.save(agreements(own), folder / f"agreements-{rank}.pt")
+        ranks = Grid(rank, tensor, data, groups)
+        results: dict[str, Any] = {case.name: one_pass(case, part(case, ranks)) for case in CASES}
+        results["trained"] = {case.name: steps(case, part(case, ranks)) for case in TRAINED}
+        torch.save(results, folder / f"{name}-{rank}.pt")
+    torch.save(agreements(ranks), folder / f"agreements-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     runs(folder, rank, ports)

@@ -1,14 +1,14 @@
-"""The exporter `example`: every tensor in one safetensors file, and the sizes in JSON."""
+"""The exporter `example`: every tensor in one safetensors file, and the sizes in a JSON file."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context, CrossLayerTranscoder
@@ -23,18 +23,33 @@ class ExampleConfig:
 
 
 class Example:
+    """An `Exporter`. It also `Checks`: what the format cannot hold is refused before training."""
+
     def __init__(self, config: ExampleConfig, context: Context):
         self.prefix = config.prefix
 
-    def export(self, transcoder: CrossLayerTranscoder, folder: Any) -> None:
-        """Write into an empty folder. A transcoder that the format cannot hold is a `ValueError` with the remedy."""
+    def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
+        """Complaints, each `setting: what is wrong: remedy`. Look at settings only: values mean nothing yet."""
+        if transcoder.normalisation == "rms":
+            return ['transcoder.normalisation: the format does not hold "rms": use "mean_std"']
+        return []
+
+    def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:
+        """Write into an empty folder.
+
+        Raises:
+            Refused: the format cannot hold this transcoder.
+        """
         from safetensors.torch import save_file
 
-        # By names of files: W_enc, b_enc, the tying's, the activation's, and the statistics under `normaliser.`.
+        for complaint in self.check(transcoder):
+            setting, text = complaint.split(": ", 1)
+            raise Refused(setting, text)
+        # By the names in files: W_enc, b_enc, those of tying and activation, and the statistics under `normaliser.`.
         tensors = {self.prefix + name: x.cpu().contiguous() for name, x in transcoder.tensors().items()}
-        save_file(tensors, Path(folder) / "weights.safetensors")
-        sizes = {name: getattr(transcoder, name) for name in ("layers", "d_model", "features")}
-        (Path(folder) / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n")
+        save_file(tensors, folder / "weights.safetensors")
+        sizes = {"layers": transcoder.n_layers, "d_model": transcoder.d_model, "features": transcoder.n_features}
+        (folder / "sizes.json").write_text(json.dumps(sizes, indent=2) + "\n")
 
 
 @hookimpl

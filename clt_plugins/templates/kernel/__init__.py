@@ -1,4 +1,7 @@
-"""The kernels `example`: the three sparse products in a few lines of PyTorch, to start from."""
+"""The kernels `example`: the three sparse products in a few lines of PyTorch, to start from.
+
+Shapes: B tokens, L layers, D d_model, N pairs, R rows of a weight.
+"""
 
 from __future__ import annotations
 
@@ -22,62 +25,63 @@ class ExampleConfig:
 
 
 class Example:
+    """`Kernels` that are also `Preferred`: `kernels = "auto"` may choose them."""
+
     name = "example"
 
     def preference(self, device: torch.device) -> int:
-        """What `kernels = "auto"` compares; the built-in reference has 0."""
+        """The kernels with the highest number are chosen; the built-in reference has 0."""
         return -1
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        """out[b, t] = sum over pairs at token b of value · their row for t."""
+        """out[b, t] = sum over pairs at token b of value · their row for t. `out` is [B, L, D]."""
         sums = _wide_zeros(out)
-        for kept, row, target in _touches(pairs, layout):
-            place = pairs.token[kept] * layout.n_layers + target
-            sums.index_add_(
-                0, place, _column(values, kept, target).to(sums.dtype)[:, None] * weight[row].to(sums.dtype)
-            )
+        for touched, row, target in _touches(pairs, layout):
+            value = _column(values, touched, target).to(sums.dtype)[:, None]
+            sums.index_add_(0, pairs.token[touched] * layout.n_layers + target, value * weight[row].to(sums.dtype))
         out.copy_(sums.view_as(out))
 
     def grad_values(self, grad: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        """out[n] = sum over targets t of grad[b, t] · row; [N, L] where each target has a value of its own."""
+        """out[n] = sum over targets t of grad[b, t] · row; out[n, t] where each target has a value, [N, L]."""
         sums = out.new_zeros(out.shape, dtype=_wide_zeros(out[:0]).dtype)
-        for kept, row, target in _touches(pairs, layout):
-            found = (grad[pairs.token[kept], target].to(sums.dtype) * weight[row].to(sums.dtype)).sum(1)
+        for touched, row, target in _touches(pairs, layout):
+            products = (grad[pairs.token[touched], target].to(sums.dtype) * weight[row].to(sums.dtype)).sum(1)
             if sums.dim() == 1:
-                sums[kept] += found
+                sums[touched] += products
             else:
-                sums[kept, target] += found
+                sums[touched, target] += products
         out.copy_(sums)
 
     def grad_rows(
         self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, *, overwrite: bool
     ) -> None:
-        """out[row] (+)= sum over pairs and targets of value · dense[b, t]."""
+        """out[row] (+)= sum over pairs and targets of value · dense[b, t]. `out` is [R, D]."""
         sums = _wide_zeros(out)
-        for kept, row, target in _touches(pairs, layout):
-            value = _column(values, kept, target).to(sums.dtype)[:, None]
-            sums.index_add_(0, row, value * dense[pairs.token[kept], target].to(sums.dtype))
+        for touched, row, target in _touches(pairs, layout):
+            value = _column(values, touched, target).to(sums.dtype)[:, None]
+            sums.index_add_(0, row, value * dense[pairs.token[touched], target].to(sums.dtype))
         out.copy_(sums if overwrite else sums + out)
 
 
 def _touches(pairs: Pairs, layout: Layout) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each distance j: which pairs write to layer s + j, by which row, and that layer."""
+    """For each distance j: the pairs that write to layer s + j, the row of each, and that layer."""
     import torch
 
     of = {name: torch.tensor(getattr(layout, name))[pairs.layer] for name in ("first", "step", "stride", "count")}
     feature = pairs.feature - pairs.layer * pairs.n_features
     for j in range(max(layout.count)):
-        kept = (of["count"] > j).nonzero()[:, 0]
+        touched = (of["count"] > j).nonzero()[:, 0]
         row = of["first"] + feature * of["step"] + j * of["stride"]
-        yield kept, row[kept], pairs.layer[kept] + j
+        yield touched, row[touched], pairs.layer[touched] + j
 
 
-def _column(values: Tensor, kept: Tensor, target: Tensor) -> Tensor:
-    return values[kept] if values.dim() == 1 else values[kept, target]
+def _column(values: Tensor, touched: Tensor, target: Tensor) -> Tensor:
+    """The values of some pairs for their target; `values` are [N], or [N, L]."""
+    return values[touched] if values.dim() == 1 else values[touched, target]
 
 
 def _wide_zeros(like: Tensor) -> Tensor:
-    """Sums are accumulated in at least float32: [rows, D]."""
+    """Zeros [rows, D] in which sums are accumulated: in at least float32, whatever the weight's type."""
     import torch
 
     width = like.shape[-1]
@@ -85,6 +89,7 @@ def _wide_zeros(like: Tensor) -> Tensor:
 
 
 def build(config: ExampleConfig, context: Context) -> Example:
+    """Refuses a device that the kernels cannot serve; "auto" then passes over them."""
     if context.device.type != "cpu":
         raise Refused("kernels", f'"example" runs on the CPU only, not on {context.device}: use "auto"')
     return Example()

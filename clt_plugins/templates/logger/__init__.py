@@ -20,26 +20,28 @@ class ExampleConfig:
     """Numbers as lines of comma-separated values."""
 
     file: str = "example.csv"
-    """Its name in the run's folder."""
+    """The file's name in the run's folder."""
 
 
 class Example:
+    """A `Logger`. Only rank 0 has one."""
+
     def __init__(self, config: ExampleConfig, context: Context):
         if context.folder is None:
-            raise Refused("loggers", "example needs a folder to write in, and this run has none; take another logger")
+            raise Refused("loggers", "example writes into the run's folder, and this run has none; use another logger")
         self.path = context.folder / config.file
         self.out: TextIOWrapper | None = None
 
     def start(self, recipe: Mapping[str, Any], step: int) -> None:
-        """What an interrupted run logged beyond `step` comes again: drop it."""
+        """Before the first step. A resumed run logs again what came after `step`: those lines are dropped here."""
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
             self.path.write_text("".join(kept))
-        self.out = self.path.open("a", buffering=1)  # each line is out when it is written
+        self.out = self.path.open("a", buffering=1)  # a line is written at once: a crash loses nothing
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Numbers; tensors [L] get a line per layer, those with more axes (histograms) are left out."""
+        """Numbers get a line, tensors [L] a line per layer; tensors [L, F] (histograms) are left out."""
         assert self.out is not None
         for name, value in metrics.items():
             values = value.tolist() if hasattr(value, "tolist") else value
@@ -49,7 +51,7 @@ class Example:
                 self.out.writelines(f"{step},{name}.{layer},{x}\n" for layer, x in enumerate(values))
 
     def close(self, status: str) -> None:
-        """Also called after a crash, and where `start` failed."""
+        """At the end, also after a crash, and also where `start` failed."""
         if self.out is not None:
             self.out.close()
 

@@ -1,14 +1,16 @@
-"""The loss `example`: penalise the square of the features."""
+"""The loss `example`: a penalty on the square of the features."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen, validators
 
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clt_plugins import Context, Forward
 
 
@@ -21,15 +23,19 @@ class ExampleConfig:
 
 
 class Example:
-    needs_pre = False  # whether `forward.pre`, all pre-activations, is wanted: it costs memory
+    """A `Loss`. A loss with parameters would also be a `torch.nn.Module`: they are trained and saved."""
+
+    needs_pre = False
+    """True would keep all pre-activations in memory, as `forward.pre` [B, L, F]."""
 
     def __init__(self, config: ExampleConfig, context: Context):
         self.weight = config.weight
 
-    def selection(self, tokens: int, idle_tokens: Any) -> None:
-        return None  # features besides those of the activation: none
+    def selection(self, tokens: int, idle_tokens: Tensor) -> None:
+        """None: it needs no pre-activations besides those that the activation keeps."""
 
-    def __call__(self, forward: Forward) -> dict[str, Any]:
+    def __call__(self, forward: Forward) -> dict[str, Tensor]:
+        """The term by name, a scalar: a mean over this rank's tokens."""
         # Features may be split over ranks: a sum over features goes through `sum_features`.
         total = forward.sum_features(forward.features.values.square().sum())
         return {"example": self.weight * total / forward.features.shape[0]}

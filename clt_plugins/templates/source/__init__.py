@@ -1,19 +1,18 @@
-"""The source `example`: noise, and what a fixed random network makes of it. Every batch can be made again."""
+"""The source `example`: inputs are noise, targets are what a fixed random network makes of them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Batch, Refused, Spec, hookimpl
+from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-    from clt_plugins import Context
+    from clt_plugins import Batch, Context
 
 
 @frozen(kw_only=True)
@@ -27,52 +26,50 @@ class ExampleConfig:
 
 
 class Example:
+    """A `Source`. Every batch follows from the run's seed and its number, so that the state is one number."""
+
     def __init__(self, config: ExampleConfig, context: Context):
-        parallel = context.parallel
-        if context.batch_tokens % parallel.data_ranks:
-            raise Refused(
-                "train.batch_tokens", f"{context.batch_tokens} is no multiple of the {parallel.data_ranks} data ranks"
-            )
         self.n_layers, self.d_model = config.layers, config.d_model
-        self.seed, self.tokens = context.seed, context.batch_tokens
-        self.rank, self.ranks = parallel.data_rank, parallel.data_ranks
+        self.seed, self.batch_tokens = context.seed, context.batch_tokens
+        # Data ranks train on different tokens: this rank's share is the `data_rank`-th part of each batch.
+        share, rank = context.batch_share(), context.parallel.data_rank
+        self.rows = slice(rank * share, (rank + 1) * share)
         self.count = 0
 
     def next(self) -> Batch:
-        """This rank's part of the next batch, [B, L, D] twice."""
-        share = self.tokens // self.ranks
-        batch = self._make("train", self.count).rows(slice(self.rank * share, (self.rank + 1) * share))
+        """This rank's share of the next batch: inputs and targets, [share, L, D]."""
+        batch = self._batch("train", self.count).rows(self.rows)
         self.count += 1
         return batch
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """The same batches at each call, never trained on."""
-        for number, left in enumerate(range(tokens, 0, -self.tokens)):
-            yield self._make("held_out", number).rows(slice(0, left))
+        """The same batches at each call, which are never trained on."""
+        for number, missing in enumerate(range(tokens, 0, -self.batch_tokens)):
+            yield self._batch("held_out", number).rows(slice(0, missing))
 
-    def statistics(self) -> Mapping[str, torch.Tensor] | None:
-        return None  # estimated from the first batches
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """None: the engine estimates mean and spread from the first batches."""
+        return None
 
     def state(self) -> dict[str, Any]:
+        """Where the stream stands, as JSON; a checkpoint holds it."""
         return {"count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """The next batch is the one that would have followed `state()`."""
         self.count = state["count"]
 
-    def _make(self, part: str, number: int) -> Batch:
+    def _batch(self, *key: Any) -> Batch:
+        """A batch of all ranks. `generator` depends on the seed and the key only, in every process."""
         import torch
+
+        from clt_plugins import Batch, generator
 
         shape = self.n_layers, self.d_model, self.d_model
-        matrices = torch.randn(shape, generator=self._generator("matrices")) * self.d_model**-0.5
-        inputs = torch.randn(self.tokens, self.n_layers, self.d_model, generator=self._generator(part, number))
+        matrices = torch.randn(shape, generator=generator(self.seed, "matrices")) * self.d_model**-0.5
+        shape = self.batch_tokens, self.n_layers, self.d_model
+        inputs = torch.randn(shape, generator=generator(self.seed, *key))
         return Batch(inputs, torch.einsum("bld,lde->ble", inputs, matrices).tanh())
-
-    def _generator(self, *key: Any) -> torch.Generator:
-        """Random numbers by the run's seed and a key; Python's own `hash` would differ between processes."""
-        import torch
-
-        digest = hashlib.blake2b(repr((self.seed, *key)).encode(), digest_size=7).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 @hookimpl

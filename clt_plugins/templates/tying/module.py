@@ -1,4 +1,4 @@
-"""What `build` returns. Shapes: B tokens, L layers, D d_model, F features per layer of this rank."""
+"""What `build` returns: a `Tying`. Shapes: B tokens, L layers, D d_model, F features per layer of this rank."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ class Example(nn.Module):
         self.n_layers, self.kernels = context.n_layers, context.kernels
         shape = context.n_layers, context.n_features, context.d_model
         bound = scale * (context.n_layers * context.d_model) ** -0.5
-        # `uniform` draws for all ranks and cuts out this rank's rows: the start does not depend on their number.
+        # `uniform` draws the numbers of all ranks and cuts out this rank's rows: the first values do not depend on the
+        # number of ranks. Both parameters say along which axis they count features; the bias counts none.
         self.weight = parameter(uniform("W_dec", shape, bound, context, feature_axis=1), feature_axis=1)
         bias = torch.zeros(context.n_layers, context.d_model, dtype=context.dtype, device=context.device)
         self.b_dec = parameter(bias, feature_axis=None)
 
     def decode(self, features: Features) -> Tensor:
-        """What the features write, [B, L, D]: summed over ranks by the engine, so the bias is not in it."""
+        """What the features write, [B, L, D]. The engine adds it up over ranks, so the bias must not be in it."""
         if features.pairs is not None:
             layout = Layout.own_layer(self.n_layers, self.weight.shape[1])
             return sparse_decode(features.values, features.pairs, self.weight, layout, self.kernels)
-        acts = features.dense()
-        return torch.einsum("blf,lfd->bld", acts, self.weight.to(acts.dtype))
+        dense = features.dense()
+        return torch.einsum("blf,lfd->bld", dense, self.weight.to(dense.dtype))
 
     def affine(self, inputs: Tensor) -> Tensor:
-        """What does not depend on features, [L, D]."""
+        """What does not depend on features, [L, D]. `inputs` are for a skip path, which this tying has not."""
         return self.b_dec.to(inputs.dtype)
 
     def norms(self) -> Tensor:
-        """[L, F], detached."""
+        """The norm of each feature's decoder rows, [L, F], detached."""
         return self.weight.detach().float().norm(dim=2)
 
     def expand(self, layer: int) -> Tensor:
@@ -46,5 +47,5 @@ class Example(nn.Module):
         return torch.cat([rows[:, None], later], 1)
 
     def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
-        """Name in files -> (parameter, view of it, which axis of the view counts features)."""
+        """Name in files -> (parameter, the view of it in the file, the axis of that view that counts features)."""
         return {"W_dec": ("weight", lambda x: x, 1), "b_dec": ("b_dec", lambda x: x, None)}

@@ -15,10 +15,10 @@ LINE = 64
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit`, kept on disk between processes where a folder for it can be written.
+    """`numba.njit`. Its result is cached on disk, if a folder for it can be written.
 
-    Sums may be reordered (for vector instructions) and contracted (to fused multiply-adds), always in the same way;
-    NaN and infinity are kept.
+    Sums may be reordered (for vector instructions) and contracted (to fused multiply-adds), always in the same way. NaN
+    and infinity are respected.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -51,7 +51,7 @@ def _bits_of(typing, x):
 
 @intrinsic
 def fetch_add(typing, counter):
-    """Add one to `counter[0]` (int64) and give what it was; no two threads get the same number."""
+    """Add one to `counter[0]` (int64) and return its old value; no two threads get the same number."""
 
     def generate(context, builder, signature, args):
         array = context.make_array(signature.args[0])(context, builder, args[0])
@@ -61,8 +61,8 @@ def fetch_add(typing, counter):
 
 
 @intrinsic
-def prefetch(typing, array, place):
-    """Start loading the cache line of element `place` of a flat array, which must be within it."""
+def prefetch(typing, array, index):
+    """Start loading the cache line of an element of a flat array; the index must be within the array."""
 
     def generate(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -78,7 +78,7 @@ def prefetch(typing, array, place):
 
 
 def widen(x: Any) -> Any:
-    """A stored number as one to compute with: bfloat16 is stored as its bits."""
+    """A stored number as a number to compute with: bfloat16 is stored as its bits."""
 
 
 @overload(widen, inline="always")
@@ -89,7 +89,7 @@ def _compile_widen(x):
 
 
 def narrow(x: Any, like: Any) -> Any:
-    """A number as it is stored beside `like`: rounded to the nearest (even) bfloat16 where that holds bits."""
+    """A number in the stored type of `like`: rounded to the nearest (even) bfloat16 if `like` holds bits."""
 
 
 @overload(narrow, inline="always")
@@ -106,7 +106,7 @@ def _compile_narrow(x, like):
 
 
 def readable(row: Any, buffer: Any) -> Any:
-    """A stored row as numbers to compute with: itself, or widened into the buffer."""
+    """A stored row as numbers to compute with: the row itself, or widened into the buffer."""
 
 
 @overload(readable, inline="always")

@@ -1,4 +1,4 @@
-"""The sparse products on a CPU, compiled by Numba: what the loops of `numba_loops` need, from tensors.
+"""The sparse products on a CPU, compiled by Numba: prepares tensors for the loops of `loops`.
 
 Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows.
 """
@@ -18,27 +18,29 @@ from clt_kernels.cpu import loops
 from clt_plugins import Layout, Pairs, Refused
 
 Plan = tuple[Any, Any, Any, Any]
-"""Blocks of rows by target: target t has blocks `block_start[t] : block_start[t + 1]`. `blocks` [K, 3] holds first row,
-rows from one feature to the next, and whether no earlier target uses the block; `sources[source_start[k] :
-source_start[k + 1]]` are the source layers that use block k for this target."""
+"""(block_start, blocks, source_start, sources): blocks of rows by target.
+
+Target t has the blocks `block_start[t] : block_start[t + 1]`. `blocks` [K, 3] holds the first row, the rows from one
+feature to the next, and whether no earlier target uses the block. `sources[source_start[k] : source_start[k + 1]]` are
+the source layers that use block k for this target."""
 
 TILE = 2**20
-"""Numbers in a slice of a dense [B, L, D]: 4 MB of float32, for the last cache."""
+"""Numbers in a slice of a dense [B, L, D]: 4 MB of float32, to fit the last cache."""
 WIDEST, NARROWEST = 512, 128
-"""Columns of a slice: rows are read in pieces of this many."""
+"""Columns of a slice, at most and at least."""
 
 
 class NumbaKernels:
-    """`interfaces.Kernels` for the CPU: float32 or bfloat16 weights, computing in float32, or float64 throughout."""
+    """`Kernels` for the CPU: float32 and bfloat16 weights, computed in float32; and float64 weights."""
 
     name = "numba"
-    devices: tuple[str, ...] = ("cpu",)
 
     def __init__(self) -> None:
         self.grouped: WeakKeyDictionary[Pairs, tuple[Any, Any, Any]] = WeakKeyDictionary()
+        """The results of `_group` for pairs that are alive."""
 
     def preference(self, device: torch.device) -> int:
-        """How good these are for a device; `auto` takes the highest."""
+        """Faster than `torch` on the CPU, the only device that they are built for."""
         return 10
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
@@ -47,7 +49,7 @@ class NumbaKernels:
         order, tokens, start = self._group(pairs)
         result = out if out.dtype == wide and out.is_contiguous() else torch.empty(out.shape, dtype=wide)
         width = _width(result)
-        # A unit of decode is a slice: make enough of them for the threads. Columns do not depend on each other.
+        # A unit of work of `decode` is a slice: make enough slices for the threads. Columns are independent.
         while width > NARROWEST and -(-out.shape[2] // width) * layout.n_layers < 2 * threads:
             width = _round(width // 2)
         columns = _columns(values, wide)[order]
@@ -84,7 +86,7 @@ class NumbaKernels:
     def grad_rows(
         self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, *, overwrite: bool
     ) -> None:
-        """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `interfaces.Kernels`."""
+        """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `Kernels`."""
         wide, threads = _wide(out), _threads()
         order, tokens, start = self._group(pairs)
         plan = _plan(layout)
@@ -112,7 +114,10 @@ class NumbaKernels:
             out.copy_(result)
 
     def _group(self, pairs: Pairs) -> tuple[Any, Any, Any]:
-        """The pairs in feature order, found once for all products of a step: order, tokens, where features begin."""
+        """The pairs in feature order: order [N], tokens [N], where features begin [L * F + 1].
+
+        Computed once for the three products of a step.
+        """
         if pairs not in self.grouped:
             token, feature = pairs.token.numpy(), pairs.feature.numpy()
             self.grouped[pairs] = loops.group_by_feature(token, feature, pairs.n_layers * pairs.n_features)
@@ -124,28 +129,28 @@ def _plan(layout: Layout) -> Plan:
     block_start, blocks, source_start, sources = [0], [], [0], []
     seen: set[tuple[int, int]] = set()
     for t in range(layout.n_layers):
-        here: dict[tuple[int, int], list[int]] = {}
+        of_target: dict[tuple[int, int], list[int]] = {}
         for s in range(t + 1):
             if t - s < layout.count[s]:
-                here.setdefault((layout.first[s] + (t - s) * layout.stride[s], layout.step[s]), []).append(s)
-        for block, users in here.items():
+                of_target.setdefault((layout.first[s] + (t - s) * layout.stride[s], layout.step[s]), []).append(s)
+        for block, users in of_target.items():
             blocks.append((*block, block not in seen))
             sources += users
             source_start.append(len(sources))
-        seen |= set(here)
+        seen |= set(of_target)
         block_start.append(len(blocks))
     return tuple(np.array(x, np.int64) for x in (block_start, blocks, source_start, sources))  # type: ignore[return-value]
 
 
 def _threads() -> int:
-    """As many as torch uses, for the next compiled loops of this Python thread."""
+    """Use as many threads as torch for the next compiled loops of this Python thread; returns their number."""
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
     return threads
 
 
 def _width(dense: Tensor) -> int:
-    """Columns of a slice of a dense [B, L, D]: even slices that fit the cache."""
+    """Columns of a slice of a dense [B, L, D]: slices of about equal width that fit the cache."""
     tokens, _, d_model = dense.shape
     most = min(max(TILE // max(tokens, 1), NARROWEST), WIDEST)
     return _round(-(-d_model // -(-d_model // most)))
@@ -159,7 +164,7 @@ def _round(width: int) -> int:
 def _wide(weight: Tensor) -> torch.dtype:
     """The type to compute in."""
     if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        raise Refused("kernels", f'"numba" has float32, float64 and bfloat16, not {weight.dtype}: use "torch"')
+        raise Refused("kernels", f'"numba" computes float32, float64 and bfloat16, not {weight.dtype}: use "torch"')
     return torch.promote_types(weight.dtype, torch.float32)
 
 

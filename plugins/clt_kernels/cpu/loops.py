@@ -1,13 +1,13 @@
 """The compiled loops of the CPU kernels.
 
-All three walk the targets one after the other, and of each target a slice of columns: that part of a dense [B, L, D]
-fits a cache, so each weight row is read from memory once for all tokens that use it (features in order, the next rows
-prefetched), and the tokens' side comes from the cache.
+All three go through the targets one after the other, and through each target by slices of columns. A slice of a dense
+[B, L, D] fits a cache. So each weight row is read from memory once for all tokens that use it (features in order, the
+next rows prefetched), and the rows of the tokens come from the cache.
 
-Threads take units of work from a counter. A number of a result belongs to one unit, or to one unit after the other,
-and is summed in a fixed order: the number of threads changes nothing.
+Threads take units of work from a counter. Each number of a result belongs to one unit, or to several units one after
+the other, and is summed in a fixed order: results do not depend on the number of threads.
 
-A plan (see `numba_kernels.Plan`) lists for each target the blocks of rows that write to it. A block is the rows
+A plan (see `kernels.Plan`) lists for each target the blocks of rows that write to it. A block is the rows
 `base + f * step` of the weight, used by feature f of each of its source layers.
 
 Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows, C columns of a slice.
@@ -32,11 +32,11 @@ def group_by_feature(token, feature, features):
         start[feature[n] + 1] += 1
     for f in range(features):
         start[f + 1] += start[f]
-    place = start[:-1].copy()
+    free = start[:-1].copy()  # where the next pair of each feature goes
     order, tokens = np.empty(len(feature), np.int32), np.empty(len(feature), np.int32)
     for n in range(len(feature)):
-        i = place[feature[n]]
-        place[feature[n]] += 1
+        i = free[feature[n]]
+        free[feature[n]] += 1
         order[i] = n
         tokens[i] = token[n]
     return order, tokens, start
@@ -55,13 +55,16 @@ def _next_used(f, stop, sources, start, F):
 
 @compiled()
 def _prefetch_row(flat, low, high):
-    for place in range(low, high, LINE // flat.itemsize):
-        prefetch(flat, place)
+    for index in range(low, high, LINE // flat.itemsize):
+        prefetch(flat, index)
 
 
 @compiled()
 def _gather_sum(out, source, index, value, column, low, high):
-    """out += the sum of value[i, column] * source[index[i]] over low <= i < high; four at a time, to spare `out`."""
+    """out += the sum of value[i, column] * source[index[i]] over low <= i < high.
+
+    Four terms at a time, so that `out` is read and written less often.
+    """
     width = len(out)
     i = low
     while i + 4 <= high:
@@ -79,7 +82,10 @@ def _gather_sum(out, source, index, value, column, low, high):
 
 @compiled()
 def _add_dots(out, column, row, source, index, low, high):
-    """out[i, column] += row · source[index[i]] for low <= i < high; four at a time, to spare `row`."""
+    """out[i, column] += row · source[index[i]] for low <= i < high.
+
+    Four products at a time, so that `row` is read less often.
+    """
     width = len(row)
     i = low
     while i + 4 <= high:
@@ -125,15 +131,15 @@ def decode(values, per_target, tokens, start, F, plan, weight, out, width, threa
             tile[:] = 0
             for k in range(block_start[t], block_start[t + 1]):
                 base, step = blocks[k, 0], blocks[k, 1]
-                of = sources[source_start[k] : source_start[k + 1]]
-                f = _next_used(0, F, of, start, F)
-                after = _next_used(f + 1, F, of, start, F)
+                users = sources[source_start[k] : source_start[k + 1]]
+                f = _next_used(0, F, users, start, F)
+                after = _next_used(f + 1, F, users, start, F)
                 while f < F:
-                    then = _next_used(after + 1, F, of, start, F)
+                    then = _next_used(after + 1, F, users, start, F)
                     if then < F:
                         _prefetch_row(flat, (base + then * step) * D + low, (base + then * step) * D + high)
                     row = readable(weight[base + f * step, low:high], buffer)
-                    for s in of:
+                    for s in users:
                         for i in range(start[s * F + f], start[s * F + f + 1]):
                             sums, v = tile[tokens[i]], values[i, column]
                             for x in range(high - low):
@@ -170,16 +176,16 @@ def grad_values(grad, per_target, tokens, start, F, plan, weight, out, width, th
                     break
                 k = block_start[t] + unit // chunks
                 base, step = blocks[k, 0], blocks[k, 1]
-                of = sources[source_start[k] : source_start[k + 1]]
+                users = sources[source_start[k] : source_start[k + 1]]
                 stop = min(F, (unit % chunks + 1) * CHUNK)
-                f = _next_used(unit % chunks * CHUNK, stop, of, start, F)
-                after = _next_used(f + 1, stop, of, start, F)
+                f = _next_used(unit % chunks * CHUNK, stop, users, start, F)
+                after = _next_used(f + 1, stop, users, start, F)
                 while f < stop:
-                    then = _next_used(after + 1, stop, of, start, F)
+                    then = _next_used(after + 1, stop, users, start, F)
                     if then < stop:
                         _prefetch_row(flat, (base + then * step) * D + low, (base + then * step) * D + high)
                     row = readable(weight[base + f * step, low:high], buffer)
-                    for s in of:
+                    for s in users:
                         _add_dots(out, column, row, tile, tokens, start[s * F + f], start[s * F + f + 1])
                     f, after = after, then
 
@@ -218,7 +224,7 @@ def grad_rows(values, per_target, tokens, start, F, plan, overwrite, dense, out,
                         for x in range(high - low):
                             sums[x] = widen(row[x])
                     for m in range(source_start[k], source_start[k + 1]):
-                        place = sources[m] * F + f
-                        _gather_sum(sums[: high - low], tile, tokens, values, column, start[place], start[place + 1])
+                        number = sources[m] * F + f
+                        _gather_sum(sums[: high - low], tile, tokens, values, column, start[number], start[number + 1])
                     for x in range(high - low):
                         row[x] = narrow(sums[x], row[x])

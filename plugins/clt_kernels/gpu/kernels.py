@@ -1,7 +1,7 @@
 """The sparse products on a CUDA GPU, compiled by Triton. Tested under Triton's interpreter; not yet run on a GPU.
 
-Each number of a result has one program that sums it, in a fixed order, without atomics: results do not change from run
-to run. Nothing is read back from the device, and the number of programs depends on shapes only.
+One program computes each number of a result, in a fixed order and without atomics, so that results do not change from
+run to run. Nothing is read back from the device, and the number of programs depends only on shapes.
 
 Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from clt_plugins import Layout, Pairs
 
 WIDEST = 1024
-"""Columns that one program takes, at most."""
+"""Columns of one program, at most."""
 
 
 @triton.jit
@@ -29,8 +29,9 @@ def _decode(
     WIDE: tl.constexpr,
 ):  # fmt: skip
     """out[b, t, columns]: one program each, over the pairs of token b."""
-    b = tl.program_id(0) // L
-    t = tl.program_id(0) % L
+    # In int64: B * L * D may be more than 2^31 numbers.
+    b = tl.program_id(0).to(tl.int64) // L
+    t = tl.program_id(0).to(tl.int64) % L
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = column < D
     total = tl.zeros([WIDTH], dtype=WIDE)
@@ -79,33 +80,32 @@ def _grad_rows(
     WIDTH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One row of a block, some columns: one program each, over the (source, target)s that use the block."""
-    k = tl.program_id(0) // F
-    f = tl.program_id(0) % F
+    k = tl.program_id(0).to(tl.int64) // F
+    f = tl.program_id(0).to(tl.int64) % F
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = column < D
-    place = out + (tl.load(bases + k) + f * tl.load(steps + k)) * D + column
+    address = out + (tl.load(bases + k) + f * tl.load(steps + k)) * D + column
     total = tl.zeros([WIDTH], dtype=WIDE)
     if not OVERWRITE:
-        total += tl.load(place, mask=inside, other=0).to(WIDE)
+        total += tl.load(address, mask=inside, other=0).to(WIDE)
     for m in range(tl.load(use_start + k), tl.load(use_start + k + 1)):
         number = tl.load(sources + m) * F + f
         t = tl.load(targets + m)
         for i in range(tl.load(feature_start + number), tl.load(feature_start + number + 1)):
             n = tl.load(by_feature + i)
             value = tl.load(values + (n * L + t if PER_TARGET else n)).to(WIDE)
-            at = (tl.load(token + n) * L + t) * D
-            total += value * tl.load(dense + at + column, mask=inside, other=0).to(WIDE)
-    tl.store(place, total.to(out.dtype.element_ty), mask=inside)
+            first = (tl.load(token + n) * L + t) * D
+            total += value * tl.load(dense + first + column, mask=inside, other=0).to(WIDE)
+    tl.store(address, total.to(out.dtype.element_ty), mask=inside)
 
 
 class TritonKernels:
-    """`interfaces.Kernels` for CUDA GPUs: float32, float64, bfloat16 and float16 weights."""
+    """`Kernels` for CUDA GPUs: float32, float64, bfloat16 and float16 weights."""
 
     name = "triton"
-    devices: tuple[str, ...] = ("cuda",)
 
     def preference(self, device: torch.device) -> int:
-        """How good these are for a device; `auto` takes the highest."""
+        """Faster than `torch` on a GPU; on a CPU only the interpreter runs them."""
         return 10 if device.type == "cuda" else -1
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
@@ -136,7 +136,7 @@ class TritonKernels:
     def grad_rows(
         self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, *, overwrite: bool
     ) -> None:
-        """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `interfaces.Kernels`."""
+        """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `Kernels`."""
         _, layers, d_model = dense.shape
         bases, steps, use_start, sources, targets = _blocks(layout, out.device)
         if overwrite and len(bases) * layout.n_features < layout.rows:
@@ -152,22 +152,25 @@ class TritonKernels:
 
 @lru_cache(maxsize=64)
 def _rows(layout: Layout, device: torch.device) -> tuple[Tensor, ...]:
-    """The layout's numbers [L]: kept on the device, because copying them each time would wait for it."""
+    """The layout's numbers [L]. Cached on the device: to copy them in each call would wait for the device."""
     return tuple(torch.tensor(x, device=device) for x in (layout.first, layout.step, layout.stride, layout.count))
 
 
 @lru_cache(maxsize=64)
 def _blocks(layout: Layout, device: torch.device) -> tuple[Tensor, ...]:
-    """Which (source, target)s use which rows: block k is the rows bases[k] + f * steps[k]; its users are
-    sources[use_start[k] : use_start[k + 1]], and their targets."""
+    """Which source layers use which rows for which targets.
+
+    Block k is the rows bases[k] + f * steps[k] of all features f. It is used by the source layers
+    sources[use_start[k] : use_start[k + 1]] for the target layers targets[use_start[k] : use_start[k + 1]].
+    """
     users: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for s in range(layout.n_layers):
         for j in range(layout.count[s]):
             users.setdefault((layout.first[s] + j * layout.stride[s], layout.step[s]), []).append((s, s + j))
     start = [0]
-    for each in users.values():
-        start.append(start[-1] + len(each))
-    flat = [use for each in users.values() for use in each]
+    for uses in users.values():
+        start.append(start[-1] + len(uses))
+    flat = [use for uses in users.values() for use in uses]
     columns = (*zip(*users, strict=True), start, *zip(*flat, strict=True))
     return tuple(torch.tensor(column, device=device) for column in columns)
 

@@ -1,4 +1,4 @@
-"""Text from `datasets`: hub data sets, and local text, JSON-lines and Parquet files."""
+"""Text from `datasets`: data sets of the hub, and local text, JSON-lines and Parquet files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from clt_plugins import Refused
-from clt_stream.text.documents import one_line
+from clt_stream.library_errors import one_line, reason
 
 if TYPE_CHECKING:
     from clt_stream import StreamConfig
 
 READERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
-"""File endings -> the `datasets` builder that reads them."""
+"""File endings, and the `datasets` builder that reads each."""
+
+ABOUT = {
+    "BuilderConfig": "source.subset",
+    "Config name": "source.subset",
+    "Unknown split": "source.split",
+    "Bad split": "source.split",
+}
+"""Beginnings of messages of `datasets`, and the setting that each is about. All others are about the name."""
 
 
 def open_dataset(config: StreamConfig) -> Any:
-    """A `Dataset`, or an `IterableDataset` where `config.streaming`.
+    """A `Dataset`, or an `IterableDataset` if `config.streaming`.
 
     Raises:
-        ValueError: no such files or data set, a file that cannot be read, no connection to the hub.
+        Refused: there are no such files, data set, subset or split; a file cannot be read; the hub does not answer.
     """
     name = config.text
     path = Path(name).expanduser()
@@ -29,11 +37,12 @@ def open_dataset(config: StreamConfig) -> Any:
         return _local(config, path)
     try:
         return datasets.load_dataset(name, config.subset or None, split=config.split, streaming=config.streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise Refused(
-            "source.text",
-            f"cannot get {name!r}: {one_line(error)} (text is a file, a folder, a hub data set, or 'python-stdlib')",
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # types differ: OSError, ValueError, those of datasets, huggingface_hub and pyarrow
+        setting = next((key for start, key in ABOUT.items() if str(error).startswith(start)), "source.text")
+        kinds = " (text is a file, a folder, a hub data set, or 'python-stdlib')" if setting == "source.text" else ""
+        raise Refused(setting, f"{reason(error, name)}{kinds}") from error
 
 
 def _local(config: StreamConfig, path: Path) -> Any:
@@ -43,9 +52,10 @@ def _local(config: StreamConfig, path: Path) -> Any:
     names = [str(file) for file in files]
     try:
         return datasets.load_dataset(kind, data_files=names, split="train", streaming=config.streaming, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise Refused("source.text", f"cannot read {path}: {one_line(cause)}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the files are damaged; a cache on a full disk is an OSError, and says so
+        raise Refused("source.text", f"cannot read {path}: {one_line(error.__cause__ or error)}") from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -63,13 +73,15 @@ def _files(path: Path) -> list[Path]:
         )
     if kinds[0] not in READERS:
         raise Refused("source.text", f"{str(path)!r}: expected one of {known}")
-    filled = []
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                filled += [file] if opened.read(1) else []
-        except OSError as error:
-            raise Refused("source.text", f"cannot read {file}: {error.strerror}") from error
+    filled = [file for file in files if not _is_empty(file)]
     if not filled:
         raise Refused("source.text", f"{str(path)!r} is empty")
     return filled
+
+
+def _is_empty(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return not opened.read(1)
+    except OSError as error:
+        raise Refused("source.text", f"cannot read {file}: {error.strerror}") from error

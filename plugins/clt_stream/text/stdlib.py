@@ -1,12 +1,11 @@
-"""Real text that every machine already has: Python's own standard library.
+"""Text that every machine has: Python's standard library, about ten megabytes, under the licence of Python (PSF).
 
-Two kinds of documents are given: the ``.py`` sources next to the interpreter (``json/decoder.py``) and
-the language-reference topics behind ``help()`` (``topics/assert``). They need no network, no data set
-and no licence beyond Python's own (the PSF licence), and there are about ten megabytes of them.
+There are two kinds of documents: the `.py` sources (`json/decoder.py`), and the topics of the language reference that
+`help()` shows (`topics/assert`).
 
-Only text that belongs to the Python version is used: no installed packages, no tests, no file written
-for one machine. A system that splits off parts of the library (``tkinter``, ``idlelib``) gives fewer
-documents; those it gives are the same, under the same identities.
+Only text that belongs to the Python version is used: no installed packages, no tests, no file written for one machine.
+Some systems install parts of the library separately (`tkinter`, `idlelib`). Without them there are fewer documents; the
+others are the same, with the same identities.
 """
 
 from __future__ import annotations
@@ -17,32 +16,37 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
+from clt_plugins import Refused
+
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "tests", "idle_test"}
 )
-# The topics are given one by one, so the module that holds them all is not a document of its own.
+# The topics are documents, one by one, so the module that holds them all is not one.
 SKIPPED_FILES = frozenset({"pydoc_data/topics.py"})
-# Written for one machine: build paths, compiler flags, local start-up code.
+# Files written for one machine: build paths, compiler flags, local start-up code.
 MACHINE_FILES = ("_sysconfigdata", "config-", "sitecustomize", "usercustomize")
 
 
 def python_stdlib() -> list[tuple[str, str]]:
-    """Every document as ``(identity, text)``, sorted by identity.
+    """Every document as (identity, text), sorted by identity.
 
-    An identity is a path inside the library or ``topics/<name>``; it is the same on every machine.
+    An identity is a path inside the library, or `topics/<name>`; it is the same on every machine.
+
+    Raises:
+        Refused: this Python has no standard library in source form.
     """
     root = Path(sysconfig.get_path("stdlib"))
     sources = _sources(root)
     if not sources:
-        raise ValueError(f"no Python source files in {root}: this interpreter came without its standard library")
+        raise Refused("source.text", f"no Python source files in {root}: this Python has no standard library to read")
     return sorted(sources + _topics())
 
 
 def is_held_out(identity: str, share: float) -> bool:
-    """Whether a document belongs to the held-out part, which gets about ``share`` of all documents.
+    """Whether a document belongs to the held-out part, which gets about `share` of all documents.
 
-    The answer depends on the identity alone, so it is the same in every run, process and machine, and a
-    document held out at one share stays held out at every larger one.
+    The answer depends on the identity only, so it is the same in every run, process and machine. A document that is
+    held out at one share is held out at every larger one.
     """
     digest = hashlib.blake2b(identity.encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < share
@@ -57,7 +61,7 @@ def _sources(root: Path) -> list[tuple[str, str]]:
             if identity in SKIPPED_FILES or identity.startswith(MACHINE_FILES):
                 continue
             try:
-                with tokenize.open(path) as file:  # honours the encoding a source file declares
+                with tokenize.open(path) as file:  # in the encoding that the source file declares
                     text = file.read()
             except (OSError, SyntaxError, UnicodeDecodeError):
                 continue
@@ -67,7 +71,7 @@ def _sources(root: Path) -> list[tuple[str, str]]:
 
 
 def _is_code_page(identity: str, text: str) -> bool:
-    """Whether this is one of the encodings that are a table of numbers and nothing to read."""
+    """Whether this is one of the encodings that consist of a table of numbers."""
     return identity.startswith("encodings/") and ("decoding_table" in text or "decoding_map" in text)
 
 

@@ -1,4 +1,4 @@
-"""From a selection by rank to thresholds: the L0 of every layer on tokens not calibrated on, and what refuses."""
+"""From a selection by score to thresholds: the L0 of every layer on tokens not calibrated on, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from clt_plugins import CrossLayerTranscoder
 from clt_plugins.contract.recipe import ConvertConfig
-from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.errors import Unreachable
 from clt_plugins.finished.convert import as_table, convert, with_thresholds
 from clt_plugins.model.assemble import Parts
 from tests.support.helpers import parts, plugins, stir
@@ -18,7 +18,7 @@ from tests.support.helpers import parts, plugins, stir
 SIZES = {"layers": 3, "d_model": 16, "features": 48, "active": 3.0}
 BATCH = 2048
 CONFIG = ConvertConfig(tokens=2 * BATCH, calibration_tokens=2 * BATCH)
-RANKINGS: dict[str, dict[str, Any]] = {
+SELECTIONS: dict[str, dict[str, Any]] = {
     "topk": {"name": "topk", "k": 12},
     "batchtopk": {"name": "batchtopk", "k": 12},
     "batchtopk-zscore": {"name": "batchtopk", "k": 12, "ranking": "zscore"},
@@ -31,28 +31,28 @@ def trained(name: str) -> Parts:
     from clt_plugins.training.objective import objective
     from clt_plugins.training.optimizer import make_optimizer
 
-    made = parts(
-        activation=RANKINGS[name],
+    built = parts(
+        activation=SELECTIONS[name],
         source={"name": "synthetic", **SIZES},
         transcoder={"features": 64, "normalisation": "none"},
         train={"batch_tokens": BATCH, "lr": 1e-2},
     )
-    recipe = made.context.recipe
+    recipe = built.context.recipe
     assert recipe is not None
-    optimizer = make_optimizer(made.transcoder, recipe.train, 0)
+    optimizer = make_optimizer(built.transcoder, recipe.train, 0)
     idle = torch.zeros(3, 64, dtype=torch.int64)
     for _ in range(30):
         optimizer.zero_grad()
-        objective(made.transcoder, made.losses, made.source.next(), idle, 0.0).total.backward()
+        objective(built.transcoder, built.losses, built.source.next(), idle, 0.0).total.backward()
         optimizer.step()
-    return made
+    return built
 
 
 def batchtopk() -> Parts:
     return trained("batchtopk")
 
 
-# Each way of ranking with the thresholds that follow it.
+# Each way of scoring with the thresholds that follow it.
 @pytest.mark.parametrize(
     ("name", "thresholds"), [("topk", "feature"), ("batchtopk", "cut"), ("batchtopk-zscore", "layer")]
 )
@@ -64,34 +64,35 @@ def test_every_layer_keeps_its_l0_on_other_tokens(name, thresholds):
     1.1 sqrt(2/n) of the L0, one standard deviation: 0.6 % with 65536, a third of the bound, where 8192 would give
     1.7 %, and a miss of the bound somewhere in three layers would be no surprise.
     """
-    made = trained(name)
+    built = trained(name)
     config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=65536, thresholds=thresholds)
-    converted, report = convert(made.transcoder, made.source, config, plugins())
+    converted, report = convert(built.transcoder, built.source, config, plugins())
     assert converted.choices["activation"].name == "jumprelu"
-    assert max(map(abs, report["l0_change"])) < 0.02
-    for before, after in zip(report["before"]["nmse"], report["after"]["nmse"], strict=True):
+    assert max(map(abs, report.l0_change)) < 0.02
+    for before, after in zip(report.before.nmse, report.after.nmse, strict=True):
         assert after < 1.03 * before
     assert len(as_table(report).splitlines()) == 2 + 3
 
 
 @pytest.mark.parametrize("thresholds", ["feature", "cut", "layer"])
-@pytest.mark.parametrize("name", RANKINGS)
+@pytest.mark.parametrize("name", SELECTIONS)
 def test_any_thresholds_can_be_calibrated(name, thresholds):
-    """Also those of another ranking: on the tokens calibrated on, counted by hand; on others, up to sampling error."""
-    made = trained(name)
+    """Also those of another way of scoring: on the tokens calibrated on, counted by hand; on others, nearly."""
+    built = trained(name)
     size = 8 * BATCH
     config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=size, thresholds=thresholds)
-    converted, report = convert(made.transcoder, made.source, config, plugins())
-    held_out = list(made.source.held_out(2 * size))
+    converted, report = convert(built.transcoder, built.source, config, plugins())
+    held_out = list(built.source.held_out(2 * size))
     with torch.no_grad():
-        excess = torch.stack([count(converted, batch) - count(made.transcoder, batch) for batch in held_out])
-        wanted = torch.tensor(report["calibrated_to"])
+        l0 = [(count(converted, batch), count(built.transcoder, batch)) for batch in held_out]
+        excess = torch.stack([after - before for after, before in l0])
+        targets = torch.tensor(report.calibrated_to)
     # The tolerance of the calibration, half a percent; its reading counts the sample as this does.
-    assert ((excess[::2].mean(0) / wanted).abs() < config.tolerance).all()
+    assert ((excess[::2].mean(0) / targets).abs() < config.tolerance).all()
     # Means of batches vary by this much; eight here against eight there, four standard deviations for 27 comparisons.
     sampling = excess.std(0) * (2 / 8) ** 0.5
     assert ((excess[1::2].mean(0) - excess[::2].mean(0)).abs() < 4 * sampling).all()
-    change = torch.tensor(report["l0_change"]) * torch.tensor(report["before"]["l0"])
+    change = torch.tensor(report.l0_change) * torch.tensor(report.before.l0)
     assert torch.allclose(change.double(), excess[1::2].mean(0), atol=1e-4)
 
 
@@ -102,107 +103,130 @@ def count(transcoder: CrossLayerTranscoder, batch: Any) -> torch.Tensor:
 
 def test_thresholds_are_means_of_the_smallest_selected():
     """Against a count by hand, feature by feature, over the same batches."""
-    made = batchtopk()
-    state = made.source.state()
+    built = batchtopk()
+    state = built.source.state()
     config = ConvertConfig(tokens=4 * BATCH, calibration_tokens=BATCH, calibrate=False, unseen=7.5)
-    converted, report = convert(made.transcoder, made.source, config, plugins())
-    made.source.load_state(state)
+    converted, report = convert(built.transcoder, built.source, config, plugins())
+    built.source.load_state(state)
     smallest: dict[tuple[int, int], list[float]] = {}
     for _ in range(4):
-        acts = made.transcoder.encode(made.source.next().inputs).dense().detach()
+        acts = built.transcoder.encode(built.source.next().inputs).dense().detach()
         for layer in range(3):
             for feature in range(64):
                 on = acts[:, layer, feature][acts[:, layer, feature] > 0]
                 if len(on):
                     smallest.setdefault((layer, feature), []).append(float(on.min()))
-    found = converted.activation.threshold().detach()
+    thresholds = converted.activation.threshold().detach()
     for layer in range(3):
         for feature in range(64):
             known = smallest.get((layer, feature))
-            wanted = sum(known) / len(known) if known else 7.5
-            assert float(found[layer, feature]) == pytest.approx(wanted, rel=1e-5)
-    assert report["unseen_features"] == [64 - sum(place[0] == layer for place in smallest) for layer in range(3)]
-    assert report["scales"] == [1, 1, 1]
+            by_hand = sum(known) / len(known) if known else 7.5
+            assert float(thresholds[layer, feature]) == pytest.approx(by_hand, rel=1e-5)
+    assert report.unseen_features == [64 - sum(key[0] == layer for key in smallest) for layer in range(3)]
+    assert report.scales == [1, 1, 1]
 
 
 def test_it_is_deterministic_and_shares_the_weights():
-    made = batchtopk()
-    state = made.source.state()
-    first, one = convert(made.transcoder, made.source, CONFIG, plugins())
-    made.source.load_state(state)
-    second, two = convert(made.transcoder, made.source, CONFIG, plugins())
+    built = batchtopk()
+    state = built.source.state()
+    first, one = convert(built.transcoder, built.source, CONFIG, plugins())
+    built.source.load_state(state)
+    second, two = convert(built.transcoder, built.source, CONFIG, plugins())
     assert one == two
     assert torch.equal(first.activation.threshold(), second.activation.threshold())
-    assert first.W_enc is made.transcoder.W_enc and first.tying is made.transcoder.tying
+    assert first.W_enc is built.transcoder.W_enc and first.tying is built.transcoder.tying
 
 
 def test_it_saves_and_loads(tmp_path):
-    made = batchtopk()
-    converted, _ = convert(made.transcoder, made.source, CONFIG, plugins())
+    built = batchtopk()
+    converted, _ = convert(built.transcoder, built.source, CONFIG, plugins())
     converted.save(tmp_path / "out")
     again = CrossLayerTranscoder.load(tmp_path / "out", plugins=plugins())
-    x = made.source.next().inputs
+    x = built.source.next().inputs
     assert torch.allclose(again(x), converted(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("wanted", [2.0, [1.0, 3.0, 6.0]])
-def test_an_l0_can_be_asked_for(wanted):
-    made = batchtopk()
-    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=8 * BATCH, l0=wanted)
-    _, report = convert(made.transcoder, made.source, config, plugins())
-    targets = torch.tensor(wanted if isinstance(wanted, list) else [wanted] * 3)
-    assert report["calibrated_to"] == targets.tolist()
-    assert (torch.tensor(report["after"]["l0"]) / targets - 1).abs().max() < 0.05
+@pytest.mark.parametrize("l0", [2.0, [1.0, 3.0, 6.0]])
+def test_an_l0_can_be_asked_for(l0):
+    built = batchtopk()
+    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=8 * BATCH, l0=l0)
+    _, report = convert(built.transcoder, built.source, config, plugins())
+    targets = torch.tensor(l0 if isinstance(l0, list) else [l0] * 3)
+    assert report.calibrated_to == targets.tolist()
+    assert (torch.tensor(report.after.l0) / targets - 1).abs().max() < 0.05
 
 
 def test_a_layer_that_cannot_reach_its_target_is_named():
-    made = batchtopk()
+    built = batchtopk()
     config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=[4.0, 60.0, 4.0])
-    with pytest.raises(Stopped, match=r"layer 1 cannot reach an L0 of 60: it is [\d.]+ with") as stop:
-        convert(made.transcoder, made.source, config, plugins())
-    assert stop.value.code == ExitCode.FAILED
+    with pytest.raises(Unreachable, match=r"layer 1 cannot reach an L0 of 60: it is [\d.]+ with"):
+        convert(built.transcoder, built.source, config, plugins())
     config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=4.0, scales=[5.0, 10.0])
-    with pytest.raises(Stopped, match=r"layer 0 cannot reach an L0 of 4"):
-        convert(made.transcoder, made.source, config, plugins())
+    with pytest.raises(Unreachable, match=r"layer 0 cannot reach an L0 of 4"):
+        convert(built.transcoder, built.source, config, plugins())
 
 
 def test_what_cannot_be_converted_says_why():
-    made = parts(activation={"name": "jumprelu"})
+    built = parts(activation={"name": "jumprelu"})
     with pytest.raises(ValueError, match="convert: jumprelu has thresholds already"):
-        convert(made.transcoder, made.source, CONFIG, plugins())
+        convert(built.transcoder, built.source, CONFIG, plugins())
     other = parts(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
-    with pytest.raises(ValueError, match="gives 2 layers of d_model 6, but the transcoder is for 3 layers"):
+    with pytest.raises(ValueError, match="has 2 layers of d_model 6, but the transcoder is for 3 layers"):
         convert(parts().transcoder, other.source, CONFIG, plugins())
     with pytest.raises(ValueError, match=r"convert\.activation: 'relu' takes no thresholds"):
-        convert(made_small(), parts().source, ConvertConfig(activation="relu", tokens=64), plugins())
+        convert(small(), parts().source, ConvertConfig(activation="relu", tokens=64), plugins())
     with pytest.raises(ValueError, match=r"convert\.l0: 2 numbers for 3 layers"):
-        convert(made_small(), parts().source, ConvertConfig(l0=[1.0, 2.0], tokens=64), plugins())
+        convert(small(), parts().source, ConvertConfig(l0=[1.0, 2.0], tokens=64), plugins())
 
 
-def made_small() -> CrossLayerTranscoder:
-    made = parts().transcoder
-    stir(made)
-    return made
+def small() -> CrossLayerTranscoder:
+    built = parts().transcoder
+    stir(built)
+    return built
+
+
+def test_with_activation_shares_everything_but_the_activation():
+    """Also what a subclass or a user has added; and the original stays as it was."""
+    original = small()
+    original.train()
+    original.added = {"by": "a user"}
+    original.register_buffer("extra", torch.ones(3))
+    before = dict(vars(original)), dict(original._modules), original.activation, dict(original.choices)
+    names = list(original.state_dict())
+    activation = with_thresholds(small(), torch.ones(3, 10), "jumprelu", plugins()).activation
+    choice = parts(activation={"name": "jumprelu"}).transcoder.choices["activation"]
+    other = original.with_activation(choice, activation)
+    assert type(other) is type(original)
+    assert other.activation is activation and other.choices["activation"] is choice
+    assert other.choices["tying"] is original.choices["tying"]
+    assert other.W_enc is original.W_enc and other.tying is original.tying and other.normaliser is original.normaliser
+    assert other.added is original.added and other.extra is original.extra
+    assert not other.training and not activation.training
+    # The original has changed in nothing.
+    assert (dict(vars(original)), dict(original._modules), original.activation, original.choices) == before
+    assert original.training and list(original.state_dict()) == names
+    with torch.no_grad():
+        original.W_enc.mul_(2)
+    assert torch.equal(other.W_enc, original.W_enc)
 
 
 def test_thresholds_select_what_passes_them():
-    made = made_small()
+    built = small()
     thresholds = torch.linspace(0.1, 1.0, 30).view(3, 10)
-    converted = with_thresholds(made, thresholds, "jumprelu", plugins())
+    converted = with_thresholds(built, thresholds, "jumprelu", plugins())
     x = torch.randn(50, 3, 6, generator=torch.Generator().manual_seed(0))
-    pre = torch.einsum("bld,lfd->blf", x, made.W_enc) + made.b_enc
-    wanted = torch.where(pre > thresholds, pre, 0)
-    assert torch.allclose(converted.encode(x).dense(), wanted, atol=1e-5)
+    pre = torch.einsum("bld,lfd->blf", x, built.W_enc) + built.b_enc
+    assert torch.allclose(converted.encode(x).dense(), torch.where(pre > thresholds, pre, 0), atol=1e-5)
 
 
 def test_one_batch_of_held_out_tokens_is_halved_and_other_tokens_are_reported_on():
     """Fewer tokens than a batch are enough: half of them to calibrate on, the rest to report on."""
-    made = batchtopk()
+    built = batchtopk()
     config = ConvertConfig(tokens=BATCH, calibration_tokens=BATCH // 4, tolerance=0.05)
-    converted, report = convert(made.transcoder, made.source, config, plugins())
-    (batch,) = made.source.held_out(BATCH // 2)
-    assert (report["calibration_tokens"], report["report_tokens"]) == (BATCH // 4, BATCH // 4)
+    converted, report = convert(built.transcoder, built.source, config, plugins())
+    (batch,) = built.source.held_out(BATCH // 2)
+    assert (report.calibration_tokens, report.report_tokens) == (BATCH // 4, BATCH // 4)
     with torch.no_grad():
         on, other = (count(converted, batch.rows(rows)) for rows in (slice(0, BATCH // 4), slice(BATCH // 4, None)))
-    assert ((on / torch.tensor(report["calibrated_to"]) - 1).abs() <= config.tolerance).all()
-    assert torch.allclose(other, torch.tensor(report["after"]["l0"]).double(), atol=1e-4)
+    assert ((on / torch.tensor(report.calibrated_to) - 1).abs() <= config.tolerance).all()
+    assert torch.allclose(other, torch.tensor(report.after.l0).double(), atol=1e-4)

@@ -57,7 +57,7 @@ def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties):
 @pytest.mark.parametrize("per", ["token", "batch"])
 def test_the_fixed_shape_form_for_gpus_keeps_the_same(per):
     """The two forms are chosen by the device's type; there is no GPU here, so its steps are taken by hand."""
-    from clt_plugins.model.selection import Pool
+    from clt_plugins.model.selection import Candidates, Pool
 
     pre = (torch.randn(2, 9, 40, generator=torch.Generator().manual_seed(0)) * 3).round()
     rows = 9 if per == "token" else 1
@@ -67,16 +67,16 @@ def test_the_fixed_shape_form_for_gpus_keeps_the_same(per):
         first = layer * block.shape[1]
         narrow.add(block, block, first)
         ids = (torch.arange(block.shape[1]) + first).expand_as(block)
-        fixed.parts = [fixed._best(block, block, ids), *fixed.parts][::-1]
+        fixed.parts = [fixed._best(Candidates(block, block, ids)), *fixed.parts][::-1]
         fixed.parts = [fixed.best()]
     for one, other in zip(narrow.best(), fixed.best(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_what_ranks_minus_infinity_is_never_kept():
+def test_a_score_of_minus_infinity_is_never_kept():
     pre = torch.ones(4, 6)
     closed = torch.tensor([0.0, -torch.inf, -torch.inf, 0.0, -torch.inf, -torch.inf])
-    top = Top(3, 4, 1, 6, per="token", rank=lambda layer, pre: pre + closed)
+    top = Top(3, 4, 1, 6, per="token", score=lambda layer, pre: pre + closed)
     top.see(0, pre)
     pairs, values = top.finish()
     assert pairs.token.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

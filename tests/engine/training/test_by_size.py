@@ -9,7 +9,7 @@ import pytest
 
 from clt_plugins import run
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizer import settled
+from clt_plugins.training.optimizer import with_rate
 from tests.support.helpers import tables
 
 
@@ -22,9 +22,9 @@ def test_warm_up_and_dead_features_go_by_the_number_of_steps_and_tokens() -> Non
 
 
 def test_the_learning_rate_falls_with_the_root_of_the_number_of_features() -> None:
-    rates = [settled(TrainConfig(steps=1), features).lr for features in (6144, 4 * 6144)]
+    rates = [with_rate(TrainConfig(steps=1), features).lr for features in (6144, 4 * 6144)]
     assert rates[0] == pytest.approx(2 * rates[1], rel=0.05), "rounded to two digits"
-    assert settled(TrainConfig(steps=1, lr=3e-5), 6144).lr == 3e-5
+    assert with_rate(TrainConfig(steps=1, lr=3e-5), 6144).lr == 3e-5
 
 
 def test_the_run_says_what_it_took(tmp_path: Path) -> None:

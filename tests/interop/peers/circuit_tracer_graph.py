@@ -1,4 +1,4 @@
-"""Load a folder with the real circuit-tracer, compare its numbers with ours, and make an attribution graph.
+"""Load a folder with circuit-tracer itself, compare its numbers with ours, and make an attribution graph.
 
 Runs in an environment with circuit-tracer; imports nothing of this repository. Prints one line of JSON.
 
@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 
 def compare(folder: Path, expected: Path) -> dict[str, Any]:
-    """Encode and decode raw inputs by both of its loaders; the largest differences, relative to the largest value."""
+    """Encode and decode raw inputs with both of its loaders; the largest differences, relative to the largest value."""
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
     from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
 
-    found: dict[str, Any] = {}
-    # An absolute path counts as a transcoder that is in the cache already.
+    result: dict[str, Any] = {}
+    # For an absolute path nothing is downloaded.
     by_name, config = load_transcoder_from_hub(str(folder.resolve()), device=torch.device("cpu"), dtype=torch.float32)
     by_path = load_clt(
         str(folder),
@@ -38,14 +38,14 @@ def compare(folder: Path, expected: Path) -> dict[str, Any]:
         for name, clt in (("lazy", by_name), ("eager", by_path)):
             features = clt.encode(x)
             decoded = clt.decode(features.to_sparse()).transpose(0, 1)
-            found[f"{name}_features"] = difference(features.transpose(0, 1), ours["features"])
-            found[f"{name}_decoded"] = difference(decoded, ours["decoded"])
-    found["l0"] = float((features > 0).sum() / x.shape[1])
-    return found
+            result[f"{name}_features"] = difference(features.transpose(0, 1), ours["features"])
+            result[f"{name}_decoded"] = difference(decoded, ours["decoded"])
+    result["l0"] = float((features > 0).sum() / x.shape[1])
+    return result
 
 
-def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
+def difference(computed: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((computed - expected).abs().max() / expected.abs().max())
 
 
 def graph(folder: Path, model: Path, prompt: str, out: Path | None) -> dict[str, Any]:
@@ -81,23 +81,23 @@ def graph(folder: Path, model: Path, prompt: str, out: Path | None) -> dict[str,
     )
     replacement._configure_replacement_model(clt)
     tokens = tokenizer(prompt, return_tensors="pt")["input_ids"][0]
-    # circuit-tracer puts a special token in front, but takes one of id 0, as this tokenizer's, for none.
+    # circuit-tracer puts a special token first, but not if its id is 0, as with this tokenizer.
     tokens = torch.cat([torch.tensor([tokenizer.bos_token_id]), tokens])
     with torch.no_grad():
         truth = hf(tokens[None]).logits[0]
-        found = replacement(tokens[None])[0]
-    made = attribute(tokens, replacement, max_n_logits=3, batch_size=64, max_feature_nodes=256)
-    replaced, complete = compute_graph_scores(made)
+        logits = replacement(tokens[None])[0]
+    attributed = attribute(tokens, replacement, max_n_logits=3, batch_size=64, max_feature_nodes=256)
+    replacement_score, completeness = compute_graph_scores(attributed)
     if out is not None:
-        made.to_pt(str(out))
-    top = [str(token) for token in made.logit_targets] if hasattr(made, "logit_targets") else []
+        attributed.to_pt(str(out))
+    top = [str(token) for token in attributed.logit_targets] if hasattr(attributed, "logit_targets") else []
     return {
         "tokens": len(tokens),
-        "logits_differ": difference(found.log_softmax(-1), truth.log_softmax(-1)),
-        "active_features": len(made.active_features),
-        "edges": int((made.adjacency_matrix != 0).sum()),
-        "replacement_score": float(replaced),
-        "completeness_score": float(complete),
+        "logits_differ": difference(logits.log_softmax(-1), truth.log_softmax(-1)),
+        "active_features": len(attributed.active_features),
+        "edges": int((attributed.adjacency_matrix != 0).sum()),
+        "replacement_score": float(replacement_score),
+        "completeness_score": float(completeness),
         "targets": top,
     }
 
@@ -108,14 +108,14 @@ def main() -> None:
     parser.add_argument("--expected", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--prompt", default="def test_copy(self):\n        self.assertEqual(")
-    parser.add_argument("--out", type=Path, help="where the graph goes, a .pt file")
+    parser.add_argument("--out", type=Path, help="a .pt file to write the graph to")
     options = parser.parse_args()
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if options.expected:
-        found.update(compare(options.folder, options.expected))
+        result.update(compare(options.folder, options.expected))
     if options.model:
-        found["graph"] = graph(options.folder, options.model, options.prompt, options.out)
-    print(json.dumps(found), flush=True)
+        result["graph"] = graph(options.folder, options.model, options.prompt, options.out)
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

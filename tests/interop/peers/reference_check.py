@@ -1,6 +1,6 @@
-"""Load an export with the real crosslayer-coding library and compare its outputs with ours, raw in and raw out.
+"""Load an export with the library crosslayer-coding itself, and compare its outputs on raw activations with ours.
 
-Inputs are standardised, and outputs taken back, by what the library's activation stores make of `norm_stats.json`.
+The library's own activation store reads `norm_stats.json`; it standardises the inputs and restores the outputs.
 Runs in an environment with decode-clt; imports nothing of this repository. Prints one line of JSON.
 """
 
@@ -24,7 +24,7 @@ def main(folder: Path, expected: Path) -> None:
     model = CrossLayerTranscoder(config, process_group=None, device=torch.device("cpu"))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     layers = range(config.num_layers)
-    # As much of a store as its reading of the statistics needs.
+    # Only as much of a store as reading the statistics needs.
     store = SimpleNamespace(
         normalization_method=config.normalization_method,
         norm_stats_data=json.loads((folder / "norm_stats.json").read_text()),
@@ -33,12 +33,12 @@ def main(folder: Path, expected: Path) -> None:
         apply_normalization=True,
     )
     ManifestActivationStore._prep_norm(store)
-    assert store.apply_normalization, "the library does not take the statistics"
+    assert store.apply_normalization, "the library does not use the statistics"
     with torch.no_grad():
         out = model({i: (ours["inputs"][:, i] - store.mean_in[i]) / store.std_in[i] for i in layers})
-    found = torch.stack([out[i] * store.std_tg[i] + store.mean_tg[i] for i in layers], 1)
-    wanted = ours["decoded"]
-    print(json.dumps({"decoded": float((found - wanted).abs().max() / wanted.abs().max())}), flush=True)
+    decoded = torch.stack([out[i] * store.std_tg[i] + store.mean_tg[i] for i in layers], 1)
+    expected_out = ours["decoded"]
+    print(json.dumps({"decoded": float((decoded - expected_out).abs().max() / expected_out.abs().max())}), flush=True)
 
 
 if __name__ == "__main__":

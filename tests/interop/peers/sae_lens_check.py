@@ -1,4 +1,4 @@
-"""Load the folders of an export with the real SAELens and compare encodings and reconstructions with ours.
+"""Load the folders of an export with SAELens itself, and compare encodings and reconstructions with ours.
 
 Runs in an environment with sae-lens; imports nothing of this repository. Prints one line of JSON.
 """
@@ -16,19 +16,19 @@ from safetensors.torch import load_file
 
 def main(folder: Path, expected: Path) -> None:
     ours = load_file(expected)
-    found: dict[str, list[float]] = {"features": [], "decoded": []}
+    differences: dict[str, list[float]] = {"features": [], "decoded": []}
     architectures = []
-    for layer, place in enumerate(sorted(folder.glob("layer_*"))):
-        sae = SAE.load_from_disk(place)
+    for layer, layer_folder in enumerate(sorted(folder.glob("layer_*"))):
+        sae = SAE.load_from_disk(layer_folder)
         x = ours["inputs"][:, layer]
         with torch.no_grad():
             features = sae.encode(x)
             decoded = sae.decode(features)
         architectures.append(sae.cfg.architecture())
         for name, value in (("features", features), ("decoded", decoded)):
-            wanted = ours["features" if name == "features" else "own_decoded"][:, layer]
-            found[name].append(float((value - wanted).abs().max() / wanted.abs().max()))
-    print(json.dumps({**found, "architectures": architectures}), flush=True)
+            ours_of_layer = ours["features" if name == "features" else "own_decoded"][:, layer]
+            differences[name].append(float((value - ours_of_layer).abs().max() / ours_of_layer.abs().max()))
+    print(json.dumps({**differences, "architectures": architectures}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Which kernels serve which device; and Triton's, under its interpreter.
+"""Which kernels serve which device; and Triton's kernels under its interpreter.
 
-That the others compute the right thing is shown by the conformance kit, in tests/kit.
+The conformance kit, in tests/kit, shows that the other kernels compute the right numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clt_plugins import Preferred
 from clt_plugins.model.devices import make_kernels
 from clt_plugins.registry.plugins import load_plugins
 
@@ -32,8 +33,13 @@ def test_auto_takes_numba_on_a_cpu():
     assert make_kernels("auto", torch.device("cpu"), load_plugins()).name == "numba"
 
 
-def test_triton_computes_the_right_thing_under_its_interpreter():
-    """In a process of its own, because Triton asks for the interpreter once, when it is first imported."""
+def test_each_kind_of_kernels_says_how_well_it_suits_a_device():
+    for name in ("torch", "numba"):
+        assert isinstance(make_kernels(name, torch.device("cpu"), load_plugins()), Preferred)
+
+
+def test_triton_computes_the_right_numbers_under_its_interpreter():
+    """In its own process, because Triton looks for the interpreter once, when it is first imported."""
     pytest.importorskip("triton")
     root = Path(__file__).parents[3]
     file = root / "tests" / "support" / "triton_interpreted.py"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from clt_plugins import run
-from clt_plugins.files.sliced import Stored
+from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import SMALL, tables
@@ -31,7 +31,7 @@ def torchrun(ranks: int, recipe: Path, out: Path, *flags: str, **environment: st
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=580)
 
 
-def test_a_rank_that_dies_ends_the_run_with_a_message_and_it_goes_on_as_if_nothing_had_been(tmp_path):
+def test_a_rank_that_dies_ends_the_run_with_a_message_and_the_resumed_run_is_the_undisturbed_one(tmp_path):
     changes = {**RUN, "losses": [*RUN["losses"], {"name": "dying"}], "parallel": {"name": "tensor"}}
     typed = read_recipe(tables(**changes), plugins=load_plugins(extra=[INTERRUPTING]))
     recipe = tmp_path / "r.toml"
@@ -42,14 +42,16 @@ def test_a_rank_that_dies_ends_the_run_with_a_message_and_it_goes_on_as_if_nothi
     assert "rank 0: another of the 2 ranks died or hangs" in died.stderr, died.stderr
     assert "start all ranks again with --resume" in died.stderr
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
-    assert names == [f"step_{step:06}" for step in (4, 8) if step <= at], "whole ones only"
+    assert names == [f"step_{step:06}" for step in (4, 8) if step <= at], "only complete ones"
     done = torchrun(2, recipe, tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("transcoder saved in") == 1, "only rank 0 speaks"
+    assert done.stderr.count("transcoder saved in") == 1, "only rank 0 prints"
     whole = torchrun(2, recipe, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     for stem in ("transcoder", "training"):
-        one, other = (Stored.find(tmp_path / name / "checkpoints/step_000012", stem) for name in ("run", "whole"))
+        one, other = (
+            SlicedTensors.find(tmp_path / name / "checkpoints/step_000012", stem) for name in ("run", "whole")
+        )
         assert one.shapes == other.shapes
         for name in one.shapes:
             assert torch.equal(one.read(name), other.read(name)), name
@@ -87,7 +89,7 @@ def test_the_stages_after_training_come_out_of_two_tensor_ranks_as_of_one_proces
     recipe.write_text(as_toml(read_recipe(tables(**changes, parallel={"name": "tensor"}), plugins=load_plugins())))
     done = torchrun(2, recipe, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("exported to") == 2, "only rank 0 speaks"
+    assert done.stderr.count("exported to") == 2, "only rank 0 prints"
     run(tables(**changes), out=tmp_path / "one")
     for name in ("converted/convert.json", "evaluation/evaluation.json"):
         one, two = (json.loads((tmp_path / each / name).read_text()) for each in ("one", "two"))

@@ -1,10 +1,12 @@
-"""Looking at a transcoder: thresholds, and where features are most active."""
+"""The commands that show a transcoder: its thresholds, and where features are most active."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +90,7 @@ def test_top_activations_are_the_highest_with_their_neighbours(streamed, tmp_pat
         assert each["density"] == pytest.approx(float((own > 0).double().mean()))
         for example in each["examples"]:
             (row,) = ((places[:, 0] == example["context"]) & (places[:, 1] == example["position"])).nonzero()[0]
-            at = example["place"]
+            at = example["index"]
             assert example["tokens"][at] == example["token"] == tokenizer.decode([int(ids[row])])
             assert example["values"][at] == pytest.approx(example["value"])
             for number, token in enumerate(example["tokens"]):
@@ -102,20 +104,20 @@ def test_top_activations_are_the_highest_with_their_neighbours(streamed, tmp_pat
 
 
 def test_neighbours_do_not_reach_into_another_text():
-    from clt_report.contexts import find
+    from clt_report.contexts import find_top
 
     made = parts(activation={"name": "relu"})
     stir(made.transcoder)
     batch = made.source.next()
     places = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 5], [0, 6], [1, 1], [1, 2]])
     some = Batch(batch.inputs[:7], batch.targets[:7], torch.arange(100, 107), places)
-    source = SimpleNamespace(layers=3, d_model=6, held_out=lambda tokens: iter([some]))
-    found = find(made.transcoder, source, [(0, f) for f in range(10)], tokens=7, top=7, window=9)
+    source: Any = SimpleNamespace(n_layers=3, d_model=6, held_out=lambda tokens: iter([some]))
+    found = find_top(made.transcoder, source, [(0, f) for f in range(10)], tokens=7, top=7, window=9)
     whole = {100: [100, 101, 102], 103: [103, 104], 105: [105, 106]}
     groups = {token: group for group in whole.values() for token in group}
-    examples = [example for each in found["features"] for example in each["examples"]]
-    assert len({example["token"] for example in examples}) == 7
-    assert all(example["tokens"] == groups[example["token"]] for example in examples)
+    examples = [example for feature in found.features for example in feature.examples]
+    assert len({example.token for example in examples}) == 7
+    assert all(example.tokens == groups[example.token] for example in examples)
 
 
 def test_faults_are_one_line(streamed, tmp_path):
@@ -128,8 +130,24 @@ def test_faults_are_one_line(streamed, tmp_path):
     refused("no 0:10: there are 3 layers of 10 features", "top-activations", streamed, "--features", "0:10")
     refused("no such folder", "thresholds", tmp_path / "nowhere")
     run(tables(), out=tmp_path / "plain")
-    refused("batchtopk has none, it selects features by rank", "thresholds", tmp_path / "plain")
+    refused("batchtopk has no thresholds: convert", "thresholds", tmp_path / "plain")
     refused("does not say which tokens", "top-activations", tmp_path / "plain", "--features", "0:1")
     (tmp_path / "there.json").write_text("{}")
     there = ["--features", "0:1", "--out", tmp_path / "there.json", "--tokens", 50]
     refused("already there", "top-activations", streamed, *there)
+    nowhere = ["--features", "0:1", "--out", tmp_path / "nowhere" / "top.json", "--tokens", 50]
+    refused("there is no such folder", "top-activations", streamed, *nowhere)
+
+
+def test_without_matplotlib_there_is_one_line_that_names_the_extra_and_still_a_table(streamed, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    found = invoke("thresholds", streamed, "--out", tmp_path / "out")
+    assert found.exit_code == ExitCode.USAGE
+    (line,) = found.stderr.strip().splitlines()
+    assert line == "thresholds.png: drawing it needs matplotlib: pip install 'clt-plugins[plots]', or give --no-plot"
+    assert not (tmp_path / "out").exists()
+    table = invoke("thresholds", streamed, "--out", tmp_path / "out", "--no-plot")
+    assert table.exit_code == ExitCode.OK
+    assert len(table.stdout.splitlines()) == 1 + 3
+    assert not (tmp_path / "out").exists()

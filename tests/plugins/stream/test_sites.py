@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from clt_plugins import Refused
 from clt_stream.sites import find_sites
 from tests.support.language_models import CONFIGS, MLPS
 
@@ -70,7 +71,7 @@ def test_templates_and_layers_choose_sites() -> None:
 def test_an_unknown_site_is_named_with_what_is_there(
     inputs: str | None, outputs: str | None, layers: list[int] | None, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refused, match=message):
         find_sites(model_of("gpt2"), inputs, outputs, layers)
 
 
@@ -85,6 +86,6 @@ def test_a_model_without_mlp_modules_says_what_its_layers_have() -> None:
     )
     with torch.device("meta"):
         model = transformers.OPTForCausalLM(config)
-    with pytest.raises(ValueError, match=r"found no MLPs in OPTForCausalLM \(model\.decoder\.layers\.\{\} has .*fc1"):
+    with pytest.raises(Refused, match=r"found no MLPs in OPTForCausalLM \(model\.decoder\.layers\.\{\} has .*fc1"):
         find_sites(model, None, None, None)
     assert len(find_sites(model, "model.decoder.layers.{}.fc1", "model.decoder.layers.{}.fc2", None)) == 2

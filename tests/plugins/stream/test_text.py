@@ -9,17 +9,13 @@ from typing import Any
 import datasets
 import pytest
 
+from clt_plugins import Refused
 from clt_stream import StreamConfig
-from clt_stream.contexts import fill
-from clt_stream.text.documents import Texts, open_texts
+from clt_stream.text import open_texts
+from clt_stream.text.documents import Texts
 from clt_stream.text.stdlib import python_stdlib
 
 TEXTS = [f"document {n}\n\nof two paragraphs" for n in range(200)]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(folder: Path, kind: str, texts: list[str] = TEXTS) -> Path:
@@ -100,66 +96,88 @@ def test_a_column_of_another_name_is_read(tmp_path: Path) -> None:
     assert sorted(epoch(opened(tmp_path / "t.jsonl", text_column="body"))) == ["", "words"]
 
 
-def test_pieces_are_packed_whole_into_few_contexts() -> None:
-    pieces = [[n] * length for n, length in enumerate([5, 7, 3, 1, 9, 10, 2, 3])]
-    contexts = fill(pieces, 10)
-    assert sorted(piece for context in contexts for piece in context) == sorted(pieces)
-    assert all(sum(map(len, context)) <= 10 for context in contexts)
-    # 40 tokens in contexts of 10: no arrangement needs fewer.
-    assert len(contexts) == 4
+def refused(path: Path | str, message: str, **config: Any) -> None:
+    with pytest.raises(Refused, match=message) as raised:
+        epoch(opened(path, **config))
+    assert len(str(raised.value).splitlines()) == 1
 
 
-class TestBadInput:
-    def refused(self, path: Path | str, message: str, **config: Any) -> None:
-        with pytest.raises(ValueError, match=message) as raised:
-            epoch(opened(path, **config))
-        assert len(str(raised.value).splitlines()) == 1
+def test_a_missing_file(tmp_path: Path) -> None:
+    refused(tmp_path / "none.jsonl", r"^source\.text: no file or folder '.*none\.jsonl'$")
 
-    def test_a_missing_file(self, tmp_path: Path) -> None:
-        self.refused(tmp_path / "none.jsonl", r"^source\.text: no file or folder '.*none\.jsonl'$")
 
-    def test_a_folder_without_text(self, tmp_path: Path) -> None:
-        (tmp_path / "image.png").write_bytes(b"")
-        self.refused(tmp_path, r"^source\.text: no \.txt, \.jsonl, \.parquet files in '.*'$")
+def test_a_folder_without_text(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"")
+    refused(tmp_path, r"^source\.text: no \.txt, \.jsonl, \.parquet files in '.*'$")
 
-    def test_a_folder_of_two_kinds(self, tmp_path: Path) -> None:
-        write(tmp_path, "jsonl")
-        (tmp_path / "more.txt").write_text("text")
-        self.refused(tmp_path, r"^source\.text: '.*' mixes \.jsonl and \.txt files: put each kind in its own folder$")
 
-    def test_a_file_of_an_unknown_kind(self, tmp_path: Path) -> None:
-        (tmp_path / "text.doc").write_text("text")
-        self.refused(tmp_path / "text.doc", r"^source\.text: '.*text\.doc': expected one of \.txt, \.jsonl, \.parquet$")
+def test_a_folder_of_two_kinds(tmp_path: Path) -> None:
+    write(tmp_path, "jsonl")
+    (tmp_path / "more.txt").write_text("text")
+    refused(tmp_path, r"^source\.text: '.*' mixes \.jsonl and \.txt files: put each kind in its own folder$")
 
-    def test_a_missing_column(self, tmp_path: Path) -> None:
-        message = r"^source\.text_column: '.*' has no column 'body' \(it has: text, n\)$"
-        self.refused(write(tmp_path, "jsonl"), message, text_column="body")
-        self.refused(write(tmp_path, "jsonl"), message, text_column="body", streaming=True)
 
-    def test_a_column_of_numbers(self, tmp_path: Path) -> None:
-        self.refused(
-            write(tmp_path, "jsonl"), r"^source\.text_column: column 'n' of '.*' holds int, not text", text_column="n"
-        )
+def test_a_file_of_an_unknown_kind(tmp_path: Path) -> None:
+    (tmp_path / "text.doc").write_text("text")
+    refused(tmp_path / "text.doc", r"^source\.text: '.*text\.doc': expected one of \.txt, \.jsonl, \.parquet$")
 
-    def test_lines_that_are_not_json(self, tmp_path: Path) -> None:
-        (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": \n')
-        self.refused(tmp_path / "t.jsonl", r"^source\.text: cannot read .*t\.jsonl: .+")
-        self.refused(tmp_path / "t.jsonl", r"^source\.text: cannot read .*t\.jsonl: .+", streaming=True)
 
-    def test_a_truncated_parquet_file(self, tmp_path: Path) -> None:
-        path = write(tmp_path, "parquet")
-        path.write_bytes(path.read_bytes()[:-20])
-        self.refused(path, r"^source\.text: cannot read .*text\.parquet: .+")
+def test_a_missing_column(tmp_path: Path) -> None:
+    message = r"^source\.text_column: '.*' has no column 'body' \(it has: text, n\)$"
+    refused(write(tmp_path, "jsonl"), message, text_column="body")
+    refused(write(tmp_path, "jsonl"), message, text_column="body", streaming=True)
 
-    def test_a_text_file_that_is_not_utf8(self, tmp_path: Path) -> None:
-        (tmp_path / "t.txt").write_bytes(b"caf\xe9")
-        self.refused(tmp_path / "t.txt", r"^source\.text: cannot read .*t\.txt: .+")
 
-    def test_an_empty_file(self, tmp_path: Path) -> None:
-        (tmp_path / "t.jsonl").write_text("")
-        self.refused(tmp_path / "t.jsonl", r"^source\.text: '.*t\.jsonl' is empty$")
+def test_a_column_of_numbers(tmp_path: Path) -> None:
+    refused(write(tmp_path, "jsonl"), r"^source\.text_column: column 'n' of '.*' holds int, not text", text_column="n")
 
-    def test_a_hub_data_set_while_offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        self.refused("nobody/nothing", r"^source\.text: cannot get 'nobody/nothing': .+'python-stdlib'\)$")
+
+def test_lines_that_are_not_json(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    refused(tmp_path / "t.jsonl", r"^source\.text: cannot read .*t\.jsonl: .+")
+    refused(tmp_path / "t.jsonl", r"^source\.text: cannot read .*t\.jsonl: .+", streaming=True)
+
+
+def test_a_truncated_parquet_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    refused(path, r"^source\.text: cannot read .*text\.parquet: .+")
+
+
+def test_a_text_file_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"caf\xe9")
+    refused(tmp_path / "t.txt", r"^source\.text: cannot read .*t\.txt: .+")
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("")
+    refused(tmp_path / "t.jsonl", r"^source\.text: '.*t\.jsonl' is empty$")
+
+
+def test_a_hub_data_set_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    refused("nobody/nothing", r"^source\.text: cannot get 'nobody/nothing': .+'python-stdlib'\)$")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_subset_or_split_that_a_hub_data_set_does_not_have(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with a card stands in for the hub; `datasets` reads the subsets of both from the card."""
+    for name in ("one", "two"):
+        (tmp_path / "repository" / name).mkdir(parents=True)
+        write(tmp_path / "repository" / name, "jsonl")
+    subsets = "".join(f"- config_name: {name}\n  data_files: {name}/text.jsonl\n" for name in ("one", "two"))
+    (tmp_path / "repository" / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
+    load = datasets.load_dataset
+
+    def from_folder(_: str, *arguments: Any, **settings: Any) -> Any:
+        return load(str(tmp_path / "repository"), *arguments, **settings)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    assert sorted(epoch(opened("org/data", subset="one", streaming=streaming))) == sorted(TEXTS)
+    refused("org/data", r"^source\.subset: cannot load 'org/data': .*'one', 'two'", streaming=streaming)
+    refused("org/data", r"^source\.subset: cannot load 'org/data': .*three.*'one', 'two'", subset="three")
+    message = r"^source\.split: cannot load 'org/data': .*test.*train"
+    refused("org/data", message, subset="one", split="test", streaming=streaming)

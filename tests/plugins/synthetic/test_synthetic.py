@@ -1,22 +1,31 @@
-"""Synthetic batches against the truth that they claim to be made of."""
+"""Synthetic batches are the sums of the features that the source tells."""
 
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from clt_plugins import Context, Faults, Refused, Single
 from clt_synthetic import SyntheticConfig, clt_sources
+from tests.support.helpers import recipe
 
 
 def build(seed: int = 0, tokens: int = 64, rank: int = 0, ranks: int = 1, **config: Any) -> Any:
     (spec,) = clt_sources()
     settings: dict[str, Any] = {"layers": 3, "d_model": 16, "features": 20, "active": 3.0} | config
-    parallel = SimpleNamespace(data_rank=rank, data_ranks=ranks)
-    return spec.build(SyntheticConfig(**settings), SimpleNamespace(seed=seed, batch_tokens=tokens, parallel=parallel))
+    context = Context(
+        recipe=None,
+        seed=seed,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        batch_tokens=tokens,
+        steps=1,
+        parallel=Single(rank, ranks),
+    )
+    return spec.build(SyntheticConfig(**settings), context)
 
 
 def test_batches_are_sums_of_the_active_features_directions() -> None:
@@ -72,7 +81,7 @@ def test_data_ranks_share_the_batches_of_one_process() -> None:
     ranks = [build(tokens=60, rank=rank, ranks=3) for rank in range(3)]
     for _ in range(2):
         assert torch.equal(torch.cat([rank.next().inputs for rank in ranks]), whole.next().inputs)
-    with pytest.raises(ValueError, match=r"^train\.batch_tokens: 60 cannot be divided among 7 data ranks$"):
+    with pytest.raises(Refused, match=r"^train\.batch_tokens: 60 cannot be divided among 7 data ranks$"):
         build(tokens=60, ranks=7)
 
 
@@ -84,6 +93,15 @@ def test_held_out_batches_repeat_and_are_no_training_batches() -> None:
     assert torch.equal(first, torch.cat([batch.inputs for batch in source.held_out(100)]))
     present = {tuple(row) for row in trained.flatten(1).tolist() if any(row)}
     assert not present & {tuple(row) for row in first.flatten(1).tolist()}
+
+
+def test_more_active_features_than_there_are_is_a_fault_of_the_recipe() -> None:
+    with pytest.raises(Faults) as raised:
+        recipe(source={"name": "synthetic", "layers": 3, "features": 4, "active": 13.0})
+    (fault,) = raised.value.faults
+    assert fault.path == "source.active"
+    assert fault.text == "13 features cannot be active: all layers have 12"
+    assert recipe(source={"name": "synthetic", "layers": 3, "features": 4, "active": 12.0})
 
 
 def test_seeds_make_other_features() -> None:

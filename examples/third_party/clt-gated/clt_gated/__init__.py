@@ -1,15 +1,15 @@
-"""The activation `gated`: whether a feature is on, and how much, have parameters of their own."""
+"""The activation `gated`: separate parameters say whether a feature is active, and how much."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen, validators
 
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Activation, Context
 
 
 @frozen(kw_only=True)
@@ -18,10 +18,10 @@ class GatedConfig:
     arXiv 2404.16014, section 3.2, where gate and magnitude share the encoder's direction)."""
 
     offset: float = field(default=0.0, validator=validators.ge(0))
-    """First value of c: what a feature adds when it is only just on, in units of pre-activations."""
+    """First value of c: the value of a feature whose gate has just opened, in units of pre-activations."""
 
 
-def build(config: GatedConfig, context: Context) -> Any:
+def build(config: GatedConfig, context: Context) -> Activation:
     from clt_gated.gated import Gated
 
     return Gated(config.offset, context)

@@ -21,7 +21,7 @@ class Gated(nn.Module):
     def __init__(self, offset: float, context: Context):
         super().__init__()
         shape = context.n_layers, len(context.parallel.shard(context.n_features))
-        # Kept in float32 at least: steps in bfloat16 would be rounded away.
+        # At least float32: a training step is too small for the 8 bits of bfloat16.
         dtype = torch.promote_types(context.dtype, torch.float32)
         zeros = torch.zeros(shape, dtype=dtype, device=context.device)
         self.log_scale = parameter(zeros, feature_axis=1)

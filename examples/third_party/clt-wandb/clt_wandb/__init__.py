@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen, validators
 
 from clt_plugins import Refused, Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Logger
 
 
 @frozen(kw_only=True)
@@ -25,12 +24,12 @@ class WandbConfig:
     """Send while training; or write files only, for `wandb sync` later."""
 
 
-def build(config: WandbConfig, context: Context) -> Any:
+def build(config: WandbConfig, context: Context) -> Logger:
     from clt_wandb.logger import Wandb
 
     if context.folder is None:
-        raise Refused("loggers", "wandb needs a folder to write in, and this run has none; take another logger")
-    return Wandb(config, Path(context.folder))
+        raise Refused("loggers", "wandb writes into the run's folder, and this run has none; use another logger")
+    return Wandb(config, context.folder)
 
 
 @hookimpl

@@ -19,30 +19,30 @@ STEP = "step"
 
 
 class Wandb:
-    """Hands metrics to wandb's own process, which sends them; a step does not wait for the network."""
+    """Gives metrics to wandb's own process, which sends them; a step does not wait for the network."""
 
     def __init__(self, config: WandbConfig, folder: Path):
         self.config, self.folder = config, folder
         self.run: Any = None
 
     def start(self, recipe: Mapping[str, Any], step: int) -> None:
-        """Begin a run, or go on with the one whose id is kept in the folder.
+        """Begin a run, or continue the one whose id is in the folder.
 
         Raises:
-            ValueError: wandb cannot start (not logged in), with its reason.
+            Refused: wandb cannot start (not logged in), with its reason.
         """
         import wandb
 
-        kept = self.folder / "wandb.id"
-        if not kept.exists():
-            kept.write_text(secrets.token_hex(8))
+        id_file = self.folder / "wandb.id"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(8))
         try:
             self.run = wandb.init(
                 project=self.config.project,
                 entity=self.config.entity,
                 mode=self.config.mode,
                 name=recipe["name"],
-                id=kept.read_text().strip(),
+                id=id_file.read_text().strip(),
                 resume="allow",
                 config=dict(recipe),
                 dir=self.folder,
@@ -50,20 +50,20 @@ class Wandb:
             )
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             raise Refused("loggers", f'wandb: {error}: run `wandb login`, or set mode = "offline"') from error
-        # Steps of a resumed run come again: an axis of our own may go back, wandb's counter may not.
+        # A resumed run logs some steps again. wandb's own counter cannot go back, so steps are a metric.
         self.run.define_metric("*", step_metric=STEP)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers as curves; tensors [L] as one per layer; tensors [L, F] as a histogram per layer."""
-        found: dict[str, Any] = {STEP: step}
+        values: dict[str, Any] = {STEP: step}
         for name, value in metrics.items():
             if not hasattr(value, "tolist"):
-                found[name] = value
+                values[name] = value
             elif value.ndim == 0:
-                found[name] = value.item()
+                values[name] = value.item()
             else:
-                found |= {f"{name}/{layer:02}": _plain(part) for layer, part in enumerate(value)}
-        self.run.log(found)
+                values |= {f"{name}/{layer:02}": _plain(part) for layer, part in enumerate(value)}
+        self.run.log(values)
 
     def close(self, status: str) -> None:
         """Waits until everything is written (and sent, online). A crash shows as such."""

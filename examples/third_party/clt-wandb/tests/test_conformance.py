@@ -1,4 +1,4 @@
-"""Whether the plugin keeps the contract, and what it hands to wandb. Offline: nothing is sent."""
+"""Whether the plugin keeps the contract, and what it gives to wandb. Offline: nothing is sent."""
 
 import torch
 

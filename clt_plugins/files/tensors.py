@@ -1,0 +1,56 @@
+"""Safetensors files, for authors of exporters: write them in one type, and read them one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clt_plugins.errors import Refused
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:
+    """Write tensors, converted to one type.
+
+    Args:
+        dtype: torch's name of the type: "float32", "bfloat16".
+
+    Raises:
+        OSError: the file cannot be written (disk full, no permission).
+    """
+    kind = getattr(torch, dtype)
+    data = {name: value.detach().cpu().to(kind).contiguous() for name, value in tensors.items()}
+    try:
+        save_file(data, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor in a file. Only the file's header is read.
+
+    Raises:
+        Refused: the file is missing, or is no complete safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise Refused(path, f"not a readable safetensors file: {error}") from error
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file, on the CPU. It is mapped: the disk is read where the tensor is used.
+
+    Raises:
+        Refused: the file is missing or damaged, or has no tensor of that name.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise Refused(path, f"tensor {name!r} cannot be read: {error}") from error

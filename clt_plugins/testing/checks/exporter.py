@@ -1,0 +1,176 @@
+"""Checks for `[[exports]]`: see `clt_plugins.contract.interfaces.Exporter`.
+
+They use the first transcoder of `TRANSCODERS` that the format can hold, or the one that `recipe` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import torch
+
+from clt_plugins.contract.abilities import Checks
+from clt_plugins.errors import Faults
+from clt_plugins.model.assemble import Parts
+from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.transcoder import CrossLayerTranscoder
+from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench
+from clt_plugins.testing.registry import check
+from clt_plugins.testing.report import complain, expect, same
+
+TRANSCODERS: tuple[dict[str, Any], ...] = (
+    {"activation": {"name": "jumprelu"}, "transcoder": {"normalisation": "mean_std"}},
+    {"activation": {"name": "relu"}, "transcoder": {"normalisation": "mean_std"}},
+    {"activation": {"name": "topk", "k": 8}, "transcoder": {"normalisation": "mean_std"}},
+    {"activation": {"name": "jumprelu"}},
+    {"activation": {"name": "relu"}},
+    {"activation": {"name": "topk", "k": 8}},
+)
+
+
+def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
+    """A transcoder after a step, with the statistics of a batch."""
+    parts = bench.parts(**{name: table for name, table in tables.items() if name not in bench.tables})
+    transcoder = parts.transcoder
+    if transcoder.normalisation != "none":
+        batch = bench.batch(seed=5)
+        transcoder.normaliser.fit(transcoder.normalisation, estimate([batch], LAYERS, D_MODEL))  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(transcoder.parameters(), lr=0.01)
+    bench.step(parts, bench.batch())
+    optimizer.step()
+    transcoder.eval()
+    return parts
+
+
+def _exported(bench: Bench) -> tuple[Parts, Any, Path]:
+    """A transcoder that the format can hold, the exporter, and the folder it wrote."""
+    reasons = []
+    for number, tables in enumerate(TRANSCODERS):
+        parts = _trained(bench, tables)
+        exporter = bench.build(parts.context)
+        folder = bench.folder / f"export{number}"
+        folder.mkdir()
+        try:
+            exporter.export(parts.transcoder, folder)
+        except Faults as error:
+            reasons.append(str(error))
+            expect(
+                not list(folder.iterdir()),
+                "nothing written where it refuses",
+                "files",
+                "`export`: look before you write",
+            )
+            continue
+        return parts, exporter, folder
+    return complain("a transcoder that the format can hold", "; ".join(dict.fromkeys(reasons)), "`recipe` of the cases")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@check("exports", trial=True)
+def export(bench: Bench) -> None:
+    """`export` writes files that are not empty, with the same bytes each time, and does not change the transcoder."""
+    parts, exporter, folder = _exported(bench)
+    before = {name: x.clone() for name, x in parts.transcoder.tensors().items()}
+    first = _digests(folder)
+    empty = [name for name in first if not (folder / name).stat().st_size]
+    expect(first, "files", "none", "`export`: write into `folder`")
+    expect(not empty, "files with something in them", f"empty: {', '.join(empty)}", "`export`: closed and flushed?")
+    again = bench.folder / "again"
+    again.mkdir()
+    exporter.export(parts.transcoder, again)
+    second = _digests(again)
+    changed = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    expect(
+        not changed, "the same bytes each time", f"{', '.join(changed)} differ", "`export`: times, sets, random names"
+    )
+    for name, x in parts.transcoder.tensors().items():
+        same(x, before[name], f"{name} as it was before the export", "`export`: work on copies")
+
+
+@check("exports")
+def every_tensor(bench: Bench) -> None:
+    """Each tensor of the transcoder is in the files: when a tensor changes, the files change."""
+    parts, exporter, folder = _exported(bench)
+    whole = _digests(folder)
+    for number, (name, tensor) in enumerate(parts.transcoder.tensors().items()):
+        if name == "normaliser.target_variance":
+            continue  # it compares errors; the outputs do not depend on it
+        kept = tensor.clone()
+        out = bench.folder / f"changed{number}"
+        out.mkdir()
+        try:
+            with torch.no_grad():
+                tensor.mul_(1.5).add_(0.25)
+            exporter.export(parts.transcoder, out)
+        except Faults:
+            continue  # the format cannot hold that, and says so
+        finally:
+            with torch.no_grad():
+                tensor.copy_(kept)
+        expect(
+            _digests(out) != whole,
+            f"{name} {list(tensor.shape)} in the files",
+            "the files are the same when it changes: it is left out",
+            "`export`: go through `transcoder.tensors()`",
+        )
+
+
+@check("exports")
+def round_trip(bench: Bench) -> None:
+    """`CrossLayerTranscoder.load` reads the folder back, and the outputs on raw activations are the same.
+
+    Skipped where the format cannot be read back.
+    """
+    parts, _, folder = _exported(bench)
+    try:
+        loaded = CrossLayerTranscoder.load(folder, plugins=bench.plugins, kernels="torch")
+    except Faults as error:
+        raise SkipTest(f"not read back: {error}") from error
+    inputs = bench.batch(seed=9).inputs
+    with torch.no_grad():
+        expected, outputs = parts.transcoder(inputs), loaded(inputs)
+    # float32 weights; folding statistics into them rounds once more.
+    same(outputs, expected, "the outputs of the transcoder that was exported", "what `export` folds into weights", 1e-4)
+
+
+@check("exports")
+def before_training(bench: Bench) -> None:
+    """`check` returns texts, the same ones on the device "meta", and complains only of what `export` refuses.
+
+    Skipped where the exporter has no `check`.
+    """
+    for number, tables in enumerate(TRANSCODERS):
+        chosen = {name: table for name, table in tables.items() if name not in bench.tables}
+        try:
+            built = [bench.parts(device=device, stirred=False, **chosen) for device in ("meta", "cpu")]
+        except Faults:
+            continue  # the plugin's `clt_check` refuses the recipe itself
+        exporters = [bench.build(parts.context) for parts in built]
+        if not isinstance(exporters[0], Checks):
+            raise SkipTest("it has no `check`")
+        look = "`check`: look at the choices and settings, not at values"
+        without, said = (exporter.check(parts.transcoder) for exporter, parts in zip(exporters, built, strict=True))
+        expect(
+            isinstance(said, list) and all(isinstance(f, str) and re.match(r"[\w.\[\]]+: \S", f) for f in said),
+            "a list of texts `setting: what is wrong: remedy`",
+            repr(said),
+            "`check`",
+        )
+        expect(without == said, f"the same of a transcoder on the device meta: {said}", f"{without}", look)
+        if not said:
+            continue
+        folder = bench.folder / f"refused{number}"
+        folder.mkdir()
+        try:
+            exporters[1].export(_trained(bench, tables).transcoder, folder)
+        except Faults:
+            continue
+        complain("`export` to refuse what `check` complains of", f"it wrote, though {said}", "`check`, or `export`")

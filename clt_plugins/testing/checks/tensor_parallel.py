@@ -1,0 +1,118 @@
+"""Tensor parallel = single: what a rank has after a step is its slice of what one process has."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import SkipTest
+
+import attrs
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from clt_plugins.model.assemble import Parts, close
+from clt_plugins.testing.bench import FEATURES, Bench
+from clt_plugins.testing.processes.pool import RANKS, on_ranks
+from clt_plugins.testing.registry import check
+from clt_plugins.testing.report import expect, same
+from clt_plugins.training import learned
+
+CHOICE = "tensor"
+"""The choice of `[parallel]` that joins the ranks."""
+
+ROUNDING = 1e-10
+"""Of float64: other orders of the same sums differ by about 1e-15 of the largest term for each of some 1e3 terms."""
+
+LOOK = {
+    "first": "`__init__`: draw with `clt_plugins.uniform`, which cuts what one process draws; nothing else random",
+    "features": "`selection`: the k best of this rank are not the k best of all; give `Top` its `parallel`",
+    "reconstruction": "`decode` and `affine`: a bias must not be in `decode`, which is summed over ranks",
+    "term": "the loss: wrap what it adds up over features in `forward.sum_features`; do not take means over features",
+    "grad": "`feature_axis` of the parameter (`clt_plugins.parameter`), and sums over features that miss other ranks",
+}
+"""Where to look, in the order in which one follows from the other: the first that differs is the fault."""
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """What one rank has after a step."""
+
+    tensors: bytes
+    """A safetensors file of `first/…`, `term/…`, `grad/…`, `features` and `reconstruction`."""
+    axes: dict[str, int | None]
+    """Which axis of each tensor counts features, by the name it has in files."""
+    shard: range
+    """Its features of each layer."""
+
+
+@check("activation", "tying", "losses")
+def tensor_parallel(bench: Bench) -> None:
+    """On 2 and 3 ranks that share the features, everything is as on one: first values, terms, features, gradients.
+
+    Skipped where no choice `tensor` is installed for `[parallel]`.
+    """
+    if CHOICE not in bench.plugins.choices("parallel"):
+        raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
+    changes: dict[str, Any] = {"transcoder": {"dtype": "float64", "path": "sparse"}}
+    fresh = _weights(bench.parts(stirred=False, **changes))
+    expected = {f"first/{name}": value.clone() for name, value in fresh.items()}
+    parts = bench.parts(**changes)
+    weights = _packed(_weights(parts))
+    expected |= _after_step(parts, bench)
+    changes["parallel"] = {"name": CHOICE}
+    for world in RANKS:
+        _compare(expected, on_ranks(bench, world, step_on_rank, changes, weights))
+
+
+def step_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Result:
+    """A training step with the parent's weights, of which this rank uses its slice."""
+    parts = bench.parts(stirred=False, **changes)
+    axes = parts.transcoder.feature_axes()
+    shard = parts.context.parallel.shard(FEATURES)
+    local = _weights(parts)
+    tensors = {f"first/{name}": x.clone() for name, x in local.items()}
+    for name, value in load(weights).items():
+        local[name].copy_(_slice(value, axes[name], shard))
+    tensors |= _after_step(parts, bench)
+    # Not closed after an error: other ranks would report the lost connection, and this process is killed anyway.
+    close(parts)
+    return Result(tensors=_packed(tensors), axes=axes, shard=shard)
+
+
+def _weights(parts: Parts) -> dict[str, Tensor]:
+    """The transcoder's tensors without its statistics."""
+    return {name: x for name, x in parts.transcoder.tensors().items() if not name.startswith("normaliser.")}
+
+
+def _packed(tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file of copies: views of one tensor cannot be in one."""
+    return save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
+
+
+def _slice(x: Tensor, axis: int | None, shard: range) -> Tensor:
+    return x if axis is None else x.narrow(axis, shard.start, len(shard))
+
+
+def _after_step(parts: Parts, bench: Bench) -> dict[str, Tensor]:
+    """What is compared after a step: `term/…`, `grad/…` cut as files are, `features` and `reconstruction`."""
+    outcome = bench.step(parts, bench.batch(torch.float64))
+    parameters = learned.parameters(parts)
+    parts.context.parallel.reduce_gradients(list(parameters.values()))
+    tensors = {f"term/{name}": value for name, value in outcome.terms.items()}
+    tensors |= {"features": outcome.features.dense().detach(), "reconstruction": outcome.reconstruction}
+    for name, (owner, view, _) in learned.views(parts).items():
+        grad = parameters[owner].grad
+        tensors[f"grad/{name}"] = view(torch.zeros_like(parameters[owner]) if grad is None else grad)
+    return tensors
+
+
+def _compare(expected: dict[str, Tensor], results: list[Result]) -> None:
+    ranks = [load(result.tensors) for result in results]
+    for name in sorted(expected, key=lambda name: list(LOOK).index(name.split("/")[0])):
+        kind, _, inner = name.partition("/")
+        tolerance = 0.0 if kind == "first" else ROUNDING
+        for rank, (tensors, result) in enumerate(zip(ranks, results, strict=True)):
+            axis = 2 if kind == "features" else result.axes.get(inner)
+            what = f"{name.replace('/', ' of ')} on rank {rank} of {len(ranks)} as in one process"
+            expect(name in tensors, what, "rank has none", LOOK[kind])
+            same(tensors[name], _slice(expected[name], axis, result.shard), what, LOOK[kind], tolerance)

@@ -1,0 +1,68 @@
+"""Checks for `[tying]`: see `clt_plugins.contract.interfaces.Tying`."""
+
+from __future__ import annotations
+
+import torch
+
+from clt_plugins.contract.abilities import Shifted
+from clt_plugins.data.features import Features
+from clt_plugins.errors import Faults
+from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench
+from clt_plugins.testing.checks.training_step import ROUNDING
+from clt_plugins.testing.registry import check
+from clt_plugins.testing.report import expect, same
+
+
+@check("tying")
+def decoder(bench: Bench) -> None:
+    """Shapes; no feature writes to an earlier layer; `expand` and `norms` agree with `decode`."""
+    parts = bench.parts(transcoder={"dtype": "float64"})
+    tying = parts.transcoder.tying
+    expect(isinstance(tying, torch.nn.Module), "a torch.nn.Module from `build`", type(tying).__name__, "the base class")
+    for layer in range(LAYERS):
+        active = torch.zeros(FEATURES, LAYERS, FEATURES, dtype=torch.float64)
+        active[:, layer] = 2 * torch.eye(FEATURES, dtype=torch.float64)
+        with torch.no_grad():
+            written = tying.decode(Features(active))
+        shape = [FEATURES, LAYERS, D_MODEL]
+        expect(list(written.shape) == shape, f"decode to give {shape}", str(list(written.shape)), "`decode`")
+        expect(
+            not bool(written[:, :layer].any()),
+            f"features of layer {layer} write to layers {layer} to {LAYERS - 1} only",
+            "something in an earlier layer",
+            "`decode`: which targets a source reaches",
+        )
+        try:
+            rows = tying.expand(layer)
+            shift = tying.shift(layer) if isinstance(tying, Shifted) else None
+        except Faults:
+            continue  # it refuses: no rows hold what it writes
+        values = torch.full((FEATURES, 1, 1), 2.0, dtype=torch.float64)
+        if shift is not None:
+            values = values + shift.detach()[:, None, None]
+        shape = [FEATURES, LAYERS - layer, D_MODEL]
+        expect(list(rows.shape) == shape, f"expand({layer}) to give {shape}", str(list(rows.shape)), "`expand`")
+        expect(not rows.requires_grad, "detached rows", "they require a gradient", "`expand`")
+        same(
+            written[:, layer:],
+            values * rows,
+            f"decode to write value · expand({layer})",
+            "`expand` or `decode`",
+            ROUNDING,
+        )
+        norms = rows.flatten(1).norm(dim=1).float()
+        same(
+            tying.norms()[layer].float(),
+            norms,
+            f"norms[{layer}] to be those of expand({layer}), over all targets",
+            "`norms`",
+            1e-5,
+        )
+    norms = tying.norms()
+    shape = [LAYERS, FEATURES]
+    expect(list(norms.shape) == shape, f"norms {shape}", str(list(norms.shape)), "`norms`")
+    expect(not norms.requires_grad, "detached norms", "they require a gradient", "`norms`")
+    x = torch.randn(5, LAYERS, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    affine = tying.affine(x).expand(5, -1, -1)
+    shape = [5, LAYERS, D_MODEL]
+    expect(list(affine.shape) == shape, f"affine to broadcast to {shape}", str(list(affine.shape)), "`affine`")

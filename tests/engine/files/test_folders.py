@@ -1,0 +1,90 @@
+"""Atomic folders: complete, or as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, verify
+from clt_plugins.files.records import read_json
+
+
+def put(folder: Path, text: str = "hello") -> None:
+    with atomic_folder(folder) as partial:
+        (partial / "a.txt").write_text(text)
+        (partial / "b.txt").write_text("")
+
+
+def test_a_folder_appears_at_the_end_with_a_manifest_of_its_files(tmp_path):
+    with atomic_folder(tmp_path / "new/f") as partial:
+        (partial / "a.txt").write_text("hello")
+        assert not (tmp_path / "new/f").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["f"]
+    manifest = read_json(tmp_path / "new/f" / MANIFEST, Manifest)
+    assert manifest.files["a.txt"].bytes == 5 and set(manifest.files) == {"a.txt"}
+    assert list(json.loads((tmp_path / "new/f" / MANIFEST).read_text())) == ["format", "files"]
+    verify(tmp_path / "new/f")
+
+
+def fail(folder: Path, error: BaseException) -> None:
+    with atomic_folder(folder) as partial:
+        (partial / "a.txt").write_text("after")
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError("disk full")], ids=repr)
+def test_after_an_error_the_folder_is_as_it_was(tmp_path, error):
+    put(tmp_path / "f", "before")
+    # The operating system does not always name a file; the error does.
+    text = rf"^{tmp_path}/f: could not be written: disk full$" if isinstance(error, OSError) else None
+    with pytest.raises(type(error), match=text):
+        fail(tmp_path / "f", error)
+    assert (tmp_path / "f/a.txt").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    verify(tmp_path / "f")
+
+
+def test_a_folder_is_replaced_as_a_whole_also_after_a_crash_between_its_two_renames(tmp_path):
+    put(tmp_path / "f", "before")
+    with atomic_folder(tmp_path / "f") as partial:
+        (partial / "c.txt").write_text("after")
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["c.txt", MANIFEST]
+    (tmp_path / ".f.old").mkdir()
+    (tmp_path / ".f.old/left.txt").write_text("by a crash")
+    (tmp_path / ".f.partial").mkdir()
+    put(tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_folder_may_be_named_in_any_way(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "work")
+    put(Path("../other/"))
+    put(tmp_path / "link")
+    verify(tmp_path / "other")
+    verify(tmp_path / "real")
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda folder: (folder / "a.txt").unlink(), "a.txt: missing"),
+        (lambda folder: (folder / "a.txt").write_text("hell"), "a.txt: truncated: 4 bytes of 5"),
+        (lambda folder: (folder / "a.txt").write_text("hullo"), "a.txt: damaged: its checksum is not the one in mani"),
+        (lambda folder: (folder / MANIFEST).unlink(), "f: not a complete folder: manifest.json is missing"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json: not a readable JSON file"),
+        (lambda folder: (folder / MANIFEST).write_text('{"format": 1}'), "manifest.json: files: required, but missing"),
+        (lambda folder: (folder / MANIFEST).write_text("{}"), "manifest.json: written in format None, this version"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(damage, text, tmp_path):
+    put(tmp_path / "f")
+    damage(tmp_path / "f")
+    with pytest.raises(ValueError, match=r"^/") as error:
+        verify(tmp_path / "f")
+    assert text in str(error.value) and len(str(error.value).splitlines()) == 1

@@ -1,0 +1,68 @@
+"""What a plan predicts, against counting; and what it prints."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from clt_plugins.cli.main import main_group
+from clt_plugins.files.records import as_data, from_data, json_text
+from clt_plugins.recipe.read import as_toml
+from clt_plugins.training.plan import Plan, as_table, estimate, plan
+from tests.support.helpers import TYINGS, parts, plugins, recipe
+
+B, L, D, F = 16, 3, 6, 10
+
+
+def test_a_plan_predicts_the_largest_parts_exactly():
+    built = parts()
+    needs = estimate(built, recipe())
+    assert needs.parameters == sum(p.numel() for p in built.transcoder.parameters())
+    assert needs.bytes.parameters == 4 * needs.parameters == needs.bytes.optimizer / 2
+    assert needs.flops.encoder == 2 * B * L * D * F
+
+
+@pytest.mark.parametrize("tying", TYINGS)
+def test_a_plan_without_memory_is_that_of_the_built_parts(tying):
+    changed = recipe(tying=TYINGS[tying])
+    needs = plan(changed, plugins())
+    assert needs == estimate(parts(tying=TYINGS[tying]), changed)
+    assert sum(needs.parameters_by_name.values()) == needs.parameters
+    assert needs.total_bytes == sum(as_data(needs.bytes).values())
+    assert needs.total_flops == sum(as_data(needs.flops).values())
+
+
+def test_settings_change_what_they_should():
+    base = plan(recipe(), plugins())
+    half = plan(recipe(train={"states": "bf16"}), plugins())
+    assert half.bytes.optimizer == base.bytes.optimizer / 2
+    dense = plan(recipe(transcoder={"path": "dense"}), plugins())
+    assert dense.bytes.pairs == 0 < base.bytes.pairs
+    assert dense.flops.encoder == 3 * base.flops.encoder
+    assert dense.bytes.pre_activations == 2 * L * base.bytes.pre_activations
+    double = plan(recipe(train={"batch_tokens": 2 * B}), plugins())
+    assert double.bytes.batch == 2 * base.bytes.batch and double.bytes.parameters == base.bytes.parameters
+    more = plan(recipe(activation={"name": "batchtopk", "k": 10}), plugins())
+    assert more.bytes.pairs == 2 * base.bytes.pairs, "k of the activation is the number of pairs per token"
+
+
+def test_the_command_prints_the_keys_that_users_read(tmp_path):
+    (tmp_path / "r.toml").write_text(as_toml(recipe()))
+    needs = plan(recipe(), plugins())
+    done = CliRunner().invoke(main_group, ["plan", str(tmp_path / "r.toml"), "--json"])
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert printed == json.loads(json_text(needs)) and from_data(Plan, printed) == needs
+    assert list(printed) == [
+        *("layers", "d_model", "features", "parameters", "parameters_by_name"),
+        *("bytes", "total_bytes", "flops", "total_flops"),
+    ]
+    assert list(printed["bytes"]) == ["parameters", "gradients", "optimizer", "batch", "pre_activations", "pairs"]
+    assert list(printed["flops"]) == ["encoder", "sparse", "optimizer"]
+    for command in (["plan"], ["run", "--dry-run"]):
+        done = CliRunner().invoke(main_group, [*command, str(tmp_path / "r.toml")])
+        assert done.stdout == as_table(needs) + "\n"
+    lines = as_table(needs).splitlines()
+    assert lines[:2] == ["layers 3, d_model 6, features 10 per layer", f"parameters {needs.parameters:,}"]

@@ -1,0 +1,132 @@
+"""The formulas of the activations, against loops over single numbers in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.helpers import parts
+
+B, L, F = 7, 3, 10
+CELLS = list(itertools.product(range(B), range(L), range(F)))
+
+
+def built(**settings: Any) -> Any:
+    return parts(activation=settings, transcoder={"dtype": "float64"}).transcoder.activation.eval()
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def values_of(activation: Any, pre: Tensor, norms: Tensor | None = None) -> dict[tuple[int, int, int], float]:
+    """What is selected: the value of each (token, layer, feature)."""
+    selection = activation.selection(len(pre), lambda: norms)
+    for layer in range(L):
+        selection.see(layer, pre[:, layer])
+    pairs, kept = selection.finish()
+    values = activation(kept, pairs.feature)
+    places = zip(pairs.token.tolist(), (pairs.feature // F).tolist(), (pairs.feature % F).tolist(), strict=True)
+    return dict(zip(places, values.tolist(), strict=True))
+
+
+def scores(pre: Tensor, norms: Tensor, ranking: str) -> dict[tuple[int, int, int], float]:
+    """What each pre-activation is ranked by."""
+    out = {}
+    for b, s, f in CELLS:
+        x = float(pre[b, s, f])
+        column = [float(pre[i, s, f]) for i in range(B)]
+        mean = sum(column) / B
+        deviation = math.sqrt(sum((y - mean) ** 2 for y in column) / (B - 1))
+        out[b, s, f] = {"raw": x, "norm": x * float(norms[s, f]), "zscore": (x - mean) / (deviation + 1e-6)}[ranking]
+    return out
+
+
+@pytest.mark.parametrize("ranking", ["raw", "norm", "zscore"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_the_k_highest_scores_are_kept_and_pass_a_relu(name: str, scope: str, ranking: str) -> None:
+    k = 8 if scope == "global" else 3
+    # Means and spreads differ between features, so that the three rankings select differently.
+    pre, norms = draw(B, L, F, seed=1) * draw(L, F, seed=2).exp() + draw(L, F, seed=3), draw(L, F, seed=4).exp()
+    by_place = scores(pre, norms, ranking)
+    expected: dict[tuple[int, int, int], float] = {}
+    tokens = [[b] for b in range(B)] if name == "topk" else [list(range(B))]
+    layers = [[s] for s in range(L)] if scope == "layer" else [list(range(L))]
+    for some_tokens, some_layers in itertools.product(tokens, layers):
+        group = [place for place in CELLS if place[0] in some_tokens and place[1] in some_layers]
+        best = sorted(group, key=lambda place: -by_place[place])[: k * len(some_tokens)]
+        expected.update({place: max(0.0, float(pre[place])) for place in best})
+    assert values_of(built(name=name, k=k, scope=scope, ranking=ranking), pre, norms) == expected
+    assert 0.0 in expected.values() or ranking != "zscore", "a ReLU has something to do"
+
+
+def test_a_share_is_rounded_up_to_a_count_of_the_features_in_scope() -> None:
+    pre = draw(B, L, F, seed=1)
+    assert len(values_of(built(name="topk", k=0.11), pre)) == B * 4  # 3.3 of 30
+    assert len(values_of(built(name="topk", k=0.11, scope="layer"), pre)) == B * L * 2  # 1.1 of 10
+
+
+def test_zscore_of_a_single_token_compares_the_pre_activations_themselves() -> None:
+    """Its standard deviation is 0 / 0."""
+    pre = draw(1, L, F, seed=5)
+    best = sorted(itertools.product(range(L), range(F)), key=lambda place: -float(pre[0, *place]))[:4]
+    expected = {(0, *place): max(0.0, float(pre[0, *place])) for place in best}
+    for name in ("topk", "batchtopk"):
+        assert values_of(built(name=name, k=4, ranking="zscore"), pre) == expected
+
+
+def test_relu_keeps_what_is_positive() -> None:
+    pre = draw(B, L, F, seed=1)
+    expected = {place: float(pre[place]) for place in CELLS if float(pre[place]) > 0}
+    assert values_of(built(name="relu"), pre) == expected
+    assert float(built(name="relu").threshold().abs().max()) == 0
+
+
+def jumprelu(threshold: Tensor) -> Any:
+    activation = built(name="jumprelu", bandwidth=0.3)
+    activation.set_threshold(threshold)
+    return activation
+
+
+def test_jumprelu_keeps_what_is_above_its_threshold_unchanged() -> None:
+    pre, activation = draw(B, L, F, seed=1), jumprelu(draw(L, F, seed=2).abs() + 0.05)
+    threshold = activation.threshold().detach()
+    pre[0, 0, 0] = threshold[0, 0]  # not above it
+    expected = {place: float(pre[place]) for place in CELLS if float(pre[place]) > float(threshold[place[1:]])}
+    assert values_of(activation, pre) == expected
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None:
+    """-θ/ε within half a bandwidth of the threshold, on both sides of it; else 0. By log θ it is θ times that."""
+    bandwidth = 0.3
+    pre, weights = draw(B, L, F, seed=1).requires_grad_(), draw(B, L, F, seed=3)
+    activation = jumprelu(draw(L, F, seed=2).abs() + 0.05).train()
+    if sparse:
+        selection = activation.selection(B, lambda: None)
+        for layer in range(L):
+            selection.see(layer, pre.detach()[:, layer])
+        pairs, _ = selection.finish()
+        values = activation(pre.flatten(1)[pairs.token, pairs.feature], pairs.feature)
+        (values * weights.flatten(1)[pairs.token, pairs.feature]).sum().backward()
+    else:
+        (activation(pre, None) * weights).sum().backward()
+    by_pre = torch.zeros(B, L, F, dtype=torch.float64)
+    by_log_threshold = torch.zeros(L, F, dtype=torch.float64)
+    thresholds, below = activation.threshold().detach(), 0
+    for b, s, f in CELLS:
+        theta, x, weight = float(thresholds[s, f]), pre[b, s, f].item(), float(weights[b, s, f])
+        if x > theta:
+            by_pre[b, s, f] = weight
+        if abs(x - theta) < bandwidth / 2:
+            by_log_threshold[s, f] += weight * (-theta / bandwidth) * theta
+            below += x < theta
+    assert below > 3, "features just below their threshold count, too"
+    assert torch.equal(pre.grad, by_pre)
+    torch.testing.assert_close(activation.log_threshold.grad, by_log_threshold, rtol=1e-12, atol=1e-15)

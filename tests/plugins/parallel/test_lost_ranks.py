@@ -1,0 +1,66 @@
+"""Which errors of a collective mean that another rank is lost, and which do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from clt_parallel.grid import Grid
+
+LOST = [
+    RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"),
+    RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms"),
+    RuntimeError("Application timeout caused pair closure"),
+    dist.DistBackendError("NCCL communicator was aborted on rank 1."),
+    dist.DistNetworkError("The client socket has timed out"),
+]
+OTHERS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("No backend type associated with device type mps"),
+]
+
+
+class Waits:
+    """A collective that was started, and fails when it is awaited."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def wait(self) -> None:
+        raise self.error
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, at_start: bool) -> Grid:
+    """Rank 0 of 2, whose reductions fail."""
+
+    def all_reduce(x: torch.Tensor, **_: Any) -> Waits:
+        if at_start:
+            raise error
+        return Waits(error)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    return Grid(0, 2, 1, dict.fromkeys(("features", "tokens", "all"), object()))
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+@pytest.mark.parametrize("error", LOST, ids=str)
+def test_an_error_of_the_process_group_says_that_a_rank_is_lost_and_how_to_continue(monkeypatch, error, at_start):
+    grid = failing(monkeypatch, error, at_start=at_start)
+    with pytest.raises(ConnectionError, match=r"rank 0: another of the 2 ranks died or hangs .*with --resume"):
+        grid.total(torch.ones(3))
+    with pytest.raises(ConnectionError, match="another of the 2 ranks"):
+        grid.sum_features(torch.ones(3))
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+@pytest.mark.parametrize("error", OTHERS, ids=str)
+def test_any_other_error_keeps_its_own_text(monkeypatch, error, at_start):
+    grid = failing(monkeypatch, error, at_start=at_start)
+    with pytest.raises(type(error)) as raised:
+        grid.total(torch.ones(3))
+    assert raised.value is error
