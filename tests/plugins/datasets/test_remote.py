@@ -398,7 +398,9 @@ def test_blocks_come_over_tls(tmp_path: Path) -> None:
         for _ in range(20):
             assert equal(here.next(), there.next())
         there.close()
-        with pytest.raises(ValueError, match="the server's certificate is not trusted: self-signed certificate: if it"):
+        with pytest.raises(
+            ValueError, match="the server's certificate is not trusted: self-signed certificate: if you"
+        ):
             remote(url)
 
 
