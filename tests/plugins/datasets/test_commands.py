@@ -42,7 +42,7 @@ def test_generate_uploads_over_tls_what_inspect_verifies(tmp_path: Path) -> None
         trusted = {"SSL_CERT_FILE": str(certificate), "CLT_TOKEN": "sesame"}
         done = command("generate", recipe, "--out", tmp_path / "data", "--to", url, **trusted)
         assert done.returncode == 0, done.stderr
-        # Complete already, so that only the upload is tried; neither the certificate nor the token gets better by waiting.
+        # Complete already, so only the upload is tried. Waiting changes neither certificate nor token.
         again = ["generate", recipe, "--out", tmp_path / "data", "--to", url]
         untrusting = command(*again, CLT_TOKEN="sesame")
         assert untrusting.returncode == 2
