@@ -1,1 +1,1 @@
-"""For authors of sources that read stored rows: the store's protocol, buffers, the order, the source."""
+"""For authors of sources that read stored rows: protocol of the store, buffers, order, source."""

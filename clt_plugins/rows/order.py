@@ -1,8 +1,8 @@
-"""The order in which stored rows are trained on: arithmetic only, so that a place in it is one number.
+"""The order in which stored rows are trained on: arithmetic only, so that a position in it is one number.
 
 Rows lie in chunks (files), each cut into blocks of neighbouring rows; the last block of a chunk may be short. Every
-epoch has its own order of all blocks, a keyed permutation that is computed place by place. The rows of the epochs, one
-after the other, are cut into groups; a group's rows are shuffled in memory, and dealt to the data ranks like cards.
+epoch has its own order of all blocks, a keyed permutation that is computed number by number. The rows of the epochs,
+one after the other, are cut into groups. A group's rows are shuffled in memory, and dealt to the data ranks like cards.
 
 Nothing here grows with the number of rows; one number per chunk is kept.
 """
@@ -25,8 +25,8 @@ ROUNDS = 6
 class Permutation:
     """A keyed permutation of the numbers below `count`, computed number by number.
 
-    A Feistel network permutes the numbers of an even count of bits; what falls beyond `count` is sent through again
-    until it falls below (cycle walking: less than four times on average).
+    A Feistel network permutes the numbers of an even count of bits. A result of `count` or more is permuted again
+    until it is less (cycle walking: less than four times on average).
     """
 
     def __init__(self, count: int, *key: Any):
@@ -36,7 +36,7 @@ class Permutation:
         self.keys = [digest(*key, number) for number in range(ROUNDS)]
 
     def __call__(self, number: int) -> int:
-        """Where `number` goes."""
+        """The number that `number` becomes."""
         while True:
             left, right = number >> self.half, number & self.mask
             for key in self.keys:
@@ -46,7 +46,7 @@ class Permutation:
                 return number
 
     def inverse(self, number: int) -> int:
-        """What goes to `number`."""
+        """The number that becomes `number`."""
         while True:
             left, right = number >> self.half, number & self.mask
             for key in reversed(self.keys):
@@ -69,7 +69,7 @@ class Order:
     Args:
         chunks: rows of each chunk.
         block_rows: rows of a block; the last one of a chunk has what is left.
-        key: the permutation depends on it only.
+        key: alone decides the permutation.
     """
 
     def __init__(self, chunks: Sequence[int], block_rows: int, *key: Any):
@@ -83,24 +83,24 @@ class Order:
             for chunk, rows in enumerate(chunks)
             if rows % block_rows
         )
-        self.short = [place for place, _ in short]
-        """Places of short blocks in the order, ascending."""
+        self.short = [position for position, _ in short]
+        """Positions of short blocks in the order, ascending."""
         self.lacking = [0, *accumulate(rows for _, rows in short)]
-        """How many rows the first short blocks lack, 0, 1, 2, ... of them."""
+        """How many rows the first 0, 1, 2, ... short blocks lack."""
 
-    def block(self, place: int) -> tuple[int, int, int]:
-        """(chunk, first row in it, number of rows) of the block at a place in the order."""
-        number = self.permutation(place)
+    def block(self, position: int) -> tuple[int, int, int]:
+        """(chunk, first row in it, number of rows) of the block at a position in the order."""
+        number = self.permutation(position)
         chunk = bisect_right(self.first, number) - 1
         begin = (number - self.first[chunk]) * self.block_rows
         return chunk, begin, min(self.block_rows, self.chunks[chunk] - begin)
 
-    def before(self, place: int) -> int:
-        """How many rows the blocks before a place have."""
-        return place * self.block_rows - self.lacking[bisect_right(self.short, place - 1)]
+    def before(self, position: int) -> int:
+        """How many rows the blocks before a position have."""
+        return position * self.block_rows - self.lacking[bisect_right(self.short, position - 1)]
 
-    def place(self, row: int) -> int:
-        """The place of the block that has the epoch's row of this number."""
+    def position(self, row: int) -> int:
+        """The position of the block that holds the epoch's row of this number."""
         return bisect_right(range(self.blocks + 1), row, key=self.before) - 1
 
 
@@ -121,7 +121,7 @@ class Deal:
     """How endless epochs of `rows` rows are dealt to ranks: row by row in turn, as many to each as to any other.
 
     Each epoch is cut into groups of `group` rows (the last one has what is left); of a group each rank takes a stretch.
-    So when the ranks have taken all rows of an epoch, together they have had each exactly once.
+    So over all ranks, every row of an epoch is dealt exactly once.
     """
 
     rows: int

@@ -1,7 +1,9 @@
-"""A source of stored rows: blocks from all over the store are read into a buffer, shuffled there, and handed out.
+"""A source of stored rows: blocks from all over the store are read into a buffer, shuffled there, and cut into batches.
 
-While one group of rows is handed out, the next is read by threads; two groups and a few batches are all the memory that
-is used. The position is the number of rows handed out: `shuffle` finds group and offset from it.
+While the batches of one group of rows are made, threads read the next group. So memory holds two groups and a few
+batches. The position is the number of rows that were yielded; `order` computes group and offset from it.
+
+Threads: one cuts batches (`batcher`), one reads groups (`loader`), several read blocks for it (`readers`).
 
 Shapes: B tokens, L layers, D d_model, R rows.
 """
@@ -33,15 +35,15 @@ READERS = 4
 
 
 class StoredSource:
-    """An `interfaces.Source` over a `Store`: every row of an epoch once, over all data ranks; epochs follow each other.
+    """A `Source` over a `Store`: every row of an epoch once, over all data ranks; epochs follow each other.
 
     Args:
         buffer_tokens: R, the rows that are shuffled together, on each rank.
-        on_corrupt: "stop" raises what `Store.read` raised; "skip" warns, and hands out other rows of the same group in
-            place of the damaged ones.
+        on_corrupt: "stop" raises what `Store.read` raised; "skip" warns, and yields other rows of the same group
+            instead of the damaged ones.
 
     Raises:
-        ValueError: the batch is larger than the data or the buffer, or nothing is held out.
+        Refused: the batch is larger than the data or the buffer, or nothing is held out.
     """
 
     def __init__(
@@ -56,9 +58,7 @@ class StoredSource:
         self.n_layers, self.d_model = store.n_layers, store.d_model
         ranks = context.parallel.data_ranks
         total = sum(store.chunks["train"])
-        if context.batch_tokens % ranks:
-            raise Refused("train.batch_tokens", f"{context.batch_tokens} cannot be divided among {ranks} data ranks")
-        self.batch_tokens = context.batch_tokens // ranks
+        self.batch_tokens = context.batch_share()
         if context.batch_tokens > total:
             raise Refused(
                 "train.batch_tokens",
@@ -73,26 +73,28 @@ class StoredSource:
         self.order = Order(store.chunks["train"], store.block_rows, self.seed, "blocks", 0)
         self.epoch = 0
         self.position = 0
-        """Rows handed out on this rank."""
+        """Rows that were yielded on this rank."""
         group = min(buffer_tokens, -(-self.deal.group // ranks))
-        self.buffers = [Buffer(group + 2 * store.block_rows, store) for _ in range(2)]
+        # A group may begin and end in the middle of a block; whole blocks are read.
+        self.filling, self.spare = (Buffer(group + 2 * store.block_rows, store) for _ in range(2))
+        """The buffer that was given to the loader last, and the one that it gets next."""
         self.shelf = Shelf(pinned=context.device.type == "cuda")
         self.readers = ThreadPoolExecutor(READERS, "clt-read")
         self.loader = ThreadPoolExecutor(1, "clt-load")
-        self.maker = ThreadPoolExecutor(1, "clt-batch")
-        self.made: deque[Future[Batch]] = deque()
-        """Batches that were asked for ahead."""
+        self.batcher = ThreadPoolExecutor(1, "clt-batch")
+        self.ahead: deque[Future[Batch]] = deque()
+        """The next batches, made before they are asked for."""
         self.groups: dict[int, tuple[Group, Future[Buffer]]] = {}
-        """By their start: the group in use, and the next."""
+        """By their start: the group in use, and the next one."""
 
     # -- the Source protocol ------------------------------------------------------------------------------------
 
     def next(self) -> Batch:
         """The next batch, in the store's type."""
-        while len(self.made) < 1 + AHEAD:
-            begin = self.position + len(self.made) * self.batch_tokens
-            self.made.append(self.maker.submit(self._make, begin))
-        batch = self.made.popleft().result()
+        while len(self.ahead) < 1 + AHEAD:
+            begin = self.position + len(self.ahead) * self.batch_tokens
+            self.ahead.append(self.batcher.submit(self._make, begin))
+        batch = self.ahead.popleft().result()
         self.position += self.batch_tokens
         return batch
 
@@ -103,29 +105,29 @@ class StoredSource:
         block = None
         while left > 0:
             out = empty(min(self.batch_tokens, left), self.store, torch.empty)
-            at = 0
-            while at < out.tokens:
+            filled = 0
+            while filled < out.tokens:
                 block = block if block is not None and block.tokens else next(blocks)
-                count = min(out.tokens - at, block.tokens)
+                count = min(out.tokens - filled, block.tokens)
                 for source, target in zip(tensors(block), tensors(out), strict=True):
-                    target[at : at + count] = source[:count]
-                block, at = block.rows(slice(count, None)), at + count
+                    target[filled : filled + count] = source[:count]
+                block, filled = block.rows(slice(count, None)), filled + count
             left -= out.tokens
             yield out
 
     def statistics(self) -> Mapping[str, Tensor] | None:
-        """Those stored beside the data."""
+        """The statistics that are stored with the data."""
         return self.store.statistics()
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands; the same on every data rank."""
+        """The position in the stream; the same on every data rank."""
         return {"rows": self.position, "data": self.store.identity}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go to a state; its group is read at the next batch.
 
         Raises:
-            ValueError: the state is of other data.
+            Refused: the state is of other data.
         """
         if state["data"] != self.store.identity:
             raise Refused(self.store.name, "not the data that the state was saved with")
@@ -133,53 +135,54 @@ class StoredSource:
         self.position = state["rows"]
 
     def close(self) -> None:
-        """Stop the threads; close the store; let go of all memory but that of batches that somebody holds."""
-        for each in (self.maker, self.loader, self.readers):
+        """Stop the threads; close the store; release all memory except that of batches that are still in use."""
+        for each in (self.batcher, self.loader, self.readers):
             each.shutdown(wait=False, cancel_futures=True)
         self.store.close()
-        for each in (self.maker, self.loader, self.readers):
+        for each in (self.batcher, self.loader, self.readers):
             each.shutdown(wait=True)
-        # A closed source may stay referenced for long, and by cycles through threads that only the collector finds.
-        self.made.clear()
+        # Somebody may hold a closed source for long; and reference cycles through threads are freed late.
+        self.ahead.clear()
         self.groups.clear()
-        self.buffers.clear()
+        self.filling = self.spare = Buffer(1, self.store)
         self.shelf.close()
 
     # -- batches ------------------------------------------------------------------------------------------------
 
     def _drop(self) -> None:
-        """Forget what was made or read ahead."""
-        for future in self.made:
+        """Forget batches and groups that are ready."""
+        for future in self.ahead:
             future.cancel()
-        # The last task of each thread, so that nothing writes into the buffers any more.
-        self.maker.submit(int).result()
+        # Each thread's last task: afterwards nothing writes into the buffers.
+        self.batcher.submit(int).result()
         self.loader.submit(int).result()
-        self.made.clear()
+        self.ahead.clear()
         self.groups.clear()
 
     def _make(self, position: int) -> Batch:
-        """The batch that begins after `position` rows; in the maker's thread."""
+        """The batch that begins after `position` rows; in the batcher's thread."""
         out = empty(self.batch_tokens, self.store, self.shelf.take)
-        at = 0
-        while at < self.batch_tokens:
-            group, buffer = self._group(position + at)
-            offset = position + at - group.start
-            count = min(self.batch_tokens - at, group.rows - offset)
+        filled = 0
+        while filled < self.batch_tokens:
+            group, buffer = self._group(position + filled)
+            offset = position + filled - group.start
+            count = min(self.batch_tokens - filled, group.rows - offset)
             index = buffer.order[offset : offset + count]
             for source, target in zip(tensors(buffer.rows), tensors(out), strict=True):
-                torch.index_select(source, 0, index, out=target[at : at + count])
-            at += count
+                torch.index_select(source, 0, index, out=target[filled : filled + count])
+            filled += count
         return out
 
     def _group(self, position: int) -> tuple[Group, Buffer]:
-        """The group of a row and its buffer; starts to read the group after it."""
+        """The group of a row and its buffer; begins to read the group after it."""
         group = self.deal.at(position)
-        # This thread is done with the groups before, so their buffer is free.
+        # Batches are made in order, so the groups before are used up, and the buffer they were in is the spare one.
         self.groups = {start: held for start, held in self.groups.items() if start >= group.start}
-        for wanted in (group, self.deal.at(group.start + group.rows)):
-            if wanted.start not in self.groups:
-                self.groups[wanted.start] = wanted, self.loader.submit(self._load, wanted, self.buffers[0])
-                self.buffers.reverse()
+        following = self.deal.at(group.start + group.rows)
+        for needed in (group, following):
+            if needed.start not in self.groups:
+                self.filling, self.spare = self.spare, self.filling
+                self.groups[needed.start] = needed, self.loader.submit(self._load, needed, self.filling)
         return group, self.groups[group.start][1].result()
 
     def _load(self, group: Group, buffer: Buffer) -> Buffer:
@@ -187,14 +190,15 @@ class StoredSource:
         if group.epoch != self.epoch:
             self.epoch = group.epoch
             self.order = Order(self.store.chunks["train"], self.store.block_rows, self.seed, "blocks", group.epoch)
-        place = self.order.place(group.begin)
-        skipped = group.begin - self.order.before(place)
-        at, readings = 0, []
-        while at < skipped + group.rows:
-            chunk, begin, rows = self.order.block(place)
-            into = buffer.rows.rows(slice(at, at + rows))
-            readings.append((at, rows, self.readers.submit(self.store.read, "train", chunk, begin, into)))
-            at, place = at + rows, place + 1
+        position = self.order.position(group.begin)
+        # The group may begin in the middle of a block, whose first rows belong to the group before.
+        skipped = group.begin - self.order.before(position)
+        filled, readings = 0, []
+        while filled < skipped + group.rows:
+            chunk, begin, rows = self.order.block(position)
+            into = buffer.rows.rows(slice(filled, filled + rows))
+            readings.append((filled, rows, self.readers.submit(self.store.read, "train", chunk, begin, into)))
+            filled, position = filled + rows, position + 1
         damaged = []
         for first, rows, reading in readings:
             try:
@@ -211,27 +215,27 @@ class StoredSource:
         return buffer
 
     def _without(self, damaged: list[tuple[int, int]], order: Tensor, random: torch.Generator) -> Tensor:
-        """The same order with other rows in place of damaged ones.
+        """The same order with other rows instead of the damaged ones.
 
         Raises:
-            DamagedError: no row of the group is whole.
+            DamagedError: all rows of the group are damaged.
         """
-        bad = torch.zeros(len(order) + 2 * self.store.block_rows, dtype=torch.bool)
+        damaged_rows = torch.zeros(len(order) + 2 * self.store.block_rows, dtype=torch.bool)
         for first, rows in damaged:
-            bad[first : first + rows] = True
-        lost = bad[order]
+            damaged_rows[first : first + rows] = True
+        lost = damaged_rows[order]
         good = order[~lost]
         if not len(good):
-            raise DamagedError(f"{self.store.name}: none of the {len(order)} rows to be shuffled together is whole")
+            raise DamagedError(f"{self.store.name}: all {len(order)} rows that are shuffled together are damaged")
         order = order.clone()
         order[lost] = good[torch.randint(len(good), (int(lost.sum()),), generator=random)]
         return order
 
     def _held_out_rows(self) -> Iterator[Batch]:
         """The held-out blocks, one after the other."""
-        room = Buffer(self.store.block_rows, self.store)
+        buffer = Buffer(self.store.block_rows, self.store)
         for chunk, rows in enumerate(self.store.chunks["held_out"]):
             for begin in range(0, rows, self.store.block_rows):
-                into = room.rows.rows(slice(0, min(self.store.block_rows, rows - begin)))
+                into = buffer.rows.rows(slice(0, min(self.store.block_rows, rows - begin)))
                 self.store.read("held_out", chunk, begin, into)
                 yield into

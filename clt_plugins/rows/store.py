@@ -1,4 +1,4 @@
-"""What a source of stored rows reads from, a `Store`; and its memory: buffers, and the batches that it yields."""
+"""What a source of stored rows reads from, a `Store`; and its memory: buffers, and the memory of batches."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Store(Protocol):
     n_layers: int
     d_model: int
     dtype: torch.dtype
-    """Of the activations that `read` gives."""
+    """The type of the activations that `read` fills in."""
     has_tokens: bool
     """Whether token ids and positions are known."""
     chunks: Mapping[Part, Sequence[int]]
-    """Rows of each chunk, of the trained part and of the held-out one."""
+    """Rows of each chunk, of the part to train on and of the held-out part."""
     block_rows: int
     """Rows of a block; blocks begin at multiples of it, and the last one of a chunk may be shorter."""
     identity: str
-    """Changes with the data: a saved position means nothing in other data."""
+    """Changes with the data: a saved position is valid in the same data only."""
     name: str
     """Where the data are, for messages."""
 
@@ -42,30 +42,30 @@ class Store(Protocol):
         """
 
     def statistics(self) -> Mapping[str, Tensor] | None:
-        """See `interfaces.Source.statistics`."""
+        """See `Source.statistics`."""
 
     def close(self) -> None:
-        """Let go of files and connections; readings under way may fail."""
+        """Release files and connections; readings under way may fail."""
 
 
 AHEAD = 2
-"""Batches that are made ahead."""
+"""Batches that are made before they are asked for."""
 
 
 class Buffer:
-    """Room for the blocks of a group."""
+    """Memory for the blocks of a group."""
 
     def __init__(self, rows: int, store: Store):
-        self.rows = empty(rows, store, _room)
+        self.rows = empty(rows, store, _huge)
         self.order = torch.empty(0, dtype=torch.int64)
-        """Which row is handed out when."""
+        """The rows in the order in which they are yielded."""
 
 
 class Shelf:
-    """Memory for batches of one size, used again as soon as nobody holds its tensors.
+    """Memory for batches of one size, used again as soon as no tensor holds it.
 
-    The first touch of fresh memory costs more than all else that is done to a batch on a CPU; pinned memory is kept by
-    torch's own allocator.
+    On a CPU the first touch of fresh memory costs more than all other work on a batch. Pinned memory needs no shelf:
+    torch's own allocator keeps it.
     """
 
     def __init__(self, *, pinned: bool):
@@ -102,8 +102,8 @@ def empty(rows: int, store: Store, make: Callable[..., Tensor]) -> Batch:
     return Batch(inputs, targets, torch.empty(rows, dtype=torch.int64), torch.empty(rows, 2, dtype=torch.int64))
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor in NumPy's memory, which asks for huge pages: they are touched a hundred times faster."""
+def _huge(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor in NumPy's memory: it is in huge pages, whose first touch is a hundred times faster."""
     return torch.from_numpy(np.empty(torch.Size(shape).numel() * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 

@@ -1,4 +1,4 @@
-"""Activations that are stored: written once by `generate`, trained on many times from a folder or a server."""
+"""Stored activations: written once by `generate`, trained on many times from a folder or a server."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class LocalConfig:
     """A data set in a folder, made by `generate` or `scramble`: every row once per epoch, in a new order each time.
 
-    Blocks from all chunks are read into a buffer and shuffled there while the buffer before is used up. Memory at the
-    most: two buffers of `buffer_tokens` rows, four batches, and 64 MiB; a row has 2 x layers x d_model numbers in the
-    stored type (int8 becomes float32 on the way). For GPT-2 small in bfloat16, the default size and batches of 4,096
-    tokens that is 1.9 GB.
+    Blocks from all chunks are read into a buffer and shuffled there, while the rows of the buffer before are used.
+    Memory at most: two buffers of `buffer_tokens` rows, four batches, and 64 MiB. A row has 2 x layers x d_model
+    numbers in the stored type (int8 becomes float32 when it is read). For GPT-2 small in bfloat16, the default buffer
+    and batches of 4,096 tokens this is 1.9 GB.
     """
 
     path: Path
@@ -31,33 +31,33 @@ class LocalConfig:
     """Rows that are shuffled together, on each rank; at least a batch."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """What to do when stored rows fail their checksum: stop the run, or warn and train on other rows of the same buffer
-    in their place."""
+    instead."""
     page_cache: bool = False
-    """Read through the system's page cache: faster from the second epoch on where the data set fits into free memory.
-    Otherwise it is read past the cache, at the disk's own rate, leaving there what other programs want."""
+    """Read through the system's page cache: faster from the second epoch on if the data set fits into free memory.
+    Otherwise rows are read past the cache, at the disk's own rate; the cache stays free for other programs."""
 
 
 @frozen(kw_only=True)
 class RemoteConfig:
     """A data set on a server started with `serve`: the same rows in the same order as `local`.
 
-    What breaks off is fetched from where it broke off, also while the server restarts. Every block is checked against
-    the manifest. The token is read from the environment variable CLT_TOKEN. Memory: as `local`.
+    A download that breaks off continues where it broke off, also if the server restarts. Every block is checked
+    against the manifest. The token is read from the environment variable CLT_TOKEN. Memory: like `local`.
     """
 
     url: str
     """The server, `http://HOST:PORT` or `https://HOST:PORT`."""
     dataset: str
-    """The data set's name there."""
+    """The data set's name on the server."""
     buffer_tokens: int = field(default=16384, validator=validators.gt(0))
     """Rows that are shuffled together, on each rank; at least a batch."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """What to do when rows are damaged on the server: stop the run, or warn and train on other rows of the same buffer
-    in their place."""
+    instead."""
     patience_s: float = field(default=600.0, validator=validators.gt(0))
-    """Seconds without anything new from the server after which the run stops."""
+    """The run stops after so many seconds without anything new from the server."""
     ca_file: Path | None = None
-    """Certificates to trust, for a server with one of its own making."""
+    """Certificates to trust, for a server with a self-signed certificate."""
 
 
 def build_local(config: LocalConfig, context: Context) -> Any:

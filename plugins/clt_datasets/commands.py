@@ -1,32 +1,30 @@
-"""The commands: arguments only; what they do is imported when they run."""
+"""The commands' arguments. What they do is imported when they run."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from clt_plugins import Refused, verbose, with_recipe
 
 if TYPE_CHECKING:
-    from clt_plugins.recipe.read import Recipe
-    from clt_plugins.registry.plugins import Plugins
+    from clt_plugins import Plugins, Recipe
 
 
 @click.command()
 @with_recipe
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The data set's folder.")
-@click.option("--tokens", type=click.IntRange(1), help="To train on; as many as RECIPE trains on if not given.")
-@click.option("--held-out", type=click.IntRange(0), help="Held-out tokens; train.eval_tokens if not given.")
+@click.option("--tokens", type=click.IntRange(1), help="Tokens to train on.  [default: as many as RECIPE trains on]")
+@click.option("--held-out", type=click.IntRange(0), help="Held-out tokens.  [default: train.eval_tokens]")
 @click.option(
     "--dtype",
     type=click.Choice(["source", "float32", "float16", "bfloat16", "int8"]),
     default="source",
     show_default=True,
-    help="The stored type; int8 has a scale per layer. What rounding costs is written in the manifest.",
+    help="The stored type; int8 has a scale per layer. The manifest says what rounding costs.",
 )
 @click.option(
     "--compression",
@@ -35,30 +33,53 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the chunks; slower to read.",
 )
-@click.option("--chunk-mb", type=click.FloatRange(min=0, min_open=True), default=256, show_default=True)
-@click.option("--block-rows", type=click.IntRange(1), help="Rows read and checked together; 4 MiB if not given.")
-@click.option("--to", "url", metavar="URL", help="Upload it as well, to a server started with `serve`.")
+@click.option(
+    "--chunk-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=256,
+    show_default=True,
+    help="The size of a file, before conversion to --dtype.",
+)
+@click.option("--block-rows", type=click.IntRange(1), help="Rows read and checked together.  [default: 4 MiB]")
+@click.option("--to", "url", metavar="URL", help="Also upload it, to a server started with `serve`.")
 def generate(
-    recipe: Recipe, plugins: Plugins, out: Path, chunk_mb: float, block_rows: int | None, url: str | None, **rest: Any
+    recipe: Recipe,
+    plugins: Plugins,
+    out: Path,
+    tokens: int | None,
+    held_out: int | None,
+    dtype: str,
+    compression: str,
+    chunk_mb: float,
+    block_rows: int | None,
+    url: str | None,
 ) -> None:
     """Store the activations of RECIPE's source as a data set.
 
-    Run it again to go on after an interruption. With `torchrun`, each process writes its share. The token for --to is
-    read from CLT_TOKEN; the data set has the folder's name there.
+    Run it again to continue after an interruption. With `torchrun`, each process writes its share. The token for --to
+    is read from CLT_TOKEN; on the server, the data set has the folder's name.
     """
-    from clt_datasets.make.generate import generate as write
+    from clt_datasets.make.generate import generate as run
+    from clt_datasets.net.client import Client
 
-    rest |= {"chunk_bytes": int(chunk_mb * 2**20), "block_rows": block_rows or 0}
-    if url is None:
-        write(recipe, plugins, out, **rest)
-        return
-    from clt_datasets.net.client import Connection
-
-    connection = Connection(url, out.resolve().name, patience_s=600)
+    client = None
+    if url is not None:
+        client = Client(url, out.resolve().name, patience_s=600, options=("--to", "--out"))
     try:
-        write(recipe, plugins, out, written=connection.put, **rest)
+        run(
+            recipe,
+            out,
+            tokens=tokens,
+            held_out=held_out,
+            dtype=dtype,
+            compression=compression,
+            chunk_bytes=int(chunk_mb * 2**20),
+            block_rows=block_rows or 0,
+            **({} if client is None else {"written": client.put}),
+        )
     finally:
-        connection.close()
+        if client is not None:
+            client.close()
 
 
 @click.command()
@@ -67,13 +88,13 @@ def generate(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @verbose
 def inspect(dataset: Path, verify: bool, as_json: bool) -> None:
-    """Show what DATASET holds: counts, statistics, the first rows. Ends with 1 if something is damaged."""
+    """Show what DATASET holds: counts, statistics, the first rows. The exit code is 1 if something is damaged."""
     from clt_datasets.make.inspect import as_text
     from clt_datasets.make.inspect import inspect as look
 
-    found = look(dataset, verify=verify)
-    click.echo(json.dumps(found, indent=1) if as_json else as_text(found))
-    if found["faults"]:
+    report = look(dataset, verify=verify)
+    click.echo(report.to_json() if as_json else as_text(report))
+    if report.faults:
         raise click.exceptions.Exit(1)
 
 
@@ -84,26 +105,26 @@ def inspect(dataset: Path, verify: bool, as_json: bool) -> None:
 @click.option("--memory-mb", type=click.FloatRange(min=0, min_open=True), default=2048, show_default=True)
 @verbose
 def scramble(source: Path, out: Path, seed: int, memory_mb: float) -> None:
-    """Write the rows of the data set IN to OUT, in one random order of all. Needs twice its room on the disk."""
-    from clt_datasets.make.scramble import scramble as write
+    """Write the rows of the data set IN to OUT, all in one random order. The disk needs twice the size of IN."""
+    from clt_datasets.make.scramble import scramble as run
 
-    write(source, out, seed, memory=int(memory_mb * 2**20))
+    run(source, out, seed, memory=int(memory_mb * 2**20))
 
 
 @click.command()
 @click.argument("root", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond this machine only with a token.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8200, show_default=True, help="0: any that is free.")
-@click.option("--token-file", type=click.Path(path_type=Path), help="Its first line instead of CLT_TOKEN.")
-@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file; then it speaks https.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Other machines can connect only with a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8200, show_default=True, help="0: any free one.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="Its first line is used instead of CLT_TOKEN.")
+@click.option("--certificate", type=click.Path(path_type=Path), help="PEM file; serves https.")
 @click.option("--key", type=click.Path(path_type=Path), help="PEM file of the certificate's private key.")
 @click.option(
-    "--max-upload-mb", type=click.IntRange(1), default=8192, show_default=True, help="The largest file taken."
+    "--max-upload-mb", type=click.IntRange(1), default=8192, show_default=True, help="The largest file accepted."
 )
 @click.option(
     "--page-cache",
     is_flag=True,
-    help="Read blocks through the system's page cache: where the data fit into free memory.",
+    help="Read blocks through the system's page cache: faster if the data fit into free memory.",
 )
 @verbose
 def serve(
@@ -118,19 +139,20 @@ def serve(
 ) -> None:
     """Serve the data sets below ROOT over HTTP.
 
-    The bearer token in CLT_TOKEN is demanded from everybody, if there is one; without it nobody can write.
+    If there is a token in CLT_TOKEN, all requests need it. Without a token nobody can write.
     """
     import ssl
 
     from clt_datasets.net.serve import serve as run
 
-    token = os.environ.get("CLT_TOKEN", "")
+    token = os.environ.get("CLT_TOKEN", "").strip()
     if token_file is not None:
         token = _first_line(token_file)
     tls = None
     if certificate is not None or key is not None:
         if certificate is None or key is None:
-            raise ValueError("--certificate and --key: give both")
+            missing, other = ("--key", "--certificate") if key is None else ("--certificate", "--key")
+            raise Refused(missing, f"needed together with {other}")
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             tls.load_cert_chain(certificate, key)

@@ -33,8 +33,7 @@ from typing import Any
 import torch
 
 from clt_datasets.format.chunk import Style, write_chunk
-from clt_datasets.format.manifest import Manifest, default_block_rows, read_manifest
-from clt_datasets.make.generate import write_manifest
+from clt_datasets.format.manifest import Manifest, default_block_rows, read_manifest, write_manifest
 from clt_plugins import Batch
 from clt_plugins.registry.plugins import load_plugins
 

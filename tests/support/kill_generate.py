@@ -47,7 +47,7 @@ def start(recipe: Recipe, out: Path, **options: Any) -> int:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         torch.set_num_threads(1)
-        clt_datasets.make.generate.generate(recipe, plugins(), out, **options)
+        clt_datasets.make.generate.generate(recipe, out, **options)
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", flush=True)
@@ -62,11 +62,11 @@ def content(folder: Path) -> dict[str, bytes]:
 def main(folder: Path, kills: int, model: str | None = None, text: str | None = None) -> None:
     recipe = make_recipe(model, text)
     options: dict[str, Any] = {"chunk_bytes": 400_000 if model is None else 30_000, "block_rows": 8}
-    begun = time.perf_counter()
+    started = time.perf_counter()
     _, status = os.waitpid(start(recipe, folder / "unbroken", **options), 0)
     assert status == 0, status
-    lasts = time.perf_counter() - begun
-    wanted = content(folder / "unbroken")
+    duration = time.perf_counter() - started
+    unbroken = content(folder / "unbroken")
     draw = random.Random(0)
     chunks: list[int] = []
     number = 0
@@ -75,15 +75,15 @@ def main(folder: Path, kills: int, model: str | None = None, text: str | None = 
         while not (out / "manifest.json").is_file():
             child = start(recipe, out, **options)
             if len(chunks) < kills:
-                time.sleep(draw.uniform(0, lasts))
+                time.sleep(draw.uniform(0, duration))
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             assert os.WIFSIGNALED(status) or status == 0, status
             if os.WIFSIGNALED(status):
                 chunks.append(len(list(out.glob("*.h5"))) if out.exists() else 0)
-        assert content(out) == wanted, f"{out} differs from the unbroken one"
+        assert content(out) == unbroken, f"{out} differs from the unbroken one"
         number += 1
-    print(json.dumps({"kills": len(chunks), "chunks": chunks, "of": len(wanted) - 2, "finished": number}))
+    print(json.dumps({"kills": len(chunks), "chunks": chunks, "of": len(unbroken) - 2, "finished": number}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a `local` source takes of memory, in a process of its own in which nothing else is.
+"""Memory of a `local` source, in a process of its own in which nothing else is.
 
     python -m tests.support.source_memory FOLDER BATCH_TOKENS BUFFER_TOKENS
 
-Prints, in bytes: `stated`, what `LocalConfig` says it takes; `peak`, what it took at the most while two epochs were
-handed out, each batch held until the next one came; `left`, what was still there of that when it was closed. The
-garbage collector is off, so that memory only it would find is counted.
+Prints, in bytes: `stated`, the limit that `LocalConfig` states; `peak`, the most that was used while the source yielded
+two epochs, each batch held until the next one came; `left`, what was still used when the source was closed. The garbage
+collector is off, so that memory that only it would free is counted.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import gc
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from clt_datasets import LocalConfig, build_local
+from tests.support.stored_data import make_context
 
 
 def status(name: str) -> int:
@@ -35,14 +33,9 @@ def stated(store: Any, batch_tokens: int, buffer_tokens: int) -> int:
 
 def main(folder: Path, batch_tokens: int, buffer_tokens: int) -> None:
     gc.disable()
-    context = SimpleNamespace(
-        seed=0,
-        device=torch.device("cpu"),
-        batch_tokens=batch_tokens,
-        parallel=SimpleNamespace(data_rank=0, data_ranks=1),
-    )
+    context = make_context(batch_tokens=batch_tokens, seed=0)
     before = status("VmRSS")
-    source = build_local(LocalConfig(path=folder, buffer_tokens=buffer_tokens), context)  # type: ignore[arg-type]
+    source = build_local(LocalConfig(path=folder, buffer_tokens=buffer_tokens), context)
     bound = stated(source.store, batch_tokens, buffer_tokens)
     for _ in range(2 * sum(source.store.chunks["train"]) // batch_tokens):
         batch = source.next()

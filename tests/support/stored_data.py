@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from clt_datasets import LocalConfig, clt_sources
 from clt_datasets.format.chunk import Style, write_chunk
-from clt_datasets.make.generate import generate, write_manifest
-from clt_plugins import Batch
+from clt_datasets.format.manifest import write_manifest
+from clt_datasets.make.generate import generate
+from clt_plugins import Batch, Context, Single
 from clt_plugins.recipe.read import read_recipe
 from tests.support.helpers import plugins, tables
 
 
-def make_context(*, batch_tokens: int = 16, rank: int = 0, ranks: int = 1, seed: int = 3) -> Any:
-    """What a stored source is told."""
-    return SimpleNamespace(
+def make_context(*, batch_tokens: int = 16, rank: int = 0, ranks: int = 1, seed: int = 3) -> Context:
+    """The context of a stored source."""
+    return Context(
+        recipe=None,
         seed=seed,
         device=torch.device("cpu"),
+        dtype=torch.float32,
         batch_tokens=batch_tokens,
-        parallel=SimpleNamespace(data_rank=rank, data_ranks=ranks),
+        steps=1,
+        parallel=Single(rank, ranks),
     )
 
 
@@ -53,7 +56,7 @@ def write_numbered(
 
 
 def local(folder: Path, context: Any = None, **config: Any) -> Any:
-    """The source, by the road a recipe takes."""
+    """The source, built as for a recipe."""
     spec = next(spec for spec in clt_sources() if spec.name == "local")
     return spec.build(LocalConfig(path=folder, **{"buffer_tokens": 64, **config}), context or make_context())
 
@@ -61,7 +64,7 @@ def local(folder: Path, context: Any = None, **config: Any) -> Any:
 def generated(folder: Path, *, recipe: dict[str, Any] | None = None, **options: Any) -> Any:
     """Generate a data set; returns the typed recipe."""
     typed = read_recipe(recipe or tables(), plugins=plugins())
-    generate(typed, plugins(), folder, **options)
+    generate(typed, folder, **options)
     return typed
 
 

@@ -1,13 +1,14 @@
-"""Chunk files: written whole or not at all, read block by block, every block against its checksum.
+"""Chunk files: an HDF5 file of rows, with a checksum for each block of them. A chunk is complete or absent.
 
-Uncompressed rows lie in one stretch of the file, so a block is read without HDF5 and by several threads at a time; HDF5
-itself reads compressed ones.
+`inputs` and `targets` [rows, L, D], `token_ids` [rows] int32, `positions` [rows, 2] int64, `scales` [2, L] float32 (1
+except for int8), `moments` and `errors` (see `encode`), `checksums` [blocks + 1] uint64. bfloat16 is stored as the
+uint16 with the same bits. A block's checksum is XXH3-64 of the bytes of its inputs, targets, ids and positions; the
+last checksum is that of scales, moments and errors. The chunk's checksum is XXH3-128 of all of them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,8 @@ import torch
 import xxhash
 
 from clt_datasets.format.encode import encode
-from clt_datasets.format.manifest import Manifest, digest
-from clt_datasets.format.read import read_stretches
-from clt_plugins import Batch, DamagedError
+from clt_datasets.format.files import digest, publish
+from clt_plugins import Batch, DamagedError, Refused
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")
 
@@ -39,10 +39,10 @@ def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) ->
 
     Args:
         rows: on the CPU.
-        state: of the source after these rows; kept in the file, so that a killed generation goes on from there.
+        state: of the source after these rows; stored in the file, so that a killed generation continues from there.
 
     Raises:
-        ValueError: an activation is not finite or does not fit the type.
+        Refused: an activation is not finite, or does not fit into the type.
         OSError: disk full, no permission.
     """
     sides = [encode(rows.inputs, style.dtype), encode(rows.targets, style.dtype)]
@@ -68,26 +68,20 @@ def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) ->
         for name, value in attrs.asdict(style).items():
             file.attrs[name] = value
         file.attrs["state"] = json.dumps(state)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    publish(partial, path)
 
 
 def compression_library() -> Any:
-    """`hdf5plugin`, whose import teaches HDF5 the filters.
+    """`hdf5plugin`; its import adds the filters to HDF5.
 
     Raises:
-        ValueError: it is not installed.
+        Refused: it is not installed.
     """
     try:
         import hdf5plugin
     except ImportError as error:
-        raise ValueError("lz4 and zstd need hdf5plugin: python -m pip install 'clt-plugins[compression]'") from error
+        text = "lz4 and zstd need hdf5plugin: python -m pip install 'clt-plugins[compression]'"
+        raise Refused("compression", text) from error
     return hdf5plugin
 
 
@@ -101,7 +95,7 @@ def _filters(style: Style, array: np.ndarray) -> dict[str, Any]:
 
 @attrs.frozen
 class Summary:
-    """What a chunk says of itself."""
+    """All of a chunk except its rows."""
 
     rows: int
     style: Style
@@ -115,20 +109,20 @@ class Summary:
     """[2, L] float64."""
     state: dict[str, Any]
     offsets: tuple[int, ...] | None
-    """Where each array begins in the file; None where they are compressed."""
+    """The byte of the file at which each array begins; None where they are compressed."""
     has_tokens: bool
 
     @property
     def checksum(self) -> str:
-        """The chunk's, as the manifest has it."""
+        """The chunk's checksum, as the manifest lists it."""
         return xxhash.xxh3_128_hexdigest(self.checksums.tobytes())
 
 
 def read_summary(path: Path) -> Summary:
-    """Read all of a chunk but its rows.
+    """Read all of a chunk except its rows.
 
     Raises:
-        DamagedError: it is missing or no chunk, or its summary is not what was written.
+        DamagedError: the file is missing or no chunk, or its summary is not what was written.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -143,64 +137,8 @@ def read_summary(path: Path) -> Summary:
         raise DamagedError(f"{path}: missing") from error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DamagedError(f"{path}: truncated or damaged: {' '.join(str(error).split())}") from error
-    found = Summary(rows, style, **parts, state=state, offsets=offsets if plain else None, has_tokens=has_tokens)
-    if digest(*(np.ascontiguousarray(parts[name]) for name in ("scales", "moments", "errors"))) != found.checksums[-1]:
-        raise DamagedError(f"{path}: damaged: the checksum of its summary is not the one in the file")
-    return found
-
-
-class ChunkReader:
-    """Reads the blocks of one chunk.
-
-    Args:
-        page_cache: whether uncompressed rows are read through it.
-
-    Raises:
-        DamagedError: the chunk is not the one that the manifest lists.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, number: int, *, page_cache: bool = True):
-        self.manifest, self.chunk, self.page_cache = manifest, manifest.chunks[number], page_cache
-        self.path, self.number = folder / self.chunk.file, number
-        self.summary = read_summary(self.path)
-        self._check()
-
-    def _check(self) -> None:
-        size = self.path.stat().st_size
-        if size != self.chunk.bytes:
-            raise DamagedError(f"{self.path}: truncated or changed: {size} bytes, {self.chunk.bytes} when written")
-        if self.summary.checksum != self.chunk.checksum or self.summary.rows != self.chunk.rows:
-            raise DamagedError(f"{self.path}: damaged, or of another data set: its checksum is not the manifest's")
-        if self.summary.offsets is None:
-            compression_library()
-
-    def read(self, begin: int, into: list[np.ndarray]) -> None:
-        """Read a block into arrays of its rows.
-
-        Args:
-            into: contiguous, as `Manifest.row_shapes` says.
-
-        Raises:
-            DamagedError: the rows are not those that were written; names file, chunk and rows.
-        """
-        rows = len(into[0])
-        try:
-            if self.summary.offsets is None:
-                with h5py.File(self.path, "r") as file:
-                    for name, array in zip(ARRAYS, into, strict=False):
-                        file[name].read_direct(array, np.s_[begin : begin + rows])
-            else:
-                places = [offset + begin * x[0].nbytes for offset, x in zip(self.summary.offsets, into, strict=True)]
-                read_stretches(self.path, list(zip(places, into, strict=True)), page_cache=self.page_cache)
-        except (OSError, RuntimeError, KeyError) as error:
-            raise self.damaged(begin, rows, f"cannot be read: {' '.join(str(error).split())}") from error
-        if digest(*into) != self.checksum(begin):
-            raise self.damaged(begin, rows, "damaged: their checksum is not the one that was written")
-
-    def checksum(self, begin: int) -> int:
-        """Of the block that begins at a row."""
-        return int(self.summary.checksums[begin // self.manifest.block_rows])
-
-    def damaged(self, begin: int, rows: int, what: str) -> DamagedError:
-        """An error that names the place."""
-        return DamagedError(f"{self.path}: chunk {self.number}, rows {begin} to {begin + rows - 1}: {what}")
+    summary = Summary(rows, style, **parts, state=state, offsets=offsets if plain else None, has_tokens=has_tokens)
+    summed = digest(*(np.ascontiguousarray(parts[name]) for name in ("scales", "moments", "errors")))
+    if not len(summary.checksums) or summed != summary.checksums[-1]:
+        raise DamagedError(f"{path}: damaged: the checksum of its summary is wrong")
+    return summary

@@ -1,30 +1,33 @@
-"""What a data set is made of: a manifest, statistics, and chunks of rows with a checksum for each block of them.
+"""What a data set consists of: a manifest, statistics, and chunks of rows.
 
     DATASET/
       manifest.json            what the rows are, where they come from, every chunk with its rows and checksum
       statistics.safetensors   inputs.mean, inputs.std [L, D], inputs.rms [L], the same of targets; float64
-      train_00000.h5, ...      rows to train on
+      train_00000.h5, ...      rows to train on; see `chunk`
       held_out_00000.h5, ...   rows never trained on
 
-A chunk is an HDF5 file: `inputs` and `targets` [rows, L, D], `token_ids` [rows] int32, `positions` [rows, 2] int64,
-`scales` [2, L] float32 (1 but for int8), `moments` and `errors` (see `encode`), `checksums` [blocks + 1] uint64.
-bfloat16 is kept as the uint16 with the same bits. A block's checksum is XXH3-64 of its inputs', targets', ids' and
-positions' bytes; the last one is that of scales, moments and errors. A chunk's checksum in the manifest is XXH3-128 of
-them.
+The manifest is written last: a data set that has one is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
+import cattrs
 import numpy as np
 import xxhash
+from attrs import field, validators
+from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from clt_datasets.format.chunk import read_summary
+from clt_datasets.format.files import write_file
+from clt_datasets.format.statistics import SIDES, statistics
 from clt_plugins import Refused
 
 FORMAT = 1
@@ -33,44 +36,73 @@ STATISTICS = "statistics.safetensors"
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
 """Types in which rows are stored -> NumPy's names of what the files hold."""
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-CHUNK_NAME = re.compile(r"(train|held_out)_\d{5,9}\.h5")
+CHUNK_NAME = re.compile(r"(train|held_out)_[0-9]{5,9}\.h5")
 BLOCK_BYTES = 4 * 2**20
 """About how many bytes a block has: enough for a disk's full speed, few enough to mix many blocks in a buffer."""
+
+Part = Literal["train", "held_out"]
+_size = validators.and_(validators.ge(1), validators.lt(2**40))
+_checksum = validators.matches_re(r"[0-9a-f]{32}")
 
 
 @attrs.frozen
 class Chunk:
     """One file of rows."""
 
-    file: str
-    part: Literal["train", "held_out"]
-    rows: int
-    bytes: int
+    file: str = field()
+    part: Part
+    rows: int = field(validator=_size)
+    bytes: int = field(validator=_size)
     """Of the whole file."""
-    checksum: str
+    checksum: str = field(validator=_checksum)
     """XXH3-128 of its blocks' checksums, hexadecimal."""
+
+    @file.validator
+    def _names_a_chunk(self, _: Any, file: str) -> None:
+        match = CHUNK_NAME.fullmatch(file)
+        if match is None or match[1] != self.part:
+            raise ValueError(f"{file!r} is not the name of a {self.part} chunk")
 
 
 @attrs.frozen(kw_only=True)
 class Manifest:
-    """What `manifest.json` says. It is written last: a data set that has one is whole."""
+    """What `manifest.json` says."""
 
-    layers: int
-    d_model: int
+    n_layers: int = field(validator=_size)
+    """`layers` in the file."""
+    d_model: int = field(validator=_size)
     dtype: Literal["float32", "float16", "bfloat16", "int8"]
     compression: Literal["none", "lz4", "zstd"]
-    block_rows: int
+    block_rows: int = field(validator=_size)
     has_tokens: bool
     """Whether token ids and positions are stored."""
-    tokens: dict[str, int]
+    tokens: dict[str, int] = field()
     """Rows of each part."""
-    chunks: tuple[Chunk, ...]
-    statistics: str
+    chunks: tuple[Chunk, ...] = field()
+    statistics: str = field(validator=_checksum)
     """XXH3-128 of the statistics file, hexadecimal."""
-    rounding_nmse: dict[str, list[float]]
+    rounding_nmse: dict[str, list[float]] = field()
     """What the stored type costs: squared error over variance, by side and layer."""
     about: dict[str, Any]
     """Where the rows come from: model, sites, source with its text and context, seed."""
+
+    @chunks.validator
+    def _differ(self, _: Any, chunks: tuple[Chunk, ...]) -> None:
+        if len({chunk.file for chunk in chunks}) < len(chunks):
+            raise ValueError("a chunk is listed twice")
+
+    @tokens.validator
+    def _are_those_of_the_chunks(self, _: Any, tokens: dict[str, int]) -> None:
+        counted = {name: sum(chunk.rows for chunk in self.part(name)) for name in get_args(Part)}
+        if tokens != counted:
+            raise ValueError(f"tokens are {tokens}, the chunks have {counted}")
+        if not counted["train"]:
+            raise ValueError("it has no tokens to train on")
+
+    @rounding_nmse.validator
+    def _has_every_layer(self, _: Any, nmse: dict[str, list[float]]) -> None:
+        if {side: len(values) for side, values in nmse.items()} != dict.fromkeys(SIDES, self.n_layers):
+            raise ValueError(f"rounding_nmse needs {self.n_layers} numbers for each of {', '.join(SIDES)}")
 
     @property
     def identity(self) -> str:
@@ -79,14 +111,14 @@ class Manifest:
 
     @property
     def row_shapes(self) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
-        """Type and shape of what a row has, in the order in which blocks are written, sent and checked."""
-        side = np.dtype(DTYPES[self.dtype]), (self.layers, self.d_model)
+        """Type and shape of each array of a row, in the order in which blocks are written, sent and checked."""
+        side = np.dtype(DTYPES[self.dtype]), (self.n_layers, self.d_model)
         tokens = [(np.dtype("<i4"), ()), (np.dtype("<i8"), (2,))] if self.has_tokens else []
         return [side, side, *tokens]  # type: ignore[list-item]
 
     @property
     def row_bytes(self) -> int:
-        """Of a row, uncompressed."""
+        """Bytes of a row, uncompressed."""
         return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in self.row_shapes)
 
     def part(self, name: str) -> list[Chunk]:
@@ -94,93 +126,130 @@ class Manifest:
         return [chunk for chunk in self.chunks if chunk.part == name]
 
     def block(self, chunk: Chunk, begin: int) -> int:
-        """Rows of the block that begins at a row of a chunk.
+        """Rows of the block that begins at row `begin` of a chunk.
 
         Raises:
-            ValueError: none does.
+            Refused: no block begins there.
         """
         if not 0 <= begin < chunk.rows or begin % self.block_rows:
             raise Refused(chunk.file, f"no block begins at row {begin}")
         return min(self.block_rows, chunk.rows - begin)
 
     def to_json(self) -> bytes:
-        """As the file has it."""
-        return (json.dumps({"format": FORMAT, **attrs.asdict(self)}, indent=1) + "\n").encode()
+        """The content of the file."""
+        return (json.dumps({"format": FORMAT, **_converter.unstructure(self)}, indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
-        """Read what `to_json` wrote, or an attacker.
+        """Read what `to_json` wrote; `data` may come from an attacker.
 
         Raises:
-            ValueError: it is damaged, or written in another format.
+            Refused: it is damaged, or in another format.
         """
         try:
-            found = json.loads(data)
-            number = found.pop("format")
+            tables = json.loads(data)
+            if not isinstance(tables, dict):
+                raise ValueError("expected a JSON object")
+            number = tables.pop("format", None)
             if number != FORMAT:
-                raise ValueError(f"written in format {number}, this version reads {FORMAT}")
-            chunks = tuple(Chunk(**each) for each in found.pop("chunks"))
-            manifest = cls(chunks=chunks, **found)
-            _check(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refused(where, f"not the manifest of a data set: {error}") from error
-        return manifest
+                raise ValueError(f"it is in format {number}, this version reads {FORMAT}")
+            return _converter.structure(tables, cls)
+        except cattrs.BaseValidationError as error:
+            reason = cattrs.transform_error(error, path=MANIFEST, format_exception=_reason)[0]
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        raise Refused(where, f"not the manifest of a data set: {reason}")
 
 
-def _check(manifest: Manifest) -> None:
-    """Refuse what no writer writes; sizes and names in it are relied on from here on."""
-    sizes = {name: getattr(manifest, name) for name in ("layers", "d_model", "block_rows")}
-    sizes |= {f"rows of {chunk.file}": chunk.rows for chunk in manifest.chunks}
-    for name, size in sizes.items():
-        if type(size) is not int or not 0 < size < 2**40:
-            raise ValueError(f"{name} is {size!r}")
-    if manifest.dtype not in DTYPES or manifest.compression not in ("none", "lz4", "zstd"):
-        raise ValueError(f"dtype is {manifest.dtype!r}, compression {manifest.compression!r}")
-    for chunk in manifest.chunks:
-        match = CHUNK_NAME.fullmatch(chunk.file)
-        if match is None or match[1] != chunk.part:
-            raise ValueError(f"{chunk.file!r} names no chunk")
-        if not isinstance(chunk.checksum, str) or type(chunk.bytes) is not int:
-            raise Refused(chunk.file, "checksum or size missing")
-    if len({chunk.file for chunk in manifest.chunks}) < len(manifest.chunks):
-        raise ValueError("a chunk is listed twice")
-    counted = {name: sum(chunk.rows for chunk in manifest.part(name)) for name in ("train", "held_out")}
-    if manifest.tokens != counted:
-        raise ValueError(f"tokens are {manifest.tokens}, the chunks have {counted}")
+def _exactly(value: Any, kind: type) -> Any:
+    """cattrs would turn `"5"` and `2.7` into ints."""
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise ValueError(f"expected {kind.__name__}, got {value!r}")
+
+
+def _reason(error: BaseException, _: type | None) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    if isinstance(error, ForbiddenExtraKeysError):
+        return f"unknown: {', '.join(map(repr, sorted(error.extra_fields)))}"
+    # A validator's arguments are the text, the attribute, the value.
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _exactly)
+    layers = override(rename="layers")
+    converter.register_structure_hook(Manifest, make_dict_structure_fn(Manifest, converter, n_layers=layers))
+    converter.register_unstructure_hook(Manifest, make_dict_unstructure_fn(Manifest, converter, n_layers=layers))
+    return converter
+
+
+_converter = _make_converter()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a data set.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        Refused: there is none, or it is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         unfinished = any(folder.glob("*_*.h5")) if folder.is_dir() else False
-        hint = "its generation has not ended: run `generate` again" if unfinished else "make one with `generate`"
+        hint = "it is not finished: run `generate` again" if unfinished else "make one with `generate`"
         raise Refused(folder, f"not a data set: no {MANIFEST} in it ({hint})")
     return Manifest.from_json(path.read_bytes(), str(path))
+
+
+def write_manifest(
+    folder: Path,
+    paths: list[Path],
+    about: dict[str, Any],
+    rounding_before: Mapping[str, list[float]] | None = None,
+) -> Manifest:
+    """Complete a data set: write the statistics and the manifest of its chunks.
+
+    Args:
+        paths: the chunks in their order, those to train on first.
+        about: where the rows come from.
+        rounding_before: the NMSE that the rows had lost before they came here; it is added.
+
+    Raises:
+        DamagedError: a chunk is damaged.
+        Refused: fewer than two rows to train on.
+    """
+    from safetensors.torch import save
+
+    summaries = [read_summary(path) for path in paths]
+    chunks = tuple(
+        Chunk(path.name, path.name.rpartition("_")[0], s.rows, path.stat().st_size, s.checksum)  # type: ignore[arg-type]
+        for path, s in zip(paths, summaries, strict=True)
+    )
+    trained = [s for s, chunk in zip(summaries, chunks, strict=True) if chunk.part == "train"]
+    tensors, nmse = statistics(trained)
+    if rounding_before is not None:
+        nmse = {side: [a + b for a, b in zip(nmse[side], rounding_before[side], strict=True)] for side in nmse}
+    data = save(tensors)
+    n_layers, d_model = summaries[0].moments.shape[2:]
+    manifest = Manifest(
+        n_layers=n_layers,
+        d_model=d_model,
+        **attrs.asdict(summaries[0].style),
+        has_tokens=summaries[0].has_tokens,
+        tokens={name: sum(chunk.rows for chunk in chunks if chunk.part == name) for name in get_args(Part)},
+        chunks=chunks,
+        statistics=xxhash.xxh3_128_hexdigest(data),
+        rounding_nmse=nmse,
+        about=about,
+    )
+    write_file(folder / STATISTICS, data)
+    write_file(folder / MANIFEST, manifest.to_json())
+    return manifest
 
 
 def default_block_rows(row_bytes: int) -> int:
     """How many rows make a block of about `BLOCK_BYTES`."""
     return max(1, min(1024, BLOCK_BYTES // row_bytes))
-
-
-def digest(*parts: Any) -> int:
-    """XXH3-64 of some buffers, one after the other."""
-    state = xxhash.xxh3_64()
-    for part in parts:
-        state.update(part)
-    return state.intdigest()
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -2,68 +2,110 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from clt_datasets.dataset import DatasetStore, Folder
+from clt_datasets.dataset import DatasetStore
+from clt_datasets.format.folder import LocalData
 from clt_datasets.format.manifest import Manifest
+from clt_datasets.format.statistics import SIDES
 from clt_plugins import Batch, DamagedError
 
 PREVIEW = 4
 """Rows that are shown."""
 
 
-def inspect(path: Path, *, verify: bool = False) -> dict[str, Any]:
-    """Describe a data set as plain data.
+@attrs.frozen(kw_only=True)
+class Report:
+    """What `inspect` shows; its JSON has the same names."""
+
+    path: str
+    layers: int
+    d_model: int
+    dtype: str
+    compression: str
+    tokens: dict[str, int]
+    """Rows of each part."""
+    chunks: int
+    chunk_rows: list[int]
+    """Of the smallest and of the largest chunk."""
+    block_rows: int
+    bytes: int
+    """Of all chunks."""
+    bytes_per_token: int
+    identity: str
+    about: dict[str, Any]
+    rounding_nmse: dict[str, list[float]]
+    verified: str
+    """What was checked."""
+    faults: list[str]
+    """What is damaged, a line each."""
+    statistics: dict[str, list[float]] | None
+    """`inputs.rms`, `inputs.std` and the same of targets, a number per layer; None if damaged."""
+    preview: list[dict[str, Any]] | None
+    """The first rows to train on; None if damaged."""
+
+    def to_json(self) -> str:
+        """Without what is damaged."""
+        return json.dumps(attrs.asdict(self, filter=lambda _, value: value is not None), indent=1)
+
+
+def inspect(path: Path, *, verify: bool = False) -> Report:
+    """Describe a data set.
 
     Args:
         verify: read every row and check it; otherwise sizes and the chunks' summaries are checked.
 
     Raises:
-        ValueError: it is no data set.
+        Refused: it is no data set.
     """
-    folder = Folder(path)
-    manifest = folder.manifest
-    store = DatasetStore(folder, str(path))
-    faults = _check(folder, verify)
-    found: dict[str, Any] = {
-        "path": str(path),
-        "layers": manifest.layers,
-        "d_model": manifest.d_model,
-        "dtype": manifest.dtype,
-        "compression": manifest.compression,
-        "tokens": manifest.tokens,
-        "chunks": len(manifest.chunks),
-        "chunk_rows": [min(c.rows for c in manifest.chunks), max(c.rows for c in manifest.chunks)],
-        "block_rows": manifest.block_rows,
-        "bytes": sum(chunk.bytes for chunk in manifest.chunks),
-        "bytes_per_token": manifest.row_bytes,
-        "identity": manifest.identity,
-        "about": manifest.about,
-        "rounding_nmse": manifest.rounding_nmse,
-        "verified": "all rows" if verify else "sizes and summaries",
-        "faults": faults,
-    }
+    data = LocalData(path)
+    manifest = data.manifest
+    store = DatasetStore(data, str(path))
+    faults = _check(data, verify)
+    statistics, preview = None, None
     try:
-        found["statistics"] = _statistics(store)
-        found["preview"] = _preview(store, manifest)
+        statistics = _statistics(store)
+        preview = _preview(store, manifest)
     except DamagedError as error:
         faults += [str(error)] if str(error) not in faults else []
-    return found
+    return Report(
+        path=str(path),
+        layers=manifest.n_layers,
+        d_model=manifest.d_model,
+        dtype=manifest.dtype,
+        compression=manifest.compression,
+        tokens=manifest.tokens,
+        chunks=len(manifest.chunks),
+        chunk_rows=[min(c.rows for c in manifest.chunks), max(c.rows for c in manifest.chunks)],
+        block_rows=manifest.block_rows,
+        bytes=sum(chunk.bytes for chunk in manifest.chunks),
+        bytes_per_token=manifest.row_bytes,
+        identity=manifest.identity,
+        about=manifest.about,
+        rounding_nmse=manifest.rounding_nmse,
+        verified="all rows" if verify else "sizes and summaries",
+        faults=faults,
+        statistics=statistics,
+        preview=preview,
+    )
 
 
-def _check(folder: Folder, verify: bool) -> list[str]:
-    """What is wrong, a line each."""
-    manifest, faults = folder.manifest, []
+def _check(data: LocalData, verify: bool) -> list[str]:
+    """What is damaged, a line each."""
+    manifest = data.manifest
+    faults: list[str] = []
     total = sum(chunk.rows for chunk in manifest.chunks)
     with tqdm(total=total, unit="tok", unit_scale=True, disable=None if verify else True) as bar:
         for number, chunk in enumerate(manifest.chunks):
             try:
-                reader = folder.chunk(number)
+                reader = data.chunk(number)
             except DamagedError as error:
                 faults.append(str(error))
                 continue
@@ -80,14 +122,13 @@ def _check(folder: Folder, verify: bool) -> list[str]:
 
 def _statistics(store: DatasetStore) -> dict[str, list[float]]:
     """One number per layer: the root mean square, and the standard deviation averaged over dimensions."""
-    found = store.statistics()
-    sides = ("inputs", "targets")
-    rms = {f"{side}.rms": found[f"{side}.rms"].tolist() for side in sides}
-    return rms | {f"{side}.std": found[f"{side}.std"].mean(1).tolist() for side in sides}
+    tensors = store.statistics()
+    rms = {f"{side}.rms": tensors[f"{side}.rms"].tolist() for side in SIDES}
+    return rms | {f"{side}.std": tensors[f"{side}.std"].mean(1).tolist() for side in SIDES}
 
 
 def _preview(store: DatasetStore, manifest: Manifest) -> list[dict[str, Any]]:
-    """The first rows to train on: token, place, and the size of what the layers read and wrote."""
+    """The first rows to train on: token, position, and the norms of what the layers read and wrote."""
     rows = manifest.block(manifest.part("train")[0], 0)
     shape = rows, store.n_layers, store.d_model
     sides = [torch.empty(shape, dtype=store.dtype) for _ in range(2)]
@@ -105,30 +146,35 @@ def _preview(store: DatasetStore, manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The same for people."""
-    about, tokens = found["about"], found["tokens"]
-    model, source = about.get("model") or {}, about.get("source") or {}
+def as_text(report: Report) -> str:
+    """The report for people."""
+    model, source = (_table(report.about.get(name)) for name in ("model", "source"))
+    least, most = report.chunk_rows
     lines = [
-        f"{found['path']}: {tokens['train']:,} tokens to train on, {tokens['held_out']:,} held out",
-        f"  {found['layers']} layers x {found['d_model']}, {found['dtype']}, compression {found['compression']}, "
-        f"{found['bytes_per_token']:,} bytes per token, {found['bytes'] / 1e9:.3f} GB in {found['chunks']} chunks "
-        f"of {found['chunk_rows'][0]:,} to {found['chunk_rows'][1]:,} rows, blocks of {found['block_rows']}",
+        f"{report.path}: {report.tokens['train']:,} tokens to train on, {report.tokens['held_out']:,} held out",
+        f"  {report.layers} layers x {report.d_model}, {report.dtype}, compression {report.compression}, "
+        f"{report.bytes_per_token:,} bytes per token, {report.bytes / 1e9:.3f} GB in {report.chunks} chunks "
+        f"of {least:,} to {most:,} rows, blocks of {report.block_rows}",
         f"  model {model.get('path', '?')}, text {source.get('text', '?')}, context {source.get('context', '?')}",
     ]
-    if "statistics" in found:
+    if report.statistics is not None:
         lines.append("  layer  inputs rms      std  rounding   targets rms      std  rounding")
-        for layer in range(found["layers"]):
+        for layer in range(report.layers):
             row = [
-                f"{found['statistics'][f'{side}.rms'][layer]:11.4g} {found['statistics'][f'{side}.std'][layer]:8.4g} "
-                f"{found['rounding_nmse'][side][layer]:9.2g}"
-                for side in ("inputs", "targets")
+                f"{report.statistics[f'{side}.rms'][layer]:11.4g} {report.statistics[f'{side}.std'][layer]:8.4g} "
+                f"{report.rounding_nmse[side][layer]:9.2g}"
+                for side in SIDES
             ]
             lines.append(f"  {layer:5} {'  '.join(row)}")
-    for row in found.get("preview", []):
-        norms = " ".join(f"{norm:.3g}" for norm in row["targets_norm"])
-        lines.append(f"  token {row['token_id']} at {row['position']}: targets' norms {norms}")
-    lines += [f"! {fault}" for fault in found["faults"]]
-    checked = f"checked: {found['verified']}"
-    lines.append(f"{checked}; {len(found['faults'])} faults" if found["faults"] else f"{checked}; no fault")
+    for shown in report.preview or []:
+        norms = " ".join(f"{norm:.3g}" for norm in shown["targets_norm"])
+        lines.append(f"  token {shown['token_id']} at {shown['position']}: norms of targets {norms}")
+    lines += [f"! {fault}" for fault in report.faults]
+    checked = f"checked: {report.verified}"
+    lines.append(f"{checked}; {len(report.faults)} faults" if report.faults else f"{checked}; no fault")
     return "\n".join(lines)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """`about` may have been written by another program."""
+    return value if isinstance(value, dict) else {}

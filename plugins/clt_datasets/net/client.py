@@ -1,171 +1,256 @@
-"""The other end of `serve`: downloads and uploads that go on where they broke off.
+"""The other end of `serve`: downloads and uploads that continue where they broke off.
 
-Small files and uploads go through aiohttp, in one thread with an event loop; blocks have connections of their own.
+Everything goes through `http.client`, on connections that are kept for the next request. A block goes from the socket
+straight into the arrays where it belongs, in the thread that needs it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
+import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
-import xxhash
 
-from clt_datasets.format.manifest import DATASET_NAME, MANIFEST
-from clt_datasets.net.blocks import Blocks
-from clt_datasets.net.retry import CONNECT_S, STALLED_S, Again, Patience, refused
-from clt_plugins import Refused
+from clt_datasets.format.files import file_digest
+from clt_datasets.format.manifest import DATASET_NAME
+from clt_datasets.net.retry import CONNECT_S, Again, Patience, failure
+from clt_plugins import DamagedError, Refused
 
 T = TypeVar("T")
 
+PIECE = 2**18
+"""Bytes of an upload that are sent at a time; a connection that does not accept one in a minute counts as stalled."""
 
-class Connection:
-    """Requests to one data set of a server.
+
+class Client:
+    """Requests to one data set of a server; can be used by several threads at a time.
 
     Args:
-        patience_s: a request fails when nothing at all has come for so long, whatever was tried.
+        url: the server's address.
+        dataset: the data set's name there.
+        patience_s: a request fails when nothing new has come for so long, over all attempts.
+        ca_file: certificates to trust.
+        options: what the user calls address and name, for messages.
 
     Raises:
-        ValueError: the address or the name is none.
+        Refused: the address or the name cannot be one, or the certificates cannot be read.
     """
 
-    def __init__(self, url: str, dataset: str, *, patience_s: float, ca_file: Path | None = None):
+    def __init__(
+        self,
+        url: str,
+        dataset: str,
+        *,
+        patience_s: float,
+        ca_file: Path | None = None,
+        options: tuple[str, str] = ("source.url", "source.dataset"),
+    ):
         split = urlsplit(url)
         if split.scheme not in ("http", "https") or not split.hostname:
-            raise Refused("source.url", f"expected http://HOST:PORT or https://..., got {url!r}")
+            raise Refused(options[0], f"expected http://HOST:PORT or https://..., got {url!r}")
         if not DATASET_NAME.fullmatch(dataset):
-            raise Refused("source.dataset", f"not the name of a data set: {dataset!r}")
+            raise Refused(options[1], f"not the name of a data set: {dataset!r}; use letters, digits, '.', '-' and '_'")
         self.base, self.patience_s = f"{url.rstrip('/')}/v1/datasets/{dataset}", patience_s
-        token = os.environ.get("CLT_TOKEN", "")
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.tls = ssl.create_default_context(cafile=ca_file) if split.scheme == "https" else None
-        self.blocks = Blocks(self.base, self.headers, self.tls, patience_s)
-        self.closed = False
-        self.lock = threading.Lock()
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="clt-remote", daemon=True)
-        self.thread.start()
-        self.session = self._run(self._open())
+        self._address = urlsplit(self.base)
+        token = os.environ.get("CLT_TOKEN", "").strip()
+        self._headers = {"Authorization": f"Bearer {token}".encode()} if token else {}
+        self._tls = None
+        if split.scheme == "https":
+            try:
+                self._tls = ssl.create_default_context(cafile=ca_file)
+            except OSError as error:
+                raise Refused("source.ca_file", f"cannot use {ca_file}: {error.strerror or error}") from error
+        self._lock = threading.Lock()
+        self._idle: list[HTTPConnection] = []
+        self._sockets: set[socket.socket] = set()
+        """Those of requests under way."""
+        self._closed = threading.Event()
 
     def get(self, path: str) -> bytes:
-        """A small file."""
-        return self._run(self._patiently(lambda _: self._get(path)))
-
-    def fill(self, path: str, into: list[np.ndarray]) -> None:
-        """Download into arrays; see `Blocks.fill`."""
-        self.blocks.fill(path, into)
-
-    def put(self, path: Path) -> None:
-        """Upload a file, or what the server lacks of it."""
-        with path.open("rb") as file:
-            state = xxhash.xxh3_128()
-            while piece := file.read(2**20):
-                state.update(piece)
-        self._run(self._patiently(lambda patience: self._put(path, state.hexdigest(), patience)))
-
-    def close(self) -> None:
-        """Close the connections; requests under way fail."""
-        with self.lock:
-            if self.closed:
-                return
-            self.closed = True
-            ending = asyncio.run_coroutine_threadsafe(self._close(), self.loop)
-        self.blocks.close()
-        ending.result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of work in the event loop's thread.
+        """Download a small file.
 
         Raises:
-            OSError: the connections are closed, or were meanwhile.
+            OSError: no success for too long, or the client was closed meanwhile.
+            Refused: the server refuses.
         """
-        with self.lock:
-            if self.closed:
-                work.close()
-                raise OSError(f"{self.base}: closed")
-            # Whatever is begun before `_close` is cancelled by it.
-            future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        try:
-            return future.result()
-        except CancelledError:
-            raise OSError(f"{self.base}: closed") from None
 
-    # -- in the event loop's thread -----------------------------------------------------------------------------
+        def attempt(patience: Patience) -> bytes:
+            with self._request("GET", path, patience) as answer:
+                if answer.length is None and not answer.chunked:
+                    raise Again("the answer does not say how long it is")
+                return answer.read()
 
-    async def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=16, ssl=self.tls if self.tls is not None else True)
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=min(CONNECT_S, self.patience_s), sock_read=min(STALLED_S, self.patience_s)
-        )
-        return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self.headers, auto_decompress=False)
+        return self._retry(attempt)
 
-    async def _close(self) -> None:
-        under_way = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-        await self.session.close()
+    def fill(self, path: str, into: list[np.ndarray]) -> None:
+        """Download into arrays, one after the other. What came before an error is not asked for again.
 
-    async def _patiently(self, attempt: Callable[[Patience], Awaitable[T]]) -> T:
-        """Attempt until it succeeds; see `Patience.after`."""
+        Raises:
+            OSError: no success for too long, or the client was closed meanwhile.
+            Refused: the server refuses.
+        """
+        body = _Body(into)
+        self._retry(lambda patience: self._fill(path, body, patience))
+
+    def put(self, path: Path) -> None:
+        """Upload a file, or what the server lacks of it.
+
+        Raises:
+            OSError: no success for too long, or the client was closed meanwhile.
+            Refused: the server refuses.
+            DamagedError: the file is not what its name says.
+        """
+        checksum = file_digest(path)
+        self._retry(lambda patience: self._put(path, checksum, patience))
+
+    def close(self) -> None:
+        """Close the connections. Requests under way fail at once; those that are being connected, in 10 s at most."""
+        self._closed.set()
+        with self._lock:
+            for each in self._sockets:
+                try:
+                    # Not the method of TLS sockets: it would first wait for the server's goodbye.
+                    socket.socket.shutdown(each, socket.SHUT_RDWR)
+                except OSError:
+                    continue  # it is no longer connected
+            while self._idle:
+                self._idle.pop().close()
+
+    def _retry(self, attempt: Callable[[Patience], T]) -> T:
+        """Repeat attempts until one succeeds; see `Patience.after`."""
         patience = Patience(self.base, self.patience_s)
         while True:
             try:
-                return await attempt(patience)
-            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError, Again) as error:
-                await asyncio.sleep(patience.after(error))
+                return attempt(patience)
+            except DamagedError:
+                raise
+            except (OSError, HTTPException, Again) as error:
+                # `close` also ends the pause.
+                if self._closed.is_set() or self._closed.wait(patience.after(error)):
+                    raise OSError(f"{self.base}: closed") from None
 
-    async def _get(self, path: str) -> bytes:
-        async with self.session.get(f"{self.base}/{path}") as answer:
-            await self._check(answer)
-            return await answer.read()
+    def _fill(self, path: str, body: _Body, patience: Patience) -> None:
+        """One attempt to get the rest of a body."""
+        headers = {"Range": f"bytes={body.done}-"} if body.done else {}
+        with self._request("GET", path, patience, headers) as answer:
+            if answer.status != 206:
+                body.done = 0
+            if answer.length != body.size - body.done:
+                raise Again(f"{answer.length} bytes came instead of {body.size - body.done}")
+            while body.done < body.size:
+                # Only what has come already, so that nothing is lost when the connection breaks.
+                count = answer.fp.readinto1(body.rest())
+                if not count:
+                    raise Again("the connection broke off")
+                body.done += count
+                patience.progress(body.done)
+            answer.close()
 
-    async def _put(self, path: Path, checksum: str, patience: Patience) -> None:
-        place = f"{self.base}/files/{path.name}"
-        async with self.session.get(place, params={"checksum": checksum}) as answer:
-            await self._check(answer)
-            there = await answer.json()
-        if there["whole"]:
+    def _put(self, path: Path, checksum: str, patience: Patience) -> None:
+        """One attempt to upload the rest of a file."""
+        target, size = f"files/{path.name}", path.stat().st_size
+        # The server says here already if it will refuse: an answer to a half-sent body can get lost.
+        with self._request("GET", f"{target}?checksum={checksum}&size={size}", patience) as answer:
+            try:
+                stored = json.loads(answer.read())
+                complete, offset = stored["complete"], int(stored["offset"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise Again("the answer is not that of `serve`") from error
+        if complete:
             return
-        headers = {
-            "X-Checksum": checksum,
-            "Upload-Offset": str(there["offset"]),
-            "Content-Length": str(path.stat().st_size - there["offset"]),
-        }
-        # aiohttp would wait for ever for a server that takes nothing.
-        async with asyncio.timeout(patience.stalled_s) as limit:
+        headers = {"X-Checksum": checksum, "Upload-Offset": str(offset), "Content-Length": str(size - offset)}
+        with self._request("PUT", target, patience, headers, _pieces(path, offset, patience)) as answer:
+            answer.read()
 
-            def taken(at: int) -> None:
-                patience.progress(at)
-                limit.reschedule(self.loop.time() + patience.stalled_s)
+    @contextmanager
+    def _request(
+        self,
+        method: str,
+        path: str,
+        patience: Patience,
+        headers: Mapping[str, str] | None = None,
+        body: Iterator[bytes] | None = None,
+    ) -> Iterator[HTTPResponse]:
+        """One request: its answer, if it is a success. The connection is kept if the answer is read to its end."""
+        connection = self._connect(min(CONNECT_S, patience.stalled_s))
+        sock = connection.sock
+        reusable = False
+        try:
+            sock.settimeout(patience.stalled_s)
+            try:
+                connection.request(method, f"{self._address.path}/{path}", body, {**self._headers, **(headers or {})})
+            except BrokenPipeError:
+                # A server that refuses may answer and close before it has read all of the body.
+                if body is None:
+                    raise
+            answer = connection.getresponse()
+            if answer.status >= 300:
+                raise failure(self.base, answer.status, answer.reason, answer.read(4096))
+            yield answer
+            reusable = answer.isclosed() and connection.sock is not None
+        finally:
+            with self._lock:
+                self._sockets.discard(sock)
+                if reusable and not self._closed.is_set():
+                    self._idle.append(connection)
+                else:
+                    connection.close()
 
-            pieces = _pieces(path, there["offset"], taken)
-            async with self.session.put(place, data=pieces, headers=headers) as answer:
-                if answer.status == 409 and path.name == MANIFEST and "missing" in await answer.json():
-                    raise Again("another process still uploads its chunks")
-                await self._check(answer)
+    def _connect(self, timeout_s: float) -> HTTPConnection:
+        """A connection that no other thread uses."""
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+            if connection is not None:
+                self._sockets.add(connection.sock)
+                return connection
+        if self._closed.is_set():
+            raise OSError("closed")
+        host, port = self._address.hostname or "", self._address.port
+        if self._tls is None:
+            connection = HTTPConnection(host, port, timeout=timeout_s)
+        else:
+            connection = HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
+        connection.connect()
+        with self._lock:
+            if self._closed.is_set():
+                connection.close()
+                raise OSError("closed")
+            self._sockets.add(connection.sock)
+        return connection
 
-    async def _check(self, answer: aiohttp.ClientResponse) -> None:
-        """Raise what an answer other than success means."""
-        if answer.status >= 300:
-            raise refused(self.base, answer.status, answer.reason, await answer.content.read(4096))
+
+class _Body:
+    """Arrays that are filled one after the other."""
+
+    def __init__(self, arrays: list[np.ndarray]):
+        self.views = [array.reshape(-1).view(np.uint8).data for array in arrays]
+        self.size = sum(map(len, self.views))
+        self.done = 0
+        """Bytes that have come."""
+
+    def rest(self) -> memoryview:
+        """The memory for the next byte, and for those after it in the same array."""
+        offset = self.done
+        for view in self.views:
+            if offset < len(view):
+                return view[offset:]
+            offset -= len(view)
+        raise AssertionError("full")
 
 
-async def _pieces(path: Path, offset: int, taken: Callable[[int], None]) -> AsyncIterator[bytes]:
-    """A file from a byte on; `taken` is told after each piece how far it reached."""
+def _pieces(path: Path, offset: int, patience: Patience) -> Iterator[bytes]:
+    """A file from a byte on, in pieces; each piece is counted as progress when the system has accepted it."""
     with path.open("rb") as file:
         file.seek(offset)
-        while piece := await asyncio.to_thread(file.read, 2**20):
+        while piece := file.read(PIECE):
             yield piece
-            taken(file.tell())
+            patience.progress(file.tell())

@@ -1,4 +1,4 @@
-"""What becomes of a request that failed: which answers are final, and for how long the others are tried again."""
+"""What a failed request means: which errors are final, and how long and how often the others are tried again."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ import logging
 import random
 import ssl
 import time
+from typing import Any
 
 from clt_plugins import DamagedError, Refused
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
-"""Between attempts; doubled each time, and up to half of it left off at random."""
+"""Pauses between attempts: doubled each time; up to half of each is left out at random."""
 STALLED_S, CONNECT_S = 60.0, 10.0
-"""After so long without a byte, or a connection, an attempt is given up; sooner where the patience is less."""
+"""An attempt is given up after so long without a byte, or without a connection; sooner where the patience is less."""
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
-"""Answers after which it is worth trying again."""
+"""Answers after which another attempt may succeed."""
 
 
 class Again(Exception):
-    """Worth another attempt."""
+    """Another attempt may succeed."""
 
 
 class Patience:
-    """How long one request has been in vain.
+    """How long one request has failed.
 
     Args:
         base: the address, for messages.
-        limit_s: it fails when nothing at all has come for so long, whatever was tried.
+        limit_s: the request fails when nothing new has come for so long, over all attempts.
     """
 
     def __init__(self, base: str, limit_s: float):
@@ -39,24 +40,23 @@ class Patience:
         self.furthest = -1
         self.progress(0)
 
-    def progress(self, at: int) -> None:
-        """The first `at` bytes came through; what an earlier attempt had done already is no progress."""
-        if at > self.furthest:
-            self.furthest, self.pause_s, self.since = at, FIRST_PAUSE_S, time.monotonic()
+    def progress(self, position: int) -> None:
+        """The first `position` bytes came through. Bytes that an earlier attempt also had are no progress."""
+        if position > self.furthest:
+            self.furthest, self.pause_s, self.since = position, FIRST_PAUSE_S, time.monotonic()
 
     def after(self, error: Exception) -> float:
         """Seconds to wait before the next attempt.
 
         Raises:
-            OSError: nothing has come for too long.
-            ValueError: the server's certificate is not trusted, which waiting does not change.
+            OSError: nothing new has come for too long.
+            Refused: the server's certificate is not trusted; waiting does not change this.
         """
-        why = getattr(error, "certificate_error", error)
-        if isinstance(why, ssl.SSLCertVerificationError):
+        if isinstance(error, ssl.SSLCertVerificationError):
             raise Refused(
                 self.base,
-                f"the server's certificate is not trusted: {why.verify_message or why}: if it is of your "
-                "own making, name it in source.ca_file, or for uploads in the environment variable SSL_CERT_FILE",
+                f"the server's certificate is not trusted: {error.verify_message or error}: if you made it yourself, "
+                "name it in source.ca_file, or for uploads in the environment variable SSL_CERT_FILE",
             ) from error
         text = " ".join(str(error).split()) or type(error).__name__
         if time.monotonic() - self.since > self.limit_s:
@@ -68,20 +68,24 @@ class Patience:
         return pause
 
 
-def refused(base: str, status: int, reason: str | None, body: bytes) -> Exception:
-    """What an answer other than success means.
+def failure(base: str, status: int, reason: str, body: bytes) -> Exception:
+    """The exception for an answer other than success.
 
     Args:
-        body: its beginning.
+        body: the beginning of the answer's body: `{"error": text}`, with `"again": true` where the server expects that
+            a later attempt succeeds.
     """
     try:
-        text = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
-        text = reason or ""
-    if status in AGAIN:
+        answer: Any = json.loads(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        answer = {}
+    text = answer.get("error", reason)
+    if status in AGAIN or answer.get("again"):
         return Again(f"{status} {text}")
     if status in (401, 403):
-        return ValueError(f"{base}: {text}: give the server's token in CLT_TOKEN")
+        return Refused(base, f"{text}: give the server's token in CLT_TOKEN")
     if status == 422:
         return DamagedError(f"{base}: {text}")
-    return ValueError(f"{base}: {status} {text}")
+    return Refused(base, f"{status} {text}")

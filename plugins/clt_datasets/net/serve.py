@@ -1,4 +1,4 @@
-"""The server's address: who may be listened to, and how it ends."""
+"""Running the server: its address, who can reach it, and how it stops."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from clt_datasets.net.server import Server
 from clt_plugins import Refused
 
 connections = logging.getLogger(f"{__name__}.connections")
-"""Of what goes wrong outside the handlers."""
+"""For errors outside the handlers."""
 
 
-def _ours(record: logging.LogRecord) -> bool:
-    """Whether a fault is not merely a malformed request, which is answered and would let anybody fill the log."""
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether an error is more than a malformed request. Those are answered; anybody could fill the log with them."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-connections.addFilter(_ours)
+connections.addFilter(_is_ours)
 
 
 async def listen(
     server: Server, host: str, port: int, tls: ssl.SSLContext | None = None, grace_s: float = 30
 ) -> web.AppRunner:
-    """Begin to answer; `cleanup()` of what it gives waits `grace_s` for requests under way, then stops."""
+    """Begin to answer. The runner's `cleanup()` waits `grace_s` for requests under way, then stops."""
     runner = web.AppRunner(
         server.app(), access_log=None, logger=connections, shutdown_timeout=grace_s, keepalive_timeout=120
     )
@@ -51,16 +51,17 @@ def serve(
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        settings: further ones of the `Server`.
+        token: see `Server`.
+        settings: other arguments of `Server`.
 
     Raises:
-        ValueError: the root is no folder; or the address is not this machine's own, and there is no token.
+        Refused: the root is no folder; or others can reach the address, and there is no token.
         OSError: the port is taken.
     """
     if not root.is_dir():
         raise Refused(root, "no such folder")
     if host not in ("127.0.0.1", "::1", "localhost") and not token:
-        raise ValueError(f"--host {host}: others can reach it: set a token in CLT_TOKEN, or with --token-file")
+        raise Refused("--host", f"others can reach {host}: set a token in CLT_TOKEN, or with --token-file")
 
     async def run() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()

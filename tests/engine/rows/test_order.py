@@ -46,7 +46,7 @@ def test_an_order_has_every_row_of_every_chunk_once(chunks: list[int], block_row
     before = [0, *itertools.accumulate(count for *_, count in blocks)]
     assert [order.before(place) for place in range(order.blocks + 1)] == before
     places = [place for place, (*_, count) in enumerate(blocks) for _ in range(count)]
-    assert [order.place(row) for row in range(len(rows))] == places
+    assert [order.position(row) for row in range(len(rows))] == places
 
 
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 5))

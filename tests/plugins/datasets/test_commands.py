@@ -42,11 +42,14 @@ def test_generate_uploads_over_tls_what_inspect_verifies(tmp_path: Path) -> None
         trusted = {"SSL_CERT_FILE": str(certificate), "CLT_TOKEN": "sesame"}
         done = command("generate", recipe, "--out", tmp_path / "data", "--to", url, **trusted)
         assert done.returncode == 0, done.stderr
-        # Whole already, so that only the upload is tried; neither the certificate nor the token gets better by waiting.
+        # Complete already, so only the upload is tried. Waiting changes neither certificate nor token.
         again = ["generate", recipe, "--out", tmp_path / "data", "--to", url]
-        stranger = command(*again, CLT_TOKEN="sesame")
-        assert stranger.returncode == 2
-        assert "the server's certificate is not trusted: self-signed certificate: if it is of" in stranger.stderr
+        untrusting = command(*again, CLT_TOKEN="sesame")
+        assert untrusting.returncode == 2
+        assert (
+            "the server's certificate is not trusted: self-signed certificate: if you made it yourself"
+            in untrusting.stderr
+        )
         thief = command(*again, **(trusted | {"CLT_TOKEN": "open"}))
         assert thief.returncode == 2
         assert "give the server's token in CLT_TOKEN" in thief.stderr

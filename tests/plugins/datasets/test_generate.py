@@ -85,7 +85,7 @@ def test_a_finished_data_set_stays_as_it_is(tmp_path: Path, capsys: pytest.Captu
     before = content(tmp_path / "data")
     generated(tmp_path / "data")
     assert content(tmp_path / "data") == before
-    assert "whole already" in capsys.readouterr().err
+    assert "complete already" in capsys.readouterr().err
 
 
 def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
         generated(tmp_path / "data", tokens=64, recipe=tables(seed=1))
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match=r"home: already there, and no data set in the making"):
+    with pytest.raises(ValueError, match=r"home: already there, and not an unfinished data set"):
         generated(tmp_path / "home")
 
 
@@ -106,7 +106,7 @@ def test_the_recipes_generate_and_train_from_a_folder_and_from_a_server(tmp_path
     recipe = read_recipe(EXAMPLES / "generate.toml", [*small, "train.steps=8"], plugins=plugins())
     from clt_datasets.make.generate import generate
 
-    generate(recipe, plugins(), tmp_path / "root" / "stdlib-gpt2", dtype="bfloat16")
+    generate(recipe, tmp_path / "root" / "stdlib-gpt2", dtype="bfloat16")
     train = ["train.steps=2", "transcoder.features=64", "activation.k=16", "transcoder.device=cpu", "loggers=[]"]
     here = read_recipe(
         EXAMPLES / "local.toml", [*small, *train, f"source.path={tmp_path / 'root' / 'stdlib-gpt2'}"], plugins=plugins()

@@ -75,6 +75,18 @@ def test_file_systems_that_refuse_are_read_through_the_cache(
 
 
 @pytest.mark.parametrize("page_cache", [False, True])
+def test_systems_without_advice_and_direct_reading(
+    file: Path, monkeypatch: pytest.MonkeyPatch, page_cache: bool
+) -> None:
+    """As macOS: everything is read through the cache."""
+    monkeypatch.delattr(os, "posix_fadvise")
+    monkeypatch.setattr("clt_datasets.format.read.DIRECT", 0)
+    expected, found = file.read_bytes(), stretches(file)
+    read_stretches(file, found, page_cache=page_cache)
+    assert all(array.tobytes() == expected[place : place + len(array)] for place, array in found)
+
+
+@pytest.mark.parametrize("page_cache", [False, True])
 def test_only_the_cache_keeps_what_was_read(file: Path, page_cache: bool) -> None:
     def from_disk() -> int:
         (line,) = [x for x in Path("/proc/self/io").read_text().splitlines() if x.startswith("read_bytes")]

@@ -18,7 +18,7 @@ import torch
 import xxhash
 
 from clt_datasets import RemoteConfig, clt_sources
-from clt_datasets.net.client import Connection
+from clt_datasets.net.client import Client
 from clt_datasets.net.serve import serve
 from clt_plugins import DamagedError
 from tests.support.serving import Fake, make_certificate, serving_process
@@ -26,7 +26,7 @@ from tests.support.stored_data import equal, generated, join, local, make_contex
 
 
 def remote(server: Any, dataset: str = "data", context: Any = None, **config: Any) -> Any:
-    """The source, by the road a recipe takes; from a server or its address."""
+    """The source, built as for a recipe; from a server or its address."""
     spec = next(spec for spec in clt_sources() if spec.name == "remote")
     settings = {"buffer_tokens": 64, "patience_s": 60.0} | config
     return spec.build(
@@ -155,13 +155,22 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def metric(server: Any, name: str) -> int:
+    lines = server.get("/metrics", Authorization=f"Bearer {server.token}")[1].decode().splitlines()
+    return sum(int(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+def received(server: Any) -> int:
+    return metric(server, "clt_received_bytes_total")
+
+
 class TestUpload:
     def test_a_data_set_generated_there_is_the_same(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setenv("CLT_TOKEN", "secret")
         server = serving(token="secret")
-        connection = Connection(server.url, "data", patience_s=20)
-        generated(tmp_path / "data", chunk_bytes=8_000, written=connection.put)
-        connection.close()
+        client = Client(server.url, "data", patience_s=20)
+        generated(tmp_path / "data", chunk_bytes=8_000, written=client.put)
+        client.close()
         names = sorted(p.name for p in (tmp_path / "data").iterdir() if not p.name.startswith("."))
         assert len(names) > 4
         assert sorted(p.name for p in (tmp_path / "root" / "data").iterdir()) == names
@@ -182,23 +191,48 @@ class TestUpload:
             f"PUT /v1/datasets/data/files/{path.name} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
             f"X-Checksum: {checksum}\r\nContent-Length: {len(whole)}\r\n\r\n"
         )
+        client = Client(server.url, "data", patience_s=20)
+        upload = threading.Thread(target=client.put, args=(path,))
         with socket.create_connection(("127.0.0.1", server.port)) as half:
             half.sendall(head.encode() + whole[:50_000])
-            time.sleep(0.5)
-        state = f"/v1/datasets/data/files/{path.name}?checksum={checksum}"
-        for _ in range(50):
-            there = json.loads(server.get(state, Authorization="Bearer secret")[1])
-            if there["offset"] and not server.server.receiver.busy:
-                break
-            time.sleep(0.1)
-        assert there["whole"] is False
-        assert 0 < there["offset"] <= 50_000
-        connection = Connection(server.url, "data", patience_s=20)
-        before = server.server.receiver.received
-        connection.put(path)
-        connection.close()
-        assert server.server.receiver.received - before == len(whole) - there["offset"]
+            while received(server) == 0:
+                time.sleep(0.01)
+            # The server still waits for the rest from here, and answers 409 to the client.
+            upload.start()
+            while not metric(server, 'clt_requests_total{method="GET",status="409"}'):
+                time.sleep(0.01)
+        upload.join(30)
+        client.close()
+        assert received(server) == len(whole)
         assert (tmp_path / "root" / "data" / path.name).read_bytes() == whole
+
+    def test_a_conflict_that_will_pass_is_tried_again_and_another_is_final(self, tmp_path: Path) -> None:
+        """Another upload may begin between the client's question and its upload."""
+        (tmp_path / "train_00000.h5").write_bytes(b"rows")
+        questions: list[int] = []
+
+        def answer(connection: socket.socket) -> None:
+            while request := connection.recv(10_000):
+                if request.startswith(b"GET"):
+                    questions.append(1)
+                    complete = b"true" if len(questions) > 2 else b"false"
+                    status, body = b"200 OK", b'{"complete": ' + complete + b', "offset": 0}'
+                elif request.startswith(b"PUT"):
+                    while not request.endswith(b"rows"):
+                        request += connection.recv(10_000)
+                    status, body = b"409 Conflict", conflict
+                connection.sendall(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+
+        conflict = b'{"error": "another upload of this file is under way", "again": true}'
+        client = Client(Fake(answer).url, "new", patience_s=20)
+        client.put(tmp_path / "train_00000.h5")
+        assert len(questions) == 3
+        questions.clear()
+        conflict = b'{"error": "the data set is complete"}'
+        with pytest.raises(ValueError, match=r"new: 409 the data set is complete$"):
+            client.put(tmp_path / "train_00000.h5")
+        assert len(questions) == 1
+        client.close()
 
     def test_a_manifest_waits_for_its_chunks_and_nothing_is_changed_after_it(
         self, serving: Any, tmp_path: Path, monkeypatch: Any
@@ -207,24 +241,24 @@ class TestUpload:
         server = serving(token="secret")
         write_numbered(tmp_path / "data", [30])
         write_numbered(tmp_path / "other", [31])
-        connection = Connection(server.url, "data", patience_s=0.3)
-        with pytest.raises(OSError, match="another process still uploads its chunks"):
-            connection.put(tmp_path / "data" / "manifest.json")
+        client = Client(server.url, "data", patience_s=0.3)
+        with pytest.raises(OSError, match="another process still uploads it"):
+            client.put(tmp_path / "data" / "manifest.json")
         for name in ("train_00000.h5", "held_out_00000.h5", "statistics.safetensors", "manifest.json"):
-            connection.put(tmp_path / "data" / name)
-            connection.put(tmp_path / "data" / name)
-        with pytest.raises(ValueError, match="409 the data set is whole"):
-            connection.put(tmp_path / "other" / "train_00000.h5")
-        connection.close()
+            client.put(tmp_path / "data" / name)
+            client.put(tmp_path / "data" / name)
+        with pytest.raises(ValueError, match="409 the data set is complete"):
+            client.put(tmp_path / "other" / "train_00000.h5")
+        client.close()
 
     def test_what_is_no_chunk_is_refused(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setenv("CLT_TOKEN", "secret")
         server = serving(token="secret")
         (tmp_path / "train_00000.h5").write_bytes(os.urandom(5000))
-        connection = Connection(server.url, "data", patience_s=5)
+        client = Client(server.url, "data", patience_s=5)
         with pytest.raises(DamagedError, match="truncated or damaged"):
-            connection.put(tmp_path / "train_00000.h5")
-        connection.close()
+            client.put(tmp_path / "train_00000.h5")
+        client.close()
         assert not any((tmp_path / "root" / "data").iterdir())
 
 
@@ -233,10 +267,10 @@ class TestTokens:
         write_numbered(tmp_path / "root" / "data", [30])
         server = serving()
         assert server.get("/v1/datasets/data/manifest")[0] == 200
-        connection = Connection(server.url, "new", patience_s=5)
+        client = Client(server.url, "new", patience_s=5)
         with pytest.raises(ValueError, match="started without a token"):
-            connection.put(tmp_path / "root" / "data" / "train_00000.h5")
-        connection.close()
+            client.put(tmp_path / "root" / "data" / "train_00000.h5")
+        client.close()
 
     def test_with_one_everything_but_health_wants_it(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
         write_numbered(tmp_path / "root" / "data", [30])
@@ -254,7 +288,7 @@ class TestTokens:
         there.close()
 
     def test_nobody_listens_to_others_without_one(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"^--host 0\.0\.0\.0: others can reach it: set a token in CLT_TOKEN"):
+        with pytest.raises(ValueError, match=r"^--host: others can reach 0\.0\.0\.0: set a token in CLT_TOKEN"):
             serve(tmp_path, "0.0.0.0", 0)
 
 
@@ -269,7 +303,7 @@ class TestPatience:
         (tmp_path / "train_00000.h5").write_bytes(b"0" * 3_000_000)
         with serving_process(tmp_path / "root") as (url, process):
             there = remote(url, patience_s=1.0)
-            connection = Connection(url, "new", patience_s=1.0)
+            client = Client(url, "new", patience_s=1.0)
             there.next()
             process.send_signal(signal.SIGSTOP)
             try:
@@ -277,9 +311,9 @@ class TestPatience:
                 with pytest.raises(OSError, match=r"data: no success in 1 s: "):
                     join([there.next() for _ in range(100)])
                 with pytest.raises(OSError, match=r"new: no success in 1 s: "):
-                    connection.put(tmp_path / "train_00000.h5")
+                    client.put(tmp_path / "train_00000.h5")
                 there.close()
-                connection.close()
+                client.close()
                 assert time.monotonic() - begun < 20
             finally:
                 process.send_signal(signal.SIGCONT)
@@ -289,19 +323,19 @@ class TestPatience:
             """Say that nothing is there yet; then read no more."""
             connection.recv(10_000)
             connection.sendall(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n"
-                b'{"whole": false, "offset":0}'
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n"
+                b'{"complete": false, "offset":0}'
             )
             time.sleep(60)
 
         # More than the system takes in buffers.
         (tmp_path / "train_00000.h5").touch()
         os.truncate(tmp_path / "train_00000.h5", 2**26)
-        connection = Connection(Fake(answer).url, "new", patience_s=1.0)
+        client = Client(Fake(answer).url, "new", patience_s=1.0)
         begun = time.monotonic()
         with pytest.raises(OSError, match=r"new: no success in 1 s: "):
-            connection.put(tmp_path / "train_00000.h5")
-        connection.close()
+            client.put(tmp_path / "train_00000.h5")
+        client.close()
         assert time.monotonic() - begun < 20
 
     @pytest.mark.parametrize("what", ["file", "block", "pause"])
@@ -314,15 +348,15 @@ class TestPatience:
                 time.sleep(60)
 
         server = Fake(answer)
-        connection = Connection(server.url, "data", patience_s=600)
+        client = Client(server.url, "data", patience_s=600)
         found: list[BaseException] = []
 
         def work() -> None:
             try:
                 if what == "file":
-                    connection.get("manifest")
+                    client.get("manifest")
                 else:
-                    connection.fill("chunks/0/blocks/0", [np.empty(10, np.uint8)])
+                    client.fill("chunks/0/blocks/0", [np.empty(10, np.uint8)])
             except OSError as error:
                 found.append(error)
 
@@ -331,12 +365,12 @@ class TestPatience:
         while server.connections < (5 if what == "pause" else 1):
             time.sleep(0.01)
         begun = time.monotonic()
-        connection.close()
+        client.close()
         thread.join(10)
         assert time.monotonic() - begun < 0.5
         assert [str(error) for error in found] == [f"{server.url}/v1/datasets/data: closed"]
         with pytest.raises(OSError, match=r"closed$"):
-            connection.get("manifest")
+            client.get("manifest")
 
     def test_bytes_that_came_before_are_no_progress(self) -> None:
         """A server that begins each answer and never ends one is not asked for ever."""
@@ -347,11 +381,11 @@ class TestPatience:
             connection.close()
 
         server = Fake(answer)
-        connection = Connection(server.url, "data", patience_s=1.0)
+        client = Client(server.url, "data", patience_s=1.0)
         with pytest.raises(OSError, match=r"data: no success in 1 s: the connection broke off$"):
-            connection.fill("chunks/0/blocks/0", [np.empty(1000, np.uint8)])
+            client.fill("chunks/0/blocks/0", [np.empty(1000, np.uint8)])
         assert server.connections > 2
-        connection.close()
+        client.close()
 
 
 def test_blocks_come_over_tls(tmp_path: Path) -> None:
@@ -364,7 +398,9 @@ def test_blocks_come_over_tls(tmp_path: Path) -> None:
         for _ in range(20):
             assert equal(here.next(), there.next())
         there.close()
-        with pytest.raises(ValueError, match="the server's certificate is not trusted: self-signed certificate: if it"):
+        with pytest.raises(
+            ValueError, match="the server's certificate is not trusted: self-signed certificate: if you"
+        ):
             remote(url)
 
 
@@ -405,7 +441,7 @@ class TestBadInput:
             ValueError, match=r"^source\.url: expected http://HOST:PORT or https://\.\.\., got 'lab:80'$"
         ):
             spec.build(RemoteConfig(url="lab:80", dataset="data"), make_context())
-        with pytest.raises(ValueError, match=r"^source\.dataset: not the name of a data set: '\.\./x'$"):
+        with pytest.raises(ValueError, match=r"^source\.dataset: not the name of a data set: '\.\./x'; use"):
             spec.build(RemoteConfig(url="http://lab:80", dataset="../x"), make_context())
 
     def test_no_data_set_and_no_server(self, serving: Any) -> None:

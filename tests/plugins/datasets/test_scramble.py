@@ -48,13 +48,13 @@ def test_a_scrambled_data_set_has_the_same_rows_in_another_order(tmp_path: Path,
         counts = torch.stack([torch.bincount(part // 200, minlength=10) for part in order.split(200)])
         assert int(counts.min()) > 2 and int(counts.max()) < 45
     assert equal(join(list(local(tmp_path / "out").held_out(10))), chunks[-1])
-    assert inspect(tmp_path / "out", verify=True)["faults"] == []
+    assert inspect(tmp_path / "out", verify=True).faults == []
 
 
 def test_scrambled_int8_rows_are_near_and_the_account_of_rounding_goes_on(tmp_path: Path) -> None:
     generated(tmp_path / "data", dtype="int8")
     scramble(tmp_path / "data", tmp_path / "out", 0, memory=10**7)
-    before, after = (inspect(tmp_path / name)["rounding_nmse"]["inputs"] for name in ("data", "out"))
+    before, after = (inspect(tmp_path / name).rounding_nmse["inputs"] for name in ("data", "out"))
     assert all(0 < a <= b < 3 * a for a, b in zip(before, after, strict=True))
 
 
@@ -97,8 +97,8 @@ def test_inspect_names_every_fault(tmp_path: Path) -> None:
     (tmp_path / "data" / "train_00001.h5").unlink()
     (tmp_path / "data" / "statistics.safetensors").unlink()
     quick, whole = (inspect(tmp_path / "data", verify=verify) for verify in (False, True))
-    assert len(quick["faults"]) == 2
-    assert len(whole["faults"]) == 4
+    assert len(quick.faults) == 2
+    assert len(whole.faults) == 4
     text = as_text(whole)
     for name in ("train_00000.h5: chunk 0, rows", "train_00001.h5: missing", "statistics.safetensors: missing"):
         assert name in text

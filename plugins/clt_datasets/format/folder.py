@@ -1,0 +1,130 @@
+"""A data set in a folder: blocks of rows, read by several threads at a time, each checked against its checksum.
+
+Uncompressed rows lie in one stretch of the file, so that a block is read without HDF5, whose lock would let only one
+thread read at a time. HDF5 itself reads compressed rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xxhash
+
+from clt_datasets.format.chunk import ARRAYS, compression_library, read_summary
+from clt_datasets.format.files import digest
+from clt_datasets.format.manifest import STATISTICS, Chunk, read_manifest
+from clt_datasets.format.read import read_stretches
+from clt_plugins import DamagedError
+
+
+class ChunkReader:
+    """Reads the blocks of one chunk.
+
+    Args:
+        path: the chunk's file.
+        listed: the chunk as the manifest lists it.
+        number: the chunk's number in the manifest, for messages.
+        block_rows: rows of a block.
+        page_cache: whether uncompressed rows are read through the page cache.
+
+    Raises:
+        DamagedError: the file is not the one that the manifest lists.
+    """
+
+    def __init__(self, path: Path, listed: Chunk, number: int, block_rows: int, *, page_cache: bool = True):
+        self.path, self.number, self.block_rows, self.page_cache = path, number, block_rows, page_cache
+        self.summary = read_summary(path)
+        size = path.stat().st_size
+        if size != listed.bytes:
+            raise DamagedError(f"{path}: truncated or changed: {size} bytes, {listed.bytes} when written")
+        if self.summary.checksum != listed.checksum or self.summary.rows != listed.rows:
+            raise DamagedError(f"{path}: damaged, or of another data set: its checksum is not the manifest's")
+        if self.summary.offsets is None:
+            compression_library()
+
+    def read(self, begin: int, into: list[np.ndarray]) -> None:
+        """Read a block into arrays of its rows.
+
+        Args:
+            begin: the block's first row in the chunk.
+            into: contiguous arrays, as `Manifest.row_shapes` says.
+
+        Raises:
+            DamagedError: the rows are not those that were written; names file, chunk and rows.
+        """
+        offsets = self.summary.offsets
+        try:
+            if offsets is None:
+                with h5py.File(self.path, "r") as file:
+                    for name, array in zip(ARRAYS, into, strict=False):
+                        file[name].read_direct(array, np.s_[begin : begin + len(array)])
+            else:
+                stretches = [(offset + begin * x[0].nbytes, x) for offset, x in zip(offsets, into, strict=True)]
+                read_stretches(self.path, stretches, page_cache=self.page_cache)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise self._damaged(begin, into, f"cannot be read: {' '.join(str(error).split())}") from error
+        if digest(*into) != int(self.summary.checksums[begin // self.block_rows]):
+            raise self._damaged(begin, into, "damaged: their checksum is not the one that was written")
+
+    def _damaged(self, begin: int, into: list[np.ndarray], what: str) -> DamagedError:
+        return DamagedError(f"{self.path}: chunk {self.number}, rows {begin} to {begin + len(into[0]) - 1}: {what}")
+
+
+class LocalData:
+    """A data set's files.
+
+    Of each chunk that was read, a few numbers and 8 bytes per block are kept, and no open file.
+
+    Args:
+        page_cache: whether uncompressed rows are read through the page cache.
+
+    Raises:
+        Refused: the folder is no data set.
+    """
+
+    def __init__(self, path: Path, *, page_cache: bool = True):
+        self.path, self.manifest, self.page_cache = path, read_manifest(path), page_cache
+        self._readers: dict[int, ChunkReader] = {}
+        self._lock = threading.Lock()
+
+    def chunk(self, number: int) -> ChunkReader:
+        """A chunk's reader.
+
+        Raises:
+            DamagedError: the chunk is missing, truncated or damaged.
+        """
+        with self._lock:
+            reader = self._readers.get(number)
+        if reader is None:
+            listed = self.manifest.chunks[number]
+            path = self.path / listed.file
+            reader = ChunkReader(path, listed, number, self.manifest.block_rows, page_cache=self.page_cache)
+            with self._lock:
+                self._readers[number] = reader
+        return reader
+
+    def read(self, number: int, begin: int, into: list[np.ndarray]) -> None:
+        """Read a block; see `ChunkReader.read`."""
+        self.chunk(number).read(begin, into)
+
+    def scales(self, number: int) -> np.ndarray:
+        """Scales of a chunk's int8 rows, [2, L] float32."""
+        return self.chunk(number).summary.scales
+
+    def statistics(self) -> bytes:
+        """The statistics file.
+
+        Raises:
+            DamagedError: it is missing or damaged.
+        """
+        path = self.path / STATISTICS
+        data = path.read_bytes() if path.is_file() else b""
+        if xxhash.xxh3_128_hexdigest(data) != self.manifest.statistics:
+            raise DamagedError(f"{path}: {'damaged' if data else 'missing'}")
+        return data
+
+    def close(self) -> None:
+        """No file is open."""
