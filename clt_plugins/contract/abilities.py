@@ -31,7 +31,7 @@ class Settable(Protocol):
         """Take θ [L, F].
 
         Raises:
-            Refused: it cannot hold these thresholds, saying why.
+            Refused: it cannot hold these thresholds; says why.
         """
 
 
@@ -54,7 +54,7 @@ class Shifted(Protocol):
         """What is added to the active features of a source layer, [F], or None.
 
         Raises:
-            Refused: rows of one factor per feature and target cannot hold the tying, saying why.
+            Refused: rows of one factor per feature and target cannot hold the tying; says why.
         """
 
 
@@ -109,5 +109,5 @@ class ReadsBack(Protocol):
         """What is in the folder.
 
         Raises:
-            ValueError: the files are not whole, saying what is missing.
+            Refused: the files are not complete; says what is missing.
         """

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.contract.spec import Choice
 from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, WrongReturn, parse_path
 from clt_plugins.registry.info import remedy
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.recipe import Recipe
-    from clt_plugins.contract.spec import Choice, Selected
+    from clt_plugins.contract.spec import Selected
     from clt_plugins.registry.info import Info
 
 TOLD = (Faults, Stopped, PluginError, DamagedError, MemoryError)
@@ -32,15 +33,17 @@ def build(chosen: Selected, context: Context) -> Any:
 
     Raises:
         Faults: the plugin refuses a setting.
+        OSError: a file or the network failed; the text names the plugin.
         PluginError: `build` failed, or what it returned lacks something.
     """
     setting = _setting(context.recipe, chosen)
     try:
         built = chosen.spec.build(chosen.config, context)
-    except TOLD:
-        raise
     except Exception as error:
-        raise PluginError(_text(chosen.choice, setting, error, "build"), where=parse_path(setting)) from error
+        named = _named(error, chosen.choice, setting, "build")
+        if named is error:
+            raise
+        raise named from error
     if lacking := missing_members(built, chosen.choice.slot):
         protocol = BY_TABLE[chosen.choice.slot].protocol.__name__
         text = f"build returned {type(built).__name__}, which is no {protocol}: it has no {', '.join(lacking)}"
@@ -65,8 +68,6 @@ def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[Non
     """
     try:
         yield
-    except TOLD:
-        raise
     except Exception as error:
         info = _owner(infos, error)
         if info is None:
@@ -74,8 +75,21 @@ def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[Non
         selected = [] if recipe is None else recipe.selected()
         used = [(path, chosen) for path, chosen in selected if chosen.choice.plugin == info.name]
         setting, choice = (used[0][0], used[0][1].choice) if len(used) == 1 else ("", None)
-        text = _text(choice or info, setting, error, "a step")
-        raise PluginError(text, where=parse_path(setting)) from error
+        named = _named(error, choice or info, setting, "a step")
+        if named is error:
+            raise
+        raise named from error
+
+
+def _named(error: Exception, owner: Choice | Info, setting: str, phase: str) -> Exception:
+    """The error with its plugin's name; the error itself where it says all that the user has to know."""
+    if isinstance(error, TOLD) or type(error).__name__ == "OutOfMemoryError":
+        return error
+    if isinstance(error, OSError):
+        # A full disk or a lost connection is nobody's bug: no advice to update the plugin.
+        who, told = _who(owner), " ".join(str(error).split())
+        return OSError(f"{setting + ': ' if setting else ''}{who}: {told}")
+    return PluginError(_text(owner, setting, error, phase), where=parse_path(setting))
 
 
 def _setting(recipe: Recipe | None, chosen: Selected) -> str:
@@ -109,8 +123,13 @@ def _text(owner: Choice | Info, setting: str, error: BaseException, phase: str) 
 
 
 def _message(owner: Choice | Info, setting: str, text: str) -> str:
-    spec = getattr(owner, "spec", None)
-    name = owner.plugin if spec is not None else owner.name  # type: ignore[union-attr]
-    who = f"plugin {name!r} ({owner.distribution})"
-    who = who if spec is None else f"{spec.name!r} of {who}"
-    return f"{setting + ': ' if setting else ''}{who}: {text}; {remedy(name, owner.distribution)}, or -v shows where"
+    name = owner.plugin if isinstance(owner, Choice) else owner.name
+    advice = f"{remedy(name, owner.distribution)}, or -v shows where"
+    return f"{setting + ': ' if setting else ''}{_who(owner)}: {text}; {advice}"
+
+
+def _who(owner: Choice | Info) -> str:
+    """`'mse' of plugin 'losses' (clt-plugins 0.1.0)`."""
+    if isinstance(owner, Choice):
+        return f"{owner.spec.name!r} of {owner}"
+    return f"plugin {owner.name!r} ({owner.distribution})"
