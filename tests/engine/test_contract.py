@@ -128,6 +128,15 @@ def test_an_accidental_value_error_with_a_colon_is_the_plugins(ran: Any, phase: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("phase", ["build", "step"])
+def test_a_full_disk_in_a_plugin_names_it_without_blaming_it(ran: Any, phase: str) -> None:
+    done = ran(phase, 'raise OSError(28, "No space left on device", "log.bin")')
+    assert done.exit_code == ExitCode.FAILED
+    line = done.stderr.splitlines()[-1]
+    named = "losses[1]: 'mine' of plugin 'mine' (clt-mine 1.0)"
+    assert line == f"{named}: [Errno 28] No space left on device: 'log.bin'"
+
+
 @pytest.mark.parametrize("phase", ["build", "step", "check"])
 def test_what_a_plugin_refuses_is_the_users_and_has_the_recipes_line(ran: Any, phase: str) -> None:
     done = ran(phase, 'raise Refused("losses[1].weight", "too heavy; use a smaller one")')

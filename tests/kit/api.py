@@ -22,7 +22,9 @@ def members(prefix: str, cls: type) -> Iterator[tuple[str, Any]]:
     yield prefix, cls
     if attrs.has(cls):
         for a in attrs.fields(cls):
-            yield f"{prefix}.{a.alias}", f"{a.type}" + ("" if a.default is attrs.NOTHING else " = ...")
+            # As written: attrs replaces a field's type once somebody resolves it.
+            written = inspect.get_annotations(cls).get(a.name, a.type)
+            yield f"{prefix}.{a.alias}", f"{written}" + ("" if a.default is attrs.NOTHING else " = ...")
     else:
         yield from ((f"{prefix}.{name}", tp) for name, tp in inspect.get_annotations(cls).items() if name[0] != "_")
     fields = {a.name for a in attrs.fields(cls)} if attrs.has(cls) else set()
