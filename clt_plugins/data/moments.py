@@ -51,6 +51,7 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Add the tokens that `other` has seen."""
+        # The two were summed around different shifts; the sums of `other` are moved to this one's.
         if not other.count:
             return
         for side, sums in self.sums.items():

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 def digest(*key: Any) -> int:
     """56 random bits that depend on the key only; the same in every process and on every machine."""
+    # Not Python's `hash`: it differs from process to process.
     return int.from_bytes(hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=7).digest(), "big")
 
 

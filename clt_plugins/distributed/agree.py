@@ -40,6 +40,7 @@ def all_or_none(parallel: Parallel | None) -> Iterator[None]:
 
 def _agree(parallel: Parallel, error: Exception | None) -> None:
     told = [json.loads(text) for text in parallel.gather(json.dumps(_described(error)))]
+    # The first rank that failed speaks for all, so that the user reads one message and not one per rank.
     failed = next((rank for rank, fault in enumerate(told) if fault is not None), None)
     if failed is None:
         return

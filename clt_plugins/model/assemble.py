@@ -43,6 +43,7 @@ def assemble(
         parallel: the ranks, where they are connected already.
     """
     context = make_context(recipe, folder, device, parallel)
+    # The source first: only it knows how many layers and dimensions the model has.
     source = build(recipe.source, context)
     context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
     transcoder = build_transcoder(context)
@@ -89,6 +90,7 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     transcoder = CrossLayerTranscoder(
         context, recipe.activation, recipe.tying, normalisation=settings.normalisation, path=settings.path
     )
+    # Only the encoder's product: values of selected features are computed again in float32.
     if recipe.train.precision == "bf16":
         transcoder.product = torch.bfloat16
     return transcoder

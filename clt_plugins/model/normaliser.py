@@ -128,10 +128,12 @@ class Normaliser(nn.Module):
             elif method == "sqrt_d_model":
                 scale.fill_(shape[1] ** -0.5)
             elif method == "rms":
+                # One number per layer: directions keep their relative size.
                 scale.copy_(statistics[f"{side}s.rms"][:, None].clamp_min(EPSILON).expand(shape))
             else:
                 shift.copy_(statistics[f"{side}s.mean"])
                 scale.copy_(statistics[f"{side}s.std"] + EPSILON)
+        # Kept for every method, since losses and metrics divide errors by it. The bound keeps a constant layer finite.
         self.target_variance.copy_(statistics["targets.std"].square().mean(1).clamp_min(EPSILON**2))
 
     def inputs(self, raw: Tensor) -> Tensor:

@@ -100,9 +100,11 @@ def load_transcoder(
     plugins = plugins or load_plugins()
     if not (folder / "transcoder.json").is_file():
         return _import(make, folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)
+    # Checksums before anything is built: a truncated file must not become a transcoder that looks well.
     verify(folder)
     file = folder / "transcoder.json"
     transcoder = _without_memory(make, read_json(file, Description), file, device, plugins, kernels)
+    # It was built on "meta": no memory was filled with first values that the file replaces.
     give_memory(transcoder, device)
     copy_tensors(SlicedTensors.find(folder, "transcoder"), transcoder)
     return transcoder.eval()

@@ -80,6 +80,7 @@ class ScoreSums:
 
     def add(self, batch: Batch, reconstruction: Tensor, features: Features) -> None:
         """Add a batch; the reconstruction [B, L, D] is in raw units."""
+        # float64: the variance of an error is the difference of two sums of nearly equal size.
         error = reconstruction.double() - batch.targets.double()
         self.tokens += batch.tokens
         self.error[0] += error.sum(0)
@@ -96,6 +97,7 @@ class ScoreSums:
         self.tokens = int(parallel.total(torch.tensor(self.tokens), over="tokens"))
         self.error = parallel.total(self.error, over="tokens")
         self.targets.total(parallel)
+        # Each rank puts its shard into zeros, so one sum both joins shards and adds tokens.
         counts = self.counts.new_zeros(self.counts.shape[0], n_features)
         owned = parallel.shard(n_features)
         counts[:, owned.start : owned.stop] = self.counts
@@ -114,6 +116,7 @@ class ScoreSums:
                 "raise train.eval_tokens, evaluate.tokens or convert.calibration_tokens, or hold out more text",
             )
         targets = self.targets.statistics()
+        # The population's variance, as the error is averaged over all tokens too: a mean prediction has NMSE 1.
         variance = targets["targets.std"].square().mean(1) * (self.tokens - 1) / self.tokens
         varies = variance > CONSTANT_BELOW * targets["targets.rms"].square()
         mean, square = self.error / self.tokens
@@ -152,9 +155,11 @@ def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
     parallel = transcoder.context.parallel
     device = transcoder.normaliser.input_shift.device
     sums = ScoreSums(transcoder.n_layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
+    # Eval mode: an annealed k is at its final value.
     was_training = transcoder.training
     transcoder.eval()
     try:
+        # Data ranks take whole batches in turn: held-out batches are not divided, their sizes may be odd.
         with parallel.apart():
             for batch in islice(batches, parallel.data_rank, None, parallel.data_ranks):
                 batch = batch.to(device)

@@ -77,11 +77,13 @@ class CrossLayerTranscoder(nn.Module):
         self.normalisation = normalisation
         self.path = path
         shape = context.n_layers, context.n_features, context.d_model
+        # Drawn for all ranks' features and then cut, so that any number of ranks starts with the same weights.
         weight = uniform("W_enc", shape, context.n_features**-0.5, context, feature_axis=1)
         self.W_enc = parameter(weight, 1)
         self.b_enc = parameter(weight.new_zeros(weight.shape[:2]), 1)
         self.activation: Activation = build(activation, context)
         self.tying: Tying = build(tying, context)
+        # Statistics stay in float32 where weights are bfloat16: activations are normalised before they are rounded.
         compute = torch.promote_types(context.dtype, torch.float32)
         identity = normalisation == "none"
         self.normaliser = Normaliser(context.n_layers, context.d_model, compute, context.device, identity=identity)

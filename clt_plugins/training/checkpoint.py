@@ -67,11 +67,13 @@ def save_checkpoint(
     transcoder, parallel = parts.transcoder, parts.context.parallel
     path = folder / f"step_{progress.step:06}"
     with atomic_folder(path, parallel) as partial:
+        # A checkpoint is a transcoder too: `evaluate` and `load` read it like a finished one.
         put_transcoder(transcoder, partial)
         tensors, axes = _moments(parts, optimizer)
         of_losses, their_axes = learned.loss_state(parts.losses)
         tensors, axes = tensors | of_losses, axes | their_axes
         tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
+        # The engine draws from keyed generators; this state is for plugins that draw from torch's own.
         tensors["torch_rng"], axes["torch_rng"] = torch.get_rng_state(), None
         put_tensors(partial, "training", tensors, axes, parallel, transcoder.n_features)
         state = TrainingState(

@@ -60,6 +60,7 @@ def _prepare(folder: Path, recipe: Recipe, resume: str | None) -> None:
     if not saved.is_file():
         raise Refused(folder, "nothing to resume: no recipe.toml in it")
     before, now = tomllib.loads(saved.read_text(encoding="utf-8")), tomllib.loads(as_toml(recipe))
+    # Compared as resolved tables, so that a default written out in one of them makes no difference.
     for table in sorted(before.keys() | now.keys()):
         if table not in FREE_ON_RESUME and before.get(table) != now.get(table):
             raise Refused(
@@ -67,6 +68,7 @@ def _prepare(folder: Path, recipe: Recipe, resume: str | None) -> None:
                 f"differs from the run in {folder}: it was {before.get(table)}, now it is {now.get(table)}; "
                 "a resumed run must be the same",
             )
+    # Of [train], the length and the intervals may change; what the optimizer's state was made with may not.
     fixed = ("batch_tokens", "optimizer", "states")
     for key in fixed:
         if before.get("train", {}).get(key) != now["train"].get(key):

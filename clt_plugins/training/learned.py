@@ -42,6 +42,7 @@ def loss_state(losses: Sequence[Loss]) -> tuple[dict[str, Tensor], dict[str, int
     axes: dict[str, int | None] = {}
     for prefix, module in _modules(losses).items():
         marked = dict(module.named_parameters())
+        # `state_dict` has buffers besides parameters, so a running mean of a loss resumes too.
         for name, value in module.state_dict().items():
             tensors[f"{prefix}.{name}"] = value
             axes[f"{prefix}.{name}"] = getattr(marked.get(name), "feature_axis", None)

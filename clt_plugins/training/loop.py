@@ -98,12 +98,14 @@ def train(
         lr = learning_rate(config, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
+        # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
         done = progress.step / config.steps
         if schedule is not None:
             schedule(done)
         outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done)
         outcome.total.backward()
+        # Tensor ranks have different rows and need no reduction; data ranks average theirs.
         parallel.reduce_gradients(parameters)
         norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
         # Before the clip: a NaN norm would make every gradient NaN, and the message could not name where it began. On a
@@ -134,6 +136,7 @@ def train(
         if due["eval"]:
             evaluated = score(transcoder, source.held_out(config.eval_tokens))
             log({f"eval/{name}": value for name, value in evaluated.as_metrics().items()})
+        # A signal reaches ranks at different steps: all stop at the step at which the first one heard it.
         stopping = progress.step < config.steps and anyone(parallel, wants_stop())
         if due["checkpoint"] or stopping:
             checkpoint()
@@ -148,7 +151,7 @@ def train(
 
 def _due(config: TrainConfig, step: int) -> dict[str, bool]:
     """What happens after this step (counted from 1)."""
-    last = step == config.steps
+    last = step == config.steps  # the last step always logs, evaluates and saves
     every = {"log": config.log_every, "eval": config.eval_every, "checkpoint": config.checkpoint_every}
     return {name: last or step % interval == 0 for name, interval in every.items()}
 
@@ -168,6 +171,7 @@ def _step_metrics(
     def mean(x: Tensor) -> Tensor:
         return parallel.total(x, over="tokens") / parallel.data_ranks
 
+    # In raw units, as the held-out NMSE is: normalisation must not change what is reported.
     error = ((outcome.reconstruction - outcome.targets) * normaliser.target_scale).square().mean((0, 2))
     nmse = (mean(error) / normaliser.target_variance).float().cpu()
     dead = parallel.total((progress.idle_tokens >= config.dead_after_tokens).sum())
@@ -199,6 +203,7 @@ def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, st
     loss = float(parallel.total(outcome.total, over="tokens"))
     if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
         return
+    # In the order of the step, so that the first one named is where it began.
     suspects: list[tuple[str, Tensor]] = [
         ("the source's inputs", batch.inputs.transpose(0, 1)),
         ("the source's targets", batch.targets.transpose(0, 1)),

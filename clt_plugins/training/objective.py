@@ -68,6 +68,7 @@ def objective(
         [loss.selection(batch.tokens, idle_tokens) for loss in losses],
         keep_pre=any(loss.needs_pre for loss in losses),
     )
+    # Summed over tensor ranks once, here: every loss reads the complete reconstruction.
     reconstruction = transcoder.reconstruct(encoded.features, x)
     # Decoder norms cost a pass over the decoder: at most once per step, and only if a loss asks.
     norms = lru_cache(maxsize=1)(transcoder.tying.norms)
@@ -93,6 +94,7 @@ def objective(
             if name in terms:
                 raise Refused("losses", f"two of them give a term {name!r}: use each loss once")
             terms[name] = value
+    # Losses return weighted terms, so the total is their plain sum, and every logged term is what was added.
     total = sum(terms.values(), start=reconstruction.new_zeros(()))
     detached = {name: value.detach() for name, value in terms.items()}
     return Outcome(total, detached, encoded.features, reconstruction.detach(), targets)

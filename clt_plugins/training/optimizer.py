@@ -56,9 +56,11 @@ def make_optimizer(
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    # The loop sets the rate before every step; the optimizer only needs some number to start with.
     config = with_rate(config, model.n_layers * model.n_features)
     assert config.lr is not None
     beta1, beta2 = config.betas
+    # torch's fused optimizers keep moments in the parameters' type, so other types need one of our own.
     if config.states == "bf16":
         decoupled = config.optimizer == "adamw"
         return AdamBF16(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, decoupled=decoupled, seed=seed)
@@ -163,6 +165,7 @@ class AdamBF16(torch.optim.Optimizer):
                     state["step"] = torch.zeros(())
                     state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
                     state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+                # A new generator per parameter and step: the bits do not depend on what was drawn before.
                 state["step"] += 1
                 bits = generator(self.seed, "rounding", number, int(state["step"]), device=parameter.device)
                 self._update(parameter, state, group, bits)
@@ -181,6 +184,7 @@ class AdamBF16(torch.optim.Optimizer):
             state["exp_avg_sq"].view(-1).split(CHUNK),
             strict=True,
         )
+        # Piece by piece, so that the float32 copies stay in cache and the memory saved is not spent on them.
         for value, grad, first, second in pieces:
             grad = grad.float()
             if group["weight_decay"] and not self.decoupled:

@@ -73,6 +73,7 @@ def run(
         if parallel.rank > 0:
             logging.disable(logging.WARNING)
             stack.callback(logging.disable, logging.NOTSET)
+        # Before any file is made: ranks that differ would train, and fail or differ hours later.
         _check_ranks(parallel, recipe, plugins)
         folder, checkpoint = folder_and_checkpoint(parallel, recipe, out, resume)
         # The engine draws from generators of its own; this one is for plugins that draw from torch's, and checkpointed.
@@ -80,6 +81,7 @@ def run(
         with all_or_none(parallel):
             parts = assemble(recipe, folder, context.device, parallel)
             stack.callback(close, parts)
+            # What conversion or export would refuse at the end is refused now.
             check_stages(parts, recipe, plugins)
         return _train(parts, recipe, plugins, folder, checkpoint, wants_stop)
 
@@ -102,12 +104,14 @@ def _train(
     optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
+    # A checkpoint holds the statistics; fitting again would change the units in the middle of a run.
     if checkpoint is None:
         _fit_normaliser(parts, recipe)
     else:
         with all_or_none(parts.context.parallel):
             progress = load_checkpoint(checkpoint, parts, optimizer)
         logger.info("resumed from %s", checkpoint)
+    # Only large matrices: a buffer per bias would save nothing.
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
     parallel = parts.context.parallel
     with all_or_none(parallel):
@@ -138,6 +142,7 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
     loggers: list[Logger] = []
     status = "failed"
     try:
+        # Only rank 0 logs: metrics are totals over ranks already.
         for chosen in recipe.loggers if parts.context.parallel.rank == 0 else ():
             loggers.append(build(chosen, parts.context))
             loggers[-1].start(recipe_data(recipe), step)
@@ -162,6 +167,7 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
     source, settings = parts.source, recipe.transcoder
     statistics = source.statistics()
     if statistics is None:
+        # Read and put back: the batches that the statistics come from are trained on as well.
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
         parallel = parts.context.parallel
