@@ -43,11 +43,11 @@ def fields(cls: Any) -> list[dict[str, Any]]:
     """The settings of a config class: name, type, whether required, default (None: not given) and doc."""
     attrs.resolve_types(cls)
     docs = field_docs(cls)
-    found = []
+    described = []
     for a in attrs.fields(cls):
         default = stated_default(a)
         required = default is attrs.NOTHING
-        found.append(
+        described.append(
             {
                 "name": a.alias,
                 "type": type_text(a.type),
@@ -56,7 +56,7 @@ def fields(cls: Any) -> list[dict[str, Any]]:
                 "doc": docs.get(a.name, ""),
             }
         )
-    return found
+    return described
 
 
 def listing(plugins: Plugins, name: str | None = None) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def listing(plugins: Plugins, name: str | None = None) -> dict[str, Any]:
     Raises:
         Refused: nothing has it.
     """
-    found: dict[str, Any] = {
+    listed: dict[str, Any] = {
         "plugins": [attrs.asdict(info) for info in plugins.infos],
         "choices": {slot: [_choice(choice) for choice in plugins.choices(slot).values()] for slot in BY_TABLE},
         "tables": {table: {"summary": summary(cls), "fields": fields(cls)} for table, cls in ENGINE_TABLES.items()},
@@ -77,7 +77,7 @@ def listing(plugins: Plugins, name: str | None = None) -> dict[str, Any]:
             for each in plugins.failures
         ],
     }
-    return found if name is None else _only(found, name)
+    return listed if name is None else _only(listed, name)
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
@@ -91,22 +91,22 @@ def _choice(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _only(found: dict[str, Any], name: str) -> dict[str, Any]:
+def _only(listed: dict[str, Any], name: str) -> dict[str, Any]:
     def of_plugin(item: Mapping[str, Any], key: str) -> bool:
         return name in (item[key], item["distribution"], name_of(item["distribution"]))
 
     kept: dict[str, Any] = {
-        "plugins": [item for item in found["plugins"] if of_plugin(item, "name")],
+        "plugins": [item for item in listed["plugins"] if of_plugin(item, "name")],
         "choices": {
             slot: [c for c in offered if name in (slot, c["name"], *c["aliases"]) or of_plugin(c, "plugin")]
-            for slot, offered in found["choices"].items()
+            for slot, offered in listed["choices"].items()
         },
-        "tables": {table: value for table, value in found["tables"].items() if table == name},
-        "failures": [item for item in found["failures"] if of_plugin(item, "plugin")],
+        "tables": {table: value for table, value in listed["tables"].items() if table == name},
+        "failures": [item for item in listed["failures"] if of_plugin(item, "plugin")],
     }
     if not (kept["plugins"] or any(kept["choices"].values()) or kept["tables"] or name in BY_TABLE):
-        known = [*(item["name"] for item in found["plugins"]), *BY_TABLE, *ENGINE_TABLES]
-        known += [c["name"] for offered in found["choices"].values() for c in offered]
+        known = [*(item["name"] for item in listed["plugins"]), *BY_TABLE, *ENGINE_TABLES]
+        known += [c["name"] for offered in listed["choices"].values() for c in offered]
         raise Refused("", f"no plugin, table or choice is called {name!r}{did_you_mean(name, known)}")
     return kept
 
@@ -128,26 +128,26 @@ def undocumented(plugins: Plugins) -> list[str]:
     return faults
 
 
-def as_text(found: dict[str, Any]) -> str:
+def as_text(listed: dict[str, Any]) -> str:
     """The listing for people."""
     lines = []
-    for info in found["plugins"]:
+    for info in listed["plugins"]:
         status = "" if info["status"] == "active" else f"  {info['status'].upper()}"
         lines.append(f"{info['name']}  {info['distribution']}{status}  {_short(info['file'])}")
         if info["hooks"]:
             lines.append(f"    {', '.join(info['hooks'])}")
-    for slot, offered in found["choices"].items():
+    for slot, offered in listed["choices"].items():
         if offered:
             lines += ["", BY_TABLE[slot].bracket]
         for choice in offered:
             also = f" (also {', '.join(choice['aliases'])})" if choice["aliases"] else ""
             lines.append(f"  {choice['name']}{also} - {choice['summary']}  <{choice['plugin']}>")
             lines += map(_field_text, choice["fields"])
-    for table, described in found["tables"].items():
+    for table, described in listed["tables"].items():
         lines += ["", f"[{table}] - {described['summary']}", *map(_field_text, described["fields"])]
-    if found["failures"]:
+    if listed["failures"]:
         lines.append("")
-    lines += [f"! {each['plugin']} ({each['distribution']}): {each['error']}" for each in found["failures"]]
+    lines += [f"! {each['plugin']} ({each['distribution']}): {each['error']}" for each in listed["failures"]]
     return "\n".join(lines)
 
 

@@ -31,11 +31,11 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         try:
-            found = self._from_plugins(ctx)
+            added = self._from_plugins(ctx)
         except PluginError as error:  # only a strict environment raises; help is shown all the same
             logger.warning("%s", error)
-            found = {}
-        return [*self.commands, *sorted(found.keys() - self.commands.keys())]
+            added = {}
+        return [*self.commands, *sorted(added.keys() - self.commands.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return self.commands.get(cmd_name) or self._from_plugins(ctx).get(cmd_name)
@@ -162,15 +162,15 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
     from clt_plugins.testing.trial import trial
 
     plugins.commands()  # so that one that fails is listed
-    found = listing(plugins, name)
+    listed = listing(plugins, name)
     faults = undocumented(plugins) if check else []
     if check:  # the engine's own have been tried out by its tests, unless they are asked for
-        faults += trial(plugins, {i["name"] for i in found["plugins"] if name or i["distribution"].split()[0] != OWN})
+        faults += trial(plugins, {i["name"] for i in listed["plugins"] if name or i["distribution"].split()[0] != OWN})
     if as_json:
-        click.echo(json.dumps({**found, "undocumented": faults} if check else found, indent=2))
+        click.echo(json.dumps({**listed, "undocumented": faults} if check else listed, indent=2))
     else:
-        click.echo("\n".join([as_text(found), *(f"! {fault}" for fault in faults)]))
-    if found["failures"] or faults:
+        click.echo("\n".join([as_text(listed), *(f"! {fault}" for fault in faults)]))
+    if listed["failures"] or faults:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 

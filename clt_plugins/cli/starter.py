@@ -46,13 +46,13 @@ def _choices(slot: Slot, plugins: Plugins) -> list[str]:
     intro = _comment(f"{slot.doc} One of: {', '.join(known)}." if known else slot.doc)
     if not names:
         return ["\n".join([*intro, f"# {slot.bracket}", '# name = ""'])]
-    made = []
+    tables = []
     for name in names:
         spec = plugins.pick(slot.table, name).spec
         described = [*intro, *_comment(f"{name}: {summary(spec.config)}")]
-        made.append("\n".join([*described, slot.bracket, f"name = {inline(name)}", *_settings(spec.config)]))
+        tables.append("\n".join([*described, slot.bracket, f"name = {inline(name)}", *_settings(spec.config)]))
         intro = []
-    return made
+    return tables
 
 
 def _settings(cls: Any) -> list[str]:

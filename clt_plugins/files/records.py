@@ -98,13 +98,13 @@ def defined(numbers: Tensor) -> list[float | None]:
 
 @cache
 def _converter() -> cattrs.Converter:
-    made = converter(_no_choice)
-    made.register_structure_hook(Tensor, lambda value, _: _tensor(value))
-    made.register_structure_hook(Path, lambda value, _: Path(value))
-    made.register_unstructure_hook(Tensor, lambda value: value.tolist())
-    made.register_unstructure_hook(Path, str)
-    made.register_unstructure_hook_factory(attrs.has, lambda record_class: _writer(record_class, made))
-    return made
+    reader = converter(_no_choice)
+    reader.register_structure_hook(Tensor, lambda value, _: _tensor(value))
+    reader.register_structure_hook(Path, lambda value, _: Path(value))
+    reader.register_unstructure_hook(Tensor, lambda value: value.tolist())
+    reader.register_unstructure_hook(Path, str)
+    reader.register_unstructure_hook_factory(attrs.has, lambda record_class: _writer(record_class, reader))
+    return reader
 
 
 def _tensor(value: Any) -> Tensor:
@@ -114,13 +114,13 @@ def _tensor(value: Any) -> Tensor:
         raise fault(f"expected lists of numbers: {error}") from error
 
 
-def _writer(record_class: Any, made: cattrs.Converter) -> Any:
+def _writer(record_class: Any, reader: cattrs.Converter) -> Any:
     """How a record becomes a dictionary: all fields by their alias, without those for the memory only."""
     from cattrs.gen import make_dict_unstructure_fn, override
 
     fields = attrs.fields(attrs.resolve_types(record_class))
     omitted: Any = {a.name: override(omit=True) for a in fields if a.metadata.get("json") is False}
-    return make_dict_unstructure_fn(record_class, made, _cattrs_use_alias=True, **omitted)
+    return make_dict_unstructure_fn(record_class, reader, _cattrs_use_alias=True, **omitted)
 
 
 def _no_choice(slot: str, name: str) -> Choice:

@@ -107,10 +107,10 @@ def _across_tables(recipe: Recipe, plugins: Plugins) -> Iterator[Fault]:
         plugins.pick("activation", recipe.convert.activation)
     except Faults as error:
         yield Fault(("convert", "activation"), str(error))
-    given = recipe.convert.l0 if isinstance(recipe.convert.l0, list) else [recipe.convert.l0]
+    l0 = recipe.convert.l0 if isinstance(recipe.convert.l0, list) else [recipe.convert.l0]
     layers = recipe.model.layers if recipe.model is not None else None
     try:  # where [model] does not say how many layers there are, the source does when it is built
-        recipe.convert.targets(len(layers or given), recipe.transcoder.features)
+        recipe.convert.targets(len(layers or l0), recipe.transcoder.features)
     except Faults as error:
         yield from error.faults
 
