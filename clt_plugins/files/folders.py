@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import attrs
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
 
 MANIFEST = "manifest.json"
+
+_umask = os.umask(0o022)  # the mask can be read only by setting it
+os.umask(_umask)
+FILE_MODE = 0o666 & ~_umask
+"""What files may be read and written by, as the user's umask says."""
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +53,7 @@ class Manifest:
     format: int = FORMAT
     """The version of the folder's files."""
     files: dict[str, ManifestFile]
-    """All files but the manifest, by name."""
+    """All files but the manifest, by their path in the folder."""
 
 
 @contextmanager
@@ -79,7 +84,10 @@ def atomic_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pa
             except SafetensorError as error:
                 raise OSError(str(error)) from error
             for path in files_of_rank(partial, parallel):
-                listing[path.name] = ManifestFile(bytes=path.stat().st_size, sha256=_digest(path))
+                name = path.relative_to(partial).as_posix()
+                listing[name] = ManifestFile(bytes=path.stat().st_size, sha256=_digest(path))
+                # safetensors writes through a temporary file, which only its owner can read.
+                path.chmod(FILE_MODE)
                 _flush(path)
         listing = _of_all_ranks(listing, parallel)
         with all_or_none(parallel):
@@ -108,7 +116,8 @@ def _of_all_ranks(listing: dict[str, ManifestFile], parallel: Parallel | None) -
 
 def _move(partial: Path, folder: Path) -> None:
     """Give a complete folder its final name."""
-    for path in (partial / MANIFEST, partial):
+    # The names of new files are safe only once their folders are on disk too.
+    for path in (partial / MANIFEST, *filter(Path.is_dir, partial.rglob("*")), partial):
         _flush(path)
     if folder.exists():
         # A folder that is not empty cannot be replaced by one rename: there are two, and the old one is kept between.
@@ -132,6 +141,8 @@ def verify(folder: Path) -> None:
         raise Refused(folder, f"not a complete folder: {MANIFEST} is missing")
     for name, expected in read_json(folder / MANIFEST, Manifest).files.items():
         path = folder / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise Refused(folder / MANIFEST, f"{name!r} is not in the folder")
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             raise Refused(path, "missing")

@@ -53,8 +53,8 @@ def put_tensors(
 
 
 def files_of_rank(folder: Path, parallel: Parallel | None) -> list[Path]:
-    """The files of a folder that this rank has written: its slices, and on rank 0 everything else."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    """The files below a folder that this rank has written: its slices, and on rank 0 everything else."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     if parallel is None or parallel.world == 1:
         return files
     ends = [SUFFIX.format(rank, parallel.tensor_ranks) for rank in range(parallel.tensor_ranks)]

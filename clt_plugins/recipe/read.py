@@ -88,7 +88,7 @@ def locate(fault: Fault, file: str) -> Fault:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors put a byte-order mark first
     except FileNotFoundError:
         raise Refused(path, "no such file") from None
     except OSError as error:

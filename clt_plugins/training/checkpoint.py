@@ -88,9 +88,10 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, oldest first; other names, such as a user's copy `step_best`, are left alone."""
     named = folder.glob("step_*") if folder.is_dir() else []
-    return sorted((path for path in named if path.is_dir()), key=lambda path: int(path.name.removeprefix("step_")))
+    steps = {path: path.name.removeprefix("step_") for path in named if path.is_dir()}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:

@@ -88,3 +88,33 @@ def test_what_is_wrong_with_a_folder_is_named(damage, text, tmp_path):
     with pytest.raises(ValueError, match=r"^/") as error:
         verify(tmp_path / "f")
     assert text in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_files_of_sub_folders_are_listed_and_verified(tmp_path):
+    with atomic_folder(tmp_path / "f") as partial:
+        (partial / "layer_0").mkdir()
+        (partial / "layer_0" / "weights.bin").write_text("hello")
+    assert set(read_json(tmp_path / "f" / MANIFEST, Manifest).files) == {"layer_0/weights.bin"}
+    (tmp_path / "f/layer_0/weights.bin").write_text("hullo")
+    with pytest.raises(ValueError, match=r"weights.bin: damaged"):
+        verify(tmp_path / "f")
+
+
+def test_files_have_the_mode_that_the_umask_asks_for(tmp_path):
+    """Whatever a library made them with: safetensors' own are readable by their owner only."""
+    plain = tmp_path / "plain"
+    plain.touch()
+    with atomic_folder(tmp_path / "f") as partial:
+        (partial / "private").touch(mode=0o600)
+        (partial / "private").chmod(0o600)
+    assert (tmp_path / "f/private").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret"])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    put(tmp_path / "f")
+    manifest = json.loads((tmp_path / "f" / MANIFEST).read_text())
+    manifest["files"] = {name: manifest["files"]["a.txt"]}
+    (tmp_path / "f" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="is not in the folder"):
+        verify(tmp_path / "f")

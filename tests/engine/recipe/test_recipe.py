@@ -132,6 +132,12 @@ def test_a_syntax_fault_has_its_line_and_column(
     assert faults("recipe.toml", plugins) == [line]
 
 
+def test_a_byte_order_mark_before_the_recipe_changes_nothing(tmp_path: Path, plugins: Plugins) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + toml.toml_text(GOOD | {"activation": {"name": "topk", "k": 4}}).encode())
+    assert read_recipe(file, plugins=plugins).name == "x"
+
+
 def test_a_file_that_cannot_be_read_is_a_fault(plugins: Plugins, tmp_path: Path) -> None:
     latin, folder, absent = tmp_path / "latin.toml", tmp_path, tmp_path / "absent.toml"
     latin.write_bytes(b'name = "caf\xe9"')

@@ -212,3 +212,14 @@ def test_a_missing_model_folder_is_one_line(tmp_path):
     done = cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run"))
     assert done.returncode == 2, done.stderr
     assert "no/such/model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_folders_of_the_user_among_the_checkpoints_are_left_alone(tmp_path):
+    kept = tmp_path / "run/checkpoints/step_best"
+    broken = tables(loggers=[{"name": "interrupt", "at": 5, "kind": "SIGINT"}], train={"log_every": 1})
+    with pytest.raises(Stopped):
+        run(broken, out=tmp_path / "run", plugins=load_plugins(extra=[INTERRUPTING]))
+    kept.mkdir()
+    (kept / "note").write_text("mine")
+    run(tables(), out=tmp_path / "run", resume="latest")
+    assert (kept / "note").read_text() == "mine"
