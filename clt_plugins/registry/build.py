@@ -83,7 +83,10 @@ def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[Non
 
 def _named(error: Exception, owner: Choice | Info, setting: str, phase: str) -> Exception:
     """The error with its plugin's name; the error itself where it says all that the user has to know."""
-    if isinstance(error, TOLD) or type(error).__name__ == "OutOfMemoryError":
+    # Out of memory on a GPU is torch's own class, which this module does not import; a closed pipe (`| head`) is the
+    # command line's affair.
+    quiet = type(error).__name__ == "OutOfMemoryError" or isinstance(error, BrokenPipeError)
+    if isinstance(error, TOLD) or quiet:
         return error
     if isinstance(error, OSError):
         # A full disk or a lost connection is nobody's bug: no advice to update the plugin.

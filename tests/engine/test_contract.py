@@ -137,6 +137,12 @@ def test_a_full_disk_in_a_plugin_names_it_without_blaming_it(ran: Any, phase: st
     assert line == f"{named}: [Errno 28] No space left on device: 'log.bin'"
 
 
+def test_a_closed_pipe_is_not_an_error_of_the_plugin_that_wrote_into_it(ran: Any) -> None:
+    done = ran("step", 'raise BrokenPipeError(32, "Broken pipe")')
+    assert done.exit_code == ExitCode.FAILED
+    assert "plugin" not in done.stderr
+
+
 @pytest.mark.parametrize("phase", ["build", "step", "check"])
 def test_what_a_plugin_refuses_is_the_users_and_has_the_recipes_line(ran: Any, phase: str) -> None:
     done = ran(phase, 'raise Refused("losses[1].weight", "too heavy; use a smaller one")')
