@@ -98,7 +98,7 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
     """The checkpoint to resume from: "latest", or a name such as "step_000100" or "100"; verified.
 
     Raises:
-        Refused: there is none, or it is damaged; then the newest whole one before it is offered.
+        Refused: there is none, or it is damaged; then the newest complete one before it is named.
     """
     known = checkpoints(folder)
     if not known:
@@ -125,8 +125,8 @@ def _offer(earlier: list[Path]) -> str:
             verify(path)
         except Faults:
             continue  # damaged too: look further back
-        return f"the one before it is whole: --resume {path.name}"
-    return "no earlier checkpoint is whole"
+        return f"the one before it is complete: --resume {path.name}"
+    return "no earlier checkpoint is complete"
 
 
 def load_checkpoint(path: Path, parts: Parts, optimizer: torch.optim.Optimizer) -> Progress:

@@ -74,11 +74,11 @@ def test_the_run_of_a_transcoder_is_found_from_any_working_directory(trained, in
     assert (trained / "evaluation/evaluation.json").is_file()
 
 
-@pytest.mark.parametrize("out", [".", "./", "../work", "../work/x/.."])
+@pytest.mark.parametrize("out", [".", "./", "../here", "../here/x/.."])
 @pytest.mark.parametrize("command", ["convert", "evaluate", "export"])
 def test_the_working_directory_is_refused_as_a_new_folder(trained, tmp_path, command, out, monkeypatch):
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     rest = {"convert": CALIBRATION, "evaluate": [], "export": ["--format", "safetensors"]}[command]
     Path("x").mkdir()
     done = invoke(command, trained, "--out", out, *rest)
