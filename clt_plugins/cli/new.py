@@ -55,7 +55,7 @@ def test_conforms(case):
 README = """\
 # {distribution}
 
-The {kind} `{choice}` for [clt-plugins](https://pypi.org/project/clt-plugins/).
+The {kind} `{choice}` for clt-plugins.
 
 ```bash
 pip install -e '.[dev]'
