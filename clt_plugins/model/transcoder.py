@@ -205,7 +205,8 @@ class CrossLayerTranscoder(nn.Module):
             choice: what built the activation.
         """
         other = copy.copy(self)
-        # `copy` shares torch's tables of modules too; the activation is exchanged in a table of its own.
+        # `copy` shares torch's tables of names too: what is set on one must not appear on the other.
+        other._parameters, other._buffers = self._parameters.copy(), self._buffers.copy()
         other._modules = {**self._modules, "activation": activation}
         other.choices = {**self.choices, "activation": choice}
         other.described_model = self.model_described()

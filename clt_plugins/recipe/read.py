@@ -82,7 +82,7 @@ def locate(fault: Fault, file: str) -> Fault:
     if fault.origin:
         return fault
     path = Path(file)
-    line = line_of(path.read_text(encoding="utf-8"), fault.where) if fault.where and path.is_file() else None
+    line = line_of(path.read_text(encoding="utf-8-sig"), fault.where) if fault.where and path.is_file() else None
     return attrs.evolve(fault, origin=f"{file}:{line}" if line else file)
 
 

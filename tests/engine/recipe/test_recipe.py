@@ -136,6 +136,8 @@ def test_a_byte_order_mark_before_the_recipe_changes_nothing(tmp_path: Path, plu
     file = tmp_path / "recipe.toml"
     file.write_bytes(b"\xef\xbb\xbf" + toml.toml_text(GOOD | {"activation": {"name": "topk", "k": 4}}).encode())
     assert read_recipe(file, plugins=plugins).name == "x"
+    file.write_bytes(b"\xef\xbb\xbfseed = -1\n" + file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    assert f"{file}:1: seed: must be >= 0: -1" in faults(str(file), plugins), "lines are found all the same"
 
 
 def test_a_file_that_cannot_be_read_is_a_fault(plugins: Plugins, tmp_path: Path) -> None:
