@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.contract.hooks import hookimpl
-from clt_plugins.contract.spec import API_VERSION, Selected, Spec, __version__
+from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__
 from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Checks,
         Closable,
         HasModel,
+        Identified,
         Preferred,
         ReadsBack,
         Scheduled,
@@ -70,6 +71,7 @@ _LAZY = {
         "Checks",
         "Closable",
         "HasModel",
+        "Identified",
         "Preferred",
         "ReadsBack",
         "Scheduled",
@@ -119,6 +121,7 @@ _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
     "API_VERSION",
+    "FREE_ON_RESUME",
     "DamagedError",
     "Fault",
     "Faults",

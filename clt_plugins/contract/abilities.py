@@ -5,6 +5,7 @@ Shapes: L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -64,6 +65,19 @@ class HasModel(Protocol):
 
     def language_model(self) -> LanguageModel:
         """The model, with the transcoder's layers to be replaced."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A source that can say what its data are made from, whatever their path is called."""
+
+    def identity(self) -> Mapping[str, str]:
+        """What the data depend on, by the setting that names it: `{"source.text": "sha256 ... of 3 files, 1234 bytes"}`.
+
+        The value follows from the content alone, not from paths, times or this machine. A run is resumed only where all
+        values are the same as in its checkpoint; the settings themselves may then be spelled differently (a model that
+        was moved).
+        """
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 
 API_VERSION = 1
 """The plugin contract's version. A plugin that says `CLT_API = 1` is refused when this is another number."""
+
+FREE_ON_RESUME: Mapping[str, Any] = {"free_on_resume": True}
+"""`field(..., metadata=FREE_ON_RESUME)` marks a setting of a choice that changes where or how fast something is
+computed, not what: a run may be resumed with another value of it."""
 
 
 @attrs.frozen
