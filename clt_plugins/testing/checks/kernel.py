@@ -108,10 +108,11 @@ def strides(bench: Bench) -> None:
 def threads(bench: Bench) -> None:
     """Results have the same bits whatever the number of threads."""
     kernels, before = built(bench), torch.get_num_threads()
-    mask = random_mask(67, 3, 29, 0.3)
+    # Enough work that kernels which keep small products on one thread use two.
+    mask = random_mask(201, 3, 61, 0.3)
     for dtype in TOLERANCES:
         for name, layout in LAYOUTS.items():
-            problem = Problem.random(layout(3, 29), mask, 40, dtype, per_target=False)
+            problem = Problem.random(layout(3, 61), mask, 130, dtype, per_target=False)
             results = []
             try:
                 for count in (1, 2):

@@ -28,6 +28,9 @@ TILE = 2**20
 """Numbers in a slice of a dense [B, L, D]: 4 MB of float32, to fit the last cache."""
 WIDEST, NARROWEST = 512, 128
 """Columns of a slice, at most and at least."""
+PER_THREAD = 2**19
+"""Multiplications worth a thread of their own: about 0.1 ms. On a busy machine a thread that has little to do is waited
+for until the system gives it a core, which takes many times as long."""
 
 
 class NumbaKernels:
@@ -45,7 +48,7 @@ class NumbaKernels:
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""
-        wide, threads = _wide(weight), _threads()
+        wide, threads = _wide(weight), _threads(pairs, layout, out)
         order, tokens, start = self._group(pairs)
         result = out if out.dtype == wide and out.is_contiguous() else torch.empty(out.shape, dtype=wide)
         width = _width(result)
@@ -62,7 +65,7 @@ class NumbaKernels:
 
     def grad_values(self, grad: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[n] = sum over targets t of grad[b, t] · row; one sum per target where `out` is [N, L], 0 if t < s."""
-        wide, threads = _wide(weight), _threads()
+        wide, threads = _wide(weight), _threads(pairs, layout, grad)
         order, tokens, start = self._group(pairs)
         dense = grad.to(wide)
         columns = np.zeros_like(_columns(out, wide))
@@ -87,7 +90,7 @@ class NumbaKernels:
         self, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, out: Tensor, *, overwrite: bool
     ) -> None:
         """out[row] (+)= sum over pairs and targets of value · dense[b, t]; see `Kernels`."""
-        wide, threads = _wide(out), _threads()
+        wide, threads = _wide(out), _threads(pairs, layout, dense)
         order, tokens, start = self._group(pairs)
         plan = _plan(layout)
         result = out
@@ -142,11 +145,23 @@ def _plan(layout: Layout) -> Plan:
     return tuple(np.array(x, np.int64) for x in (block_start, blocks, source_start, sources))  # type: ignore[return-value]
 
 
-def _threads() -> int:
-    """Use as many threads as torch for the next compiled loops of this Python thread; returns their number."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    return threads
+def _threads(pairs: Pairs, layout: Layout, dense: Tensor) -> int:
+    """How many threads a product gets: as many as torch has, but one for a product that is done sooner than others
+    can be woken up. Sets it for the next compiled loops of this Python thread.
+
+    Args:
+        dense: [B, L, D].
+    """
+    threads = torch.get_num_threads()
+    # Each source layer writes to half of the layers on average.
+    multiplications = len(pairs.token) * dense.shape[2] * (layout.n_layers + 1) // 2
+    count = max(1, min(threads, numba.config.NUMBA_NUM_THREADS, multiplications // PER_THREAD))
+    numba.set_num_threads(count)
+    if torch.get_num_threads() != threads:
+        # Numba's first call starts its threads in the OpenMP that torch uses too, and sets their number for both. The
+        # user's OMP_NUM_THREADS, or torchrun's, must hold.
+        torch.set_num_threads(threads)
+    return count
 
 
 def _width(dense: Tensor) -> int:
