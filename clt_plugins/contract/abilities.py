@@ -72,7 +72,7 @@ class Identified(Protocol):
     """A source that can say what its data are made from, whatever their path is called."""
 
     def identity(self) -> Mapping[str, str]:
-        """What the data depend on, by the setting that names it: `{"source.text": "sha256 ... of 3 files, 1234 bytes"}`.
+        """What the data depend on, by the setting that names it: `{"source.text": "sha256 ... of 3 files"}`.
 
         The value follows from the content alone, not from paths, times or this machine. A run is resumed only where all
         values are the same as in its checkpoint; the settings themselves may then be spelled differently (a model that
