@@ -23,6 +23,9 @@ READ_AHEAD = 64
 class Texts(Protocol):
     """Documents, epoch after epoch."""
 
+    def identity(self) -> str:
+        """A digest of the content, and how much it is; the same wherever the text lies and whatever it is called."""
+
     def mark(self) -> dict[str, Any]:
         """The position of the next document, as JSON."""
 
@@ -38,13 +41,17 @@ class StoredTexts:
 
     Args:
         fetch: gives the documents of some numbers below `count`, as (identity, text).
+        content: what `identity` returns.
     """
 
-    def __init__(self, count: int, fetch: Callable[[Sequence[int]], list[tuple[str, str]]], seed: int):
-        self.count, self.fetch, self.seed = count, fetch, seed
+    def __init__(self, count: int, fetch: Callable[[Sequence[int]], list[tuple[str, str]]], seed: int, content: str):
+        self.count, self.fetch, self.seed, self.content = count, fetch, seed, content
         self.epoch = self.index = 0
         self.ahead: list[tuple[str, str]] = []
         self._shuffle()
+
+    def identity(self) -> str:
+        return self.content
 
     def mark(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "index": self.index}
@@ -76,12 +83,16 @@ class StreamedTexts:
         dataset: a `datasets.IterableDataset`.
         column: the column with the text.
         name: the data set, for messages.
+        content: what `identity` returns.
     """
 
-    def __init__(self, dataset: Any, column: str, name: str):
-        self.dataset, self.column, self.name = dataset, column, name
+    def __init__(self, dataset: Any, column: str, name: str, content: str):
+        self.dataset, self.column, self.name, self.content = dataset, column, name, content
         self.start = copy.deepcopy(dataset.state_dict())
         self.seek({"epoch": 0, "stream": self.start})
+
+    def identity(self) -> str:
+        return self.content
 
     def mark(self) -> dict[str, Any]:
         if self.unread is not None:

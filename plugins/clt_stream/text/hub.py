@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ ABOUT = {
 """Beginnings of messages of `datasets`, and the setting that each is about. All others are about the name."""
 
 
-def open_dataset(config: StreamConfig) -> Any:
-    """A `Dataset`, or an `IterableDataset` if `config.streaming`.
+def open_dataset(config: StreamConfig) -> tuple[Any, str]:
+    """A `Dataset`, or an `IterableDataset` if `config.streaming`; and the identity of its content.
 
     Raises:
         Refused: there are no such files, data set, subset or split; a file cannot be read; the hub does not answer.
@@ -36,7 +37,12 @@ def open_dataset(config: StreamConfig) -> Any:
     if path.exists() or name.startswith(("/", ".", "~")) or path.suffix in READERS:
         return _local(config, path)
     try:
-        return datasets.load_dataset(name, config.subset or None, split=config.split, streaming=config.streaming)
+        builder = datasets.load_dataset_builder(name, config.subset or None)
+        content = f"revision {builder.hash}"
+        if config.streaming:
+            return builder.as_streaming_dataset(split=config.split), content
+        builder.download_and_prepare()
+        return builder.as_dataset(split=config.split), content
     except MemoryError:
         raise
     except Exception as error:  # types differ: OSError, ValueError, those of datasets, huggingface_hub and pyarrow
@@ -45,13 +51,14 @@ def open_dataset(config: StreamConfig) -> Any:
         raise Refused(setting, f"{reason(error, name)}{kinds}") from error
 
 
-def _local(config: StreamConfig, path: Path) -> Any:
+def _local(config: StreamConfig, path: Path) -> tuple[Any, str]:
     files = _files(path)
     kind = READERS[files[0].suffix]
     options = {"sample_by": config.sample_by} if kind == "text" else {}
     names = [str(file) for file in files]
     try:
-        return datasets.load_dataset(kind, data_files=names, split="train", streaming=config.streaming, **options)
+        dataset = datasets.load_dataset(kind, data_files=names, split="train", streaming=config.streaming, **options)
+        return dataset, _content(files)
     except MemoryError:
         raise
     except Exception as error:  # the files are damaged; a cache on a full disk is an OSError, and says so
@@ -85,3 +92,12 @@ def _is_empty(file: Path) -> bool:
             return not opened.read(1)
     except OSError as error:
         raise Refused("source.text", f"cannot read {file}: {error.strerror}") from error
+
+
+def _content(files: list[Path]) -> str:
+    digests, size = hashlib.sha256(), 0
+    for file in files:
+        with file.open("rb") as opened:
+            digests.update(hashlib.file_digest(opened, "sha256").digest())
+            size += opened.tell()
+    return f"sha256 {digests.hexdigest()} of {len(files)} file{'s' * (len(files) > 1)}, {size} bytes"
