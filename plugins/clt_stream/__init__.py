@@ -27,7 +27,8 @@ class StreamConfig:
 
     text: HubOrPath = field(default=HubOrPath("python-stdlib"))
     """What the model reads: "python-stdlib" (the sources and help texts that come with Python), a .txt, .jsonl or
-    .parquet file, a folder with such files of one kind, or the id of a data set on the Hugging Face hub."""
+    .parquet file, a folder with such files of one kind, or the id of a data set on the Hugging Face hub. The first two
+    may be compressed (.gz, .bz2, .xz)."""
     subset: str = ""
     """The configuration of a hub data set that has several, such as "sample-10BT"."""
     split: str = "train"
@@ -35,10 +36,13 @@ class StreamConfig:
     text_column: str = "text"
     """The column of a data set, or the field of a JSON line, that holds the text."""
     sample_by: Literal["document", "paragraph", "line"] = "document"
-    """What is one document in .txt files: a whole file, a paragraph (up to a blank line) or a line."""
+    """What is one document in .txt files: a whole file, a paragraph (up to a line of nothing but blanks) or a line."""
+    encoding_errors: Literal["refuse", "replace"] = "refuse"
+    """What is done with bytes of a file that are not UTF-8: "refuse" names the file and the row before work starts,
+    "replace" reads the character U+FFFD in their place, and says in how many rows."""
     streaming: bool = False
     """Read a data set while it is downloaded, in its own order. Otherwise it is stored on disk first, and its documents
-    are shuffled."""
+    are shuffled. Files of this machine are read in their own order, too."""
     held_out: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
     """The share of the documents that is kept for evaluation and never trained on. A hash of each document decides, so
     the same documents are held out in every run, with any seed, and copies of a document are on the same side."""

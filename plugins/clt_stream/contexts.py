@@ -13,9 +13,10 @@ Shapes: C contexts, T tokens in the longest.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Refused, generator
-from clt_stream.text.documents import Texts, part
+from clt_stream.text.documents import Texts, not_the_same, part
+from clt_stream.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from clt_stream import StreamConfig
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 CHUNK_DOCUMENTS = 64
 CHUNK_CHARACTERS = 200_000
 """A chunk has at least this many documents and characters, so that the padding of its last context does not matter."""
+CHUNK_LIMIT = 2**25
+"""Characters after which a chunk ends, however few documents it has, so that its memory is bounded."""
+COUNTED = 1024
+"""Contexts whose rows are counted at a time."""
 
 
 @attrs.frozen(eq=False)
@@ -86,14 +92,17 @@ class Packer:
         held_out: bool = False,
     ):
         self.texts, self.tokenizer, self.config, self.seed, self.packed = texts, tokenizer, config, seed, packed
+        self.tokens = Tokens(tokenizer, config.text)
         self.vocabulary, self.held_out = vocabulary, held_out
         self.special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
-        self.start = _start(tokenizer, config.bos)
+        self.start = array("i", _start(tokenizer, config.bos))
         self.chunk: list[Pieces] = []
         """The contexts of the present chunk, each as its pieces."""
         self.mark: dict[str, Any] = texts.mark()
         self.first = self.done = 0
         self.ended = False
+        self.ends = 0
+        """Ends of epochs since a row was yielded."""
         self.seek(self.cursor())
 
     def cursor(self) -> Cursor:
@@ -106,18 +115,15 @@ class Packer:
         Raises:
             Refused: the text has changed.
         """
-        if self.chunk and (cursor.mark, cursor.first) == (self.mark, self.first):
-            self.done = cursor.done
-            return
-        self.texts.seek(cursor.mark)
-        self.documents = part(self.texts, self.config.held_out, held_out=self.held_out)
-        self.mark, self.first, self.done = cursor.mark, cursor.first, 0
-        self.chunk = []
-        if cursor.done:
-            self._read_chunk()
-            self.done = cursor.done
-            if cursor.done > len(self.chunk):
-                raise Refused("source.text", f"{self.config.text!r} has changed since the checkpoint was saved")
+        if not self.chunk or (cursor.mark, cursor.first) != (self.mark, self.first):
+            self.texts.seek(cursor.mark)
+            self.documents = part(self.texts, self.config.held_out, held_out=self.held_out)
+            self.mark, self.first, self.chunk = cursor.mark, cursor.first, []
+            if cursor.done:
+                self._read_chunk()
+        if not 0 <= cursor.done <= len(self.chunk):
+            raise not_the_same(self.config.text)
+        self.done, self.ends = cursor.done, 0
 
     def next(self) -> Contexts | None:
         """The next `model_batch` contexts. The last ones of the held-out part may be fewer; then it returns None.
@@ -127,7 +133,7 @@ class Packer:
         """
         chosen: list[Pieces] = []
         number = self.first + self.done
-        count, empty_epochs = self.config.model_batch, 0
+        count, empty_epochs, ends = self.config.model_batch, 0, 0
         while len(chosen) < count:
             if self.done == len(self.chunk):
                 if self.held_out and self.ended:
@@ -137,11 +143,19 @@ class Packer:
                 # The first end may be that of an epoch that had contexts before; the second is that of an empty epoch.
                 empty_epochs = 0 if self.chunk else empty_epochs + self.ended
                 if empty_epochs > 1:
-                    raise Refused("source.text", f"{self.config.text!r} holds no text to train on")
+                    raise self._nothing_to_train_on()
+                ends += self.ended
             more = self.chunk[self.done : self.done + count - len(chosen)]
             chosen += more
             self.done += len(more)
-        return self._collate(chosen, number) if chosen else None
+        if not chosen:
+            return None
+        contexts = self._collate(chosen, number)
+        # There may be contexts without rows, of special tokens only; whoever waits for rows would wait for ever.
+        self.ends = 0 if len(contexts.rows) else self.ends + ends
+        if self.ends > 1 and not self.held_out:
+            raise self._nothing_to_train_on()
+        return contexts
 
     def rows_in_epoch(self, limit: int) -> int:
         """How many rows an epoch has from here on; counting stops at `limit`."""
@@ -149,20 +163,27 @@ class Packer:
         while not chunks or (not self.ended and rows < limit):
             self._read_chunk()
             chunks += 1
-            pieces = [piece for pieces in self.chunk for piece in pieces]
-            tokens = torch.tensor([token for piece in pieces for token in piece], dtype=torch.int64)
-            rows += int(self._kept(tokens, _positions([len(piece) for piece in pieces])).sum())
+            for begin in range(0, len(self.chunk), COUNTED):
+                if rows >= limit:
+                    break
+                pieces = [piece for pieces in self.chunk[begin : begin + COUNTED] for piece in pieces]
+                rows += int(self._kept(_joined(pieces), _positions([len(piece) for piece in pieces])).sum())
         if chunks > 1:
             self.chunk = []
         self.seek(start)
         return rows
+
+    def _nothing_to_train_on(self) -> Refused:
+        return Refused("source.text", f"{self.config.text!r} holds no text to train on")
 
     def _read_chunk(self) -> None:
         """Set `chunk` to the contexts of the next documents, and `ended` to whether the epoch ends with them."""
         texts: list[str] = []
         characters = 0
         self.ended = False
-        while not self.ended and (len(texts) < CHUNK_DOCUMENTS or characters < CHUNK_CHARACTERS):
+        while not self.ended and (
+            (len(texts) < CHUNK_DOCUMENTS or characters < CHUNK_CHARACTERS) and characters < CHUNK_LIMIT
+        ):
             text = next(self.documents)
             if text is None:
                 self.ended = True
@@ -171,7 +192,7 @@ class Packer:
                 characters += len(text)
         whole: Pieces = []
         short: Pieces = []
-        for tokens in self._tokenise(texts):
+        for tokens in self.tokens.of(texts):
             for piece in self._cut(tokens):
                 (whole if len(piece) == self.config.context else short).append(piece)
         alone = [[piece] for piece in whole]
@@ -180,18 +201,7 @@ class Packer:
         order = torch.randperm(len(contexts), generator=generator(self.seed, "contexts", self.first))
         self.chunk = [contexts[number] for number in order.tolist()]
 
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        # The same ids as above, without the masks and offsets, which take a quarter of the time.
-        backend.no_truncation()
-        backend.no_padding()
-        return [encoded.ids for encoded in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _cut(self, tokens: list[int]) -> Iterator[list[int]]:
+    def _cut(self, tokens: array[int]) -> Iterator[array[int]]:
         """The pieces of one document, without those that are too short to have a row."""
         if max(tokens, default=0) >= self.vocabulary:
             raise Refused(
@@ -210,22 +220,25 @@ class Packer:
     def _collate(self, contexts: list[Pieces], first: int) -> Contexts:
         used = [sum(map(len, pieces)) for pieces in contexts]
         length = max(used)
-        # One list for all contexts, since a tensor per piece is slow. The padding of each context is a piece of zeros.
-        tokens: list[int] = []
-        lengths: list[int] = []
-        for pieces, count in zip(contexts, used, strict=True):
-            for piece in pieces:
-                tokens += piece
-                lengths.append(len(piece))
-            tokens += [0] * (length - count)
-            lengths.append(length - count)
-        # NumPy reads a list in a quarter of the time that torch needs.
-        ids = torch.from_numpy(np.array(tokens, dtype=np.int64)).view(-1, length)
+        # One array for all contexts, since a tensor per piece is slow. The padding of each context is a piece of zeros.
+        pieces: list[array[int]] = []
+        for parts, count in zip(contexts, used, strict=True):
+            pieces += [*parts, array("i", bytes(4 * (length - count)))]
+        lengths = [len(piece) for piece in pieces]
+        ids = _joined(pieces).view(-1, length)
         positions = _positions(lengths).view(-1, length)
         filled = torch.arange(length) < torch.tensor(used)[:, None]
         kept = self._kept(ids, positions) & filled
         mask = None if self.packed else filled.long()
         return Contexts(ids, positions, mask, kept.flatten().nonzero().squeeze(1), first)
+
+
+def _joined(pieces: list[array[int]]) -> Tensor:
+    """The tokens of all pieces, one piece after the other, int64."""
+    tokens = array("i")
+    for piece in pieces:
+        tokens += piece
+    return torch.from_numpy(np.frombuffer(tokens, np.int32).astype(np.int64)) if tokens else torch.empty(0).long()
 
 
 def _positions(lengths: list[int]) -> Tensor:
@@ -235,7 +248,7 @@ def _positions(lengths: list[int]) -> Tensor:
     return torch.arange(sum(lengths)) - begins.repeat_interleave(counts)
 
 
-Pieces = list[list[int]]
+Pieces: TypeAlias = "list[array[int]]"
 """The token ids of one context: of one piece of a document, or of several."""
 
 

@@ -26,7 +26,7 @@ from clt_stream.reader import Reader, packs
 from clt_stream.rows import Rows
 from clt_stream.sites import find_sites
 from clt_stream.text import open_texts
-from clt_stream.text.documents import part
+from clt_stream.text.documents import check_split, nothing_held_out
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -63,6 +63,10 @@ class Stream:
             )
         self.size = config.buffer_tokens // self.batch_tokens * self.batch_tokens
         """Rows of a block on this rank: whole batches."""
+
+        # Before the model, which takes longer to load.
+        self.texts = open_texts(config, self.seed)
+        check_split(self.texts.again(0), config.held_out, config.text)
 
         device = torch.device("cpu") if context.device.type == "meta" else context.device
         self.model, self.tokenizer = load_model(settings, device)
@@ -218,7 +222,7 @@ class Stream:
             self.reader.read(contexts, contexts.rows, rows, count)
             count += len(contexts.rows)
         if not count:
-            raise self._nothing_held_out()
+            raise nothing_held_out(self.config.text, self.config.held_out)
         count = min(count, tokens)
         # As large as a training batch of all ranks: the batches are the same for any number of ranks.
         size = self.batch_tokens * self.ranks
@@ -230,34 +234,23 @@ class Stream:
     def _packer(self, *, held_out: bool, contexts: int | None = None) -> Packer:
         # Held-out documents are in the same order in every run, so that runs with different seeds can be compared.
         seed = 0 if held_out else self.seed
-        texts = open_texts(self.config, seed)
+        texts = self.texts.again(seed)
         embeddings: Any = self.model.get_input_embeddings()
         vocabulary = embeddings.weight.shape[0]
         config = self.config if contexts is None else attrs.evolve(self.config, model_batch=contexts)
         return Packer(texts, self.tokenizer, config, seed, vocabulary, packed=self.packed, held_out=held_out)
 
     def _check_amount(self, batch_tokens: int) -> None:
-        """Refuse a text with fewer tokens than a batch, or without documents to hold out."""
+        """Refuse a text with fewer tokens than a batch."""
         rows = self.packer.rows_in_epoch(batch_tokens)
         if not rows:
-            raise Refused("source.text", f"{self.config.text!r} holds no text to train on")
+            raise Refused("source.text", f"{self.config.text!r} holds no text to train on: its documents are too short")
         if rows < batch_tokens:
             raise Refused(
                 "train.batch_tokens",
                 f"a batch of {batch_tokens} tokens is larger than the data: the trained part of "
                 f"{self.config.text!r} has {rows}",
             )
-        if self.config.held_out:
-            texts = open_texts(self.config, 0)
-            if next(part(texts, self.config.held_out, held_out=True)) is None:
-                raise self._nothing_held_out()
-
-    def _nothing_held_out(self) -> Refused:
-        return Refused(
-            "source.held_out",
-            f"no held-out text in {self.config.text!r} at a share of {self.config.held_out:g}: raise the share, or "
-            f"give more documents (source.sample_by cuts text files into smaller ones)",
-        )
 
 
 def _check_length(model: Any, config: StreamConfig) -> None:

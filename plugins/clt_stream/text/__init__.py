@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
-from clt_plugins import Refused
-from clt_stream.text.documents import StoredTexts, StreamedTexts, Texts, document, no_column
-from clt_stream.text.stdlib import python_stdlib
+from clt_stream.text.documents import StoredTexts, StreamedTexts, Texts
+from clt_stream.text.files import is_local, local_path
+from clt_stream.text.local import LocalDocuments
+from clt_stream.text.stdlib import StandardLibrary
 
 if TYPE_CHECKING:
     from clt_stream import StreamConfig
@@ -17,32 +16,18 @@ if TYPE_CHECKING:
 def open_texts(config: StreamConfig, seed: int) -> Texts:
     """The documents that a recipe names.
 
+    Files of this machine are read once to the end, so that all that is wrong with them is found before work starts.
+
     Raises:
         Refused: they do not exist, cannot be read or reached, or hold nothing.
     """
-    if config.text == "python-stdlib":
-        documents = _stdlib()
-        return StoredTexts(len(documents), lambda numbers: [documents[n] for n in numbers], seed)
-    from clt_stream.text.hub import open_dataset  # imports `datasets`, which takes a second
+    name = config.text
+    if name == "python-stdlib":
+        return StoredTexts(StandardLibrary(), name, seed)
+    if is_local(name):
+        return StoredTexts(LocalDocuments(local_path(name), config), name, seed, shuffled=not config.streaming)
+    from clt_stream.text.hub import HubDocuments, open_dataset  # imports `datasets`, which takes a second
 
-    dataset = open_dataset(config)
-    name, column = config.text, config.text_column
-    columns = dataset.column_names
-    if columns is not None and column not in columns:
-        raise no_column(column, name, columns)
     if config.streaming:
-        return StreamedTexts(dataset, column, name)
-    if not len(dataset):
-        raise Refused("source.text", f"{name!r} holds no documents")
-    texts = dataset.select_columns([column])
-
-    def fetch(numbers: Sequence[int]) -> list[tuple[str, str]]:
-        return [document(text, column, name) for text in texts[list(numbers)][column]]
-
-    return StoredTexts(len(dataset), fetch, seed)
-
-
-@cache
-def _stdlib() -> list[tuple[str, str]]:
-    """Read once, for the trained and the held-out part."""
-    return python_stdlib()
+        return StreamedTexts(lambda: open_dataset(config), config.text_column, name)
+    return StoredTexts(HubDocuments(config), name, seed)

@@ -14,6 +14,7 @@ import hashlib
 import os
 import sysconfig
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 
 from clt_plugins import Refused
@@ -25,6 +26,30 @@ SKIPPED_FOLDERS = frozenset(
 SKIPPED_FILES = frozenset({"pydoc_data/topics.py"})
 # Files written for one machine: build paths, compiler flags, local start-up code.
 MACHINE_FILES = ("_sysconfigdata", "config-", "sitecustomize", "usercustomize")
+
+
+class StandardLibrary:
+    """The documents by number.
+
+    Raises:
+        Refused: as `python_stdlib`.
+    """
+
+    def __init__(self) -> None:
+        self.texts = python_stdlib()
+        self.count = len(self.texts)
+
+    def identity(self) -> str:
+        digest, size = hashlib.sha256(), 0
+        for identity, text in self.texts:
+            data = text.encode("utf-8", "replace")
+            digest.update(f"{identity}\0{len(data)}\0".encode())
+            digest.update(data)
+            size += len(data)
+        return f"sha256 {digest.hexdigest()} of {self.count} documents, {size} bytes"
+
+    def fetch(self, numbers: Sequence[int]) -> list[tuple[str, str]]:
+        return [self.texts[number] for number in numbers]
 
 
 def python_stdlib() -> list[tuple[str, str]]:

@@ -72,7 +72,9 @@ def test_a_context_longer_than_the_model(gpt2: Path, text: Path) -> None:
 
 def test_a_text_of_empty_documents(gpt2: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n' * 3)
-    with pytest.raises(Refused, match=r"^source\.text: '.*empty\.jsonl' holds no text to train on$"):
+    with pytest.raises(
+        Refused, match=r"^source\.text: '.*empty\.jsonl' holds no text to train on: all 3 documents are empty$"
+    ):
         build(gpt2, tmp_path / "empty.jsonl", held_out=0.0)
 
 

@@ -170,12 +170,12 @@ def test_a_subset_or_split_that_a_hub_data_set_does_not_have(
         write(tmp_path / "repository" / name, "jsonl")
     subsets = "".join(f"- config_name: {name}\n  data_files: {name}/text.jsonl\n" for name in ("one", "two"))
     (tmp_path / "repository" / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
-    load = datasets.load_dataset
+    load = datasets.load_dataset_builder
 
     def from_folder(_: str, *arguments: Any, **settings: Any) -> Any:
         return load(str(tmp_path / "repository"), *arguments, **settings)
 
-    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    monkeypatch.setattr(datasets, "load_dataset_builder", from_folder)
     assert sorted(epoch(opened("org/data", subset="one", streaming=streaming))) == sorted(TEXTS)
     refused("org/data", r"^source\.subset: cannot load 'org/data': .*'one', 'two'", streaming=streaming)
     refused("org/data", r"^source\.subset: cannot load 'org/data': .*three.*'one', 'two'", subset="three")
