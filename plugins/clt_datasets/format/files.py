@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,18 @@ def publish(partial: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def write_file(path: Path, *pieces: Any) -> None:
+def write_file(path: Path, data: Any) -> None:
+    """Write a file from memory; see `write_pieces`."""
+    write_pieces(path, [data])
+
+
+def write_pieces(path: Path, pieces: Iterable[Any]) -> None:
     """Write a file: after an error, and for a reader at any moment, the file that was there before is there.
 
+    Only one process may write a file at a time.
+
     Args:
-        pieces: bytes, or arrays of them, one after the other; they are read once.
+        pieces: bytes, or contiguous arrays, one after the other.
 
     Raises:
         OSError: it could not be written (disk full, no permission); names the file.
@@ -70,6 +77,16 @@ def write_file(path: Path, *pieces: Any) -> None:
             with suppress(OSError):
                 partial.unlink()
             raise
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file that one process writes.
+
+    Raises:
+        OSError: it could not be written, or only in part; names the file.
+    """
+    with naming(path), path.open("ab", buffering=0) as file:
+        write_all(file, data)
 
 
 def write_all(file: Any, data: Any) -> None:
