@@ -142,12 +142,14 @@ class Checkpoint:
     def check_sizes(self) -> None:
         """Refuse sizes that the weights do not have, before anything is allocated for them."""
         L, F, D = self.n_layers, self.n_features, self.d_model
-        if L > len(self.shapes):
+        if len(self.shapes) < L:
             raise Refused(self.files.config, f"num_layers is {L}, and the weights are {len(self.shapes)} tensors")
         name = "encoder_module.encoders.0.weight"
         shape = self.shapes.get(name)
         if shape is not None and (len(shape) != 2 or shape[0] < F or shape[1] != D):
-            raise Refused(self.files.config, f"num_features and d_model are {F} and {D}, but tensor {name!r} is {shape}")
+            raise Refused(
+                self.files.config, f"num_features and d_model are {F} and {D}, but tensor {name!r} is {shape}"
+            )
 
     def tying(self) -> dict[str, Any]:
         """The table `[tying]`."""

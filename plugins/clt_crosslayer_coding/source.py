@@ -53,10 +53,7 @@ class CrosslayerStore:
     def __init__(self, path: Path, held_out: int):
         self.path, self.name = path, str(path)
         metadata = load_json(path / "metadata.json")
-        sizes = [metadata.get(name) if isinstance(metadata, dict) else None for name in SIZES]
-        if not all(type(size) is int and 0 < size < 2**40 for size in sizes):
-            raise Refused(path / "metadata.json", f"{', '.join(SIZES)} must be numbers above 0, got {sizes}")
-        self.n_layers, self.d_model, total = sizes
+        self.n_layers, self.d_model, total = (_size(path / "metadata.json", metadata, name) for name in SIZES)
         self.files = _chunk_files(path)
         headers = {number: _header(file, self.n_layers, self.d_model) for number, file in self.files.items()}
         types = sorted({kind for _, kind in headers.values()})
@@ -141,6 +138,14 @@ def build(config: SourceConfig, context: Context) -> StoredSource:
     """
     store = CrosslayerStore(config.path, config.held_out_tokens)
     return StoredSource(store, context, buffer_tokens=config.buffer_tokens)
+
+
+def _size(path: Path, metadata: Any, name: str) -> int:
+    """A size that metadata.json gives."""
+    size = metadata.get(name) if isinstance(metadata, dict) else None
+    if type(size) is not int or not 0 < size < 2**40:
+        raise Refused(path, f"{name} must be a whole number above 0, got {size!r}")
+    return size
 
 
 def _chunk_files(path: Path) -> dict[int, Path]:

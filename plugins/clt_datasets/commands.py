@@ -58,8 +58,9 @@ def generate(
 ) -> None:
     """Store the activations of RECIPE's source as a data set.
 
-    Run it again to continue after an interruption, or to replace chunks that are missing or damaged. With `torchrun`, each process writes its share. The token for --to
-    is read from CLT_TOKEN; on the server, the data set has the folder's name.
+    Run it again to continue after an interruption, or to replace chunks that are missing or damaged. With `torchrun`,
+    each process writes its share. The token for --to is read from CLT_TOKEN; on the server, the data set has the
+    folder's name.
     """
     from clt_datasets.make.generate import generate as run
     from clt_datasets.net.client import Client
@@ -166,9 +167,11 @@ def serve(
 
 def _first_line(path: Path) -> str:
     try:
-        token = path.read_text().partition("\n")[0].strip()
+        token = path.read_text(encoding="utf-8").partition("\n")[0].strip()
     except OSError as error:
         raise Refused("--token-file", f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refused("--token-file", f"{path} is not text in UTF-8") from error
     if not token:
         raise Refused("--token-file", f"{path}: its first line is empty")
     return token

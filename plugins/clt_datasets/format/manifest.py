@@ -25,10 +25,10 @@ from attrs import field, validators
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from clt_datasets.format.chunk import DTYPES, RowShapes, read_summary, row_shapes
+from clt_datasets.format.chunk import RowShapes, read_summary, row_shapes
 from clt_datasets.format.files import write_file
 from clt_datasets.format.statistics import SIDES, statistics
-from clt_plugins import Refused, parse_json, read_small
+from clt_plugins import DamagedError, Refused, parse_json, read_small
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -247,6 +247,9 @@ def write_manifest(
     from safetensors.torch import save
 
     summaries = [read_summary(path) for path in paths]
+    for path, summary in zip(paths, summaries, strict=True):
+        if summary.style != summaries[0].style or summary.row_shapes != summaries[0].row_shapes:
+            raise DamagedError(f"{path}: its rows are stored in another way than those of {paths[0]}")
     chunks = tuple(
         Chunk(path.name, path.name.rpartition("_")[0], s.rows, path.stat().st_size, s.checksum)  # type: ignore[arg-type]
         for path, s in zip(paths, summaries, strict=True)

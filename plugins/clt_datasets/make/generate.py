@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
 import torch
 
 from clt_datasets.format.chunk import Summary, read_summary
@@ -27,7 +26,7 @@ from clt_datasets.make.begun import begin, check_folder, decides, one_process
 from clt_datasets.make.ledger import Ledger
 from clt_datasets.make.plan import Plan, make_plan, this_process
 from clt_datasets.make.writer import Writer, Written, read_held_out
-from clt_plugins import Closable, DamagedError, Identified, Refused, Single, build_source
+from clt_plugins import Closable, DamagedError, Identified, build_source
 
 if TYPE_CHECKING:
     from clt_plugins import Recipe

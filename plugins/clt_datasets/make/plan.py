@@ -14,6 +14,7 @@ from clt_plugins import Refused, Single, recipe_data
 if TYPE_CHECKING:
     from clt_plugins import Recipe
 
+
 def this_process() -> Single:
     """Which of several processes this one is; `torchrun` sets RANK and WORLD_SIZE."""
     return Single(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
