@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from clt_plugins.data.moments import Moments
     from clt_plugins.data.random import generator
     from clt_plugins.distributed.single import Single
+    from clt_plugins.files.hdf5 import open_hdf5
+    from clt_plugins.files.locks import Lock
     from clt_plugins.files.tensors import read_tensor, tensor_shapes, write_tensors
+    from clt_plugins.files.untrusted import load_json, parse_json, read_small
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.parameters import parameter, uniform
@@ -102,7 +105,10 @@ _LAZY = {
     "data.moments": ["Moments"],
     "data.random": ["generator"],
     "distributed.single": ["Single"],
+    "files.hdf5": ["open_hdf5"],
+    "files.locks": ["Lock"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
+    "files.untrusted": ["load_json", "parse_json", "read_small"],
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.parameters": ["parameter", "uniform"],

@@ -11,7 +11,6 @@ Shapes: L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clt_crosslayer_coding.statistics import EPSILON, read_statistics
-from clt_plugins import Imported, Refused, read_tensor, tensor_shapes
+from clt_plugins import Imported, Refused, load_json, read_tensor, tensor_shapes
 
 OLD_METHODS = {
     "auto": "mean_std",
@@ -57,8 +56,8 @@ def find_files(path: Path) -> Files | None:
     if config is None or weights is None or not weights.is_file():
         return None
     try:
-        settings = json.loads(config.read_text())
-    except (OSError, ValueError):
+        settings = load_json(config)
+    except (OSError, Refused):
         return None
     if not isinstance(settings, dict) or not settings.keys() >= set(SIZES):
         return None
@@ -87,11 +86,12 @@ def read_checkpoint(path: Path) -> Imported:
     """
     files = find_files(path)
     assert files is not None, "`recognises` comes first"
-    settings = json.loads(files.config.read_text())
+    settings = load_json(files.config)
     for name in SIZES:
-        if type(settings[name]) is not int:
-            raise Refused(files.config, f"{name} must be a whole number, got {settings[name]!r}")
+        if type(settings[name]) is not int or settings[name] < 1:
+            raise Refused(files.config, f"{name} must be a whole number above 0, got {settings[name]!r}")
     checkpoint = Checkpoint(files, settings)
+    checkpoint.check_sizes()
     tying = checkpoint.tying()
     return Imported(
         kind=f"crosslayer-coding checkpoint, {settings.get('activation_fn', 'jumprelu')}, decoder {tying['name']}",
@@ -138,6 +138,18 @@ class Checkpoint:
         if settings.get("sqrt_d_model_normalize"):
             self.method = "sqrt_d_model"
         self.statistics = self._statistics()
+
+    def check_sizes(self) -> None:
+        """Refuse sizes that the weights do not have, before anything is allocated for them."""
+        L, F, D = self.n_layers, self.n_features, self.d_model
+        if len(self.shapes) < L:
+            raise Refused(self.files.config, f"num_layers is {L}, and the weights are {len(self.shapes)} tensors")
+        name = "encoder_module.encoders.0.weight"
+        shape = self.shapes.get(name)
+        if shape is not None and (len(shape) != 2 or shape[0] < F or shape[1] != D):
+            raise Refused(
+                self.files.config, f"num_features and d_model are {F} and {D}, but tensor {name!r} is {shape}"
+            )
 
     def tying(self) -> dict[str, Any]:
         """The table `[tying]`."""

@@ -18,13 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from clt_crosslayer_coding.statistics import SIDES, read_json, read_statistics
-from clt_plugins import Batch, DamagedError, Refused, StoredSource
+from clt_crosslayer_coding.statistics import SIDES, read_statistics
+from clt_plugins import Batch, DamagedError, Refused, StoredSource, load_json, open_hdf5, read_small
 
 if TYPE_CHECKING:
     from clt_crosslayer_coding import SourceConfig
@@ -34,6 +33,7 @@ BLOCK_BYTES = 4 * 2**20
 """About how many bytes are read at a time."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint16": torch.bfloat16}
 """Types of the stored arrays, and of the activations that they hold."""
+SIZES = ("num_layers", "d_model", "total_tokens")
 PER_CHUNK = np.dtype([("chunk", "<i4"), ("rows", "<i4"), ("first", "<i8")])
 PER_ROW = np.dtype([("chunk", "<u4"), ("row", "<u4")])
 
@@ -52,13 +52,8 @@ class CrosslayerStore:
 
     def __init__(self, path: Path, held_out: int):
         self.path, self.name = path, str(path)
-        metadata = read_json(path / "metadata.json")
-        try:
-            self.n_layers, self.d_model = int(metadata["num_layers"]), int(metadata["d_model"])
-            total = int(metadata["total_tokens"])
-        except (KeyError, TypeError, ValueError) as error:
-            text = "num_layers, d_model or total_tokens is missing or no number"
-            raise Refused(path / "metadata.json", text) from error
+        metadata = load_json(path / "metadata.json")
+        self.n_layers, self.d_model, total = (_size(path / "metadata.json", metadata, name) for name in SIZES)
         self.files = _chunk_files(path)
         headers = {number: _header(file, self.n_layers, self.d_model) for number, file in self.files.items()}
         types = sorted({kind for _, kind in headers.values()})
@@ -95,7 +90,7 @@ class CrosslayerStore:
         number, first = self.begins[part][chunk]
         rows = slice(first + begin, first + begin + into.tokens)
         try:
-            with h5py.File(self.files[number], "r") as file:
+            with open_hdf5(self.files[number]) as file:
                 for layer in range(self.n_layers):
                     for side in SIDES:
                         stored = file[f"layer_{layer}/{side}"][rows]
@@ -120,6 +115,13 @@ class CrosslayerStore:
             return None
         statistics = read_statistics(path, self.n_layers, self.d_model)
         for side in SIDES:
+            for layer, row in enumerate(statistics[f"{side}.std"]):
+                if not bool(row.any()):
+                    raise Refused(
+                        path,
+                        f"{side}.std of layer {layer} is 0 in every dimension; without the file, statistics are "
+                        "estimated from the rows",
+                    )
             square = statistics[f"{side}.std"].square() + statistics[f"{side}.mean"].square()
             statistics[f"{side}.rms"] = square.mean(-1).sqrt()
         return statistics
@@ -138,6 +140,14 @@ def build(config: SourceConfig, context: Context) -> StoredSource:
     return StoredSource(store, context, buffer_tokens=config.buffer_tokens)
 
 
+def _size(path: Path, metadata: Any, name: str) -> int:
+    """A size that metadata.json gives."""
+    size = metadata.get(name) if isinstance(metadata, dict) else None
+    if type(size) is not int or not 0 < size < 2**40:
+        raise Refused(path, f"{name} must be a whole number above 0, got {size!r}")
+    return size
+
+
 def _chunk_files(path: Path) -> dict[int, Path]:
     """Chunk files by number; `.h5` is preferred, as in the library."""
     files: dict[int, Path] = {}
@@ -154,10 +164,12 @@ def _chunk_files(path: Path) -> dict[int, Path]:
 def _header(file: Path, n_layers: int, d_model: int) -> tuple[int, str]:
     """Rows and type of a chunk; all its arrays must be alike."""
     try:
-        with h5py.File(file, "r") as opened:
+        with open_hdf5(file) as opened:
+            if n_layers > len(opened):
+                raise Refused(file, f"has {len(opened)} layers, metadata.json says {n_layers}")
             arrays = [opened[f"layer_{layer}/{side}"] for layer in range(n_layers) for side in SIDES]
             kinds = {(array.shape, str(array.dtype)) for array in arrays}
-    except (OSError, KeyError, RuntimeError) as error:
+    except (KeyError, AttributeError, RuntimeError) as error:
         raise Refused(file, f"cannot be read: {' '.join(str(error).split())}") from error
     (shape, dtype), *others = sorted(kinds)
     if others or len(shape) != 2 or shape[1] != d_model:
@@ -176,9 +188,7 @@ def _check_counts(path: Path, rows: dict[int, int], total: int) -> None:
     if sum(rows.values()) != total:
         raise Refused(path, f"metadata.json counts {total} tokens, the chunk files have {sum(rows.values())}")
     index = path / "index.bin"
-    if not index.is_file():
-        raise Refused(index, "missing")
-    raw = index.read_bytes()
+    raw = read_small(index, max(PER_CHUNK.itemsize * len(rows), PER_ROW.itemsize * total))
     for kind in (PER_CHUNK, PER_ROW):
         if len(raw) % kind.itemsize:
             continue

@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from clt_plugins import Refused
+from clt_plugins import Refused, load_json
 
 EPSILON = 1e-6
 """What the library adds to standard deviations before it divides by them."""
@@ -28,9 +27,9 @@ def read_statistics(path: Path, n_layers: int, d_model: int) -> dict[str, Tensor
     """`inputs.mean`, `inputs.std`, `targets.mean` and `targets.std`, each [L, D] in float64.
 
     Raises:
-        Refused: the file is missing or not JSON, or numbers are missing.
+        Refused: the file is missing or not JSON; numbers are missing, or not finite, or deviations are negative.
     """
-    table = read_json(path)
+    table = load_json(path)
     statistics: dict[str, Tensor] = {}
     for side in SIDES:
         for kind in ("mean", "std"):
@@ -39,7 +38,18 @@ def read_statistics(path: Path, n_layers: int, d_model: int) -> dict[str, Tensor
                 statistics[f"{side}.{kind}"] = torch.tensor(rows, dtype=torch.float64).view(n_layers, d_model)
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise Refused(path, f"{side}.{kind} must be {d_model} numbers for each of {n_layers} layers") from error
+            _check(path, f"{side}.{kind}", statistics[f"{side}.{kind}"])
     return statistics
+
+
+def _check(path: Path, name: str, values: torch.Tensor) -> None:
+    """Refuse numbers that no activations have: they would be divided by, or subtracted."""
+    for layer, row in enumerate(values):
+        if not bool(torch.isfinite(row).all()):
+            raise Refused(path, f"{name} of layer {layer} is NaN or infinite")
+        # An exported deviation of 0 may have become a little less than 0: see `write_statistics`.
+        if name.endswith(".std") and bool((row < -EPSILON).any()):
+            raise Refused(path, f"{name} of layer {layer} is negative")
 
 
 def write_statistics(path: Path, means: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> None:
@@ -60,15 +70,3 @@ def write_statistics(path: Path, means: Mapping[str, Tensor], scales: Mapping[st
         for layer in range(n_layers)
     }
     path.write_text(json.dumps(table) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        Refused: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Refused(path, f"missing or not JSON: {error}") from error

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--block-rows", type=click.IntRange(1), help="Rows read and checked together.  [default: 4 MiB]")
 @click.option("--to", "url", metavar="URL", help="Also upload it, to a server started with `serve`.")
+@click.option("--verify", is_flag=True, help="Read every row that is there, also of files that have not changed.")
 def generate(
     recipe: Recipe,
     plugins: Plugins,
@@ -53,11 +54,13 @@ def generate(
     chunk_mb: float,
     block_rows: int | None,
     url: str | None,
+    verify: bool,
 ) -> None:
     """Store the activations of RECIPE's source as a data set.
 
-    Run it again to continue after an interruption. With `torchrun`, each process writes its share. The token for --to
-    is read from CLT_TOKEN; on the server, the data set has the folder's name.
+    Run it again to continue after an interruption, or to replace chunks that are missing or damaged. With `torchrun`,
+    each process writes its share. The token for --to is read from CLT_TOKEN; on the server, the data set has the
+    folder's name.
     """
     from clt_datasets.make.generate import generate as run
     from clt_datasets.net.client import Client
@@ -75,6 +78,7 @@ def generate(
             compression=compression,
             chunk_bytes=int(chunk_mb * 2**20),
             block_rows=block_rows or 0,
+            verify=verify,
             **({} if client is None else {"written": client.put}),
         )
     finally:
@@ -163,9 +167,11 @@ def serve(
 
 def _first_line(path: Path) -> str:
     try:
-        token = path.read_text().partition("\n")[0].strip()
+        token = path.read_text(encoding="utf-8").partition("\n")[0].strip()
     except OSError as error:
         raise Refused("--token-file", f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refused("--token-file", f"{path} is not text in UTF-8") from error
     if not token:
         raise Refused("--token-file", f"{path}: its first line is empty")
     return token

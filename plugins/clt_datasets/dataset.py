@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_datasets.format.folder import LocalData
-from clt_datasets.format.manifest import Manifest
+from clt_datasets.format.manifest import STATISTICS, Manifest
 from clt_datasets.format.statistics import read_statistics
 from clt_plugins import Batch, StoredSource
 
@@ -89,7 +89,7 @@ class DatasetStore:
 
     def statistics(self) -> Mapping[str, Tensor]:
         """The statistics that were written with the data."""
-        return read_statistics(self.data.statistics(), self.n_layers, self.d_model, self.name)
+        return read_statistics(self.data.statistics(), self.n_layers, self.d_model, f"{self.name}/{STATISTICS}")
 
     def close(self) -> None:
         """Release files and connections."""

@@ -1,14 +1,20 @@
 """Chunk files: an HDF5 file of rows, with a checksum for each block of them. A chunk is complete or absent.
 
 `inputs` and `targets` [rows, L, D], `token_ids` [rows] int32, `positions` [rows, 2] int64, `scales` [2, L] float32 (1
-except for int8), `moments` and `errors` (see `encode`), `checksums` [blocks + 1] uint64. bfloat16 is stored as the
-uint16 with the same bits. A block's checksum is XXH3-64 of the bytes of its inputs, targets, ids and positions; the
-last checksum is that of scales, moments and errors. The chunk's checksum is XXH3-128 of all of them.
+except for int8), `moments` and `errors` (see `encode`), `checksums` [blocks + 1] uint64, `state` uint8 (the source's
+state after these rows, as JSON). bfloat16 is stored as the uint16 with the same bits. A block's checksum is XXH3-64 of
+the bytes of its inputs, targets, ids and positions; the last checksum is that of scales, moments and errors. The
+chunk's checksum is XXH3-128 of all of them.
+
+HDF5 makes the file's image in memory, and never writes to the disk: it reports a write that fails late or not at all.
+Nor is it asked for anything that a file claims before the claim is compared with the file's size.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +25,16 @@ import torch
 import xxhash
 
 from clt_datasets.format.encode import encode
-from clt_datasets.format.files import digest, publish
-from clt_plugins import Batch, DamagedError, Refused
+from clt_datasets.format.files import digest, write_file
+from clt_plugins import Batch, DamagedError, Refused, open_hdf5
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")
+DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
+"""Types in which rows are stored -> NumPy's names of what the files hold."""
+FILTERS = {"none": frozenset[int](), "lz4": frozenset({32004}), "zstd": frozenset({32015})}
+"""The registered numbers of HDF5's filters."""
+
+RowShapes = list[tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 @attrs.frozen
@@ -34,16 +46,19 @@ class Style:
     block_rows: int
 
 
-def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) -> None:
-    """Write a chunk.
+def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) -> str:
+    """Write a chunk. Needs memory for its rows twice: in the stored type, and as the file's image.
 
     Args:
         rows: on the CPU.
         state: of the source after these rows; stored in the file, so that a killed generation continues from there.
 
+    Returns:
+        The file's XXH3-128, in hexadecimal.
+
     Raises:
         Refused: an activation is not finite, or does not fit into the type.
-        OSError: disk full, no permission.
+        OSError: disk full, no permission; names the file.
     """
     sides = [encode(rows.inputs, style.dtype), encode(rows.targets, style.dtype)]
     arrays = [side.values for side in sides]
@@ -57,18 +72,22 @@ def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) ->
         for begin in range(0, rows.tokens, style.block_rows)
     ]
     sums.append(digest(scales, moments, errors))
-    partial = path.with_name(f".{path.name}.partial")
-    with h5py.File(partial, "w", libver="latest") as file:
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver="latest") as file:
         for name, array in zip(ARRAYS, arrays, strict=False):
             file.create_dataset(name, data=array, **_filters(style, array))
         file.create_dataset("scales", data=scales)
         file.create_dataset("moments", data=moments)
         file.create_dataset("errors", data=errors)
         file.create_dataset("checksums", data=np.array(sums, "<u8"))
+        file.create_dataset("state", data=np.frombuffer(json.dumps(state).encode(), np.uint8))
         for name, value in attrs.asdict(style).items():
-            file.attrs[name] = value
-        file.attrs["state"] = json.dumps(state)
-    publish(partial, path)
+            # Text of a fixed length: its size is in the file's header, and can be checked before it is read.
+            file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
+    written = image.getbuffer()
+    checksum = xxhash.xxh3_128_hexdigest(written)
+    write_file(path, written)
+    return checksum
 
 
 def compression_library() -> Any:
@@ -117,28 +136,91 @@ class Summary:
         """The chunk's checksum, as the manifest lists it."""
         return xxhash.xxh3_128_hexdigest(self.checksums.tobytes())
 
+    @property
+    def row_shapes(self) -> RowShapes:
+        """See `row_shapes`."""
+        return row_shapes(self.style.dtype, *self.moments.shape[2:], has_tokens=self.has_tokens)
+
+
+def row_shapes(dtype: str, n_layers: int, d_model: int, *, has_tokens: bool) -> RowShapes:
+    """Type and shape of each array of a row, in the order in which blocks are written, sent and checked."""
+    side = np.dtype(DTYPES[dtype]), (n_layers, d_model)
+    tokens: RowShapes = [(np.dtype("<i4"), ()), (np.dtype("<i8"), (2,))]
+    return [side, side, *(tokens if has_tokens else [])]
+
 
 def read_summary(path: Path) -> Summary:
-    """Read all of a chunk except its rows.
+    """Read all of a chunk except its rows. The file may come from an attacker.
 
     Raises:
         DamagedError: the file is missing or no chunk, or its summary is not what was written.
+        OSError: it cannot be opened (no permission, too many open files).
     """
     try:
-        with h5py.File(path, "r") as file:
-            parts = {name: file[name][()] for name in ("checksums", "scales", "moments", "errors")}
-            rows = len(file["inputs"])
-            offsets = tuple(file[name].id.get_offset() for name in ARRAYS if name in file)
-            plain = all(file[name].chunks is None for name in ARRAYS if name in file)
-            has_tokens = "token_ids" in file
-            state = json.loads(file.attrs["state"])
-            style = Style(file.attrs["dtype"], file.attrs["compression"], int(file.attrs["block_rows"]))
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path}: missing") from error
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        with open_chunk(path) as file:
+            summary = _summary(file)
+    except Refused as error:
+        raise DamagedError(str(error)) from error
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
         raise DamagedError(f"{path}: truncated or damaged: {' '.join(str(error).split())}") from error
-    summary = Summary(rows, style, **parts, state=state, offsets=offsets if plain else None, has_tokens=has_tokens)
-    summed = digest(*(np.ascontiguousarray(parts[name]) for name in ("scales", "moments", "errors")))
-    if not len(summary.checksums) or summed != summary.checksums[-1]:
+    summed = digest(*(np.ascontiguousarray(part) for part in (summary.scales, summary.moments, summary.errors)))
+    if summed != summary.checksums[-1]:
         raise DamagedError(f"{path}: damaged: the checksum of its summary is wrong")
+    if not all(np.isfinite(part).all() for part in (summary.scales, summary.moments, summary.errors)):
+        raise DamagedError(f"{path}: damaged: its scales or moments are not finite numbers")
     return summary
+
+
+def open_chunk(path: Path) -> h5py.File:
+    """A chunk's file, which holds nothing but datasets whose rows are all in it; see `open_hdf5`."""
+    return open_hdf5(path, FILTERS["lz4"] | FILTERS["zstd"])
+
+
+def _summary(file: h5py.File) -> Summary:
+    """The summary; each size is compared with those of the rows before anything is read."""
+    style = Style(*(_attribute(file, name) for name in ("dtype", "compression", "block_rows")))
+    if style.dtype not in DTYPES or style.compression not in FILTERS or not 0 < style.block_rows < 2**40:
+        raise ValueError(f"rows cannot be stored in this way: {style}")
+    rows, *side = file["inputs"].shape
+    if len(side) != 2 or not rows:
+        raise ValueError(f"'inputs' has the shape {file['inputs'].shape}")
+    n_layers, d_model = side
+    has_tokens = "token_ids" in file
+    compressed = style.compression != "none"
+    expected: dict[str, tuple[tuple[int, ...], Any, tuple[int, ...] | None]] = {}
+    columns = row_shapes(style.dtype, n_layers, d_model, has_tokens=has_tokens)
+    for name, (kind, column) in zip(ARRAYS, columns, strict=False):
+        blocks = (min(style.block_rows, rows), *column) if compressed else None
+        expected[name] = (rows, *column), kind, blocks
+    stored = list(expected)
+    expected["scales"] = (2, n_layers), "<f4", None
+    expected["moments"] = (2, 2, n_layers, d_model), "<f8", None
+    expected["errors"] = (2, n_layers), "<f8", None
+    expected["checksums"] = (-(-rows // style.block_rows) + 1,), "<u8", None
+    expected["state"] = file["state"].shape, "|u1", None
+    for name, (shape, kind, blocks) in expected.items():
+        array = file[name]
+        filters = FILTERS[style.compression] if blocks else frozenset()
+        header = array.id.get_create_plist()
+        got = frozenset(header.get_filter(number)[0] for number in range(header.get_nfilters()))
+        if array.shape != shape or array.dtype != np.dtype(kind) or array.chunks != blocks or got != filters:
+            raise ValueError(f"{name!r} has the shape {array.shape}, expected {shape}, or is stored in another way")
+    parts = {name: file[name][()] for name in ("checksums", "scales", "moments", "errors")}
+    state = json.loads(file["state"][()].tobytes())
+    if not isinstance(state, dict):
+        raise ValueError("'state' is no JSON object")
+    offsets = None if compressed else tuple(file[name].id.get_offset() for name in stored)
+    return Summary(rows, style, **parts, state=state, offsets=offsets, has_tokens=has_tokens)
+
+
+def _attribute(file: h5py.File, name: str) -> Any:
+    """A number, or a text of fixed length."""
+    from h5py import h5a, h5t
+
+    header = h5a.open(file.id, name.encode())
+    kind = header.get_type()
+    known = kind.get_class() == h5t.INTEGER or (kind.get_class() == h5t.STRING and not kind.is_variable_str())
+    if not known or kind.get_size() > 64 or math.prod(header.shape) != 1:
+        raise ValueError(f"attribute {name!r} is neither a number nor a short text")
+    value = file.attrs[name]
+    return value.decode() if isinstance(value, bytes) else int(value)

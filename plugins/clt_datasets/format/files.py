@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from clt_plugins import DamagedError
 
 PIECE = 2**20
 """Bytes of a file that are read at a time."""
@@ -45,9 +49,61 @@ def publish(partial: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file; a reader sees all of it, or the file that was there before."""
-    # Several processes may write the same file at the same time.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    publish(partial, path)
+def write_file(path: Path, data: Any) -> None:
+    """Write a file from memory; see `write_pieces`."""
+    write_pieces(path, [data])
+
+
+def write_pieces(path: Path, pieces: Iterable[Any]) -> None:
+    """Write a file: after an error, and for a reader at any moment, the file that was there before is there.
+
+    Only one process may write a file at a time.
+
+    Args:
+        pieces: bytes, or contiguous arrays, one after the other.
+
+    Raises:
+        OSError: it could not be written (disk full, no permission); names the file.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        try:
+            # Unbuffered: what could not be written is an error of this call, and of no later one.
+            with partial.open("wb", buffering=0) as file:
+                for piece in pieces:
+                    write_all(file, piece)
+            publish(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file that one process writes.
+
+    Raises:
+        OSError: it could not be written, or only in part; names the file.
+    """
+    with naming(path), path.open("ab", buffering=0) as file:
+        write_all(file, data)
+
+
+def write_all(file: Any, data: Any) -> None:
+    """Write bytes to an unbuffered file, which may accept only some of them at a time."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextmanager
+def naming(path: Path, doing: str = "written") -> Iterator[None]:
+    """Errors of the system get the name of the file; failed writes have none."""
+    try:
+        yield
+    except DamagedError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(f"{path}: could not be {doing}: {error.strerror}") from error

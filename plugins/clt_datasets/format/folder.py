@@ -9,15 +9,14 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import h5py
 import numpy as np
 import xxhash
 
-from clt_datasets.format.chunk import ARRAYS, compression_library, read_summary
+from clt_datasets.format.chunk import ARRAYS, Style, compression_library, open_chunk, read_summary
 from clt_datasets.format.files import digest
-from clt_datasets.format.manifest import STATISTICS, Chunk, read_manifest
+from clt_datasets.format.manifest import STATISTICS, Manifest, read_manifest
 from clt_datasets.format.read import read_stretches
-from clt_plugins import DamagedError
+from clt_plugins import DamagedError, Refused, read_small
 
 
 class ChunkReader:
@@ -25,32 +24,47 @@ class ChunkReader:
 
     Args:
         path: the chunk's file.
-        listed: the chunk as the manifest lists it.
-        number: the chunk's number in the manifest, for messages.
-        block_rows: rows of a block.
+        manifest: of the data set; None if it is not complete yet.
+        number: the chunk's number in the manifest.
         page_cache: whether uncompressed rows are read through the page cache.
 
     Raises:
-        DamagedError: the file is not the one that the manifest lists.
+        DamagedError: the file is damaged, or not the one that the manifest lists.
+        OSError: it cannot be opened (no permission, too many open files).
     """
 
-    def __init__(self, path: Path, listed: Chunk, number: int, block_rows: int, *, page_cache: bool = True):
-        self.path, self.number, self.block_rows, self.page_cache = path, number, block_rows, page_cache
+    def __init__(self, path: Path, manifest: Manifest | None = None, number: int = 0, *, page_cache: bool = True):
+        self.path, self.page_cache = path, page_cache
+        self.name = f"{path}: " if manifest is None else f"{path}: chunk {number}, "
         self.summary = read_summary(path)
-        size = path.stat().st_size
-        if size != listed.bytes:
-            raise DamagedError(f"{path}: truncated or changed: {size} bytes, {listed.bytes} when written")
-        if self.summary.checksum != listed.checksum or self.summary.rows != listed.rows:
-            raise DamagedError(f"{path}: damaged, or of another data set: its checksum is not the manifest's")
+        if manifest is not None:
+            listed, size = manifest.chunks[number], path.stat().st_size
+            if size != listed.bytes:
+                raise DamagedError(f"{path}: truncated or changed: {size} bytes, {listed.bytes} when written")
+            if self.summary.checksum != listed.checksum or self.summary.rows != listed.rows:
+                raise DamagedError(f"{path}: damaged, or of another data set: its checksum is not the manifest's")
+            style = Style(manifest.dtype, manifest.compression, manifest.block_rows)
+            if self.summary.style != style or self.summary.row_shapes != manifest.row_shapes:
+                raise DamagedError(f"{path}: of another data set: its rows are not stored as the manifest says")
         if self.summary.offsets is None:
             compression_library()
+
+    def verify(self) -> None:
+        """Read every block.
+
+        Raises:
+            DamagedError: a block's rows are not those that were written; names the first.
+        """
+        for begin in range(0, self.summary.rows, self.summary.style.block_rows):
+            rows = min(self.summary.style.block_rows, self.summary.rows - begin)
+            self.read(begin, [np.empty((rows, *shape), dtype) for dtype, shape in self.summary.row_shapes])
 
     def read(self, begin: int, into: list[np.ndarray]) -> None:
         """Read a block into arrays of its rows.
 
         Args:
             begin: the block's first row in the chunk.
-            into: contiguous arrays, as `Manifest.row_shapes` says.
+            into: contiguous arrays, as `Summary.row_shapes` says.
 
         Raises:
             DamagedError: the rows are not those that were written; names file, chunk and rows.
@@ -58,19 +72,20 @@ class ChunkReader:
         offsets = self.summary.offsets
         try:
             if offsets is None:
-                with h5py.File(self.path, "r") as file:
+                # Looked at again: it may be another file by now.
+                with open_chunk(self.path) as file:
                     for name, array in zip(ARRAYS, into, strict=False):
                         file[name].read_direct(array, np.s_[begin : begin + len(array)])
             else:
                 stretches = [(offset + begin * x[0].nbytes, x) for offset, x in zip(offsets, into, strict=True)]
                 read_stretches(self.path, stretches, page_cache=self.page_cache)
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise self._damaged(begin, into, f"cannot be read: {' '.join(str(error).split())}") from error
-        if digest(*into) != int(self.summary.checksums[begin // self.block_rows]):
+        if digest(*into) != int(self.summary.checksums[begin // self.summary.style.block_rows]):
             raise self._damaged(begin, into, "damaged: their checksum is not the one that was written")
 
     def _damaged(self, begin: int, into: list[np.ndarray], what: str) -> DamagedError:
-        return DamagedError(f"{self.path}: chunk {self.number}, rows {begin} to {begin + len(into[0]) - 1}: {what}")
+        return DamagedError(f"{self.name}rows {begin} to {begin + len(into[0]) - 1}: {what}")
 
 
 class LocalData:
@@ -99,9 +114,8 @@ class LocalData:
         with self._lock:
             reader = self._readers.get(number)
         if reader is None:
-            listed = self.manifest.chunks[number]
-            path = self.path / listed.file
-            reader = ChunkReader(path, listed, number, self.manifest.block_rows, page_cache=self.page_cache)
+            path = self.path / self.manifest.chunks[number].file
+            reader = ChunkReader(path, self.manifest, number, page_cache=self.page_cache)
             with self._lock:
                 self._readers[number] = reader
         return reader
@@ -121,9 +135,12 @@ class LocalData:
             DamagedError: it is missing or damaged.
         """
         path = self.path / STATISTICS
-        data = path.read_bytes() if path.is_file() else b""
+        try:
+            data = read_small(path)
+        except Refused as error:
+            raise DamagedError(str(error)) from error
         if xxhash.xxh3_128_hexdigest(data) != self.manifest.statistics:
-            raise DamagedError(f"{path}: {'damaged' if data else 'missing'}")
+            raise DamagedError(f"{path}: damaged: its checksum is not the manifest's")
         return data
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ The manifest is written last: a data set that has one is complete.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,26 +20,28 @@ from typing import Any, Literal, get_args
 
 import attrs
 import cattrs
-import numpy as np
 import xxhash
 from attrs import field, validators
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from clt_datasets.format.chunk import read_summary
+from clt_datasets.format.chunk import RowShapes, read_summary, row_shapes
 from clt_datasets.format.files import write_file
 from clt_datasets.format.statistics import SIDES, statistics
-from clt_plugins import Refused
+from clt_plugins import DamagedError, Refused, parse_json, read_small
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.safetensors"
-DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
-"""Types in which rows are stored -> NumPy's names of what the files hold."""
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CHUNK_NAME = re.compile(r"(train|held_out)_[0-9]{5,9}\.h5")
 BLOCK_BYTES = 4 * 2**20
 """About how many bytes a block has: enough for a disk's full speed, few enough to mix many blocks in a buffer."""
+LARGEST_BLOCK = 2**30
+"""Bytes of a block at most; a reader holds several in memory."""
+
+DEEPEST = 50
+"""Levels of `about` at most."""
 
 Part = Literal["train", "held_out"]
 _size = validators.and_(validators.ge(1), validators.lt(2**40))
@@ -83,8 +86,17 @@ class Manifest:
     """XXH3-128 of the statistics file, hexadecimal."""
     rounding_nmse: dict[str, list[float]] = field()
     """What the stored type costs: squared error over variance, by side and layer."""
-    about: dict[str, Any]
-    """Where the rows come from: model, sites, source with its text and context, seed."""
+    about: dict[str, Any] = field()
+    """Where the rows come from: model, sites, source with its text and context, what they were made of, seed."""
+
+    def __attrs_post_init__(self) -> None:
+        # Before anything is allocated for rows: their sizes must fit to those of the files, which are checked later.
+        largest = max(chunk.rows for chunk in self.chunks)
+        if min(self.block_rows, largest) * self.row_bytes > LARGEST_BLOCK:
+            raise ValueError(f"a block of {self.block_rows} rows has more than {LARGEST_BLOCK:,} bytes")
+        for chunk in self.chunks if self.compression == "none" else ():
+            if chunk.bytes < chunk.rows * self.row_bytes:
+                raise ValueError(f"{chunk.file!r} of {chunk.bytes} bytes cannot hold {chunk.rows} rows")
 
     @chunks.validator
     def _differ(self, _: Any, chunks: tuple[Chunk, ...]) -> None:
@@ -103,6 +115,18 @@ class Manifest:
     def _has_every_layer(self, _: Any, nmse: dict[str, list[float]]) -> None:
         if {side: len(values) for side, values in nmse.items()} != dict.fromkeys(SIDES, self.n_layers):
             raise ValueError(f"rounding_nmse needs {self.n_layers} numbers for each of {', '.join(SIDES)}")
+        if not all(0 <= value < math.inf for values in nmse.values() for value in values):
+            raise ValueError("rounding_nmse holds numbers that are negative or not finite")
+
+    @about.validator
+    def _is_flat(self, _: Any, about: dict[str, Any]) -> None:
+        # JSON is written by a function that calls itself for every level.
+        level: list[Any] = [about]
+        for _depth in range(DEEPEST):
+            level = [value for table in level for value in (table.values() if isinstance(table, dict) else table)]
+            level = [value for value in level if isinstance(value, (dict, list))]
+        if level:
+            raise ValueError(f"'about' is nested more than {DEEPEST} deep")
 
     @property
     def identity(self) -> str:
@@ -110,16 +134,15 @@ class Manifest:
         return xxhash.xxh3_128_hexdigest("".join(chunk.checksum for chunk in self.chunks).encode())
 
     @property
-    def row_shapes(self) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
-        """Type and shape of each array of a row, in the order in which blocks are written, sent and checked."""
-        side = np.dtype(DTYPES[self.dtype]), (self.n_layers, self.d_model)
-        tokens = [(np.dtype("<i4"), ()), (np.dtype("<i8"), (2,))] if self.has_tokens else []
-        return [side, side, *tokens]  # type: ignore[list-item]
+    def row_shapes(self) -> RowShapes:
+        """See `row_shapes`."""
+        return row_shapes(self.dtype, self.n_layers, self.d_model, has_tokens=self.has_tokens)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row, uncompressed."""
-        return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in self.row_shapes)
+        # Python's own product: NumPy's wraps around where the sizes are absurd.
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.row_shapes)
 
     def part(self, name: str) -> list[Chunk]:
         """The chunks of "train" or "held_out"."""
@@ -147,7 +170,7 @@ class Manifest:
             Refused: it is damaged, or in another format.
         """
         try:
-            tables = json.loads(data)
+            tables = parse_json(data)
             if not isinstance(tables, dict):
                 raise ValueError("expected a JSON object")
             number = tables.pop("format", None)
@@ -197,11 +220,11 @@ def read_manifest(folder: Path) -> Manifest:
         Refused: there is none, or it is damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         unfinished = any(folder.glob("*_*.h5")) if folder.is_dir() else False
         hint = "it is not finished: run `generate` again" if unfinished else "make one with `generate`"
         raise Refused(folder, f"not a data set: no {MANIFEST} in it ({hint})")
-    return Manifest.from_json(path.read_bytes(), str(path))
+    return Manifest.from_json(read_small(path), str(path))
 
 
 def write_manifest(
@@ -224,6 +247,9 @@ def write_manifest(
     from safetensors.torch import save
 
     summaries = [read_summary(path) for path in paths]
+    for path, summary in zip(paths, summaries, strict=True):
+        if summary.style != summaries[0].style or summary.row_shapes != summaries[0].row_shapes:
+            raise DamagedError(f"{path}: its rows are stored in another way than those of {paths[0]}")
     chunks = tuple(
         Chunk(path.name, path.name.rpartition("_")[0], s.rows, path.stat().st_size, s.checksum)  # type: ignore[arg-type]
         for path, s in zip(paths, summaries, strict=True)

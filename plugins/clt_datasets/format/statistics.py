@@ -34,7 +34,8 @@ def statistics(chunks: Sequence[Summary]) -> tuple[dict[str, Tensor], dict[str, 
     for number, side in enumerate(SIDES):
         deviations = (tensors[f"{side}.std"].square() * (rows - 1)).sum(-1).clamp_min(1e-300)
         errors = torch.from_numpy(np.sum([chunk.errors[number] for chunk in chunks], 0))
-        nmse[side] = (errors / deviations).tolist()
+        # JSON has no infinity, which a constant layer in a coarse type could reach.
+        nmse[side] = (errors / deviations).clamp_max(1e300).tolist()
     return tensors, nmse
 
 
@@ -52,7 +53,7 @@ def read_statistics(data: bytes, n_layers: int, d_model: int, name: str) -> dict
     """The tensors of a statistics file: `inputs.mean`, `inputs.std` [L, D], `inputs.rms` [L], the same of targets.
 
     Args:
-        name: the data set's, for messages.
+        name: the file's, for messages.
 
     Raises:
         DamagedError: it holds something else.
@@ -68,4 +69,8 @@ def read_statistics(data: bytes, n_layers: int, d_model: int, name: str) -> dict
     expected = {f"{side}.{what}": shape for side in SIDES for what, shape in shapes.items()}
     if {key: tuple(value.shape) for key, value in tensors.items()} != expected:
         raise DamagedError(f"{name}: its statistics are of other layers or dimensions than its rows")
+    for key, value in tensors.items():
+        positive = key.endswith(".mean") or bool((value >= 0).all() and value.any())
+        if not (value.is_floating_point() and bool(torch.isfinite(value).all()) and positive):
+            raise DamagedError(f"{name}: {key} of its statistics is NaN, infinite, negative, or 0 everywhere")
     return tensors

@@ -1,35 +1,35 @@
 """`generate`: stores the rows of a recipe's source as a data set, and continues after a kill at any moment.
 
-1. `make_plan`, `claim_folder`: settings, and a folder in which nothing else is.
+1. `make_plan`, `begin`: settings, what the source is made from, and a folder in which nothing else is.
 2. `Writer`: held-out rows (rank 0), then rows to train on. A chunk is complete or absent, and holds the source's state.
-3. `_finish`: the process that finds the chunks of all ranks complete writes statistics and manifest.
-4. `_publish`: those two are passed on, after all chunks.
+   What is there is looked at (`Ledger`); what is missing or damaged is written again.
+3. `_finish`: the process that finds the chunks of all ranks complete writes statistics and manifest, and passes them
+   on, after all chunks.
 
 Of several processes (`torchrun`) each writes the chunks of its own share of the batches. They never speak to each
-other: what is in the folder tells them enough.
+other: what is in the folder tells them enough. Locks keep two from writing the same.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from clt_datasets.format.chunk import read_summary
-from clt_datasets.format.manifest import MANIFEST, STATISTICS, read_manifest, write_manifest
-from clt_datasets.make.plan import Plan, claim_folder, make_plan, this_process
-from clt_datasets.make.writer import HELD_OUT, Writer
-from clt_plugins import Closable, Single, build_source
+from clt_datasets.format.chunk import Summary, read_summary
+from clt_datasets.format.folder import LocalData
+from clt_datasets.format.manifest import MANIFEST, STATISTICS, Part, read_manifest, write_manifest
+from clt_datasets.make.begun import begin, check_folder, decides, one_process
+from clt_datasets.make.ledger import Ledger
+from clt_datasets.make.plan import Plan, make_plan, this_process
+from clt_datasets.make.writer import Writer, Written, read_held_out
+from clt_plugins import Closable, DamagedError, Identified, build_source
 
 if TYPE_CHECKING:
     from clt_plugins import Recipe
-
-Written = Callable[[Path], None]
 
 
 def generate(
@@ -42,7 +42,8 @@ def generate(
     compression: str = "none",
     chunk_bytes: int = 256 * 2**20,
     block_rows: int = 0,
-    written: Written = lambda path: None,
+    verify: bool = False,
+    written: Written = lambda path, digest: None,
 ) -> None:
     """Write a data set, or what is missing of it.
 
@@ -50,10 +51,12 @@ def generate(
         tokens: rows to train on; by default as many as the recipe trains on.
         held_out: held-out rows; by default as many as the recipe evaluates on.
         block_rows: rows of a block; 0 makes blocks of about 4 MiB.
+        verify: read all chunks that are there, also those that have not changed since they were written.
         written: called with each complete file of this process, also with those that were there; the manifest is last.
 
     Raises:
-        Refused: the folder holds something else, or the source cannot be stored so.
+        Refused: the folder holds something else, was begun with other settings or data, or another process writes into
+            it; or the source cannot be stored so.
         OSError: a chunk could not be written; what was written stays.
     """
     process = this_process()
@@ -67,67 +70,91 @@ def generate(
         chunk_bytes=chunk_bytes,
         block_rows=block_rows,
     )
-    claim_folder(out, plan)
-    if (out / MANIFEST).is_file():
-        print(f"{out}: complete already", file=sys.stderr)
-        _publish_again(out, process, written)
-        return
-    sites = _write(recipe, out, plan, process, written)
-    if _finish(out, plan, sites):
-        _publish(out, written)
+    check_folder(out, plan, recipe)
+    with one_process(out, process.rank):
+        was_complete = (out / MANIFEST).exists()
+        if was_complete:
+            read_manifest(out)  # refuses a damaged one before anything is loaded
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        source = build_source(recipe, process)
+        content = dict(source.identity()) if isinstance(source, Identified) else {}
+        about = _about(plan, getattr(source, "sites", None), content)
+        try:
+            begin(out, plan, recipe, content)
+            ledger = Ledger(out / f".written_{process.rank}.jsonl", verify=verify)
+            writer = Writer(out, plan, process.rank, source, written, ledger)
+            try:
+                if process.rank == 0:
+                    writer.held_out()
+                writer.train()
+            finally:
+                writer.close()
+        finally:
+            if isinstance(source, Closable):
+                source.close()
+        with decides(out):
+            publishes = process.rank == 0 or writer.made > 0 if was_complete else None
+            _finish(out, plan, about, written, publishes)
 
 
-def _write(recipe: Recipe, out: Path, plan: Plan, process: Single, written: Written) -> object:
-    """Write this process's chunks; returns the sites that the source reads, if it has any."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    source = build_source(recipe, process)
-    writer = Writer(out, plan, process.rank, source, written)
-    try:
-        if process.rank == 0:
-            writer.held_out()
-        writer.train()
-        return getattr(source, "sites", None)
-    finally:
-        writer.close()
-        if isinstance(source, Closable):
-            source.close()
+def _about(plan: Plan, sites: object, content: dict[str, str]) -> dict[str, object]:
+    """What the manifest says about where the rows come from."""
+    about = {"model": plan.model, "sites": sites, "source": plan.source, "seed": plan.seed}
+    return {**about, "batch_tokens": plan.batch_tokens, **({"content": content} if content else {})}
 
 
-def _finish(out: Path, plan: Plan, sites: object) -> bool:
-    """Write statistics and manifest, if the chunks of all ranks are there; returns whether they were.
+def _finish(out: Path, plan: Plan, about: dict[str, object], written: Written, publishes: bool | None) -> None:
+    """Write statistics and manifest, if the chunks of all ranks are there.
 
-    The last two processes may both find everything complete. They then write the same files.
+    Args:
+        publishes: whether this process passes on those of a data set that was complete at the beginning; None if it
+            was not: then the process that completes it does.
     """
-    marker = out / HELD_OUT
-    rows = {"train": plan.tokens, "held_out": json.loads(marker.read_text())["rows"]} if marker.is_file() else {}
-    # By length first: after train_99999 comes train_100000.
-    paths = {part: sorted(out.glob(f"{part}_*.h5"), key=lambda path: (len(path.name), path.name)) for part in rows}
-    if not rows or any(sum(read_summary(path).rows for path in paths[part]) < rows[part] for part in rows):
+    held_out = read_held_out(out)
+    train = [_chunks(out, plan, "train", rank, plan.rows(rank)) for rank in range(plan.ranks)]
+    kept = None if held_out is None else _chunks(out, plan, "held_out", 0, held_out)
+    if kept is None or any(chunks is None for chunks in train):
         print(f"{out}: this process has written its share; another one still writes", file=sys.stderr)
+        return
+    # Ranks take turns.
+    ordered = sorted((path for chunks in train for path in chunks or {}), key=lambda path: (len(path.name), path.name))
+    summaries = {path: summary for chunks in (*train, kept) for path, summary in (chunks or {}).items()}
+    if _is_complete(out, summaries):
+        print(f"{out}: complete already", file=sys.stderr)
+        if not publishes:
+            return
+    else:
+        write_manifest(out, [*ordered, *kept], about)
+        print(f"{out}: {plan.tokens:,} tokens to train on, {held_out:,} held out", file=sys.stderr)
+    written(out / STATISTICS, None)
+    written(out / MANIFEST, None)
+
+
+def _chunks(out: Path, plan: Plan, part: Part, rank: int, rows: int) -> dict[Path, Summary] | None:
+    """The chunks of a rank; None if they are not there yet."""
+    chunks: dict[Path, Summary] = {}
+    counted = 0
+    while counted < rows:
+        path = plan.path(out, part, len(chunks), rank)
+        try:
+            chunks[path] = read_summary(path)
+        except DamagedError:
+            return None
+        counted += chunks[path].rows
+    return chunks
+
+
+def _is_complete(out: Path, chunks: dict[Path, Summary]) -> bool:
+    """Whether the manifest lists just these chunks, and the statistics are those that it lists."""
+    if not (out / MANIFEST).exists():
         return False
-    about = {
-        "model": plan.model,
-        "sites": sites,
-        "source": plan.source,
-        "seed": plan.seed,
-        "batch_tokens": plan.batch_tokens,
-    }
-    write_manifest(out, paths["train"] + paths["held_out"], about)
-    print(f"{out}: {rows['train']:,} tokens to train on, {rows['held_out']:,} held out", file=sys.stderr)
+    data = LocalData(out)
+    listed = {(chunk.file, chunk.bytes, chunk.rows, chunk.checksum) for chunk in data.manifest.chunks}
+    if listed != {(path.name, path.stat().st_size, s.rows, s.checksum) for path, s in chunks.items()}:
+        return False
+    try:
+        data.statistics()
+    except DamagedError:
+        return False
     return True
-
-
-def _publish(out: Path, written: Written) -> None:
-    """Pass on the files that come last."""
-    written(out / STATISTICS)
-    written(out / MANIFEST)
-
-
-def _publish_again(out: Path, process: Single, written: Written) -> None:
-    """Pass on the files of a complete data set, each of them by one process."""
-    for number, chunk in enumerate(read_manifest(out).chunks):
-        if number % process.data_ranks == process.rank:
-            written(out / chunk.file)
-    if process.rank == 0:
-        _publish(out, written)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +9,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from clt_datasets.format.chunk import compression_library
-from clt_datasets.format.files import write_file
 from clt_plugins import Refused, Single, recipe_data
 
 if TYPE_CHECKING:
     from clt_plugins import Recipe
-
-SETTINGS = ".generate.json"
-"""The plan, kept in the data set's folder."""
 
 
 def this_process() -> Single:
@@ -90,28 +85,3 @@ def make_plan(
     if plan.tokens < ranks or plan.held_out < 0:
         raise Refused("--tokens", f"at least one for each of {ranks} processes, got {plan.tokens}")
     return plan
-
-
-def claim_folder(out: Path, plan: Plan) -> None:
-    """Use a folder: an empty one, or one in which a generation with the same plan was begun.
-
-    Raises:
-        Refused: it holds something else.
-    """
-    settings = json.loads(json.dumps(attrs.asdict(plan)))
-    path = out / SETTINGS
-    if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if not p.name.startswith("."))):
-            raise Refused(out, "already there, and not an unfinished data set: give another folder with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        # Each rank writes the same.
-        write_file(path, json.dumps(settings).encode())
-        return
-    before = json.loads(path.read_text())
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise Refused(
-                out,
-                f"begun with other settings: {name} was {before.get(name)}, now it is {value}; "
-                f"give another folder with --out",
-            )

@@ -2,7 +2,9 @@
 
 The first pass writes each row to a bucket that is drawn at random. The second pass reads bucket after bucket, shuffles
 it in memory and writes it as chunks. Since each row's bucket is drawn independently, and each bucket's order uniformly,
-all orders of all rows are equally likely. Held-out rows are copied as they are.
+all orders of all rows are equally likely. Held-out rows are copied as they are, and checked.
+
+The data set is written under a temporary name. It gets its own when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -10,24 +12,26 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from tqdm import tqdm
 
 from clt_datasets.dataset import DatasetStore
 from clt_datasets.format.chunk import ARRAYS, Style, write_chunk
 from clt_datasets.format.encode import as_numpy
-from clt_datasets.format.files import sync
-from clt_datasets.format.folder import LocalData
+from clt_datasets.format.files import PIECE, append, naming, sync, write_pieces
+from clt_datasets.format.folder import ChunkReader, LocalData
 from clt_datasets.format.manifest import write_manifest
-from clt_plugins import Batch, Refused
+from clt_plugins import Batch, DamagedError, Lock, Refused
 
-FILES = 512
-"""Buckets, and so files open at a time, at most."""
-COPIES = 4
-"""How often a bucket is in memory at most: read, shuffled, as a chunk, encoded."""
+BUCKETS = 512
+"""Buckets at most: each gets a write of its own for every block that is read."""
+COPIES = 5
+"""How often a bucket is in memory at most: read, shuffled, as a chunk, encoded, as the image of its file."""
 
 
 def scramble(source: Path, out: Path, seed: int, *, memory: int, chunk_bytes: int = 256 * 2**20) -> None:
@@ -37,62 +41,114 @@ def scramble(source: Path, out: Path, seed: int, *, memory: int, chunk_bytes: in
         memory: bytes that may be used, about.
 
     Raises:
-        Refused: `out` is there already; or the data set is too large for the memory.
+        Refused: `out` is there already, or being written; or the data set is too large for the memory.
         DamagedError: a stored row is not what was written.
+        OSError: a file could not be written; names it. Nothing is left.
     """
     store = DatasetStore(LocalData(source), str(source))
     if out.exists():
         raise Refused(out, "already there: give another folder")
     total, row = sum(store.chunks["train"]), _row(store)
     buckets = max(1, -(-total * row.itemsize * COPIES // memory))
-    if buckets > FILES:
-        raise Refused("--memory-mb", f"{source} needs at least {total * row.itemsize * COPIES // FILES // 2**20 + 1}")
+    if buckets > BUCKETS:
+        raise Refused("--memory-mb", f"{source} needs at least {total * row.itemsize * COPIES // BUCKETS // 2**20 + 1}")
     chunk_rows = max(1, min(chunk_bytes, memory // COPIES) // row.itemsize)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _alone(out), _partial(out) as partial:
         with tqdm(total=2 * total, unit="tok", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
-            _deal(store, partial, seed, buckets, bar)
-            paths = _write(store, partial, seed, buckets, chunk_rows, bar)
-        for chunk in store.manifest.part("held_out"):
-            shutil.copyfile(source / chunk.file, partial / chunk.file)
-            paths.append(partial / chunk.file)
+            digests = _deal(store, partial, seed, buckets, bar)
+            paths = _write(store, partial, seed, digests, chunk_rows, bar)
         before = store.manifest
+        for number, chunk in enumerate(before.chunks):
+            if chunk.part == "held_out":
+                paths.append(partial / chunk.file)
+                write_pieces(paths[-1], _pieces(source / chunk.file))
+                # The copy is read, so that what is published was checked.
+                ChunkReader(paths[-1], before, number).verify()
         about = {**before.about, "scrambled": {"seed": seed, "data": before.identity}}
         write_manifest(partial, paths, about, rounding_before=before.rounding_nmse)
-        partial.rename(out)
-        sync(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     print(f"{out}: {total:,} tokens in {buckets} buckets", file=sys.stderr)
 
 
-def _deal(store: DatasetStore, folder: Path, seed: int, buckets: int, bar: tqdm) -> None:
-    """Append every row to a bucket's file."""
-    random = np.random.default_rng([seed, 0])
-    files = [(folder / f".bucket_{number}").open("wb") for number in range(buckets)]
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes from writing the same data set."""
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(out.with_name(f".{out.name}.lock"))
+    holder = lock.try_acquire()
+    if holder is not None:
+        raise Refused(out, f"another `scramble` writes it ({holder}): wait until it has ended, or stop it")
     try:
-        for records in _blocks(store):
-            chosen = random.integers(buckets, size=len(records))
-            for number in np.unique(chosen):
-                files[number].write(records[chosen == number].tobytes())
-            bar.update(len(records))
+        if out.exists():
+            raise Refused(out, "already there: give another folder")
+        yield
     finally:
-        for file in files:
-            file.close()
+        lock.release()
 
 
-def _write(store: DatasetStore, folder: Path, seed: int, buckets: int, chunk_rows: int, bar: tqdm) -> list[Path]:
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` at the end; after an error nothing is left of it."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with naming(out):
+            partial.mkdir()
+        yield partial
+        with naming(out):
+            partial.rename(out)
+            try:
+                sync(out.parent)
+            except OSError:
+                # A crash could take the name away: it is not there yet.
+                out.rename(partial)
+                raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with naming(path, "read"), path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+def _bucket(folder: Path, number: int) -> Path:
+    return folder / f".bucket_{number}"
+
+
+def _deal(store: DatasetStore, folder: Path, seed: int, buckets: int, bar: tqdm) -> list[xxhash.xxh3_128]:
+    """Append every row to a bucket's file. Returns each file's digest."""
+    random = np.random.default_rng([seed, 0])
+    digests = [xxhash.xxh3_128() for _ in range(buckets)]
+    for number in range(buckets):
+        append(_bucket(folder, number), b"")
+    for records in _blocks(store):
+        chosen = random.integers(buckets, size=len(records))
+        for number in np.unique(chosen):
+            piece = records[chosen == number].tobytes()
+            digests[number].update(piece)
+            # Opened each time: a process may hold only so many files open, on some systems fewer than buckets.
+            append(_bucket(folder, number), piece)
+        bar.update(len(records))
+    return digests
+
+
+def _write(
+    store: DatasetStore, folder: Path, seed: int, digests: list[xxhash.xxh3_128], chunk_rows: int, bar: tqdm
+) -> list[Path]:
     """Write every bucket as chunks."""
     manifest = store.manifest
     style = Style(manifest.dtype, manifest.compression, manifest.block_rows)
     random = np.random.default_rng([seed, 1])
     paths: list[Path] = []
-    for number in range(buckets):
-        bucket = folder / f".bucket_{number}"
-        records = np.fromfile(bucket, _row(store))
+    for number, digest in enumerate(digests):
+        bucket = _bucket(folder, number)
+        with naming(bucket, "read"):
+            records = np.fromfile(bucket, _row(store))
+        if xxhash.xxh3_128_digest(records.view(np.uint8).data) != digest.digest():
+            raise DamagedError(f"{bucket}: not what was written into it")
         order = random.permutation(len(records))
         for begin in range(0, len(order), chunk_rows):
             paths.append(folder / f"train_{len(paths):05}.h5")

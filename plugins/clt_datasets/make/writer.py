@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clt_datasets.format.chunk import Style, Summary, read_summary, write_chunk
+from clt_datasets.format.chunk import DTYPES, Style, Summary, write_chunk
 from clt_datasets.format.files import write_file
-from clt_datasets.format.manifest import DTYPES, default_block_rows
+from clt_datasets.format.manifest import LARGEST_BLOCK, default_block_rows
+from clt_datasets.make.ledger import Ledger
 from clt_datasets.make.plan import Plan
-from clt_plugins import Batch, DamagedError, Source
+from clt_plugins import Batch, DamagedError, Refused, Source, load_json
+
+Written = Callable[[Path, str | None], None]
+"""Called with a complete file, and with its XXH3-128 if that is known."""
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +37,16 @@ class Writer:
 
     Args:
         written: called with each file when it is complete, also with those that are there already.
+        ledger: knows which of them need not be read again.
     """
 
-    def __init__(self, out: Path, plan: Plan, rank: int, source: Source, written: Callable[[Path], None]):
+    def __init__(self, out: Path, plan: Plan, rank: int, source: Source, written: Written, ledger: Ledger):
         self.out, self.plan, self.rank, self.source, self.written = out, plan, rank, source, written
+        self.ledger = ledger
+        self.made = 0
+        """Chunks that were written."""
+        self.intact: dict[Path, Summary | None] = {}
+        """The chunks that were looked at, and passed on; None for those that are missing or damaged."""
         self.thread = ThreadPoolExecutor(1, "clt-write")
         self.pending: Future[None] | None = None
         """The chunk that is being written."""
@@ -44,25 +54,29 @@ class Writer:
         """Two in turn: one is filled while the other is written."""
 
     def held_out(self) -> None:
-        """Write the held-out rows, unless all of them are there."""
+        """Write the held-out rows, or what is missing of them."""
         marker, total = self.out / HELD_OUT, self.plan.held_out
-        if marker.is_file():
-            for path in sorted(self.out.glob("held_out_*.h5")):
-                self.written(path)
+        rows = read_held_out(self.out)
+        number = counted = 0
+        while rows is not None and counted < rows and (chunk := self._look(self._path("held_out", number))) is not None:
+            number, counted = number + 1, counted + chunk.rows
+        if rows is not None and counted == rows:
             return
-        rows = self._write("held_out", 0, self.source.held_out(total), 0, total) if total else 0
-        write_file(marker, json.dumps({"rows": rows}).encode())
+        written = self._write("held_out", 0, self.source.held_out(total), 0, total)[0] if total else 0
+        write_file(marker, json.dumps({"rows": written}).encode())
 
     def train(self) -> None:
-        """Write this rank's rows to train on, from the first chunk on that is missing."""
+        """Write this rank's rows to train on, or what is missing of them."""
         total = self.plan.rows(self.rank)
         number, rows, state = 0, 0, None
-        while rows < total and (summary := self._complete(self._path("train", number))) is not None:
-            self.written(self._path("train", number))
-            number, rows, state = number + 1, rows + summary.rows, summary.state
-        if state is not None:
-            self.source.load_state(state)
-        self._write("train", number, self._batches(total - rows), rows, total)
+        while rows < total:
+            if (chunk := self._look(self._path("train", number))) is not None:
+                number, rows, state = number + 1, rows + chunk.rows, chunk.state
+                continue
+            if state is not None:
+                self.source.load_state(state)
+                state = None
+            rows, number = self._write("train", number, self._batches(total - rows), rows, total)
 
     def close(self) -> None:
         """Wait for the thread."""
@@ -75,8 +89,8 @@ class Writer:
             yield batch if batch.tokens <= total else batch.rows(slice(0, total))
             total -= batch.tokens
 
-    def _write(self, part: str, number: int, batches: Iterator[Batch], done: int, total: int) -> int:
-        """Write batches as chunks.
+    def _write(self, part: str, number: int, batches: Iterator[Batch], done: int, total: int) -> tuple[int, int]:
+        """Write batches as chunks. Of rows to train on, up to the next chunk that is there.
 
         Args:
             number: of the first chunk.
@@ -84,7 +98,7 @@ class Writer:
             total: rows of the part.
 
         Returns:
-            The rows of the part that are there now.
+            The rows of the part that are there now, and the number of the next chunk.
         """
         bar = tqdm(total=total, initial=done, unit="tok", unit_scale=True, desc=part, disable=None, dynamic_ncols=True)
         buffer, filled = None, 0
@@ -103,22 +117,34 @@ class Writer:
                 if filled == buffer.tokens:
                     self._hand_over(self._path(part, number), buffer, self.source.state())
                     buffer, filled, number = None, 0, number + 1
+                    if part == "train" and done < total and self._look(self._path(part, number)) is not None:
+                        break
             if buffer is not None:
                 self._hand_over(self._path(part, number), buffer.rows(slice(0, filled)), self.source.state())
+                number += 1
             self._settle()
-        return done
+        return done, number
 
     def _hand_over(self, path: Path, rows: Batch, state: dict[str, Any]) -> None:
-        """Have the thread write a chunk, when the chunk before is written."""
+        """Have the thread write a chunk, when the chunk before is written, unless it is there."""
         self._settle()
+        there = self._look(path)
+        if there is not None and there.rows == rows.tokens:
+            return
         plan, dtype = self.plan, self.plan.dtype
         if dtype == "source":
             dtype = _name(rows.inputs.dtype) if _name(rows.inputs.dtype) in DTYPES else "float32"
-        style = Style(dtype, plan.compression, plan.block_rows or default_block_rows(_row_bytes(rows, dtype)))
+        row_bytes = _row_bytes(rows, dtype)
+        style = Style(dtype, plan.compression, plan.block_rows or default_block_rows(row_bytes))
+        if min(style.block_rows, rows.tokens) * row_bytes > LARGEST_BLOCK:
+            most = max(1, LARGEST_BLOCK // row_bytes)
+            raise Refused("--block-rows", f"a block may have {LARGEST_BLOCK:,} bytes, which are {most} rows")
 
         def work() -> None:
-            write_chunk(path, rows, style, state)
-            self.written(path)
+            digest = write_chunk(path, rows, style, state)
+            self.ledger.add(path, digest)
+            self.made += 1
+            self.written(path, digest)
 
         self.pending = self.thread.submit(work)
 
@@ -144,13 +170,33 @@ class Writer:
     def _path(self, part: str, number: int) -> Path:
         return self.plan.path(self.out, part, number, self.rank)
 
-    def _complete(self, path: Path) -> Summary | None:
-        """The summary of a chunk that was written; None if it is missing or damaged."""
-        try:
-            return read_summary(path) if path.is_file() else None
-        except DamagedError as error:
-            log.warning("written again: %s", error)
-            return None
+    def _look(self, path: Path) -> Summary | None:
+        """The summary of a chunk that is there, which is passed on; None if it is missing or damaged."""
+        if path not in self.intact:
+            self.intact[path] = None
+            if path.exists() or path.name in self.ledger.lines:
+                try:
+                    self.intact[path], digest = self.ledger.check(path)
+                    self.written(path, digest)
+                except DamagedError as error:
+                    log.warning("written again: %s", error)
+        return self.intact[path]
+
+
+def read_held_out(out: Path) -> int | None:
+    """How many held-out rows there are; None if not all are written.
+
+    Raises:
+        Refused: the file that says so is damaged.
+    """
+    path = out / HELD_OUT
+    if not path.exists():
+        return None
+    table = load_json(path)
+    rows = table.get("rows") if isinstance(table, dict) else None
+    if type(rows) is not int or rows < 0:
+        raise Refused(path, "damaged: delete it, and the held-out rows are written again")
+    return rows
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -101,16 +101,19 @@ class Client:
         body = _Body(into)
         self._retry(lambda patience: self._fill(path, body, patience))
 
-    def put(self, path: Path) -> None:
+    def put(self, path: Path, checksum: str | None = None) -> None:
         """Upload a file, or what the server lacks of it.
+
+        Args:
+            checksum: the file's XXH3-128, if it is known.
 
         Raises:
             OSError: no success for too long, or the client was closed meanwhile.
             Refused: the server refuses.
             DamagedError: the file is not what its name says.
         """
-        checksum = file_digest(path)
-        self._retry(lambda patience: self._put(path, checksum, patience))
+        known = file_digest(path) if checksum is None else checksum
+        self._retry(lambda patience: self._put(path, known, patience))
 
     def close(self) -> None:
         """Close the connections. Requests under way fail at once; those that are being connected, in 10 s at most."""

@@ -136,7 +136,7 @@ def test_statistics_that_are_not_complete_are_refused(tmp_path):
     with pytest.raises(Refused, match=r"norm_stats\.json: inputs\.std must be 6 numbers for each of 3 layers"):
         load(folder)
     (folder / "norm_stats.json").write_text("{")
-    with pytest.raises(Refused, match=r"norm_stats\.json: missing or not JSON"):
+    with pytest.raises(Refused, match=r"norm_stats\.json: not a readable JSON file"):
         load(folder)
 
 

@@ -312,7 +312,7 @@ class TestDamage:
 
     def test_damaged_statistics(self, data: Path) -> None:
         (data / "statistics.safetensors").write_bytes(b"")
-        with pytest.raises(DamagedError, match=r"statistics\.safetensors: missing"):
+        with pytest.raises(DamagedError, match=r"statistics\.safetensors: damaged"):
             local(data).statistics()
 
 

@@ -1,0 +1,92 @@
+"""Files that may come from anybody: only regular files are opened, and no size is accepted before it is checked.
+
+A FIFO would block the reader for ever, a device may have no end, and a JSON file of a few kilobytes may be nested so
+deep that it ends the interpreter's stack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from clt_plugins.errors import Refused
+
+SMALL = 2**26
+"""Bytes of the largest JSON file that is read."""
+
+
+def open_regular(path: Path) -> int:
+    """A file descriptor of a regular file, to read it; the caller closes it. Symbolic links are followed.
+
+    Raises:
+        Refused: it is missing, or not a regular file.
+        OSError: it cannot be opened (no permission, too many open files); names the file.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO would wait for its writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refused(path, "missing") from error
+    except ValueError as error:  # a name with a null byte
+        raise Refused(path, str(error)) from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise Refused(path, "not a regular file")
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def read_small(path: Path, largest: int = SMALL) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        Refused: it is missing, not a regular file, or larger than `largest` bytes.
+        OSError: it cannot be read; names the file.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        try:
+            # The size that the file system tells may grow meanwhile: at most one byte too many is read.
+            data = file.read(largest + 1)
+        except OSError as error:
+            raise OSError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > largest:
+        raise Refused(path, f"larger than {largest:,} bytes")
+    return data
+
+
+def load_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        Refused: it is missing, not a regular file, too large, nested too deep, or not JSON (NaN is not).
+        OSError: it cannot be read; names the file.
+    """
+    try:
+        return parse_json(read_small(path))
+    except ValueError as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(path, f"not a readable JSON file: {error}") from error
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that JSON text in UTF-8 stands for.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deep; the text does not name a file.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
