@@ -17,12 +17,10 @@ from aiohttp import web
 from clt_datasets.format.manifest import DATASET_NAME, MANIFEST, Manifest
 from clt_datasets.net.answers import BadRequest
 from clt_datasets.net.bodies import Bodies
-from clt_datasets.net.limits import Limits
+from clt_datasets.net.limits import LARGEST_BLOCK, Limits
 from clt_datasets.net.served import NotServed, ServedData, regular
 from clt_plugins import DamagedError
 
-LARGEST_BLOCK = 2**26
-"""Bytes of a block; larger ones are not served."""
 BINARY = "application/octet-stream"
 REMEMBERED = 2**26
 """Bytes of manifests of which the content is kept in memory."""

@@ -1,4 +1,4 @@
-"""What the server allows its clients to take: connections, time, memory, disk."""
+"""What a server and a client allow the other to take: bytes, connections, time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
+LARGEST_BLOCK = 2**26
+"""Bytes of a block; larger ones are not served."""
+LARGEST_MANIFEST = 2**25
+"""Bytes of a manifest: about 150,000 chunks."""
+LARGEST_STATISTICS = 2**26
+LARGEST_SUMMARY = 2**28
+"""Of a chunk."""
 RESERVED = 40
 """Descriptors for everything but connections and uploads: standard streams, libraries, files that are read."""
 

@@ -9,12 +9,8 @@ from pathlib import Path
 
 from clt_datasets.format.folder import ChunkReader, LocalData
 from clt_datasets.format.manifest import MANIFEST, STATISTICS, Manifest
+from clt_datasets.net.limits import LARGEST_MANIFEST
 from clt_plugins import DamagedError
-
-LARGEST_MANIFEST = 2**25
-"""Bytes of a manifest that is served or accepted: about 150,000 chunks."""
-LARGEST_STATISTICS = 2**26
-"""The same of statistics."""
 
 
 class NotServed(Exception):

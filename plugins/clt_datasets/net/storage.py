@@ -16,9 +16,7 @@ from clt_datasets.format.files import sync
 from clt_datasets.format.manifest import CHUNK_NAME, MANIFEST, STATISTICS
 from clt_datasets.net.answers import BadRequest
 
-PARTIAL = re.compile(
-    rf"\.({CHUNK_NAME.pattern}|{re.escape(MANIFEST)}|{re.escape(STATISTICS)})\.[0-9a-f]{{32}}\.upload"
-)
+PARTIAL = re.compile(rf"\.({CHUNK_NAME.pattern}|{re.escape(MANIFEST)}|{re.escape(STATISTICS)})\.[0-9a-f]{{32}}\.upload")
 """Names of unfinished uploads. Other files are never deleted."""
 LEAST = 2**12
 """Bytes that each file counts at least, so that many empty ones use up a quota too."""

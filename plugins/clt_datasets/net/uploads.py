@@ -22,8 +22,8 @@ from clt_datasets.format.chunk import read_summary
 from clt_datasets.format.files import file_digest, sync
 from clt_datasets.format.manifest import CHUNK_NAME, MANIFEST, STATISTICS, Manifest
 from clt_datasets.net.answers import BadRequest
-from clt_datasets.net.limits import Limits
-from clt_datasets.net.served import LARGEST_MANIFEST, LARGEST_STATISTICS, NotServed, regular
+from clt_datasets.net.limits import LARGEST_MANIFEST, LARGEST_STATISTICS, Limits
+from clt_datasets.net.served import NotServed, regular
 from clt_datasets.net.storage import Storage
 from clt_plugins import DamagedError
 
