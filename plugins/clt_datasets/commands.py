@@ -64,11 +64,13 @@ def generate(
     """
     from clt_datasets.make.generate import generate as run
     from clt_datasets.net.client import Client
+    from clt_datasets.net.interrupts import closes
 
     client = None
     if url is not None:
         client = Client(url, out.resolve().name, patience_s=600, options=("--to", "--out"))
-    try:
+    # The thread that uploads would otherwise wait for a server that is down, and the command for the thread.
+    with closes(client):
         run(
             recipe,
             out,
@@ -81,9 +83,6 @@ def generate(
             verify=verify,
             **({} if client is None else {"written": client.put}),
         )
-    finally:
-        if client is not None:
-            client.close()
 
 
 @click.command()
@@ -126,6 +125,12 @@ def scramble(source: Path, out: Path, seed: int, memory_mb: float) -> None:
     "--max-upload-mb", type=click.IntRange(1), default=8192, show_default=True, help="The largest file accepted."
 )
 @click.option(
+    "--quota-mb",
+    type=click.IntRange(1),
+    help="What all files below ROOT may take; an upload that would exceed it is refused.  "
+    "[default: all of the disk but 5 % of it, or 10 GB]",
+)
+@click.option(
     "--page-cache",
     is_flag=True,
     help="Read blocks through the system's page cache: faster if the data fit into free memory.",
@@ -139,6 +144,7 @@ def serve(
     certificate: Path | None,
     key: Path | None,
     max_upload_mb: int,
+    quota_mb: int | None,
     page_cache: bool,
 ) -> None:
     """Serve the data sets below ROOT over HTTP.
@@ -148,10 +154,13 @@ def serve(
     import ssl
 
     from clt_datasets.net.serve import serve as run
+    from clt_datasets.net.token import check_token, read_token
 
     token = os.environ.get("CLT_TOKEN", "").strip()
     if token_file is not None:
-        token = _first_line(token_file)
+        token = read_token(token_file)
+    elif token:
+        check_token(token, "CLT_TOKEN")
     tls = None
     if certificate is not None or key is not None:
         if certificate is None or key is None:
@@ -159,19 +168,13 @@ def serve(
             raise Refused(missing, f"needed together with {other}")
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            tls.load_cert_chain(certificate, key)
+            tls.load_cert_chain(certificate, key, password=_no_password)
         except (OSError, ssl.SSLError) as error:
             raise Refused("--certificate", f"cannot use {certificate} and {key}: {error}") from error
-    run(root, host, port, token, tls, max_upload=max_upload_mb * 2**20, page_cache=page_cache)
+    quota = None if quota_mb is None else quota_mb * 2**20
+    run(root, host, port, token, tls, max_upload=max_upload_mb * 2**20, quota=quota, page_cache=page_cache)
 
 
-def _first_line(path: Path) -> str:
-    try:
-        token = path.read_text(encoding="utf-8").partition("\n")[0].strip()
-    except OSError as error:
-        raise Refused("--token-file", f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Refused("--token-file", f"{path} is not text in UTF-8") from error
-    if not token:
-        raise Refused("--token-file", f"{path}: its first line is empty")
-    return token
+def _no_password() -> str:
+    # OpenSSL would ask for it at the terminal.
+    raise Refused("--key", "it is protected by a password: give one without, readable by you alone")

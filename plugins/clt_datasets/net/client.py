@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -22,13 +21,17 @@ import numpy as np
 
 from clt_datasets.format.files import file_digest
 from clt_datasets.format.manifest import DATASET_NAME
-from clt_datasets.net.retry import CONNECT_S, Again, Patience, failure
+from clt_datasets.net.retry import CONNECT_S, Again, Full, Patience, failure
+from clt_datasets.net.token import check_token
+from clt_datasets.net.wire import Answer, Sockets, TooLarge, connect
 from clt_plugins import DamagedError, Refused
 
 T = TypeVar("T")
 
 PIECE = 2**18
 """Bytes of an upload that are sent at a time; a connection that does not accept one in a minute counts as stalled."""
+LARGEST = 2**16
+"""Bytes of an answer to an upload."""
 
 
 class Client:
@@ -42,7 +45,7 @@ class Client:
         options: what the user calls address and name, for messages.
 
     Raises:
-        Refused: the address or the name cannot be one, or the certificates cannot be read.
+        Refused: the address or the name cannot be one, the token cannot be one, or the certificates cannot be read.
     """
 
     def __init__(
@@ -54,40 +57,40 @@ class Client:
         ca_file: Path | None = None,
         options: tuple[str, str] = ("source.url", "source.dataset"),
     ):
-        split = urlsplit(url)
-        if split.scheme not in ("http", "https") or not split.hostname:
+        if not _is_address(url):
             raise Refused(options[0], f"expected http://HOST:PORT or https://..., got {url!r}")
         if not DATASET_NAME.fullmatch(dataset):
             raise Refused(options[1], f"not the name of a data set: {dataset!r}; use letters, digits, '.', '-' and '_'")
         self.base, self.patience_s = f"{url.rstrip('/')}/v1/datasets/{dataset}", patience_s
         self._address = urlsplit(self.base)
         token = os.environ.get("CLT_TOKEN", "").strip()
-        self._headers = {"Authorization": f"Bearer {token}".encode()} if token else {}
+        self._headers = {"Authorization": f"Bearer {check_token(token, 'CLT_TOKEN')}"} if token else {}
         self._tls = None
-        if split.scheme == "https":
+        if self._address.scheme == "https":
             try:
                 self._tls = ssl.create_default_context(cafile=ca_file)
-            except OSError as error:
-                raise Refused("source.ca_file", f"cannot use {ca_file}: {error.strerror or error}") from error
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise Refused("source.ca_file", f"cannot use {ca_file}: {reason}") from error
         self._lock = threading.Lock()
         self._idle: list[HTTPConnection] = []
-        self._sockets: set[socket.socket] = set()
-        """Those of requests under way."""
-        self._closed = threading.Event()
+        self._sockets = Sockets()
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, limit: int) -> bytes:
         """Download a small file.
+
+        Args:
+            limit: bytes that it can have.
 
         Raises:
             OSError: no success for too long, or the client was closed meanwhile.
-            Refused: the server refuses.
+            Refused: the server refuses, or sends more.
         """
 
         def attempt(patience: Patience) -> bytes:
             with self._request("GET", path, patience) as answer:
-                if answer.length is None and not answer.chunked:
-                    raise Again("the answer does not say how long it is")
-                return answer.read()
+                answer.more_time(patience.limit_s)
+                return answer.all(limit)
 
         return self._retry(attempt)
 
@@ -108,37 +111,34 @@ class Client:
             checksum: the file's XXH3-128, if it is known.
 
         Raises:
-            OSError: no success for too long, or the client was closed meanwhile.
+            OSError: no success for too long, no room on the server, or the client was closed meanwhile.
             Refused: the server refuses.
             DamagedError: the file is not what its name says.
         """
-        known = file_digest(path) if checksum is None else checksum
+        known = checksum or file_digest(path)
         self._retry(lambda patience: self._put(path, known, patience))
 
     def close(self) -> None:
-        """Close the connections. Requests under way fail at once; those that are being connected, in 10 s at most."""
-        self._closed.set()
+        """Close the connections. Requests under way fail at once."""
+        self._sockets.close()
         with self._lock:
-            for each in self._sockets:
-                try:
-                    # Not the method of TLS sockets: it would first wait for the server's goodbye.
-                    socket.socket.shutdown(each, socket.SHUT_RDWR)
-                except OSError:
-                    continue  # it is no longer connected
             while self._idle:
                 self._idle.pop().close()
 
     def _retry(self, attempt: Callable[[Patience], T]) -> T:
         """Repeat attempts until one succeeds; see `Patience.after`."""
         patience = Patience(self.base, self.patience_s)
+        closed = self._sockets.closed
         while True:
             try:
                 return attempt(patience)
-            except DamagedError:
+            except (DamagedError, Full):
                 raise
+            except TooLarge as error:
+                raise Refused(self.base, str(error)) from error
             except (OSError, HTTPException, Again) as error:
                 # `close` also ends the pause.
-                if self._closed.is_set() or self._closed.wait(patience.after(error)):
+                if closed.is_set() or closed.wait(patience.after(error)):
                     raise OSError(f"{self.base}: closed") from None
 
     def _fill(self, path: str, body: _Body, patience: Patience) -> None:
@@ -155,7 +155,8 @@ class Client:
                 if not count:
                     raise Again("the connection broke off")
                 body.done += count
-                patience.progress(body.done)
+                if patience.progress(body.done, end=body.done == body.size):
+                    answer.more_time(patience.stalled_s)
             answer.close()
 
     def _put(self, path: Path, checksum: str, patience: Patience) -> None:
@@ -163,16 +164,14 @@ class Client:
         target, size = f"files/{path.name}", path.stat().st_size
         # The server says here already if it will refuse: an answer to a half-sent body can get lost.
         with self._request("GET", f"{target}?checksum={checksum}&size={size}", patience) as answer:
-            try:
-                stored = json.loads(answer.read())
-                complete, offset = stored["complete"], int(stored["offset"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise Again("the answer is not that of `serve`") from error
+            complete, offset = _stored(answer.all(LARGEST), size)
         if complete:
             return
         headers = {"X-Checksum": checksum, "Upload-Offset": str(offset), "Content-Length": str(size - offset)}
-        with self._request("PUT", target, patience, headers, _pieces(path, offset, patience)) as answer:
-            answer.read()
+        with self._request("PUT", target, patience, headers, _pieces(path, offset, size, patience)) as answer:
+            complete, _ = _stored(answer.all(LARGEST), size)
+        if not complete:
+            raise Again("the server accepted the file, and says that it is not complete")
 
     @contextmanager
     def _request(
@@ -182,9 +181,9 @@ class Client:
         patience: Patience,
         headers: Mapping[str, str] | None = None,
         body: Iterator[bytes] | None = None,
-    ) -> Iterator[HTTPResponse]:
+    ) -> Iterator[Answer]:
         """One request: its answer, if it is a success. The connection is kept if the answer is read to its end."""
-        connection = self._connect(min(CONNECT_S, patience.stalled_s))
+        connection = self._connection(min(CONNECT_S, patience.stalled_s))
         sock = connection.sock
         reusable = False
         try:
@@ -195,40 +194,31 @@ class Client:
                 # A server that refuses may answer and close before it has read all of the body.
                 if body is None:
                     raise
+            sock.settimeout(patience.stalled_s)
             answer = connection.getresponse()
+            assert isinstance(answer, Answer)
             if answer.status >= 300:
-                raise failure(self.base, answer.status, answer.reason, answer.read(4096))
+                raise failure(
+                    self.base, answer.status, answer.reason, answer.read(4096), answer.getheader("Retry-After")
+                )
             yield answer
             reusable = answer.isclosed() and connection.sock is not None
         finally:
+            self._sockets.discard(sock)
             with self._lock:
-                self._sockets.discard(sock)
-                if reusable and not self._closed.is_set():
+                if reusable and not self._sockets.closed.is_set():
                     self._idle.append(connection)
                 else:
                     connection.close()
 
-    def _connect(self, timeout_s: float) -> HTTPConnection:
+    def _connection(self, timeout_s: float) -> HTTPConnection:
         """A connection that no other thread uses."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
-            if connection is not None:
-                self._sockets.add(connection.sock)
-                return connection
-        if self._closed.is_set():
-            raise OSError("closed")
-        host, port = self._address.hostname or "", self._address.port
-        if self._tls is None:
-            connection = HTTPConnection(host, port, timeout=timeout_s)
-        else:
-            connection = HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
-        connection.connect()
-        with self._lock:
-            if self._closed.is_set():
-                connection.close()
-                raise OSError("closed")
+        if connection is not None:
             self._sockets.add(connection.sock)
-        return connection
+            return connection
+        return connect(self._address.hostname or "", self._address.port, self._tls, timeout_s, self._sockets)
 
 
 class _Body:
@@ -250,10 +240,31 @@ class _Body:
         raise AssertionError("full")
 
 
-def _pieces(path: Path, offset: int, patience: Patience) -> Iterator[bytes]:
+def _pieces(path: Path, offset: int, size: int, patience: Patience) -> Iterator[bytes]:
     """A file from a byte on, in pieces; each piece is counted as progress when the system has accepted it."""
     with path.open("rb") as file:
         file.seek(offset)
         while piece := file.read(PIECE):
             yield piece
-            patience.progress(file.tell())
+            patience.progress(file.tell(), end=file.tell() == size)
+
+
+def _stored(answer: bytes, size: int) -> tuple[bool, int]:
+    """What a server says about a file: whether it is complete there, and how many bytes of it are."""
+    try:
+        stored = json.loads(answer)
+        complete, offset = stored["complete"], stored["offset"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Again("the answer is not that of `serve`") from error
+    if not isinstance(complete, bool) or type(offset) is not int or not 0 <= offset <= size:
+        raise Again("the answer is not that of `serve`")
+    return complete, offset
+
+
+def _is_address(url: str) -> bool:
+    try:
+        split = urlsplit(url)
+        host = (split.hostname or "").encode("idna")
+        return split.scheme in ("http", "https") and bool(host) and split.port != 0 and url.isprintable()
+    except ValueError:  # no port, or no name of a host
+        return False

@@ -5,7 +5,6 @@ File work is done in threads.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import threading
 from collections.abc import Awaitable, Callable
@@ -15,19 +14,16 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from clt_datasets.format.folder import LocalData
 from clt_datasets.format.manifest import DATASET_NAME, MANIFEST, Manifest
-from clt_datasets.net.uploads import BadRequest
+from clt_datasets.net.answers import BadRequest
+from clt_datasets.net.bodies import Bodies
+from clt_datasets.net.limits import LARGEST_BLOCK, Limits
+from clt_datasets.net.served import NotServed, ServedData, regular
 from clt_plugins import DamagedError
 
-SLICE = 2**22
-"""Bytes that are given to a connection at a time; the event loop may copy what the system does not accept at once."""
-BLOCKS = 16
-"""Blocks in memory at a time; other requests wait."""
-LARGEST_BLOCK = 2**26
-"""Bytes of a block; larger ones are not served."""
-DATASETS = 256
-"""Data sets whose manifests are kept in memory."""
+BINARY = "application/octet-stream"
+REMEMBERED = 2**26
+"""Bytes of manifests of which the content is kept in memory."""
 
 
 class Downloads:
@@ -37,16 +33,14 @@ class Downloads:
         root: the folder.
         work: runs a function in a thread.
         page_cache: whether blocks are read through the page cache.
-        stalled_s: a client that accepts no slice for so long is dropped; it may ask for the rest.
+        limits: see there.
     """
 
-    def __init__(self, root: Path, work: Callable[..., Awaitable[Any]], page_cache: bool, stalled_s: float):
-        self.root, self.work, self.page_cache, self.stalled_s = root, work, page_cache, stalled_s
-        self.blocks = asyncio.Semaphore(BLOCKS)
-        self.sent = 0
-        """Bytes of blocks."""
-        self._opened: dict[str, tuple[int, LocalData]] = {}
-        """Name -> when its manifest was changed, and the data set."""
+    def __init__(self, root: Path, work: Callable[..., Awaitable[Any]], page_cache: bool, limits: Limits):
+        self.root, self.work, self.page_cache = root, work, page_cache
+        self.bodies = Bodies(limits)
+        self._opened: dict[str, tuple[tuple[int, ...], ServedData]] = {}
+        """Name -> the state of its manifest's file, and the data set; those used last at the end."""
         self._lock = threading.Lock()
 
     def routes(self) -> list[web.RouteDef]:
@@ -69,27 +63,28 @@ class Downloads:
             raise BadRequest(404, "no such data set")
         return path
 
-    async def _data(self, request: web.Request) -> LocalData:
+    async def _data(self, request: web.Request) -> ServedData:
         return await self.work(self._open, self.folder(request))
 
-    def _open(self, path: Path) -> LocalData:
+    def _open(self, path: Path) -> ServedData:
         """A data set, kept from an earlier request if its manifest is still the same."""
         try:
-            changed = (path / MANIFEST).stat().st_mtime_ns
-        except OSError:
+            found = regular(path / MANIFEST)
+            state = found.st_mtime_ns, found.st_size, found.st_ino
+            with self._lock:
+                opened = self._opened.pop(path.name, None)
+                if opened is not None and opened[0] == state:
+                    self._opened[path.name] = opened
+                    return opened[1]
+            data = ServedData(path, page_cache=self.page_cache)
+        except (FileNotFoundError, NotADirectoryError):
             raise BadRequest(404, "no such data set") from None
-        with self._lock:
-            opened = self._opened.get(path.name)
-        if opened is not None and opened[0] == changed:
-            return opened[1]
-        try:
-            data = LocalData(path, page_cache=self.page_cache)
         except ValueError as error:
             raise DamagedError(str(error)) from error
         with self._lock:
-            if len(self._opened) >= DATASETS:
+            self._opened[path.name] = state, data
+            while len(self._opened) > 1 and sum(each[1].bytes for each in self._opened.values()) > REMEMBERED:
                 self._opened.pop(next(iter(self._opened)))
-            self._opened[path.name] = changed, data
         return data
 
     async def _list(self, _: web.Request) -> web.Response:
@@ -98,10 +93,12 @@ class Downloads:
     def _names(self) -> list[dict[str, Any]]:
         names = []
         for path in sorted(self.root.iterdir()):
-            if DATASET_NAME.fullmatch(path.name) and not path.is_symlink() and (path / MANIFEST).is_file():
+            if DATASET_NAME.fullmatch(path.name) and not path.is_symlink() and (path / MANIFEST).exists():
                 try:
                     manifest = self._open(path).manifest
                     names.append({"name": path.name, "tokens": manifest.tokens, "dtype": manifest.dtype})
+                except NotServed:
+                    continue
                 except DamagedError as error:
                     names.append({"name": path.name, "damaged": self.without_root(error)})
         return names
@@ -110,53 +107,42 @@ class Downloads:
         """What clients are told: not where the root is."""
         return str(error).replace(f"{self.root}/", "")
 
-    async def _manifest(self, request: web.Request) -> web.Response:
-        data = await self._data(request)
-        return web.Response(body=await self.work(data.manifest.to_json), content_type="application/json")
+    async def _manifest(self, request: web.Request) -> web.StreamResponse:
+        async with self.bodies.one(request) as body:
+            data = await self._data(request)
+            raw = await self.work(data.manifest.to_json)
+            return await self.bodies.send(body, raw, content_type="application/json")
 
-    async def _statistics(self, request: web.Request) -> web.Response:
-        data = await self._data(request)
-        return web.Response(body=await self.work(data.statistics))
+    async def _statistics(self, request: web.Request) -> web.StreamResponse:
+        async with self.bodies.one(request) as body:
+            data = await self._data(request)
+            return await self.bodies.send(body, await self.work(data.statistics), content_type=BINARY)
 
-    async def _summary(self, request: web.Request) -> web.Response:
-        data = await self._data(request)
-        number = _number(request, "number", len(data.manifest.chunks))
-        summary = (await self.work(data.chunk, number)).summary
-        parts = [summary.checksums, summary.scales, summary.moments, summary.errors]
-        return web.Response(body=b"".join(part.tobytes() for part in parts))
+    async def _summary(self, request: web.Request) -> web.StreamResponse:
+        async with self.bodies.one(request) as body:
+            data = await self._data(request)
+            number = _number(request, "number", len(data.manifest.chunks))
+            summary = (await self.work(data.chunk, number)).summary
+            parts = [summary.checksums, summary.scales, summary.moments, summary.errors]
+            raw = b"".join(part.tobytes() for part in parts)
+            return await self.bodies.send(body, raw, content_type=BINARY)
 
     async def _block(self, request: web.Request) -> web.StreamResponse:
-        data = await self._data(request)
-        manifest = data.manifest
-        number = _number(request, "number", len(manifest.chunks))
-        begin = _number(request, "row", manifest.chunks[number].rows)
-        try:
-            rows = manifest.block(manifest.chunks[number], begin)
-        except ValueError as error:
-            raise BadRequest(404, str(error)) from error
-        size = rows * manifest.row_bytes
-        if size > LARGEST_BLOCK:
-            raise BadRequest(400, f"a block has {size} bytes, more than the {LARGEST_BLOCK} that are served")
-        first = _first_byte(request, size)
-        async with self.blocks:
+        async with self.bodies.one(request) as body:
+            data = await self._data(request)
+            manifest = data.manifest
+            number = _number(request, "number", len(manifest.chunks))
+            begin = _number(request, "row", manifest.chunks[number].rows)
+            try:
+                rows = manifest.block(manifest.chunks[number], begin)
+            except ValueError as error:
+                raise BadRequest(404, str(error)) from error
+            size = rows * manifest.row_bytes
+            if size > LARGEST_BLOCK:
+                raise BadRequest(400, f"a block has {size} bytes, more than the {LARGEST_BLOCK} that are served")
+            first = _first_byte(request, size)
             raw = await self.work(_read, data, number, begin, rows)
-            return await self._send(request, raw, first)
-
-    async def _send(self, request: web.Request, raw: np.ndarray, first: int) -> web.StreamResponse:
-        """Send bytes from the first that is asked for."""
-        response = web.StreamResponse(status=206 if first else 200)
-        response.content_type = "application/octet-stream"
-        response.content_length = len(raw) - first
-        if first:
-            response.headers["Content-Range"] = f"bytes {first}-{len(raw) - 1}/{len(raw)}"
-        await response.prepare(request)
-        view = raw.data
-        for begin in range(first, len(raw), SLICE):
-            piece = view[begin : begin + SLICE]
-            await asyncio.wait_for(response.write(piece), self.stalled_s)
-            self.sent += len(piece)
-        await asyncio.wait_for(response.write_eof(), self.stalled_s)
-        return response
+            return await self.bodies.send(body, raw.data, first=first, content_type=BINARY)
 
 
 def _number(request: web.Request, name: str, end: int) -> int:
@@ -166,18 +152,19 @@ def _number(request: web.Request, name: str, end: int) -> int:
     return int(text)
 
 
-def _first_byte(request: web.Request, size: int) -> int:
-    """The first byte that is asked for."""
+def _first_byte(request: web.Request, size: int) -> int | None:
+    """The first byte that is asked for; None for an answer with all of them."""
     text = request.headers.get("Range")
-    if text is None:
-        return 0
+    # Answers have no validators, so that none can match If-Range.
+    if text is None or "If-Range" in request.headers or request.method != "GET":
+        return None
     match = re.fullmatch(r"bytes=([0-9]{1,15})-", text)
     if not match or int(match[1]) >= size:
         raise BadRequest(416, f"of {size} bytes, ask for the last ones: bytes=N-")
     return int(match[1])
 
 
-def _read(data: LocalData, number: int, begin: int, rows: int) -> np.ndarray:
+def _read(data: ServedData, number: int, begin: int, rows: int) -> np.ndarray:
     """A block's bytes, checked."""
     raw = np.empty(rows * data.manifest.row_bytes, np.uint8)
     data.read(number, begin, split(raw, data.manifest, rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import ssl
 import time
 from typing import Any
@@ -17,12 +18,28 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """Pauses between attempts: doubled each time; up to half of each is left out at random."""
 STALLED_S, CONNECT_S = 60.0, 10.0
 """An attempt is given up after so long without a byte, or without a connection; sooner where the patience is less."""
+ASKED_S = 60.0
+"""A server that says when to come back is obeyed up to here."""
+STEP = 2**16
+"""Bytes that count as something new; a server that sends one now and then is not waited for."""
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 """Answers after which another attempt may succeed."""
 
 
 class Again(Exception):
-    """Another attempt may succeed."""
+    """Another attempt may succeed.
+
+    Args:
+        pause_s: when the server says that it may.
+    """
+
+    def __init__(self, text: str, pause_s: float = 0.0):
+        super().__init__(text)
+        self.pause_s = pause_s
+
+
+class Full(OSError):
+    """The server has no room: waiting does not change this."""
 
 
 class Patience:
@@ -37,13 +54,21 @@ class Patience:
         self.base, self.limit_s = base, limit_s
         self.stalled_s = min(STALLED_S, limit_s)
         """How long an attempt may wait for its next byte."""
-        self.furthest = -1
-        self.progress(0)
+        self.furthest, self.pause_s, self.since = 0, FIRST_PAUSE_S, time.monotonic()
 
-    def progress(self, position: int) -> None:
-        """The first `position` bytes came through. Bytes that an earlier attempt also had are no progress."""
-        if position > self.furthest:
+    def progress(self, position: int, *, end: bool = False) -> bool:
+        """The first `position` bytes came through. Bytes that an earlier attempt also had are no progress.
+
+        Args:
+            end: nothing is missing.
+
+        Returns:
+            Whether this counts.
+        """
+        counts = position >= self.furthest + (1 if end else STEP)
+        if counts:
             self.furthest, self.pause_s, self.since = position, FIRST_PAUSE_S, time.monotonic()
+        return counts
 
     def after(self, error: Exception) -> float:
         """Seconds to wait before the next attempt.
@@ -58,34 +83,50 @@ class Patience:
                 f"the server's certificate is not trusted: {error.verify_message or error}: if you made it yourself, "
                 "name it in source.ca_file, or for uploads in the environment variable SSL_CERT_FILE",
             ) from error
-        text = " ".join(str(error).split()) or type(error).__name__
-        if time.monotonic() - self.since > self.limit_s:
+        text = printable(str(error)) or type(error).__name__
+        left = self.limit_s - (time.monotonic() - self.since)
+        if left < 0:
             raise OSError(f"{self.base}: no success in {self.limit_s:g} s: {text}") from error
         if self.pause_s < 1 <= 2 * self.pause_s:
             log.warning("%s: %s; tried again for %g s", self.base, text, self.limit_s)
         pause = self.pause_s * (1 - random.random() / 2)
         self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
-        return pause
+        if isinstance(error, Again):
+            pause = max(pause, min(error.pause_s, ASKED_S))
+        # So that the last attempt comes when the patience ends, and not after it.
+        return min(pause, left + 0.01)
 
 
-def failure(base: str, status: int, reason: str, body: bytes) -> Exception:
+def failure(base: str, status: int, reason: str, body: bytes, retry_after: str | None = None) -> Exception:
     """The exception for an answer other than success.
 
     Args:
         body: the beginning of the answer's body: `{"error": text}`, with `"again": true` where the server expects that
             a later attempt succeeds.
+        retry_after: the header, if there is one.
     """
     try:
         answer: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         answer = {}
-    text = answer.get("error", reason)
-    if status in AGAIN or answer.get("again"):
-        return Again(f"{status} {text}")
+    text = printable(str(answer.get("error", reason)))
+    if 300 <= status < 400:
+        return Refused(base, f"{status} {text}: the server sends to another address; that is not followed, name it")
+    if status == 507:
+        return Full(f"{base}: 507 {text}: make room on the server, then run the same command again")
+    if status in AGAIN or answer.get("again") is True:
+        seconds = retry_after if retry_after and re.fullmatch(r"[0-9]{1,6}", retry_after) else "0"
+        return Again(f"{status} {text}", float(seconds))
     if status in (401, 403):
         return Refused(base, f"{text}: give the server's token in CLT_TOKEN")
     if status == 422:
         return DamagedError(f"{base}: {text}")
     return Refused(base, f"{status} {text}")
+
+
+def printable(text: str) -> str:
+    """A server's text in one line of a terminal, without control characters."""
+    line = "".join(each if each.isprintable() else " " for each in text[:1000])
+    return " ".join(line.split())[:300]

@@ -12,8 +12,7 @@
 and GET `/healthz`, `/metrics`. Errors are JSON, `{"error": "..."}`, with `"again": true` where the same request may
 succeed later.
 
-A name is letters, digits, `.`, `-` and `_`, so no path leaves the root. A data set's folder that is a link is not
-served.
+A name is letters, digits, `.`, `-` and `_`, so no path leaves the root. Links below the root are not served.
 """
 
 from __future__ import annotations
@@ -22,22 +21,30 @@ import asyncio
 import hmac
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from clt_datasets.net.answers import BadRequest, answer
+from clt_datasets.net.connections import Connections
 from clt_datasets.net.downloads import Downloads
-from clt_datasets.net.uploads import BadRequest, Uploads
+from clt_datasets.net.limits import Limits
+from clt_datasets.net.served import NotServed
+from clt_datasets.net.storage import FULL, Storage
+from clt_datasets.net.uploads import Uploads
 from clt_plugins import DamagedError
 
 log = logging.getLogger(__name__)
 
-STALLED_S = 60.0
-"""A client that accepts nothing, or sends nothing, for so long is dropped; it may continue later."""
+SWEEP_S = 0.5
+"""How often limits of time are looked at."""
+TIDY_S = 3600.0
+"""How often old unfinished uploads are looked for."""
 
 
 class Server:
@@ -47,17 +54,36 @@ class Server:
         root: the folder with the data sets.
         token: needed by everybody if not empty; without one nobody can write.
         max_upload: bytes of a file.
+        quota: bytes of all files below the root; an upload that would exceed it is refused. By default a share of the
+            disk is kept free.
         page_cache: whether blocks are read through the page cache.
+        limits: what clients may take.
     """
 
-    def __init__(self, root: Path, token: str = "", max_upload: int = 2**33, *, page_cache: bool = False):
-        self.token = token.encode()
-        self.threads = ThreadPoolExecutor(8, "clt-serve")
-        self.downloads = Downloads(root.resolve(), self.work, page_cache, STALLED_S)
-        self.uploads = Uploads(self.work, max_upload, STALLED_S)
+    def __init__(
+        self,
+        root: Path,
+        token: str = "",
+        max_upload: int = 2**33,
+        quota: int | None = None,
+        *,
+        page_cache: bool = False,
+        limits: Limits | None = None,
+    ):
+        self.token, self.limits = token.encode(), limits or Limits()
+        # Uploads have threads of their own: to check them takes long.
+        self.threads = [ThreadPoolExecutor(8, "clt-serve"), ThreadPoolExecutor(4, "clt-receive")]
+        self.jobs: set[Future[Any]] = set()
+        """What runs in threads, or waits for one."""
+        self.connections = Connections(self.limits)
+        self.storage = Storage(root.resolve(), quota, self.limits.partial_s)
+        self.downloads = Downloads(root.resolve(), partial(self.work, 0), page_cache, self.limits)
+        self.uploads = Uploads(partial(self.work, 1), self.storage, max_upload, self.limits)
         self.counts: dict[tuple[str, int], int] = {}
         """Answers, by method and status."""
         self.in_flight = 0
+        self.most = max(4, self.connections.most // 2)
+        """Requests at a time. The other connections wait for one, and can be closed for new ones."""
 
     def app(self) -> web.Application:
         """The application with its routes."""
@@ -71,48 +97,97 @@ class Server:
                 web.put("/v1/datasets/{name}/files/{file}", self._put),
             ]
         )
-        app.on_cleanup.append(self._close)
+        app.cleanup_ctx.append(self._sweeping)
         return app
 
-    async def work(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def work(self, pool: int, function: Callable[..., Any], *args: Any) -> Any:
         """Run file work in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, partial(function, *args))
 
-    async def _close(self, _: web.Application) -> None:
-        self.threads.shutdown(wait=True, cancel_futures=True)
+        job = self.threads[pool].submit(function, *args)
+        self.jobs.add(job)
+        job.add_done_callback(self.jobs.discard)
+        return await asyncio.wrap_future(job)
+
+    async def _sweeping(self, _: web.Application) -> AsyncIterator[None]:
+        """Look at the limits, as long as the server runs."""
+
+        async def sweep() -> None:
+            tidied = -TIDY_S
+            loop = asyncio.get_running_loop()
+            while True:
+                self.connections.sweep()
+                self.downloads.bodies.sweep()
+                if self.token and loop.time() - tidied > TIDY_S:
+                    tidied = loop.time()
+                    await self._tidy()
+                await asyncio.sleep(SWEEP_S)
+
+        task = asyncio.get_running_loop().create_task(sweep())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        for pool in self.threads:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _tidy(self) -> None:
+        try:
+            await self.work(1, self.storage.tidy)
+        except OSError as error:
+            log.error("old uploads cannot be deleted: %s", error)
 
     @web.middleware
     async def _around(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Around every request: tokens, counters, and exceptions as answers."""
+        """Around every request: limits, counters, and exceptions as answers."""
+        self.connections.begin(request)
         self.in_flight += 1
         status = 499
         try:
-            self._authorise(request)
-            response = await handler(request)
+            response = await self._response(request, handler)
             status = response.status
+            if not response.prepared:
+                async with self.downloads.bodies.patience(request):
+                    await response.prepare(request)
+                    await response.write_eof()
             return response
-        except web.HTTPException as error:
-            status = error.status
-            return _answer(status, error.reason)
-        except BadRequest as error:
-            status = error.status
-            return _answer(status, str(error), again=error.again)
-        except DamagedError as error:
-            log.error("%s", error)
-            status = 422
-            return _answer(status, self.downloads.without_root(error))
-        except (ConnectionError, TimeoutError):
-            raise
-        except Exception as error:
-            log.exception("%s %s", request.method, request.path)
-            status = 500
-            return _answer(status, type(error).__name__)
         finally:
             self.in_flight -= 1
             key = request.method if request.method in ("GET", "PUT", "HEAD") else "other", status
             self.counts[key] = self.counts.get(key, 0) + 1
+            self.connections.end(request)
+
+    async def _response(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            self._authorise(request)
+            if self.in_flight > self.most and request.path != "/healthz":
+                raise BadRequest(503, "the server is busy", again=True)
+            return await handler(request)
+        except web.HTTPException as error:
+            return answer(error.status, error.reason)
+        except BadRequest as error:
+            if error.status == 507:
+                log.error("upload refused: %s", error)
+            return answer(error.status, str(error), again=error.again)
+        except NotServed as error:
+            return answer(404, str(error))
+        except DamagedError as error:
+            log.error("%s", error)
+            return answer(422, self.downloads.without_root(error))
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError as error:
+            # Not the request's fault, and not damage: a disk that is full or fails, no permission, no descriptors.
+            log.error("%s %s: %s", request.method, request.path, error)
+            if error.errno in FULL:
+                return answer(507, "the server's disk is full")
+            return answer(500, f"the server cannot read or write: {error.strerror or type(error).__name__}")
+        except Exception as error:
+            log.exception("%s %s", request.method, request.path)
+            return answer(500, type(error).__name__)
 
     def _authorise(self, request: web.Request) -> None:
         if request.path == "/healthz":
@@ -133,10 +208,11 @@ class Server:
         for (method, status), count in sorted(self.counts.items()):
             lines.append(f'clt_requests_total{{method="{method}",status="{status}"}} {count}')
         values = {
-            "clt_sent_bytes_total counter": self.downloads.sent,
+            "clt_sent_bytes_total counter": self.downloads.bodies.sent,
             "clt_received_bytes_total counter": self.uploads.received,
             "clt_requests_in_flight gauge": self.in_flight,
-            "process_resident_memory_bytes gauge": await self.work(_resident),
+            "clt_refused_connections_total counter": self.connections.refused,
+            "process_resident_memory_bytes gauge": _resident(),
         }
         for name, value in values.items():
             lines += [f"# TYPE {name}", f"{name.split()[0]} {value}"]
@@ -147,11 +223,6 @@ class Server:
 
     async def _put(self, request: web.Request) -> web.Response:
         return web.json_response(await self.uploads.put(self.downloads.folder(request), request), status=201)
-
-
-def _answer(status: int, error: str, *, again: bool = False) -> web.Response:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return web.json_response({"error": error} | ({"again": True} if again else {}), status=status, headers=headers)
 
 
 def _resident() -> int:

@@ -259,7 +259,7 @@ class TestUpload:
         with pytest.raises(DamagedError, match="truncated or damaged"):
             client.put(tmp_path / "train_00000.h5")
         client.close()
-        assert not any((tmp_path / "root" / "data").iterdir())
+        assert not any((tmp_path / "root").iterdir())
 
 
 class TestTokens:

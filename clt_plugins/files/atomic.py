@@ -1,0 +1,83 @@
+"""Single files that are written atomically, and the steps that atomic writing is made of: flush and remove."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_umask = os.umask(0o022)  # the mask can be read only by setting it
+os.umask(_umask)
+FILE_MODE = 0o666 & ~_umask
+"""What files may be read and written by, as the user's umask says."""
+
+_NO_FOLDER_SYNC = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR, errno.ENOSYS}
+"""Errors of systems that cannot open or flush a folder: Windows, some network and user-space file systems."""
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file atomically: after a crash or a full disk it has the new text, or the old one.
+
+    Raises:
+        OSError: it could not be written; names the file. What was there is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        remove(partial)
+        raise OSError(f"{path}: could not be written: {reason(error)}") from error
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk.
+
+    Where the system cannot do this for folders, it is left out: it then keeps names by means of its own.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC or not path.is_dir():
+            raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link (not what it leads to).
+
+    What cannot be removed stays, with a warning that names it: it takes room, but nothing is wrong with the run.
+    """
+    try:
+        if path.is_symlink():
+            target = path.resolve()
+            path.unlink()
+            logger.warning("%s: only the link is removed; what it leads to stays: %s", path, target)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s: could not be removed: %s", path, reason(error))
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, without the path, which the caller names."""
+    return error.strerror or str(error)
