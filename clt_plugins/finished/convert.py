@@ -22,6 +22,7 @@ from clt_plugins.errors import Refused
 from clt_plugins.files.records import defined
 from clt_plugins.finished.calibrate import calibrate
 from clt_plugins.finished.evaluate import check_fits, check_held_out
+from clt_plugins.finished.provenance import Provenance
 from clt_plugins.finished.thresholds import estimate_thresholds
 from clt_plugins.model.scores import Scores, score
 from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -42,9 +43,9 @@ class LayerScores:
     l0: list[float]
     """Active features per token."""
     nmse: list[float | None]
-    """Mean squared error / variance of the targets; None where the layer's targets are constant."""
+    """Mean squared error / variance of the targets; None where that is not defined."""
     explained_variance: list[float | None]
-    """1 - variance of the error / variance of the targets; None where the layer's targets are constant."""
+    """1 - variance of the error / variance of the targets; None where that is not defined."""
 
     @classmethod
     def of(cls, scores: Scores) -> LayerScores:
@@ -77,6 +78,8 @@ class Conversion:
     """The scores of the thresholds."""
     l0_change: list[float]
     """By how much each layer's L0 changed, as a share of the L0 before, [L]."""
+    made_from: Provenance | None = None
+    """The transcoder that was converted, and the settings; None in files of earlier versions."""
 
 
 def convert(

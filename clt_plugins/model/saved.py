@@ -66,6 +66,10 @@ class Description:
     """The activation: its name and its settings, as [activation] of a recipe."""
     tying: dict[str, Any]
     """The tying: its name and its settings, as [tying] of a recipe."""
+    step: int | None = None
+    """Training steps done; None if it is not known."""
+    tokens: int | None = None
+    """Tokens trained on; None if it is not known."""
 
 
 def put_transcoder(transcoder: Any, folder: Path) -> None:
@@ -83,6 +87,8 @@ def put_transcoder(transcoder: Any, folder: Path) -> None:
         model=transcoder.model_described(),
         activation=plain(transcoder.choices["activation"]),
         tying=plain(transcoder.choices["tying"]),
+        step=transcoder.step,
+        tokens=transcoder.tokens,
     )
     write_json(folder / "transcoder.json", description)
 
@@ -127,6 +133,7 @@ def _without_memory(
     tying = structure_choice(plugins, "tying", description.tying, str(origin))
     transcoder = make(context, activation, tying, normalisation=description.normalisation)
     transcoder.described_model = dict(description.model)
+    transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder
 
 

@@ -88,6 +88,10 @@ class CrossLayerTranscoder(nn.Module):
         identity = normalisation == "none"
         self.normaliser = Normaliser(context.n_layers, context.d_model, compute, context.device, identity=identity)
         self.described_model: dict[str, Any] | None = None
+        self.step: int | None = None
+        """Training steps done; None if it is not known."""
+        self.tokens: int | None = None
+        """Tokens trained on; None if it is not known."""
         self.product: torch.dtype | None = None
         """The type of the encoder's matrix product; that of its weights if None."""
         self.runs_dense = path == "dense" or (path == "auto" and not self.activation.fixed_size)

@@ -121,6 +121,8 @@ def train(
         progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + tokens)
         progress.tokens += tokens
         progress.step += 1
+        # Saved with the transcoder, so that reports can say what they judge.
+        transcoder.step, transcoder.tokens = progress.step, progress.tokens
         sent = parallel.sent()
         bar.update()
         watch.lap("step_s")
