@@ -127,14 +127,29 @@ def convert(
 
 
 def check_convertible(transcoder: CrossLayerTranscoder) -> None:
-    """Refuse to convert a transcoder that needs no conversion.
+    """Refuse to convert a transcoder that needs no conversion, or that thresholds cannot stand for.
 
     Raises:
-        Refused: its active features are those above a threshold already.
+        Refused: its active features are those above a threshold already; or their values are not their pre-activations.
     """
+    name = transcoder.choices["activation"].name
     if isinstance(transcoder.activation, Thresholded):
-        name = transcoder.choices["activation"].name
         raise Refused("convert", f"{name} has thresholds already, there is nothing to convert: leave out [convert]")
+    if transcoder.W_enc.is_meta:
+        return  # a plan has no numbers to try
+    # A threshold only chooses: what it lets pass is the pre-activation. So it must be what the activation lets pass.
+    n_layers, n_features = transcoder.W_enc.shape[:2]
+    feature = torch.arange(n_layers * n_features, device=transcoder.W_enc.device)
+    dtype = transcoder.normaliser.input_shift.dtype
+    with torch.no_grad():
+        for number in (0.25, 1.0, 4.0):
+            pre = torch.full(feature.shape, number, dtype=dtype, device=feature.device)
+            if not torch.equal(transcoder.activation(pre, feature), pre):
+                raise Refused(
+                    "convert",
+                    f"{name} changes the pre-activations that it keeps, so no threshold can stand for it: leave out "
+                    "[convert], and export to a format that needs no thresholds",
+                )
 
 
 def with_thresholds(

@@ -113,6 +113,7 @@ def load_transcoder(
     # It was built on "meta": no memory was filled with first values that the file replaces.
     give_memory(transcoder, device)
     copy_tensors(SlicedTensors.find(folder, "transcoder"), transcoder)
+    transcoder.normaliser.check_stored(folder / "transcoder.safetensors")
     return transcoder.eval()
 
 
@@ -186,6 +187,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
         assert imported.decoder is not None
         transcoder.tying = imported.decoder(transcoder.context)
     _fill(transcoder, imported, folder, skip=set(transcoder.tying.views()) if on_disk else set())
+    transcoder.normaliser.check_stored(folder)
     transcoder.normalisation = transcoder.normaliser.detect_method()
     logger.info("%s: %s%s", folder, imported.kind, ", its decoder left on disk" if on_disk else "")
     return transcoder.eval()

@@ -169,7 +169,8 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
     """Set the transcoder's statistics: the source's own, or those of its first batches (which are still trained on)."""
     source, settings = parts.source, recipe.transcoder
     statistics = source.statistics()
-    if statistics is None:
+    # Sources that store statistics need not have the norms.
+    if statistics is None or (settings.normalisation == "sqrt_d_model" and "inputs.norm" not in statistics):
         # Read and put back: the batches that the statistics come from are trained on as well.
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))

@@ -39,6 +39,15 @@ def read_statistics(path: Path, n_layers: int, d_model: int) -> dict[str, Tensor
                 statistics[f"{side}.{kind}"] = torch.tensor(rows, dtype=torch.float64).view(n_layers, d_model)
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise Refused(path, f"{side}.{kind} must be {d_model} numbers for each of {n_layers} layers") from error
+            numbers = statistics[f"{side}.{kind}"]
+            wrong = ~torch.isfinite(numbers) | ((numbers < 0) & (kind == "std"))
+            if bool(wrong.any()):
+                layer, dimension = wrong.nonzero()[0].tolist()
+                raise Refused(
+                    path,
+                    f"{side}.{kind} is {float(numbers[layer, dimension])} at layer {layer}, dimension {dimension}: "
+                    "compute the statistics again",
+                )
     return statistics
 
 

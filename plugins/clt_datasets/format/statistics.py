@@ -68,4 +68,10 @@ def read_statistics(data: bytes, n_layers: int, d_model: int, name: str) -> dict
     expected = {f"{side}.{what}": shape for side in SIDES for what, shape in shapes.items()}
     if {key: tuple(value.shape) for key, value in tensors.items()} != expected:
         raise DamagedError(f"{name}: its statistics are of other layers or dimensions than its rows")
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            layer = int((~torch.isfinite(value)).nonzero()[0, 0])
+            raise DamagedError(
+                f"{name}: its statistics {key} are not finite numbers at layer {layer}: generate it again"
+            )
     return tensors
