@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +16,41 @@ if TYPE_CHECKING:
     from clt_plugins.finished.find import Trained
     from clt_plugins.registry.plugins import Plugins
 
+MANIFEST = "manifest.json"
+
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
 
 
-def _new(folder: Path) -> Path:
-    """The folder, if it can be written.
+def _check_new(folder: Path) -> None:
+    """Before work, look whether a new folder can be written.
 
     Raises:
-        Refused: there is something in it, or it is the working directory.
+        Refused: there is something in it, or it cannot be written.
     """
-    if folder.resolve() == Path.cwd().resolve():
-        raise Refused(folder, "is the working directory, which cannot be replaced: give a new folder with --out")
+    from clt_plugins.finished.results import check_writable
+
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(folder, "already there: give another folder with --out")
-    return folder
+    check_writable(folder)
+
+
+@contextmanager
+def _new(folder: Path) -> Iterator[Path]:
+    """Yields the new folder that a stage is to write.
+
+    Raises:
+        Refused: see `_check_new`.
+    """
+    _check_new(folder)
+    if folder.resolve() != Path.cwd().resolve():
+        yield folder
+        return
+    # The shell is in it, so it is filled and not replaced. The manifest comes last: it makes a folder complete.
+    inside = folder / ".clt-plugins-new"
+    yield inside
+    for path in sorted(inside.iterdir(), key=lambda path: path.name == MANIFEST):
+        path.rename(folder / path.name)
+    inside.rmdir()
 
 
 @click.command()
@@ -43,16 +66,25 @@ def convert(trained: Trained, out: Path, as_json: bool) -> None:
     from clt_plugins.files.records import json_text
     from clt_plugins.finished import stages
     from clt_plugins.finished.convert import as_table
+    from clt_plugins.finished.provenance import Provenance, settings_of
     from clt_plugins.registry.build import naming_plugins
 
-    _new(out)
-    recipe = trained.recipe()
-    config = recipe.convert or ConvertConfig()
-    with naming_plugins(trained.plugins.infos, recipe):
-        transcoder = trained.transcoder()
-        with trained.source() as source:
-            _, report = stages.convert_stage(transcoder, source, config, trained.plugins, out)
-    click.echo(json_text(report) if as_json else as_table(report))
+    with _new(out) as folder:
+        recipe = trained.recipe()
+        config = recipe.convert or ConvertConfig()
+        made_from = Provenance(transcoder=trained.origin(), settings=settings_of(recipe, "convert", config))
+        with naming_plugins(trained.plugins.infos, recipe):
+            transcoder = trained.transcoder()
+            with trained.source() as source:
+                stages.convert_stage(
+                    transcoder,
+                    source,
+                    config,
+                    trained.plugins,
+                    folder=folder,
+                    made_from=made_from,
+                    show=lambda report: click.echo(json_text(report) if as_json else as_table(report)),
+                )
 
 
 @click.command()
@@ -63,24 +95,41 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     """Evaluate PLACE (a run, a transcoder, or another tool's folder) on held-out text, alone and in the language model.
 
     Settings are those of the recipe's [evaluate], and can be changed: --set evaluate.tokens=10000. The recipe's loggers
-    and evaluation.json are also written: into the folder that --out names, else into evaluation/ of the run.
+    and evaluation.json are also written: into the folder that --out names, else into evaluation/ of the run; of a
+    checkpoint, or of another transcoder that is not the run's final one, into evaluations/NAME/.
     """
+    from contextlib import nullcontext
+
     from clt_plugins.contract.recipe import EvaluateConfig
     from clt_plugins.files.records import json_text
     from clt_plugins.finished import stages
     from clt_plugins.finished.evaluate import as_table
+    from clt_plugins.finished.provenance import Provenance, settings_of
+    from clt_plugins.finished.results import check_writable, raise_first
     from clt_plugins.registry.build import naming_plugins
 
-    folder = _new(out) if out is not None else None
-    if folder is None and trained.run is not None:
-        folder = trained.run / "evaluation"
-    recipe = trained.recipe()
-    config = recipe.evaluate or EvaluateConfig()
+    report_folder = trained.report_folder()
+    if out is None and report_folder is not None:
+        check_writable(report_folder)
+    with _new(out) if out is not None else nullcontext(report_folder) as folder:
+        recipe = trained.recipe()
+        config = recipe.evaluate or EvaluateConfig()
+        made_from = Provenance(transcoder=trained.origin(), settings=settings_of(recipe, "evaluate", config))
+        with naming_plugins(trained.plugins.infos, recipe):
+            transcoder = trained.transcoder()
+            with trained.opened() as (context, source):
+                failures = stages.evaluate_stage(
+                    transcoder,
+                    source,
+                    config,
+                    recipe=recipe,
+                    context=context,
+                    folder=folder,
+                    made_from=made_from,
+                    show=lambda report: click.echo(json_text(report) if as_json else as_table(report)),
+                )
     with naming_plugins(trained.plugins.infos, recipe):
-        transcoder = trained.transcoder()
-        with trained.opened() as (context, source):
-            report = stages.evaluate_stage(transcoder, source, config, recipe=recipe, context=context, folder=folder)
-    click.echo(json_text(report) if as_json else as_table(report))
+        raise_first(failures)
 
 
 @click.command()
@@ -93,17 +142,18 @@ def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[
     """Write PLACE (a run, a transcoder, or another tool's folder) in the format of another tool."""
     from clt_plugins.finished import stages
     from clt_plugins.finished.find import find_trained
+    from clt_plugins.finished.provenance import Provenance
     from clt_plugins.recipe.overrides import Overrides
-    from clt_plugins.recipe.structure import structure_choice
+    from clt_plugins.recipe.structure import plain, structure_choice
     from clt_plugins.registry.build import naming_plugins
 
-    _new(out)
     table: dict[str, Any] = {"name": name}
     faults = Overrides(settings).apply(table)
     if faults:
         raise Faults(faults)
     chosen = structure_choice(plugins, "exports", table, "--format")
-    with naming_plugins(plugins.infos, None):
-        transcoder = find_trained(place, plugins).transcoder()
-        stages.export_stage(transcoder, chosen, out)
+    with _new(out) as folder, naming_plugins(plugins.infos, None):
+        trained = find_trained(place, plugins)
+        made_from = Provenance(transcoder=trained.origin(), settings={"exports": plain(chosen)})
+        stages.export_stage(trained.transcoder(), chosen, folder, made_from)
     click.echo(f"exported to {out}", err=True)

@@ -164,7 +164,8 @@ class Source(Protocol):
 
     def statistics(self) -> Mapping[str, Tensor] | None:
         """Stored statistics (`mean`, `std` [L, D] and `rms` [L], each under `inputs.` and `targets.`), or None:
-        then they are estimated from the first batches."""
+        then they are estimated from the first batches. So they are for the normalisation `sqrt_d_model`, unless `norm`
+        [L], the mean over tokens of a token's norm, is stored too."""
 
     def state(self) -> dict[str, Any]:
         """The position in the stream, as JSON; small for any size of the data."""

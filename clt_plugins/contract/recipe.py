@@ -63,7 +63,8 @@ class TranscoderConfig:
     features: int = field(validator=positive, metadata={"example": 4096})
     """F: features per layer."""
     normalisation: Literal["none", "mean_std", "rms", "sqrt_d_model"] = "mean_std"
-    """Of inputs and targets: per dimension, one scale per layer, or one scale to a norm of sqrt(d_model)."""
+    """Of inputs and targets: per dimension (`mean_std`), or by one scale per layer: to a root mean square of 1 (`rms`),
+    or to a mean norm of sqrt(d_model)."""
     normalisation_tokens: int = field(default=65536, validator=positive)
     """Tokens that statistics are estimated from, where the source stores none."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"

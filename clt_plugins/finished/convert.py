@@ -22,6 +22,7 @@ from clt_plugins.errors import Refused
 from clt_plugins.files.records import defined
 from clt_plugins.finished.calibrate import calibrate
 from clt_plugins.finished.evaluate import check_fits, check_held_out
+from clt_plugins.finished.provenance import Provenance
 from clt_plugins.finished.thresholds import estimate_thresholds
 from clt_plugins.model.scores import Scores, score
 from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -42,9 +43,9 @@ class LayerScores:
     l0: list[float]
     """Active features per token."""
     nmse: list[float | None]
-    """Mean squared error / variance of the targets; None where the layer's targets are constant."""
+    """Mean squared error / variance of the targets; None where that is not defined."""
     explained_variance: list[float | None]
-    """1 - variance of the error / variance of the targets; None where the layer's targets are constant."""
+    """1 - variance of the error / variance of the targets; None where that is not defined."""
 
     @classmethod
     def of(cls, scores: Scores) -> LayerScores:
@@ -77,6 +78,8 @@ class Conversion:
     """The scores of the thresholds."""
     l0_change: list[float]
     """By how much each layer's L0 changed, as a share of the L0 before, [L]."""
+    made_from: Provenance | None = None
+    """The transcoder that was converted, and the settings; None in files of earlier versions."""
 
 
 def convert(
@@ -124,14 +127,29 @@ def convert(
 
 
 def check_convertible(transcoder: CrossLayerTranscoder) -> None:
-    """Refuse to convert a transcoder that needs no conversion.
+    """Refuse to convert a transcoder that needs no conversion, or that thresholds cannot stand for.
 
     Raises:
-        Refused: its active features are those above a threshold already.
+        Refused: its active features are those above a threshold already; or their values are not their pre-activations.
     """
+    name = transcoder.choices["activation"].name
     if isinstance(transcoder.activation, Thresholded):
-        name = transcoder.choices["activation"].name
         raise Refused("convert", f"{name} has thresholds already, there is nothing to convert: leave out [convert]")
+    if transcoder.W_enc.is_meta:
+        return  # a plan has no numbers to try
+    # A threshold only chooses: what it lets pass is the pre-activation. So it must be what the activation lets pass.
+    n_layers, n_features = transcoder.W_enc.shape[:2]
+    feature = torch.arange(n_layers * n_features, device=transcoder.W_enc.device)
+    dtype = transcoder.normaliser.input_shift.dtype
+    with torch.no_grad():
+        for number in (0.25, 1.0, 4.0):
+            pre = torch.full(feature.shape, number, dtype=dtype, device=feature.device)
+            if not torch.equal(transcoder.activation(pre, feature), pre):
+                raise Refused(
+                    "convert",
+                    f"{name} changes the pre-activations that it keeps, so no threshold can stand for it: leave out "
+                    "[convert], and export to a format that needs no thresholds",
+                )
 
 
 def with_thresholds(

@@ -15,6 +15,7 @@ from clt_plugins.contract.abilities import HasModel
 from clt_plugins.errors import Refused
 from clt_plugins.files.records import MEMORY_ONLY, as_data, defined
 from clt_plugins.finished.in_model import InModel, evaluate_in_model
+from clt_plugins.finished.provenance import Provenance
 from clt_plugins.model.scores import score
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ class ByLayer:
     """Scores of each layer, [L]."""
 
     nmse: list[float | None]
-    """Mean squared error / variance of the targets; None where the layer's targets are constant."""
+    """Mean squared error / variance of the targets; None where that is not defined, see `notes`."""
     explained_variance: list[float | None]
-    """1 - variance of the error / variance of the targets; None where the layer's targets are constant."""
+    """1 - variance of the error / variance of the targets; None where that is not defined."""
     l0: list[float]
     """Active features per token."""
     dead_fraction: list[float]
@@ -62,7 +63,7 @@ class Evaluation:
     tokens: int
     """Held-out tokens that all scores but those in `model` are measured on."""
     nmse: float | None = None
-    """Mean over the layers whose targets are not constant; None if there is no such layer."""
+    """Mean over the layers where it is defined; None if there is no such layer."""
     explained_variance: float | None = None
     """Mean over the same layers as `nmse`."""
     l0: float
@@ -80,6 +81,10 @@ class Evaluation:
     model: InModel | None = None
     """The language model with the transcoder in the place of its MLPs; None where it was left out, or where the source
     has no language model."""
+    notes: list[str] = attrs.field(factory=list)
+    """A line for each layer without an NMSE (constant targets, numbers that are not finite): which one, and why."""
+    made_from: Provenance | None = None
+    """The transcoder that is judged, and the settings; None in files of earlier versions."""
     density: Tensor | None = attrs.field(default=None, metadata=MEMORY_ONLY)
     """The share of tokens at which each feature is active, [L, F] float32; not in the file."""
 
@@ -160,6 +165,7 @@ def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateC
         dense_above=config.dense_above,
         density_histogram=_histogram(scores.density),
         model=in_model,
+        notes=scores.notes(),
         density=scores.density,
     )
 
@@ -209,6 +215,7 @@ def as_table(report: Evaluation) -> str:
         lines.append(_line(layer, fit, l0, by_layer.dead_fraction[layer], by_layer.dense_fraction[layer]))
     fit = report.nmse, report.explained_variance
     lines.append(_line("all", fit, report.l0, report.dead_fraction, report.dense_fraction))
+    lines += report.notes
     in_model = report.model
     if in_model is None:
         return "\n".join([*lines, "", "not evaluated in the model: left out, or the source has no language model"])
@@ -217,14 +224,19 @@ def as_table(report: Evaluation) -> str:
     for variant, name in NAMES.items():
         columns = in_model.cross_entropy, in_model.kl, in_model.top1
         entropy, kl, top1 = (getattr(column, variant) for column in columns)
-        lines.append(f"{name:>20} {entropy:8.4f} {kl:9.5f} {top1:7.2%}")
+        lines.append(f"{name:>20} {_text(entropy, '.4f'):>8} {_text(kl, '.5f'):>9} {_text(top1, '.2%'):>7}")
     for recovered, name in ((in_model.ce_recovered, "zero"), (in_model.ce_recovered_of_mean, "mean")):
         if recovered is not None:
             lines.append(f"CE recovered of what {name}-ablation loses: {recovered:.2%}")
-    lines.append(f"largest logit error with errors added back: {in_model.largest_logit_error_with_errors:.2g}")
+    largest = _text(in_model.largest_logit_error_with_errors, ".2g")
+    lines.append(f"largest logit error with errors added back: {largest}")
     return "\n".join(lines)
 
 
 def _line(name: int | str, fit: tuple[float | None, float | None], l0: float, dead: float, dense: float) -> str:
-    nmse, explained = ("-" if number is None else f"{number:.4f}" for number in fit)
+    nmse, explained = (_text(number, ".4f") for number in fit)
     return f"{name:>6} {nmse:>8} {explained:>8} {l0:8.2f} {dead:7.2%} {dense:7.2%}"
+
+
+def _text(number: float | None, form: str) -> str:
+    return "-" if number is None else format(number, form)

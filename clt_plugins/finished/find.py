@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from clt_plugins.contract.abilities import Closable
-from clt_plugins.errors import Refused
-from clt_plugins.recipe.read import read_recipe
+from clt_plugins.errors import Faults, Refused
+from clt_plugins.finished.provenance import Origin, identify, made_from_other
+from clt_plugins.recipe.read import read_usable_recipe
 from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
 
@@ -61,8 +62,33 @@ class Trained:
             transcoder.described_model = plain(recipe.model)
         return transcoder
 
+    def origin(self) -> Origin:
+        """What results are to say of it.
+
+        Raises:
+            Faults: a file that describes it is damaged.
+        """
+        return identify(self.folder)
+
+    def report_folder(self) -> Path | None:
+        """Where its evaluation goes in its run; None if it is in no run.
+
+        That of the run's final transcoder is in `evaluation/`, that of any other one, such as a checkpoint, in
+        `evaluations/NAME/`.
+        """
+        if self.run is None:
+            return None
+        try:
+            final = _final_transcoder(self.run, self.run, converted=True, quiet=True)
+        except Faults:
+            final = None  # the run has not ended
+        return self.run / "evaluation" if self.folder == final else self.run / "evaluations" / self.folder.name
+
     def recipe(self) -> Recipe:
         """The recipe of its run, or the one that the user named; the file is read once.
+
+        Choices of plugins that are not installed are left out, unless the source needs them: a transcoder can be judged
+        without the losses and loggers that it was trained with.
 
         Raises:
             Refused: there is none.
@@ -78,7 +104,10 @@ class Trained:
                 "no recipe.toml with it to say what it reads: give a recipe with --recipe, "
                 "whose [model] and [source] are used",
             )
-        return read_recipe(self.recipe_file, self.overrides, self.plugins)
+        recipe, missing = read_usable_recipe(self.recipe_file, self.overrides, self.plugins)
+        for text in missing:
+            logger.warning("%s: %s, left out", self.recipe_file, text)
+        return recipe
 
     @contextmanager
     def source(self) -> Iterator[Source]:
@@ -133,15 +162,31 @@ def find_trained(
     return Trained(folder=folder, run=run, recipe_file=recipe, plugins=plugins, overrides=tuple(overrides))
 
 
-def _final_transcoder(run: Path, path: Path, converted: bool) -> Path:
+def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = False) -> Path:
     """The folder of a run's final transcoder.
 
     Args:
         path: how the user named the run.
+
+    Raises:
+        Refused: there is none.
     """
-    for name in ("converted", "transcoder") if converted else ("transcoder",):
-        if (run / name / "transcoder.json").is_file():
-            return run / name
+    final, thresholded = run / "transcoder", run / "converted"
+    if converted and (thresholded / "transcoder.json").is_file():
+        if not (final / "transcoder.json").is_file():
+            return thresholded
+        # A run that went on, or one that was resumed from another checkpoint, may have left an older conversion.
+        if not made_from_other(thresholded, "convert.json", identify(final)):
+            return thresholded
+        if not quiet:
+            logger.warning(
+                "%s was made from another transcoder than %s: the latter is taken; convert it again, or name the "
+                "former's folder",
+                path / "converted",
+                path / "transcoder",
+            )
+    if (final / "transcoder.json").is_file():
+        return final
     saved = sorted((run / "checkpoints").glob("step_*"))
     or_else = f", or name a checkpoint: {path / 'checkpoints' / saved[-1].name}" if saved else ""
     raise Refused(path, f"this run has no final transcoder, it did not end: go on with `run --resume`{or_else}")

@@ -11,6 +11,7 @@ Shapes: R positions, L layers, D d_model, F features per layer, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class ByVariant:
-    """A number for each of the things that stand in the place of the MLPs."""
+    """A number for each of the things that stand in the place of the MLPs; None where it is not finite."""
 
-    model: float
+    model: float | None
     """The MLPs themselves: the unchanged model."""
-    transcoder: float
+    transcoder: float | None
     """The transcoder's reconstruction."""
-    with_errors: float
+    with_errors: float | None
     """The reconstruction plus the error it makes in the unchanged model; it must give the unchanged model."""
-    mean: float
+    mean: float | None
     """The mean of the MLP's outputs over the held-out text (mean-ablation)."""
-    zero: float
+    zero: float | None
     """Zeros (zero-ablation)."""
 
 
@@ -62,8 +63,8 @@ class InModel:
     """The share of the cross-entropy lost by zero-ablation that the transcoder saves; None where nothing is lost."""
     ce_recovered_of_mean: float | None = None
     """The share of the cross-entropy lost by mean-ablation that the transcoder saves; None where nothing is lost."""
-    largest_logit_error_with_errors: float
-    """The largest difference of a logit between `with_errors` and the unchanged model."""
+    largest_logit_error_with_errors: float | None
+    """The largest difference of a logit between `with_errors` and the unchanged model; None where it is not finite."""
 
 
 class Replacement:
@@ -150,7 +151,14 @@ class Sums:
         self.cross_entropy -= float(log_q.gather(1, next_tokens[:, None]).double().sum())
         self.kl += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
         self.agreed += int((logits.argmax(-1) == model.argmax(-1)).sum())
-        self.largest_difference = max(self.largest_difference, float((logits - model).abs().max()))
+        largest = float((logits - model).abs().max())
+        # `max` would drop a NaN.
+        if not math.isnan(self.largest_difference):
+            self.largest_difference = largest if math.isnan(largest) else max(self.largest_difference, largest)
+
+    def mean(self, name: str, count: int) -> float | None:
+        """One of the sums per position; None where the variant's logits were not finite."""
+        return getattr(self, name) / count if math.isfinite(self.cross_entropy + self.kl) else None
 
 
 @torch.no_grad()
@@ -190,15 +198,19 @@ def evaluate_in_model(transcoder: CrossLayerTranscoder, model: LanguageModel, to
             sums[variant].add(model.run(text, replace)[followed], logits, next_tokens)
     if not count:
         raise Refused("evaluate.model_tokens", f"among {tokens} held-out tokens none has a next token: raise it")
-    entropy = ByVariant(**{variant: of.cross_entropy / count for variant, of in sums.items()})
+    entropy, kl, top1 = (
+        ByVariant(**{variant: of.mean(name, count) for variant, of in sums.items()})
+        for name in ("cross_entropy", "kl", "agreed")
+    )
+    largest = sums["with_errors"].largest_difference
     return InModel(
         tokens=count,
         cross_entropy=entropy,
-        kl=ByVariant(**{variant: of.kl / count for variant, of in sums.items()}),
-        top1=ByVariant(**{variant: of.agreed / count for variant, of in sums.items()}),
+        kl=kl,
+        top1=top1,
         ce_recovered=_recovered(entropy, entropy.zero),
         ce_recovered_of_mean=_recovered(entropy, entropy.mean),
-        largest_logit_error_with_errors=sums["with_errors"].largest_difference,
+        largest_logit_error_with_errors=largest if math.isfinite(largest) else None,
     )
 
 
@@ -226,6 +238,8 @@ def _replacements(
     yield "zero", lambda layer, read, written: torch.zeros_like(written)
 
 
-def _recovered(entropy: ByVariant, ablated: float) -> float | None:
+def _recovered(entropy: ByVariant, ablated: float | None) -> float | None:
+    if ablated is None or entropy.model is None or entropy.transcoder is None:
+        return None
     lost = ablated - entropy.model
     return (ablated - entropy.transcoder) / lost if lost > 0 else None

@@ -1,9 +1,12 @@
-"""The stages after training: convert, evaluate, export. Each writes a folder atomically."""
+"""The stages after training: convert, evaluate, export. Each writes a folder atomically.
+
+A stage whose result is there, made from the same transcoder with the same settings, is not done again. Otherwise the
+old result stays until the new one is complete.
+"""
 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,12 +16,15 @@ import torch
 
 from clt_plugins.contract.abilities import Checks
 from clt_plugins.errors import Fault, Faults
-from clt_plugins.files.folders import atomic_folder
-from clt_plugins.files.records import write_json
+from clt_plugins.files.records import FORMAT, write_json
 from clt_plugins.finished import convert as conversion
 from clt_plugins.finished import evaluate as evaluation
+from clt_plugins.finished.convert import Conversion
+from clt_plugins.finished.evaluate import Evaluation
+from clt_plugins.finished.provenance import Provenance, identify, settings_of
+from clt_plugins.finished.results import ReportLoggers, kept, raise_first, replacing
 from clt_plugins.model.saved import put_transcoder
-from clt_plugins.recipe.read import recipe_data
+from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
@@ -26,8 +32,6 @@ if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Exporter, Source
     from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig, Recipe
     from clt_plugins.contract.spec import Selected
-    from clt_plugins.finished.convert import Conversion
-    from clt_plugins.finished.evaluate import Evaluation
     from clt_plugins.model.assemble import Parts
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.registry.plugins import Plugins
@@ -35,6 +39,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+@attrs.frozen(kw_only=True)
+class Export:
+    """What an export was made from; the content of `export.json` beside the exporter's files."""
+
+    format: int = FORMAT
+    """The version of this file."""
+    made_from: Provenance
+    """The transcoder, and the settings of the export."""
 
 
 def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
@@ -79,19 +93,35 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
 
 
 def convert_stage(
-    transcoder: CrossLayerTranscoder, source: Source, config: ConvertConfig, plugins: Plugins, folder: Path
-) -> tuple[CrossLayerTranscoder, Conversion]:
+    transcoder: CrossLayerTranscoder,
+    source: Source,
+    config: ConvertConfig,
+    plugins: Plugins,
+    *,
+    folder: Path,
+    made_from: Provenance,
+    show: Callable[[Conversion], None],
+) -> CrossLayerTranscoder:
     """Convert into a folder: the transcoder, and the report as `convert.json`.
+
+    Args:
+        show: called with the report after it was saved, and also when it cannot be saved.
 
     Raises:
         Refused: it cannot be converted.
         Unreachable: a layer cannot reach its target; nothing is written.
     """
-    converted, report = conversion.convert(transcoder, source, config, plugins)
-    with atomic_folder(folder) as partial:
-        put_transcoder(converted, partial)
-        write_json(partial / "convert.json", report)
-    return converted, report
+    report: Conversion | None = None
+    try:
+        with replacing(folder) as partial:
+            converted, report = conversion.convert(transcoder, source, config, plugins)
+            report = attrs.evolve(report, made_from=made_from)
+            put_transcoder(converted, partial)
+            write_json(partial / "convert.json", report)
+    finally:
+        if report is not None:  # a full disk does not take the numbers away
+            show(report)
+    return converted
 
 
 def evaluate_stage(
@@ -102,38 +132,53 @@ def evaluate_stage(
     recipe: Recipe,
     context: Context,
     folder: Path | None,
-) -> Evaluation:
+    made_from: Provenance,
+    show: Callable[[Evaluation], None],
+) -> list[Exception]:
     """Evaluate, and write the report as `evaluation.json` and by the recipe's loggers.
 
     Args:
         folder: where they are written; nothing is written if it is None.
+        show: called with the report after it was saved, and also when it cannot be saved.
+
+    Returns:
+        What went wrong in loggers: the report is complete without them. The caller raises it at the end.
 
     Raises:
-        Refused: the transcoder is for another model, or there is no held-out text.
+        Refused: the transcoder is for another model, there is no held-out text, or a logger refuses its settings.
     """
-    report = evaluation.evaluate(transcoder, source, config)
-    if folder is None:
-        return report
-    with atomic_folder(folder) as partial:
-        write_json(partial / "evaluation.json", report)
-        for chosen in recipe.loggers:
-            metrics_logger = build(chosen, attrs.evolve(context, folder=partial))
-            metrics_logger.start(recipe_data(recipe), 0)
+    report: Evaluation | None = None
+    loggers = ReportLoggers()
+    try:
+        if folder is None:
+            report = attrs.evolve(evaluation.evaluate(transcoder, source, config), made_from=made_from)
+            return []
+        with replacing(folder, report=("evaluation.json", made_from.transcoder)) as partial:
+            loggers.start(recipe, attrs.evolve(context, folder=partial))
+            status = "failed"
             try:
-                metrics_logger.log(recipe.train.steps, evaluation.as_metrics(report))
+                report = attrs.evolve(evaluation.evaluate(transcoder, source, config), made_from=made_from)
+                write_json(partial / "evaluation.json", report)
+                step = made_from.transcoder.step
+                loggers.log(recipe.train.steps if step is None else step, evaluation.as_metrics(report))
+                status = "finished"
             finally:
-                metrics_logger.close("finished")
-    return report
+                loggers.close(status)
+    finally:
+        if report is not None:
+            show(report)
+    return loggers.failures
 
 
-def export_stage(transcoder: CrossLayerTranscoder, chosen: Selected, folder: Path) -> None:
-    """Export into a folder.
+def export_stage(transcoder: CrossLayerTranscoder, chosen: Selected, folder: Path, made_from: Provenance) -> None:
+    """Export into a folder; `export.json` in it says what was exported.
 
     Raises:
         Refused: the format cannot hold the transcoder; nothing is written.
     """
-    with atomic_folder(folder) as partial:
+    with replacing(folder) as partial:
         build(chosen, transcoder.context).export(transcoder, partial)
+        write_json(partial / "export.json", Export(made_from=made_from))
 
 
 def after_training(
@@ -147,24 +192,64 @@ def after_training(
 ) -> CrossLayerTranscoder:
     """The stages that a recipe asks for; they write `converted/`, `evaluation/` and `exports/NAME/` in `folder`.
 
+    Results of other stages, and what users put there, stay.
+
+    Args:
+        transcoder: the one in `folder/transcoder`.
+
     Returns:
         The transcoder; the converted one if the recipe has [convert].
     """
-    for stage in ("converted", "evaluation", "exports"):
-        # A resumed run may have ended before: what is there then belongs to a transcoder with fewer steps.
-        shutil.rmtree(folder / stage, ignore_errors=True)
+    origin = identify(folder / "transcoder")
+    device = str(transcoder.W_enc.device)
     if recipe.convert is not None:
-        transcoder, converted = convert_stage(transcoder, source, recipe.convert, plugins, folder / "converted")
-        logger.info("%s", conversion.as_table(converted))
+        target = folder / "converted"
+        made_from = Provenance(transcoder=origin, settings=settings_of(recipe, "convert", recipe.convert))
+        if kept(target, "convert.json", Conversion, made_from) is not None:
+            _say_kept(target)
+            transcoder = type(transcoder).load(target, device=device, plugins=plugins)
+        else:
+            transcoder = convert_stage(
+                transcoder,
+                source,
+                recipe.convert,
+                plugins,
+                folder=target,
+                made_from=made_from,
+                show=lambda report: logger.info("%s", conversion.as_table(report)),
+            )
+        origin = identify(target)
+    failures: list[Exception] = []
     if recipe.evaluate is not None:
-        report = evaluate_stage(
-            transcoder, source, recipe.evaluate, recipe=recipe, context=context, folder=folder / "evaluation"
-        )
-        logger.info("%s", evaluation.as_table(report))
+        target = folder / "evaluation"
+        made_from = Provenance(transcoder=origin, settings=settings_of(recipe, "evaluate", recipe.evaluate))
+        if kept(target, "evaluation.json", Evaluation, made_from) is not None:
+            _say_kept(target)
+        else:
+            failures += evaluate_stage(
+                transcoder,
+                source,
+                recipe.evaluate,
+                recipe=recipe,
+                context=context,
+                folder=target,
+                made_from=made_from,
+                show=lambda report: logger.info("%s", evaluation.as_table(report)),
+            )
     for name, chosen in zip(_folder_names(recipe.exports), recipe.exports, strict=True):
-        export_stage(transcoder, chosen, folder / "exports" / name)
-        logger.info("exported to %s", folder / "exports" / name)
+        target = folder / "exports" / name
+        made_from = Provenance(transcoder=origin, settings={"exports": plain(chosen)})
+        if kept(target, "export.json", Export, made_from) is not None:
+            _say_kept(target)
+        else:
+            export_stage(transcoder, chosen, target, made_from)
+            logger.info("exported to %s", target)
+    raise_first(failures)
     return transcoder
+
+
+def _say_kept(folder: Path) -> None:
+    logger.info("%s: kept, it was made from this transcoder with these settings", folder)
 
 
 def _folder_names(exports: Sequence[Selected]) -> list[str]:

@@ -55,7 +55,9 @@ def smallest_selected(transcoder: CrossLayerTranscoder, x: Tensor) -> Tensor:
     """Each feature's smallest active value among tokens of normalised inputs [B, L, D]: [L, F] float64, inf if none."""
     n_layers, n_features = transcoder.W_enc.shape[:2]
     features = transcoder.encode_normalised(x).features
-    assert features.pairs is not None, "a selection by score is sparse"
+    if features.pairs is None:  # an activation without a fixed size may run dense
+        acts = features.values.double()
+        return torch.where(acts > 0, acts, math.inf).amin(0)
     active = features.values > 0
     feature, values = features.pairs.feature[active], features.values[active].double()
     smallest = torch.full((n_layers * n_features,), math.inf, dtype=torch.float64, device=x.device)

@@ -66,6 +66,10 @@ class Description:
     """The activation: its name and its settings, as [activation] of a recipe."""
     tying: dict[str, Any]
     """The tying: its name and its settings, as [tying] of a recipe."""
+    step: int | None = None
+    """Training steps done; None if it is not known."""
+    tokens: int | None = None
+    """Tokens trained on; None if it is not known."""
 
 
 def put_transcoder(transcoder: Any, folder: Path) -> None:
@@ -83,6 +87,8 @@ def put_transcoder(transcoder: Any, folder: Path) -> None:
         model=transcoder.model_described(),
         activation=plain(transcoder.choices["activation"]),
         tying=plain(transcoder.choices["tying"]),
+        step=transcoder.step,
+        tokens=transcoder.tokens,
     )
     write_json(folder / "transcoder.json", description)
 
@@ -107,6 +113,7 @@ def load_transcoder(
     # It was built on "meta": no memory was filled with first values that the file replaces.
     give_memory(transcoder, device)
     copy_tensors(SlicedTensors.find(folder, "transcoder"), transcoder)
+    transcoder.normaliser.check_stored(folder / "transcoder.safetensors")
     return transcoder.eval()
 
 
@@ -127,6 +134,7 @@ def _without_memory(
     tying = structure_choice(plugins, "tying", description.tying, str(origin))
     transcoder = make(context, activation, tying, normalisation=description.normalisation)
     transcoder.described_model = dict(description.model)
+    transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder
 
 
@@ -179,6 +187,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
         assert imported.decoder is not None
         transcoder.tying = imported.decoder(transcoder.context)
     _fill(transcoder, imported, folder, skip=set(transcoder.tying.views()) if on_disk else set())
+    transcoder.normaliser.check_stored(folder)
     transcoder.normalisation = transcoder.normaliser.detect_method()
     logger.info("%s: %s%s", folder, imported.kind, ", its decoder left on disk" if on_disk else "")
     return transcoder.eval()

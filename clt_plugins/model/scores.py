@@ -34,13 +34,13 @@ CONSTANT_BELOW = 1e-24
 class Scores:
     """A transcoder's scores on some tokens.
 
-    NMSE and explained variance of a layer are NaN where its targets are constant.
+    NMSE and explained variance of a layer are NaN where they are not defined; `undefined` says why.
     """
 
     tokens: int
     """How many tokens were scored."""
     nmse: float
-    """Mean over the layers whose targets are not constant; NaN if there is none."""
+    """Mean over the layers where it is defined; NaN if there is none."""
     explained_variance: float
     """Mean over the same layers as `nmse`."""
     l0: float
@@ -59,10 +59,19 @@ class Scores:
     """The share of tokens at which each feature is active, [L, F] float32."""
     target_mean: Tensor
     """The mean of the raw targets, [L, D] float64."""
+    undefined: dict[int, str] = attrs.field(factory=dict)
+    """Layers without NMSE and explained variance, and why."""
 
     def as_metrics(self) -> dict[str, Any]:
         """What loggers get: numbers, [L] and [L, F], by name."""
-        return {a.name: getattr(self, a.name) for a in attrs.fields(Scores) if a.name not in ("tokens", "target_mean")}
+        left_out = ("tokens", "target_mean", "undefined")
+        return {a.name: getattr(self, a.name) for a in attrs.fields(Scores) if a.name not in left_out}
+
+    def notes(self) -> list[str]:
+        """A line for each layer without a score."""
+        return [
+            f"layer {layer} has no NMSE and is left out of the mean: {why}" for layer, why in self.undefined.items()
+        ]
 
 
 class ScoreSums:
@@ -122,6 +131,13 @@ class ScoreSums:
         mean, square = self.error / self.tokens
         nmse = (square.mean(1) / variance).where(varies, torch.nan)
         explained = (1 - (square - mean.square()).mean(1) / variance).where(varies, torch.nan)
+        # float32, as they are reported: a quotient that overflows there is not defined either.
+        scored = nmse.float().isfinite() & explained.float().isfinite()
+        nmse, explained = nmse.where(scored, torch.nan), explained.where(scored, torch.nan)
+        undefined = {
+            layer: _reason(bool(variance[layer].isfinite()), bool(varies[layer]))
+            for layer in (~scored).nonzero().flatten().tolist()
+        }
         density = self.counts.double() / self.tokens
         dead = (self.counts == 0).double()
 
@@ -130,8 +146,8 @@ class ScoreSums:
 
         return Scores(
             tokens=self.tokens,
-            nmse=float(nmse[varies].mean()),
-            explained_variance=float(explained[varies].mean()),
+            nmse=float(nmse[scored].mean()),
+            explained_variance=float(explained[scored].mean()),
             l0=float(density.sum()),
             dead_fraction=float(dead.mean(1).mean()),
             nmse_by_layer=by_layer(nmse),
@@ -140,7 +156,19 @@ class ScoreSums:
             dead_fraction_by_layer=by_layer(dead.mean(1)),
             density=by_layer(density),
             target_mean=targets["targets.mean"],
+            undefined=undefined,
         )
+
+
+def _reason(finite: bool, varies: bool) -> str:
+    """Why a layer has no score.
+
+    Args:
+        finite, varies: of its targets.
+    """
+    if not finite:
+        return "among its held-out targets are numbers that are not finite (in float16: set model.dtype)"
+    return "its reconstruction is not finite" if varies else "its held-out targets are constant"
 
 
 @torch.no_grad()

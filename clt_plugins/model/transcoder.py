@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.spec import Selected
 from clt_plugins.data.features import Features
-from clt_plugins.errors import Refused
+from clt_plugins.errors import PluginError, Refused
 from clt_plugins.model.encoder import encode_dense, encode_selected
 from clt_plugins.model.normaliser import Normaliser
 from clt_plugins.model.parameters import parameter, uniform
@@ -83,11 +83,16 @@ class CrossLayerTranscoder(nn.Module):
         self.b_enc = parameter(weight.new_zeros(weight.shape[:2]), 1)
         self.activation: Activation = build(activation, context)
         self.tying: Tying = build(tying, context)
+        self.views()  # names that collide in files are found before training
         # Statistics stay in float32 where weights are bfloat16: activations are normalised before they are rounded.
         compute = torch.promote_types(context.dtype, torch.float32)
         identity = normalisation == "none"
         self.normaliser = Normaliser(context.n_layers, context.d_model, compute, context.device, identity=identity)
         self.described_model: dict[str, Any] | None = None
+        self.step: int | None = None
+        """Training steps done; None if it is not known."""
+        self.tokens: int | None = None
+        """Tokens trained on; None if it is not known."""
         self.product: torch.dtype | None = None
         """The type of the encoder's matrix product; that of its weights if None."""
         self.runs_dense = path == "dense" or (path == "auto" and not self.activation.fixed_size)
@@ -226,6 +231,12 @@ class CrossLayerTranscoder(nn.Module):
             views[name] = (f"tying.{inner}", view, axis)
         assert isinstance(self.activation, nn.Module)
         for name, value in self.activation.named_parameters():
+            if name in views or name.startswith("normaliser."):
+                raise PluginError(
+                    f"activation: {self.choices['activation'].choice}: its parameter {name!r} has the name of a tensor "
+                    f"of the encoder, the normaliser or the tying {self.choices['tying'].name!r} in files: rename it",
+                    where=("activation",),
+                )
             views[name] = (f"activation.{name}", _unchanged, getattr(value, "feature_axis", None))
         return views
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.slots import SLOTS
+from clt_plugins.contract.slots import SLOTS, Slot
 from clt_plugins.errors import Fault, Faults, Refused
 from clt_plugins.recipe.lines import line_of
 from clt_plugins.recipe.overrides import Overrides
@@ -53,6 +53,16 @@ def read_recipe(
         file, folder, table = "recipe", None, copy.deepcopy(dict(recipe))
     else:
         file, folder, table = str(recipe), Path(recipe).parent, _read_toml(Path(recipe))
+    return _typed(table, file, folder, overrides, plugins)
+
+
+def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Sequence[str], plugins: Plugins) -> Recipe:
+    """The recipe in plain tables, which are changed; see `read_recipe`.
+
+    Args:
+        file: what faults name.
+        folder: what relative paths in it start from.
+    """
     for slot in SLOTS:
         if slot.default is not None and table.get(slot.table) is None:
             table[slot.table] = copy.deepcopy(slot.default)
@@ -71,6 +81,55 @@ def read_recipe(
     if typed is None or faults:
         raise Faults(faults)
     return typed
+
+
+def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -> tuple[Recipe, list[str]]:
+    """The recipe of a run that is over, without what nothing is left to do for.
+
+    What was only for training and its end (`requires`, `[[exports]]`) and choices of plugins that are not installed
+    are replaced by their defaults, or left out of a list. The source is needed in any case.
+
+    Returns:
+        The recipe, and a text for each logger that is left out.
+
+    Raises:
+        Faults: see `read_recipe`.
+    """
+    table = _read_toml(file)
+    missing = []
+    for slot in SLOTS:
+        chosen = table.get(slot.table)
+        if slot.table == "source" or chosen is None:
+            continue
+        if not slot.many:
+            if not _is_installed(chosen, slot, plugins):
+                del table[slot.table]
+        elif isinstance(chosen, list):
+            left = [one for one in chosen if _is_installed(one, slot, plugins)]
+            if slot.table == "loggers":
+                missing += [f"logger {_name(one)!r} is of no installed plugin" for one in chosen if one not in left]
+            table[slot.table] = left
+            if (not left and slot.needs_one) or slot.table == "exports":
+                del table[slot.table]
+    table.pop("requires", None)
+    return _typed(table, str(file), file.parent, overrides, plugins), missing
+
+
+def _name(chosen: Any) -> Any:
+    """The name in a choice's table, or the choice as a recipe may write it, by name alone."""
+    return chosen.get("name") if isinstance(chosen, Mapping) else chosen
+
+
+def _is_installed(chosen: Any, slot: Slot, plugins: Plugins) -> bool:
+    """Whether a plugin offers a choice; what is no name is for `_typed` to complain of."""
+    name = _name(chosen)
+    if not isinstance(name, str):
+        return True
+    try:
+        plugins.pick(slot.table, name)
+    except Faults:
+        return False
+    return True
 
 
 def locate(fault: Fault, file: str) -> Fault:

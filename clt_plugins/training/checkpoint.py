@@ -140,6 +140,7 @@ def load_checkpoint(path: Path, parts: Parts, optimizer: torch.optim.Optimizer) 
     _set_loss_state(parts, stored)
     _set_moments(parts, optimizer, stored)
     transcoder.runs_dense = state.runs_dense
+    transcoder.step, transcoder.tokens = state.step, state.tokens
     parts.source.load_state(state.source)
     return Progress(state.step, state.tokens, idle_tokens)
 

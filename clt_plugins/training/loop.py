@@ -121,6 +121,8 @@ def train(
         progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + tokens)
         progress.tokens += tokens
         progress.step += 1
+        # Saved with the transcoder, so that reports can say what they judge.
+        transcoder.step, transcoder.tokens = progress.step, progress.tokens
         sent = parallel.sent()
         bar.update()
         watch.lap("step_s")
@@ -223,12 +225,15 @@ def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, st
     where = next((by_rank for by_rank in parallel.gather(where) if "layer " in by_rank), where)
     terms = ", ".join(f"{name} {float(value):g}" for name, value in outcome.terms.items())
     kept = f"the checkpoint of step {saved_step} is good" if saved_step else "there is no checkpoint yet"
+    # What a source yields does not depend on the learning rate.
+    remedy = "lower train.lr, or set train.clip_norm"
+    if where.startswith("the source's"):
+        remedy = 'set model.dtype = "float32" or "bfloat16", or generate stored activations again'
     if parallel.rank > 0:
         raise Stopped(ExitCode.GUARD, "")
     raise Stopped(
         ExitCode.GUARD,
-        f"step {step + 1}: loss or gradient not finite ({terms}): first in {where}; {kept}; "
-        "lower train.lr, or set train.clip_norm",
+        f"step {step + 1}: loss or gradient not finite ({terms}): first in {where}; {kept}; {remedy}",
     )
 
 

@@ -128,11 +128,14 @@ def _train(
     if scores is not None:
         dead = f"{scores.dead_fraction:.1%} of features never active"
         logger.info("held-out NMSE %.4f at L0 %.1f, %s", scores.nmse, scores.l0, dead)
+        for note in scores.notes():
+            logger.warning("%s", note)
     logger.info("transcoder saved in %s", folder / "transcoder")
     transcoder.eval()
     if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
         # The other ranks have ended: what follows is this one's, with all features.
-        transcoder = type(transcoder).load(folder / "transcoder", plugins=plugins)
+        device = str(parts.context.device)
+        transcoder = type(transcoder).load(folder / "transcoder", device=device, plugins=plugins)
     return after_training(transcoder, source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder)
 
 
@@ -166,7 +169,8 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
     """Set the transcoder's statistics: the source's own, or those of its first batches (which are still trained on)."""
     source, settings = parts.source, recipe.transcoder
     statistics = source.statistics()
-    if statistics is None:
+    # Sources that store statistics need not have the norms.
+    if statistics is None or (settings.normalisation == "sqrt_d_model" and "inputs.norm" not in statistics):
         # Read and put back: the batches that the statistics come from are trained on as well.
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))

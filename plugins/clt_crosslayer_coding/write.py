@@ -54,7 +54,7 @@ class CrosslayerCoding:
         if faults := limits.of_transcoder(self.config, transcoder):
             raise Faults(faults)
         tensors = {name: value.detach().cpu() for name, value in transcoder.tensors().items()}
-        by_statistics = transcoder.normalisation not in ("none", "sqrt_d_model")
+        method = _method(transcoder.normalisation, tensors)
         config = {
             "num_features": transcoder.n_features,
             "num_layers": transcoder.n_layers,
@@ -64,14 +64,14 @@ class CrosslayerCoding:
             **self._templates(transcoder.model_described()),
             **_activation(transcoder),
             **_tying(transcoder, tensors),
-            "normalization_method": "mean_std" if by_statistics else transcoder.normalisation,
+            "normalization_method": method,
         }
         decoder = _untied if config["decoder_tying"] == "none" else _tied
         out = {**_encoder(transcoder, tensors), **decoder(transcoder, tensors)}
         write_tensors(folder / "model.safetensors", out, "float32")
         (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
-        if by_statistics:
-            # One scale per layer ("rms") is a standard deviation about 0, the same for every dimension.
+        if method == "mean_std":
+            # One scale per layer ("rms", "sqrt_d_model") is a standard deviation about 0, the same for every dimension.
             means, scales = (
                 {side: tensors[f"normaliser.{side[:-1]}_{kind}"] for side in ("inputs", "targets")}
                 for kind in ("shift", "scale")
@@ -94,6 +94,18 @@ class CrosslayerCoding:
     def read(self, folder: Path) -> Imported:
         """Read a checkpoint: see `read.read_checkpoint`."""
         return read_checkpoint(folder)
+
+
+def _method(normalisation: str, tensors: Mapping[str, Tensor]) -> str:
+    """The library's name of the normalisation. Its "sqrt_d_model" multiplies by sqrt(D), whatever the activations."""
+    if normalisation == "none":
+        return "none"
+    scales = [tensors[f"normaliser.{side}_scale"] for side in ("input", "target")]
+    shifts = [tensors[f"normaliser.{side}_shift"] for side in ("input", "target")]
+    fixed = torch.tensor(scales[0].shape[1] ** -0.5)
+    if all(bool((x == fixed).all()) for x in scales) and not any(bool(x.any()) for x in shifts):
+        return "sqrt_d_model"
+    return "mean_std"
 
 
 def _activation(transcoder: CrossLayerTranscoder) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from clt_plugins import run
 from clt_plugins.cli.main import main_group
 from clt_plugins.errors import ExitCode
+from clt_plugins.files.folders import verify
 from clt_plugins.finished.find import find_trained
 from clt_plugins.recipe.read import as_toml
 from tests.support.helpers import plugins, recipe, tables
@@ -71,21 +72,47 @@ def test_the_run_of_a_transcoder_is_found_from_any_working_directory(trained, in
     done = invoke("evaluate", path, "--json", "--set", "evaluate.tokens=256")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["tokens"] == 256
-    assert (trained / "evaluation/evaluation.json").is_file()
+    is_checkpoint = "step" in str(Path(inside) / path)
+    folder = "evaluations/step_000012" if is_checkpoint else "evaluation"
+    assert (trained / folder / "evaluation.json").is_file()
 
 
-@pytest.mark.parametrize("out", [".", "./", "../here", "../here/x/.."])
+REST = {"convert": CALIBRATION, "evaluate": [], "export": ["--format", "plain"]}
+
+PLAIN_EXPORTER = '''
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    """Writes a text."""
+
+class Plain:
+    def export(self, transcoder, folder):
+        (folder / "inside").mkdir()
+        (folder / "inside" / "text.txt").write_text("text")
+
+@hookimpl
+def clt_exporters():
+    return [Spec("plain", Config, lambda config, context: Plain())]
+'''
+
+
+@pytest.mark.parametrize("out", [".", "./", "../here"])
 @pytest.mark.parametrize("command", ["convert", "evaluate", "export"])
-def test_the_working_directory_is_refused_as_a_new_folder(trained, tmp_path, command, out, monkeypatch):
+def test_the_working_directory_may_be_the_new_folder_if_it_is_empty(
+    trained, tmp_path, command, out, monkeypatch, distributions
+):
+    distributions.module("plain_exporter", PLAIN_EXPORTER)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    rest = {"convert": CALIBRATION, "evaluate": [], "export": ["--format", "safetensors"]}[command]
-    Path("x").mkdir()
-    done = invoke(command, trained, "--out", out, *rest)
-    assert done.exit_code == ExitCode.USAGE, done.output
-    (line,) = done.stderr.strip().splitlines()
-    assert line.endswith("is the working directory, which cannot be replaced: give a new folder with --out")
-    assert [path.name for path in Path().iterdir()] == ["x"]
+    done = invoke(command, trained, "-p", "plain_exporter", "--out", out, *REST[command])
+    assert done.exit_code == 0, done.output
+    verify(tmp_path / "here")
+    assert Path.cwd().samefile(tmp_path / "here"), "the shell's folder is still the same one"
+    assert not [path.name for path in Path().iterdir() if path.name.startswith(".")]
+    again = invoke(command, trained, "-p", "plain_exporter", "--out", out, *REST[command])
+    assert again.exit_code == ExitCode.USAGE and "already there: give another folder" in again.stderr
 
 
 def test_a_new_folder_may_be_there_if_it_is_empty_also_by_a_link(trained, tmp_path):

@@ -85,7 +85,9 @@ def numbers(report: Evaluation) -> dict[str, Any]:
             else:
                 out[above + name] = value
 
-    walk(as_data(report), "")
+    data = as_data(report)
+    assert data.pop("notes") == [] and data.pop("made_from") is None
+    walk(data, "")
     edges = out["density_histogram.log10_edges"]
     counts = torch.tensor(out.pop("density_histogram.counts")).sum(0)
     frequent = torch.tensor(edges[:-1]) >= -1.5

@@ -74,9 +74,10 @@ def test_an_evaluation_as_text_json_and_metrics(judged):
 
 def test_an_evaluation_has_the_keys_that_users_read(judged):
     """Users' scripts read these files: keys and their order stay."""
+    TOLD = ["notes", "made_from"]
     scores = ["nmse", "explained_variance", "l0", "dead_fraction", "dense_fraction"]
     data = as_data(judged)
-    assert list(data) == ["tokens", *scores, "by_layer", "dense_above", "density_histogram", "model"]
+    assert list(data) == ["tokens", *scores, "by_layer", "dense_above", "density_histogram", "model", *TOLD]
     assert list(data["by_layer"]) == scores
     assert list(data["density_histogram"]) == ["log10_edges", "counts"]
     recovered = ["ce_recovered", "ce_recovered_of_mean", "largest_logit_error_with_errors"]
@@ -154,6 +155,7 @@ def test_a_conversion_has_the_keys_that_users_read():
         "before",
         "after",
         "l0_change",
+        "made_from",
     ]
     assert list(data["before"]) == list(data["after"]) == ["l0", "nmse", "explained_variance"]
 
@@ -175,5 +177,5 @@ def test_files_of_another_format_say_so(tmp_path: Path):
     data = json.loads(file.read_text())
     assert list(data) == [
         *("format", "clt_plugins", "layers", "d_model", "features", "dtype", "normalisation", "model"),
-        *("activation", "tying"),
+        *("activation", "tying", "step", "tokens"),
     ]

@@ -1,0 +1,119 @@
+"""What a result (a report, a conversion, an export) was made from: which transcoder, and with which settings.
+
+Every result holds such a record. So reports of different transcoders can be told apart, and a resumed run keeps the
+results that it would only make again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from clt_plugins.errors import Faults, Refused
+from clt_plugins.files.folders import MANIFEST, Manifest
+from clt_plugins.files.records import from_data, read_json
+from clt_plugins.model.saved import Description
+from clt_plugins.recipe.structure import plain
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.recipe import Recipe
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """A transcoder on disk, as results name it."""
+
+    folder: str
+    """The last part of its folder's path: `transcoder`, `converted`, `step_000400`."""
+    sha256: str | None = None
+    """A digest of its tensors, activation, tying and normalisation; a copy has the same. None for a folder of another
+    tool that has no manifest.json."""
+    step: int | None = None
+    """Training steps done; None where the folder does not say."""
+    tokens: int | None = None
+    """Tokens trained on; None where the folder does not say."""
+    converted_from: Origin | None = None
+    """The transcoder before its conversion; None if it was not converted, or where the folder does not say."""
+
+
+@attrs.frozen(kw_only=True)
+class Provenance:
+    """What a result was made from."""
+
+    transcoder: Origin
+    """The transcoder that was judged, converted or exported."""
+    settings: dict[str, Any]
+    """The settings that the result depends on, by the recipe's tables."""
+
+
+def identify(folder: Path) -> Origin:
+    """The transcoder in a folder.
+
+    Raises:
+        Faults: a file that describes it is damaged.
+    """
+    name = folder.resolve().name
+    if not (folder / MANIFEST).is_file():
+        return Origin(folder=name)
+    files = read_json(folder / MANIFEST, Manifest).files
+    if "transcoder.json" not in files:  # an export
+        return Origin(folder=name, sha256=_digest({path: file.sha256 for path, file in files.items()}))
+    description = read_json(folder / "transcoder.json", Description)
+    # Not the whole file: which version wrote it, and which step it is of, do not change what the transcoder computes.
+    tensors = {
+        path: one.sha256 for path, one in files.items() if path.startswith("transcoder") and path[-5:] != ".json"
+    }
+    sha256 = _digest([tensors, description.activation, description.tying, description.normalisation])
+    record = recorded(folder / "convert.json")
+    return Origin(
+        folder=name,
+        sha256=sha256,
+        step=description.step,
+        tokens=description.tokens,
+        converted_from=record.transcoder if record is not None else None,
+    )
+
+
+def recorded(file: Path) -> Provenance | None:
+    """What the result in a JSON file was made from; None where the file is missing, or does not say.
+
+    Raises:
+        Refused: the file is not readable JSON, or its record is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(file, f"not a readable JSON file: {error}") from error
+    record = data.get("made_from") if isinstance(data, Mapping) else None
+    return None if record is None else from_data(Provenance, record, file)
+
+
+def made_from_other(folder: Path, file: str, origin: Origin) -> bool:
+    """Whether the result in a folder says that it was made from another transcoder."""
+    try:
+        record = recorded(folder / file)
+    except Faults:
+        return False  # reading the result will name the damage
+    return record is not None and record.transcoder.sha256 != origin.sha256
+
+
+def settings_of(recipe: Recipe, table: str, value: Any) -> dict[str, Any]:
+    """A stage's settings, with those of the data that it reads.
+
+    Args:
+        table: the stage's table in a recipe.
+    """
+    data = {"source": plain(recipe.source), "seed": recipe.seed, "batch_tokens": recipe.train.batch_tokens}
+    model = {} if recipe.model is None else {"model": plain(recipe.model)}
+    return {table: plain(value), **data, **model}
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
