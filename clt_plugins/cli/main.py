@@ -109,8 +109,21 @@ class RunCommand(click.Command):
 @with_recipe
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/<name>/<time> if not given.")
 @click.option("--resume", metavar="[NAME]", help="Go on from the latest checkpoint in the folder, or from NAME.")
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="SETTING",
+    help="With --resume: this setting, or the data that it names, may differ from the checkpoint's.",
+)
 @click.option("--dry-run", is_flag=True, help="Build everything, print sizes, train nothing.")
-def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, dry_run: bool) -> None:
+def run(
+    recipe: Recipe,
+    plugins: Plugins,
+    out: Path | None,
+    resume: str | None,
+    accept: tuple[str, ...],
+    dry_run: bool,
+) -> None:
     """Train the transcoder that RECIPE describes."""
     from clt_plugins.training import run as training
 
@@ -120,7 +133,9 @@ def run(recipe: Recipe, plugins: Plugins, out: Path | None, resume: str | None, 
 
         click.echo(as_table(measure(recipe, plugins)))
         return
-    training.run(recipe, out=out, resume=resume, plugins=plugins)
+    if accept and resume is None:
+        raise Refused("--accept", "says what may differ on --resume; without it there is nothing to differ from")
+    training.run(recipe, out=out, resume=resume, accept=accept, plugins=plugins)
 
 
 @main_group.command()

@@ -9,7 +9,7 @@ import attrs
 from attrs import Attribute, Factory, field, frozen, validators
 
 from clt_plugins.contract.slots import BY_TABLE, SLOTS, Slot
-from clt_plugins.contract.spec import Selected
+from clt_plugins.contract.spec import FREE_ON_RESUME, Selected
 from clt_plugins.contract.types import HubOrPath
 from clt_plugins.errors import Refused
 
@@ -28,8 +28,8 @@ def _ascending(_: Any, attribute: Attribute[Any], value: list[int] | None) -> No
 
 
 def _within_steps(config: Any, attribute: Attribute[Any], value: int) -> None:
-    if value >= config.steps:
-        raise ValueError(f"'{attribute.name}' must be < steps ({config.steps}): {value}")
+    if value >= (steps := config.schedule_steps or config.steps):
+        raise ValueError(f"'{attribute.name}' must be < steps ({steps}): {value}")
 
 
 @frozen(kw_only=True)
@@ -46,7 +46,7 @@ class ModelConfig:
     """The hub's revision: a branch, tag or commit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The type the model runs in."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=FREE_ON_RESUME)
     """Where the model runs; "auto" is the GPU where there is one."""
     inputs: str | None = field(default=None, validator=_one_slot)
     """The module whose input each MLP reads, such as `transformer.h.{}.mlp`; found automatically for known families."""
@@ -69,9 +69,9 @@ class TranscoderConfig:
     """Tokens that statistics are estimated from, where the source stores none."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """The type of the parameters."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=FREE_ON_RESUME)
     """Where the transcoder lives; "auto" is the GPU where there is one."""
-    path: Literal["auto", "sparse", "dense"] = "auto"
+    path: Literal["auto", "sparse", "dense"] = field(default="auto", metadata=FREE_ON_RESUME)
     """Sparse products, matrix products, or by measured density."""
 
 
@@ -82,6 +82,9 @@ class TrainConfig:
 
     steps: int = field(validator=positive, metadata={"example": 10000})
     """Optimizer steps."""
+    schedule_steps: int | None = field(default=None, validator=validators.optional(positive))
+    """Steps over which all that falls or rises does so: the learning rate, k, weights of losses. Then it stays. `steps`
+    if not given; a run resumed with other `steps` keeps what it had."""
     batch_tokens: int = field(default=4096, validator=positive)
     """B: tokens in a batch, of all ranks together."""
     lr: float | None = field(default=None, validator=validators.optional(positive))
@@ -114,15 +117,15 @@ class TrainConfig:
     """The type of the encoder's matrix product; values and gradients are float32 in either case."""
     states: Literal["fp32", "bf16"] = "fp32"
     """The type of Adam's moments."""
-    log_every: int = field(default=50, validator=positive)
+    log_every: int = field(default=50, validator=positive, metadata=FREE_ON_RESUME)
     """Steps between lines of the log."""
-    eval_every: int = field(default=500, validator=positive)
+    eval_every: int = field(default=500, validator=positive, metadata=FREE_ON_RESUME)
     """Steps between evaluations on held-out tokens; the last step is always evaluated."""
-    eval_tokens: int = field(default=16384, validator=positive)
+    eval_tokens: int = field(default=16384, validator=positive, metadata=FREE_ON_RESUME)
     """Held-out tokens per evaluation."""
-    checkpoint_every: int = field(default=500, validator=positive)
+    checkpoint_every: int = field(default=500, validator=positive, metadata=FREE_ON_RESUME)
     """Steps between checkpoints; the last step always has one."""
-    keep_checkpoints: int = field(default=2, validator=positive)
+    keep_checkpoints: int = field(default=2, validator=positive, metadata=FREE_ON_RESUME)
     """How many checkpoints are kept, the newest."""
     dead_after_tokens: int = field(
         default=Factory(lambda self: max(1, min(1_000_000, self.steps * self.batch_tokens // 20)), takes_self=True),

@@ -86,6 +86,8 @@ def read_json(path: Path, record_class: type[Record]) -> Record:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise Refused(path, "not a readable JSON file: nested too deeply") from error
     except (OSError, ValueError) as error:
         raise Refused(path, f"not a readable JSON file: {error}") from error
     return from_data(record_class, data, path)

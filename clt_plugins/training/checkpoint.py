@@ -1,13 +1,20 @@
 """Checkpoints: a transcoder and all that training needs to continue as if it had never stopped.
 
 `checkpoints/step_000100/` holds `transcoder.safetensors` and `.json` (so a checkpoint loads as a transcoder),
-`training.safetensors` (optimizer moments, dead-feature counters, random state) and `training.json`. Where features are
-split over ranks each rank writes its slices (`...-00000-of-00004.safetensors`); any number of ranks can read them.
+`training.safetensors` (optimizer moments, dead-feature counters, torch's generators) and `training.json`. Where
+features are split over ranks each rank writes its slices (`...-00000-of-00004.safetensors`); any number of ranks can
+read them.
+
+Only folders called `step_` and digits are checkpoints; all other names are the user's, and left alone. If a run goes on
+from an earlier checkpoint, later ones are moved to `checkpoints/set_aside/` before it trains (`set_aside`). So the
+highest step is always the one written last, and of this history.
 """
 
 from __future__ import annotations
 
-import shutil
+import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +22,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.distributed.generators import CPU, DEVICE, generator_states, set_generators
 from clt_plugins.errors import Faults, Refused
+from clt_plugins.files.atomic import flush, remove
 from clt_plugins.files.folders import atomic_folder, verify
 from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
@@ -24,6 +33,12 @@ from clt_plugins.training import learned
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
+
+
+logger = logging.getLogger(__name__)
+
+NEEDS = ("transcoder.json", "transcoder*.safetensors", "training.json", "training*.safetensors")
+"""Files of every checkpoint."""
 
 
 @attrs.define(eq=False)
@@ -36,6 +51,10 @@ class Progress:
     """Tokens trained on."""
     idle_tokens: Tensor
     """Tokens since each feature was last active, [L, F] int64."""
+    recipe: str = ""
+    """What it is trained by, as TOML."""
+    identity: Mapping[str, str] = attrs.field(factory=dict)
+    """What the data are made from, as the source says (`Identified`)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +69,10 @@ class TrainingState:
     """Whether the transcoder ran by matrix products, not by sparse ones."""
     source: dict[str, Any]
     """`Source.state()`: which data come next."""
+    recipe: str = ""
+    """The recipe that it was trained by, as TOML: what a resumed run is compared with."""
+    identity: dict[str, str] = attrs.field(factory=dict)
+    """What its data are made from, by setting."""
 
 
 def save_checkpoint(
@@ -65,7 +88,8 @@ def save_checkpoint(
         OSError: it could not be written; earlier checkpoints are untouched.
     """
     transcoder, parallel = parts.transcoder, parts.context.parallel
-    path = folder / f"step_{progress.step:06}"
+    path = folder / _name(progress.step)
+    generators = generator_states(parallel, parts.context.device)
     with atomic_folder(path, parallel) as partial:
         # A checkpoint is a transcoder too: `evaluate` and `load` read it like a finished one.
         put_transcoder(transcoder, partial)
@@ -73,32 +97,96 @@ def save_checkpoint(
         of_losses, their_axes = learned.loss_state(parts.losses)
         tensors, axes = tensors | of_losses, axes | their_axes
         tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
-        # The engine draws from keyed generators; this state is for plugins that draw from torch's own.
-        tensors["torch_rng"], axes["torch_rng"] = torch.get_rng_state(), None
+        tensors, axes = tensors | generators, axes | dict.fromkeys(generators)
         put_tensors(partial, "training", tensors, axes, parallel, transcoder.n_features)
         state = TrainingState(
-            step=progress.step, tokens=progress.tokens, runs_dense=transcoder.runs_dense, source=parts.source.state()
+            step=progress.step,
+            tokens=progress.tokens,
+            runs_dense=transcoder.runs_dense,
+            source=parts.source.state(),
+            recipe=progress.recipe,
+            identity=dict(progress.identity),
         )
         if parallel.rank == 0:
             write_json(partial / "training.json", state)
     if parallel.rank == 0:
-        for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        # By number the oldest; but never the one just written, whatever else lies there.
+        for old in [one for one in checkpoints(folder) if one != path][: -(keep - 1) or None]:
+            _prune(old)
     return path
+
+
+def _prune(path: Path) -> None:
+    """Remove a checkpoint. Under its own name it is complete or not there, also if this is interrupted."""
+    if path.is_symlink():
+        remove(path)
+        return
+    doomed = path.with_name(f".{path.name}.old-0")
+    if doomed.exists():
+        remove(doomed)
+    try:
+        path.rename(doomed)
+    except OSError as error:
+        logger.warning("%s: could not be removed: %s", path, error.strerror)
+        return
+    remove(doomed)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; other names, such as a user's copy `step_best`, are left alone."""
-    named = folder.glob("step_*") if folder.is_dir() else []
-    steps = {path: path.name.removeprefix("step_") for path in named if path.is_dir()}
-    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
+    named = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    ours = [path for path in named if path.name == _name(step_of(path)) and path.is_dir()]
+    return sorted(ours, key=step_of)
 
 
-def find_checkpoint(folder: Path, wanted: str) -> Path:
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step_"))
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06}"
+
+
+def set_aside(folder: Path, step: int) -> list[Path]:
+    """Move checkpoints later than a step to `set_aside/N/`, the latest first; they are of a history that is left.
+
+    Interrupted, it leaves the earlier ones of them: those are still of one history.
+
+    Raises:
+        OSError: one cannot be moved; names it.
+    """
+    later = [path for path in checkpoints(folder) if step_of(path) > step]
+    if not later:
+        return []
+    aside = folder / "set_aside"
+    numbers = [int(path.name) for path in aside.glob("*") if re.fullmatch(r"\d+", path.name)]
+    target = aside / str(max(numbers, default=0) + 1)
+    moved = []
+    for path in reversed(later):
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():  # a relative link would lead elsewhere from there
+                (target / path.name).symlink_to(path.resolve(), target_is_directory=True)
+                path.unlink()
+            else:
+                path.rename(target / path.name)
+            flush(target)
+            flush(folder)
+        except OSError as error:
+            raise OSError(f"{path}: could not be set aside in {target}: {error.strerror or error}") from error
+        moved.append(target / path.name)
+    names = ", ".join(path.name for path in later)
+    logger.warning("going back to step %s: later checkpoints are set aside in %s: %s", step, target, names)
+    return moved
+
+
+def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, TrainingState]:
     """The checkpoint to resume from: "latest", or a name such as "step_000100" or "100"; verified.
 
     Raises:
         Refused: there is none, or it is damaged; then the newest complete one before it is named.
+        OSError: it cannot be read, which is no damage.
     """
     known = checkpoints(folder)
     if not known:
@@ -107,41 +195,53 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
         path = known[-1]
     else:
         number = wanted.removeprefix("step_")
-        matching = [one for one in known if number.isdigit() and int(one.name.removeprefix("step_")) == int(number)]
+        matching = [one for one in known if number.isdecimal() and step_of(one) == int(number)]
         if not matching:
             names = ", ".join(one.name for one in known)
             raise Refused(folder, f"no checkpoint {wanted!r} (there are: {names})")
         path = matching[0]
     try:
-        verify(path)
+        return path, _verified(path)
     except Faults as error:
         raise Refused("", f"{error}; {_offer(known[: known.index(path)])}") from error
-    return path
+
+
+def _verified(path: Path) -> TrainingState:
+    verify(path, NEEDS)
+    return read_json(path / "training.json", TrainingState)
 
 
 def _offer(earlier: list[Path]) -> str:
     for path in reversed(earlier):
         try:
-            verify(path)
-        except Faults:
+            _verified(path)
+        except (Faults, OSError):
             continue  # damaged too: look further back
         return f"the one before it is complete: --resume {path.name}"
     return "no earlier checkpoint is complete"
 
 
-def load_checkpoint(path: Path, parts: Parts, optimizer: torch.optim.Optimizer) -> Progress:
-    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it."""
+def load_checkpoint(
+    path: Path, parts: Parts, optimizer: torch.optim.Optimizer, *, source_anew: bool = False
+) -> Progress:
+    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it.
+
+    Args:
+        source_anew: leave the source at its beginning, since it reads other data.
+    """
     transcoder = parts.transcoder
     copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
-    torch.set_rng_state(stored.read("torch_rng"))
     _set_loss_state(parts, stored)
     _set_moments(parts, optimizer, stored)
     transcoder.runs_dense = state.runs_dense
     transcoder.step, transcoder.tokens = state.step, state.tokens
-    parts.source.load_state(state.source)
+    if not source_anew:
+        parts.source.load_state(state.source)
+    generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
+    set_generators(generators, parts.context.parallel, parts.context.device)
     return Progress(state.step, state.tokens, idle_tokens)
 
 
@@ -175,7 +275,7 @@ def _set_loss_state(parts: Parts, stored: SlicedTensors) -> None:
 @torch.no_grad()
 def _set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTensors) -> None:
     parameters, views = learned.parameters(parts), learned.views(parts)
-    others = {"idle_tokens", "torch_rng", *learned.loss_state(parts.losses)[0]}
+    others = {"idle_tokens", CPU, DEVICE, *learned.loss_state(parts.losses)[0]}
     for full in stored.shapes.keys() - others:
         key, count, owner = full.partition(" of ")
         name = owner

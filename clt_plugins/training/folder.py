@@ -1,78 +1,250 @@
-"""A run's folder: which one it is, whether it may be used, and what is recorded in it."""
+"""The folder of a run: whose it is, where the run in it stands, and what is on record there.
+
+```text
+run.lock              only while a process trains here: its host, number and start
+recipe.toml           of the last start, every default written out
+versions.json         of the last start
+history.jsonl         a line for each start: when, where, from which checkpoint, what had changed and was accepted
+checkpoints/step_N    of this history; the highest N is the newest
+checkpoints/set_aside/1/step_N    left when the run went back to an earlier step; never deleted by the engine
+```
+
+The rules, for every moment at which the process can be killed:
+
+1. One process per folder. Rank 0 makes the folder and takes the lock before anything that takes long.
+2. What can fail is tried before anything is changed: build, check the stages, read the checkpoint.
+3. Every file appears whole, by a rename. What replaces something is complete before that goes.
+4. A folder in which nothing is but what a start makes before its first step may be started in again. Resumed without a
+   checkpoint, a run begins at its first step.
+5. Names that are not ours are left alone.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import platform
+import re
+import socket
 import sys
 import time
 import tomllib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import Refused
-from clt_plugins.recipe.read import as_toml
-from clt_plugins.training.checkpoint import find_checkpoint
+from clt_plugins.files.atomic import remove, write_file
+from clt_plugins.files.folders import sweep
+from clt_plugins.files.locks import Lock
+from clt_plugins.files.records import as_data, json_text
+from clt_plugins.training.checkpoint import checkpoints, find_checkpoint
+from clt_plugins.training.resume import Before, Change, check_settings, keep
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.registry.plugins import Plugins
 
-FREE_ON_RESUME = ("train", "loggers", "convert", "evaluate", "exports", "requires", "name", "parallel")
-"""Tables of a recipe that may differ when a run is resumed; the rest is what the checkpoint was made with."""
+logger = logging.getLogger(__name__)
+
+LOCK = "run.lock"
+RECORDS = ("recipe.toml", "versions.json", "history.jsonl")
+"""Files that the engine writes at every start."""
 
 
-def folder_and_checkpoint(
-    parallel: Parallel, recipe: Recipe, out: str | Path | None, resume: str | None
-) -> tuple[Path, Path | None]:
-    """The run's folder, and the checkpoint to resume from: rank 0 looks, the others follow."""
-    folder, checkpoint = Path(), None
-    with all_or_none(parallel):
-        if parallel.rank == 0:
-            folder = Path(out) if out is not None else _default_folder(recipe, resume)
-            _prepare(folder, recipe, resume)
-            checkpoint = find_checkpoint(folder / "checkpoints", resume) if resume else None
-    folder = Path(parallel.gather(str(folder))[0])
-    name = parallel.gather(checkpoint.name if checkpoint is not None else "")[0]
-    return folder, folder / "checkpoints" / name if name else None
+@attrs.frozen(kw_only=True)
+class Start:
+    """Where a run begins; the same on all ranks, but for `before`."""
+
+    folder: Path
+    """The run's."""
+    checkpoint: Path | None
+    """The checkpoint to go on from; None for a run that begins at its first step."""
+    recipe: Recipe
+    """The recipe, with derived settings as the checkpoint has them."""
+    before: Before | None
+    """On rank 0: what the checkpoint says of itself."""
 
 
-def _default_folder(recipe: Recipe, resume: str | None) -> Path:
-    base = Path("runs") / recipe.name
-    if resume is None:
-        return base / time.strftime("%Y%m%d-%H%M%S")
-    known = sorted(path for path in base.glob("*") if (path / "checkpoints").is_dir()) if base.is_dir() else []
+@contextmanager
+def run_folder(
+    parallel: Parallel, recipe: Recipe, out: str | Path | None, resume: str | None, accepted: Collection[str]
+) -> Iterator[Start]:
+    """The run's folder, this process's alone until the end of the block. Rank 0 looks, the others follow.
+
+    Args:
+        accepted: settings that may differ from those of the checkpoint.
+
+    Raises:
+        Refused: another process trains in it; it holds other things; or what is to be resumed is not there, damaged, or
+            of another run.
+        OSError: the folder cannot be made or locked.
+    """
+    lock: Lock | None = None
+    made: list[Path] = []
+    folder, checkpoint, before, kept = Path(), None, None, {}
+    try:
+        with all_or_none(parallel):
+            if parallel.rank == 0:
+                folder = _chosen(recipe, out, resume, made)
+                lock = _lock(folder, made)
+                if resume is None:
+                    _refuse_what_is_there(folder)
+                _clean(folder)
+                if resume is not None and (found := _resumed(folder, resume)) is not None:
+                    checkpoint, before = found
+                    kept = check_settings(before, recipe, accepted)
+        told = {"folder": str(folder), "checkpoint": checkpoint and checkpoint.name, "kept": kept}
+        told = json.loads(parallel.gather(json.dumps(told))[0])
+        folder = Path(told["folder"])
+        checkpoint = folder / "checkpoints" / told["checkpoint"] if told["checkpoint"] else None
+        yield Start(folder=folder, checkpoint=checkpoint, recipe=keep(recipe, told["kept"]), before=before)
+    finally:
+        if lock is not None:
+            lock.release()
+        # Where the start failed, nothing is in them.
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _chosen(recipe: Recipe, out: str | Path | None, resume: str | None, made: list[Path]) -> Path:
+    """The folder that the user named, or the default; new folders are made, and noted in `made`."""
+    if resume is not None:
+        folder = Path(out) if out is not None else _latest_run(Path("runs") / recipe.name)
+        if not folder.is_dir():
+            raise Refused(folder, "nothing to resume: no such folder")
+        if not checkpoints(folder / "checkpoints") and not (folder / "recipe.toml").is_file() and _foreign(folder):
+            raise Refused(folder, "nothing to resume: no recipe.toml in it")
+        return folder
+    if out is not None:
+        folder = Path(out)
+        if folder.exists() and not (folder.is_dir() and (folder / LOCK).exists()):
+            _refuse_what_is_there(folder)
+        _make(folder, made)
+        return folder
+    base = Path("runs") / recipe.name / time.strftime("%Y%m%d-%H%M%S")
+    _make(base.parent, made)
+    number = 1
+    while True:  # two runs may start in the same second
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        made.append(folder)
+        return folder
+
+
+def _make(folder: Path, made: list[Path]) -> None:
+    for path in [*reversed(folder.parents), folder]:
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+            made.append(path)
+
+
+def _latest_run(base: Path) -> Path:
+    """The newest of the folders that runs without `--out` made; of others, the last by name."""
+    folders = [path for path in base.glob("*") if path.is_dir()]
+    known = [path for path in folders if checkpoints(path / "checkpoints")]
+    known = known or [path for path in folders if (path / "recipe.toml").is_file()]
     if not known:
         raise Refused("--resume", f"no run with checkpoints in {base}: give its folder with --out")
-    return known[-1]
+
+    def key(path: Path) -> tuple[bool, str, int, str]:
+        parts = re.fullmatch(r"(\d{8}-\d{6})(?:-(\d+))?", path.name)
+        return parts is not None, parts[1] if parts else "", int(parts[2] or 1) if parts else 0, path.name
+
+    return max(known, key=key)
 
 
-def _prepare(folder: Path, recipe: Recipe, resume: str | None) -> None:
-    """Refuse a folder in use, or a resumed run that is not the same."""
-    if resume is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise Refused(folder, "already there: go on with --resume, or give another folder with --out")
-        return
+def _lock(folder: Path, made: list[Path]) -> Lock:
+    lock = Lock(folder / LOCK)
+    holder = lock.try_acquire()
+    if holder is not None:
+        made.clear()  # the other process made them too
+        text = f"another run is in it: {holder}; wait for it or stop it, or give another folder with --out"
+        raise Refused(folder, text)
+    return lock
+
+
+def _refuse_what_is_there(folder: Path) -> None:
+    if not folder.is_dir() or _foreign(folder):
+        raise Refused(folder, "already there: go on with --resume, or give another folder with --out")
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether there is anything in it besides what a start makes before its first step."""
+    temporary = {f".{name}.partial" for name in RECORDS}
+    for path in folder.iterdir():
+        if path.name == "checkpoints" and path.is_dir():
+            if any(not re.fullmatch(r"\.step_\d+\.(partial|lock|old.*)", inner.name) for inner in path.iterdir()):
+                return True
+        elif path.name not in {LOCK, *RECORDS, *temporary}:
+            return True
+    return False
+
+
+def _clean(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    sweep(folder / "checkpoints", "step_*")
+    for name in RECORDS:
+        if (partial := folder / f".{name}.partial").exists():
+            remove(partial)
+
+
+def _resumed(folder: Path, resume: str) -> tuple[Path, Before] | None:
+    """The checkpoint to go on from; None where the run has none yet, and begins at its first step."""
+    if resume == "latest" and not checkpoints(folder / "checkpoints"):
+        logger.warning("%s: no checkpoint yet: the run begins at its first step", folder)
+        return None
+    checkpoint, state = find_checkpoint(folder / "checkpoints", resume)
     saved = folder / "recipe.toml"
-    if not saved.is_file():
-        raise Refused(folder, "nothing to resume: no recipe.toml in it")
-    before, now = tomllib.loads(saved.read_text(encoding="utf-8")), tomllib.loads(as_toml(recipe))
-    # Compared as resolved tables, so that a default written out in one of them makes no difference.
-    for table in sorted(before.keys() | now.keys()):
-        if table not in FREE_ON_RESUME and before.get(table) != now.get(table):
-            raise Refused(
-                table,
-                f"differs from the run in {folder}: it was {before.get(table)}, now it is {now.get(table)}; "
-                "a resumed run must be the same",
-            )
-    # Of [train], the length and the intervals may change; what the optimizer's state was made with may not.
-    fixed = ("batch_tokens", "optimizer", "states")
-    for key in fixed:
-        if before.get("train", {}).get(key) != now["train"].get(key):
-            raise Refused(f"train.{key}", f"differs from the run in {folder}; a resumed run must be the same")
+    try:
+        text = saved.read_bytes().decode()
+        tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        if not state.recipe:
+            raise Refused(saved, f"cannot be read: {' '.join(str(error).split())}") from error
+        logger.warning("%s: cannot be read, and is written anew: %s", saved, " ".join(str(error).split()))
+        text = state.recipe
+    return checkpoint, Before.of(folder, state, state.recipe or text)
+
+
+def record_start(
+    start: Start, recipe_toml: str, plugins: Plugins, changed: Sequence[Change], accepted: Collection[str], step: int
+) -> None:
+    """Put a start on record: a line of `history.jsonl`, then `recipe.toml` and `versions.json`.
+
+    Raises:
+        OSError: a file cannot be written; names it.
+    """
+    folder, ran = start.folder, versions(plugins)
+    entry = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "step": step,
+        "checkpoint": start.checkpoint.name if start.checkpoint is not None else None,
+        "changed": {change.setting: [change.before, change.now] for change in changed},
+        "accepted": sorted(accepted),
+        **ran,
+    }
+    history = folder / "history.jsonl"
+    earlier = history.read_text(encoding="utf-8", errors="replace") if history.is_file() else ""
+    # Written as a whole: a line is never torn, whenever the process is killed.
+    write_file(history, earlier + json.dumps(as_data(entry)) + "\n")
+    write_file(folder / "recipe.toml", recipe_toml)
+    write_file(folder / "versions.json", json_text(ran) + "\n")
 
 
 def versions(plugins: Plugins) -> dict[str, Any]:

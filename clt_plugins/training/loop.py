@@ -100,7 +100,7 @@ def train(
             group["lr"] = lr
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
-        done = progress.step / config.steps
+        done = min(1.0, progress.step / (config.schedule_steps or config.steps))
         if schedule is not None:
             schedule(done)
         outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done)

@@ -83,13 +83,14 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     assert config.lr is not None
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    steps = config.schedule_steps or config.steps
+    share = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     if config.schedule == "linear":
         return config.lr * (1 - (1 - LINEAR_END) * share)
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * share))
     if config.schedule == "linear_final20":
-        done = step / config.steps
+        done = min(1.0, step / steps)
         return config.lr * min(1.0, (1 - done) / 0.2)
     return config.lr
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.distributed.agree import all_or_none, read, same_everywhere
+from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
+from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.files.records import write_json
 from clt_plugins.finished.stages import after_training, check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.normaliser import estimate
@@ -28,10 +25,11 @@ from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
 from clt_plugins.registry.build import build, naming_plugins
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training import learned
-from clt_plugins.training.checkpoint import Progress, load_checkpoint
-from clt_plugins.training.folder import folder_and_checkpoint, versions
+from clt_plugins.training.checkpoint import Progress, load_checkpoint, set_aside
+from clt_plugins.training.folder import Start, record_start, run_folder, versions
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizer import is_matrix, make_optimizer, with_rate
+from clt_plugins.training.resume import changes, check_identity, identity_of
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Logger, Parallel
@@ -45,6 +43,7 @@ def run(
     *,
     out: str | Path | None = None,
     resume: str | None = None,
+    accept: Collection[str] = (),
     plugins: Plugins | None = None,
 ) -> CrossLayerTranscoder:
     """Train the transcoder a recipe describes; then convert, evaluate and export it, as far as the recipe asks.
@@ -53,6 +52,8 @@ def run(
         recipe: typed, or a recipe file, or its tables as a dictionary.
         out: the run's folder; `runs/<name>/<time>` if not given.
         resume: go on from a checkpoint in `out`: "latest", or one's name ("step_000100").
+        accept: settings that may differ from those of the checkpoint ("train.steps", "source.text"); see
+            `training/resume`.
 
     Returns:
         The trained transcoder, also saved in `out/transcoder`; the converted one (`out/converted`) if converted.
@@ -65,7 +66,7 @@ def run(
     plugins = plugins or load_plugins()
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, plugins=plugins)
-    with ExitStack() as stack, _stop_signals() as wants_stop:
+    with ExitStack() as stack, heard() as signals:
         stack.enter_context(naming_plugins(plugins.infos, recipe))
         context = make_context(recipe)
         parallel = context.parallel
@@ -75,15 +76,15 @@ def run(
             stack.callback(logging.disable, logging.NOTSET)
         # Before any file is made: ranks that differ would train, and fail or differ hours later.
         _check_ranks(parallel, recipe, plugins)
-        folder, checkpoint = folder_and_checkpoint(parallel, recipe, out, resume)
+        start = stack.enter_context(run_folder(parallel, recipe, out, resume, accept))
         # The engine draws from generators of its own; this one is for plugins that draw from torch's, and checkpointed.
         torch.manual_seed(recipe.seed)
         with all_or_none(parallel):
-            parts = assemble(recipe, folder, context.device, parallel)
+            parts = assemble(start.recipe, start.folder, context.device, parallel)
             stack.callback(close, parts)
             # What conversion or export would refuse at the end is refused now.
-            check_stages(parts, recipe, plugins)
-        return _train(parts, recipe, plugins, folder, checkpoint, wants_stop)
+            check_stages(parts, start.recipe, plugins)
+        return _train(parts, start, accept, plugins, signals)
 
 
 def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
@@ -95,34 +96,47 @@ def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
 
 
 def _train(
-    parts: Parts, recipe: Recipe, plugins: Plugins, folder: Path, checkpoint: Path | None, wants_stop: Any
+    parts: Parts, start: Start, accept: Collection[str], plugins: Plugins, signals: Signals
 ) -> CrossLayerTranscoder:
-    transcoder, source = parts.transcoder, parts.source
-    recipe = attrs.evolve(recipe, train=with_rate(recipe.train, transcoder.n_layers * transcoder.n_features))
+    transcoder, source, folder = parts.transcoder, parts.source, start.folder
+    parallel = parts.context.parallel
+    rate = with_rate(start.recipe.train, transcoder.n_layers * transcoder.n_features)
+    recipe = attrs.evolve(start.recipe, train=rate)
     own = {id(p) for p in transcoder.parameters()}
     extra = [p for p in learned.parameters(parts).values() if id(p) not in own]
     optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
+    identity, source_anew = _data(parts, start, accept)
     # A checkpoint holds the statistics; fitting again would change the units in the middle of a run.
-    if checkpoint is None:
+    if start.checkpoint is None:
         _fit_normaliser(parts, recipe)
     else:
-        with all_or_none(parts.context.parallel):
-            progress = load_checkpoint(checkpoint, parts, optimizer)
-        logger.info("resumed from %s", checkpoint)
+        with all_or_none(parallel):
+            progress = load_checkpoint(start.checkpoint, parts, optimizer, source_anew=source_anew)
+        logger.info("resumed from %s", start.checkpoint)
+    progress.recipe, progress.identity = as_toml(recipe), identity
     # Only large matrices: a buffer per bias would save nothing.
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
-    parallel = parts.context.parallel
+    # All that can be tried has been: from here on the folder is changed.
+    signals.phase = "interrupted at once: the last checkpoint is complete, go on with --resume"
     with all_or_none(parallel):
         if parallel.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "recipe.toml").write_text(as_toml(recipe), encoding="utf-8")
-            write_json(folder / "versions.json", versions(plugins))
+            set_aside(folder / "checkpoints", progress.step)
+            changed = changes(start.before.tables, recipe) if start.before is not None else []
+            record_start(start, progress.recipe, plugins, changed, accept, progress.step)
     with _loggers(recipe, parts, progress.step) as loggers:
         transcoder.train()
-        scores = train(parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", wants_stop)
-        save_transcoder(transcoder, folder / "transcoder")
+        with signals.in_loop():
+            scores = train(
+                parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", lambda: signals.asked
+            )
+            save_transcoder(transcoder, folder / "transcoder")
+            # In the last step there was nothing to stop; what comes after it can still be left out.
+            stopping = anyone(parallel, signals.asked) and bool(recipe.convert or recipe.evaluate or recipe.exports)
+        signals.phase = f"interrupted after training: {folder / 'transcoder'} is saved, --resume does the rest"
+        if stopping:
+            raise Stopped(ExitCode.INTERRUPTED, signals.phase if parallel.rank == 0 else "")
     if parallel.rank > 0:
         return transcoder.eval()
     if scores is not None:
@@ -139,6 +153,20 @@ def _train(
     return after_training(transcoder, source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder)
 
 
+def _data(parts: Parts, start: Start, accept: Collection[str]) -> tuple[dict[str, str], bool]:
+    """What the data are made from, on rank 0; and, on all ranks, whether the source starts anew, as the user accepted
+    other data than the checkpoint's."""
+    parallel = parts.context.parallel
+    identity: dict[str, str] = {}
+    anew = False
+    with all_or_none(parallel):
+        if parallel.rank == 0:
+            identity = identity_of(parts.source)
+            if start.before is not None:
+                anew = check_identity(start.before, identity, start.recipe, accept)
+    return identity, anyone(parallel, anew)
+
+
 @contextmanager
 def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
     """The recipe's loggers, closed however the run ends. A logger that fails to close does not hide why it ended."""
@@ -151,6 +179,9 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
             loggers[-1].start(recipe_data(recipe), step)
         yield loggers
         status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
     except Stopped as stop:
         status = "interrupted" if stop.code == ExitCode.INTERRUPTED else "failed"
         raise
@@ -179,27 +210,3 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
         statistics = estimate(batches, source.n_layers, source.d_model, parallel)
         source.load_state(state)
     parts.transcoder.normaliser.fit(settings.normalisation, statistics)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Any]:
-    """Ctrl-C and SIGTERM ask the loop to stop after its step; a second one stops at once."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        if os.environ.get("RANK", "0") == "0":
-            logger.warning("stopping after this step (again to stop at once)")
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        before = {}  # signals belong to the main thread; elsewhere the caller has them
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

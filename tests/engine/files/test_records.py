@@ -151,7 +151,12 @@ def test_a_transcoder_json_with_a_mistake_is_told_by_file_and_key(case, tmp_path
 def test_a_training_json_with_a_mistake_is_told_by_file_and_key(tmp_path):
     run(tables(), out=tmp_path / "run")
     checkpoint = tmp_path / "run/checkpoints/step_000012"
-    assert list(json.loads((checkpoint / "training.json").read_text())) == ["step", "tokens", "runs_dense", "source"]
+    assert list(json.loads((checkpoint / "training.json").read_text()))[:4] == [
+        "step",
+        "tokens",
+        "runs_dense",
+        "source",
+    ]
     changed(checkpoint, "training.json", {"step": "DELETE"})
     with pytest.raises(ValueError, match=rf"^{checkpoint}/training\.json: step: required, but missing$"):
         run(tables(train={"steps": 16}), out=tmp_path / "run", resume="latest")

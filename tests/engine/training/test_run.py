@@ -157,7 +157,7 @@ def test_a_folder_in_use_is_refused_without_resume(tmp_path):
 
 def test_a_resumed_run_must_be_the_same_run(tmp_path):
     run(tables(), out=tmp_path / "run")
-    with pytest.raises(ValueError, match="transcoder: differs from the run"):
+    with pytest.raises(ValueError, match=r"transcoder\.features: differs from the run .*it was 10, now it is 11"):
         run(tables(transcoder={"features": 11}), out=tmp_path / "run", resume="latest")
 
 

@@ -1,0 +1,255 @@
+"""What may differ when a run is resumed: content is compared, not spelling.
+
+A checkpoint holds the recipe that it was trained by and, of sources that can tell, what their data are made from
+(`Identified`). A resumed run differs from it in
+
+free        where or how fast something is computed (`FREE_ON_RESUME`, [parallel], [kernels]), what is watched and what
+            comes after training, the name of the run, rates of the optimizer; settings that the source's identity
+            covers, as long as the content is the same; a plugin's new setting with its default
+kept        with another number of steps: the steps that schedules go by, and settings that follow from the number where
+            they are not given. So more steps are trained at the schedule's end
+all else    refused, one line each with the old and the new value
+
+What is kept or refused can be accepted by name (`--accept SETTING`). Fewer steps than are done are always refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from clt_plugins.contract.abilities import Identified
+from clt_plugins.contract.spec import Selected
+from clt_plugins.errors import Fault, Faults, Refused, parse_path
+from clt_plugins.recipe.structure import plain
+from clt_plugins.toml import inline
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.training.checkpoint import TrainingState
+
+logger = logging.getLogger(__name__)
+
+FREE_TABLES = {"name", "requires", "loggers", "parallel", "kernels", "convert", "evaluate", "exports"}
+"""Where the run is computed, what is watched, and what comes after it."""
+
+FREE_RATES = {"train.lr", "train.betas", "train.eps", "train.weight_decay", "train.clip_norm"}
+"""Settings of the optimizer that are changed on purpose in the middle of a run; the run's history has them."""
+
+STEPS = "train.steps"
+SCHEDULE = "train.schedule_steps"
+"""The steps that schedules go by; if not given, those of the run."""
+
+DATA_TABLES = {"source", "model"}
+"""Where other settings mean other data: a position in the old ones is none in the new ones."""
+
+
+@attrs.frozen(kw_only=True)
+class Change:
+    """A setting that is not what it was."""
+
+    setting: str
+    """Its path."""
+    before: Any
+    """Its value in the checkpoint's recipe, as plain data; None if it had none."""
+    now: Any
+    """Its value now."""
+    free: bool
+    """Whether it may differ, by what the setting is."""
+    derived: bool
+    """Whether the new value is only the default that follows from other settings."""
+
+
+@attrs.frozen(kw_only=True)
+class Before:
+    """What a run goes on from, as the checkpoint has it."""
+
+    folder: Path
+    """The run's."""
+    step: int
+    """Steps done."""
+    tables: dict[str, Any]
+    """The recipe as plain data."""
+    identity: dict[str, str]
+    """What the data were made from, by setting."""
+
+    @classmethod
+    def of(cls, folder: Path, state: TrainingState, recipe: str) -> Before:
+        """
+        Args:
+            recipe: as TOML; that of the run's folder for checkpoints that hold none.
+        """
+        return cls(folder=folder, step=state.step, tables=tomllib.loads(recipe), identity=state.identity)
+
+
+def changes(before: Mapping[str, Any], recipe: Recipe) -> list[Change]:
+    """All settings that differ from those of a recipe as plain data; neither a new setting that has its default, nor
+    one that is gone, counts."""
+    return list(_in_record(before, recipe, "", False))
+
+
+def _in_record(before: Any, record: Any, path: str, free: bool) -> Iterator[Change]:
+    known = before if isinstance(before, Mapping) else {}
+    for a in attrs.fields(type(record)):
+        if not a.init:
+            continue
+        setting = f"{path}.{a.alias}" if path else a.alias
+        is_free = (
+            free or bool(a.metadata.get("free_on_resume")) or setting in {STEPS, SCHEDULE, *FREE_TABLES, *FREE_RATES}
+        )
+        value, old = getattr(record, a.name), known.get(a.alias)
+        default = _default(a, record)
+        if old is None and plain(value) == plain(default):
+            continue
+        # Of tables only: items of lists have no default that follows from others.
+        derived = _follows(a) and value == default and path != "" and not set(path) & set(".[")
+        yield from _in_value(old, value, setting, is_free, derived)
+
+
+def _in_value(old: Any, value: Any, setting: str, free: bool, derived: bool) -> Iterator[Change]:
+    inside = isinstance(value, list) and value and all(_has_settings(item) for item in value)
+    if isinstance(value, Selected) and isinstance(old, Mapping) and old.get("name") == value.name:
+        yield from _in_record(old, value.config, setting, free)
+    elif attrs.has(type(value)) and not isinstance(value, Selected) and isinstance(old, Mapping):
+        yield from _in_record(old, value, setting, free)
+    elif inside and isinstance(old, list) and len(old) == len(value):
+        for index, item in enumerate(value):
+            yield from _in_value(old[index], item, f"{setting}[{index}]", free, False)
+    elif plain(value) != old:
+        if isinstance(value, Selected) and isinstance(old, Mapping):  # other settings cannot be compared
+            setting, old, value = f"{setting}.name", old.get("name"), value.name
+        yield Change(setting=setting, before=old, now=plain(value), free=free, derived=derived)
+
+
+def _follows(a: attrs.Attribute[Any]) -> bool:
+    return isinstance(a.default, attrs.Factory) and a.default.takes_self  # type: ignore[arg-type, union-attr]
+
+
+def _has_settings(value: Any) -> bool:
+    return attrs.has(type(value))
+
+
+def _default(a: attrs.Attribute[Any], record: Any) -> Any:
+    if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
+        return a.default.factory(record) if a.default.takes_self else a.default.factory()  # type: ignore[union-attr]
+    return None if a.default is attrs.NOTHING else a.default
+
+
+def names(accepted: Collection[str], setting: str) -> bool:
+    """Whether a setting, or a table that it is in, is among the accepted ones."""
+    return any(setting == one or setting.startswith((f"{one}.", f"{one}[")) for one in accepted)
+
+
+def check_settings(before: Before, recipe: Recipe, accepted: Collection[str]) -> dict[str, Any]:
+    """Compare settings; returns those that stay what they were, with their values (`keep`).
+
+    Raises:
+        Faults: settings differ that must not; a line for each.
+    """
+    if recipe.train.steps < before.step:
+        text = f"{recipe.train.steps}, but {before.step} steps are done: give more, or resume an earlier checkpoint"
+        raise Refused(STEPS, text)
+    if STEPS in accepted:
+        accepted = {*accepted, SCHEDULE}
+    faults: list[Fault] = []
+    kept: dict[str, Any] = {}
+    for change in [*_of_schedule(before, recipe), *changes(before.tables, recipe)]:
+        # What the identity covers is compared once the source is built.
+        if change.free or change.setting in before.identity or names(accepted, change.setting):
+            continue
+        if change.derived and change.before is not None:
+            kept[change.setting] = change.before
+            text = "%s: stays %s, as the run had it; by the new settings it would be %s (--accept %s)"
+            logger.warning(text, change.setting, inline(change.before), inline(change.now), change.setting)
+        else:
+            faults.append(_fault(before, change.setting, inline(change.before), inline(change.now)))
+    if faults:
+        raise Faults(faults)
+    return kept
+
+
+def _of_schedule(before: Before, recipe: Recipe) -> Iterator[Change]:
+    """The steps that schedules go by, where they differ."""
+    train = before.tables.get("train", {})
+    old = train.get("schedule_steps", train.get("steps"))
+    new = recipe.train.schedule_steps or recipe.train.steps
+    if old != new:
+        derived = recipe.train.schedule_steps is None
+        yield Change(setting=SCHEDULE, before=old, now=new, free=False, derived=derived)
+
+
+def _fault(before: Before, setting: str, old: str, new: str) -> Fault:
+    old = "not set" if old == "None" else old
+    new = "not set" if new == "None" else new
+    text = f"differs from the run in {before.folder}: it was {_short(old)}, now it is {_short(new)}"
+    return Fault(parse_path(setting), f"{text}; resume with what it was, or accept it: --accept {setting}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 160 else f"{text[:150]} ..."
+
+
+def keep(recipe: Recipe, kept: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values of some settings, `table.key`.
+
+    Raises:
+        Refused: such a value does not fit the recipe.
+    """
+    for setting, value in kept.items():
+        table, _, key = setting.partition(".")
+        record = getattr(recipe, table)
+        try:
+            if isinstance(record, Selected):
+                record = attrs.evolve(record, config=attrs.evolve(record.config, **{key: value}))
+            else:
+                record = attrs.evolve(record, **{key: value})
+        except ValueError as error:
+            text = f"was {inline(value)}, which does not fit: {error}; accept the new one: --accept {setting}"
+            raise Refused(setting, text) from error
+        recipe = attrs.evolve(recipe, **{table: record})
+    return recipe
+
+
+def identity_of(source: Source) -> dict[str, str]:
+    """What a source's data are made from, by setting; nothing if it cannot tell."""
+    return dict(source.identity()) if isinstance(source, Identified) else {}
+
+
+def check_identity(before: Before, identity: Mapping[str, str], recipe: Recipe, accepted: Collection[str]) -> bool:
+    """Compare the content of data; returns whether they are other data, accepted as such.
+
+    Raises:
+        Faults: they are others, and not accepted.
+    """
+    found = {change.setting: change for change in changes(before.tables, recipe)}
+    faults: list[Fault] = []
+    other = any(
+        change.setting.split(".")[0] in DATA_TABLES and not change.free and change.setting not in before.identity
+        for change in found.values()
+    )
+    for setting, old in before.identity.items():
+        new = identity.get(setting)
+        if new == old or (new is None and setting not in found):
+            continue
+        other = True
+        if names(accepted, setting):
+            continue
+        if new is None:
+            faults.append(_fault(before, setting, inline(found[setting].before), inline(found[setting].now)))
+        else:
+            text = f"its content is not that of the run in {before.folder}: it was {old}, now it is {new}"
+            remedy = f"resume with what it was, or accept other data: --accept {setting}"
+            faults.append(Fault(parse_path(setting), f"{text}; {remedy}"))
+    if faults:
+        raise Faults(faults)
+    if other:
+        logger.warning(
+            "the source reads other data than the run in %s did: it starts at their beginning", before.folder
+        )
+    return other
