@@ -13,6 +13,7 @@ import attrs
 
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.errors import Faults, Refused
+from clt_plugins.files.steps import step_folders
 from clt_plugins.finished.provenance import Origin, identify, made_from_other
 from clt_plugins.recipe.read import read_usable_recipe
 from clt_plugins.recipe.structure import plain
@@ -187,6 +188,6 @@ def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = Fals
             )
     if (final / "transcoder.json").is_file():
         return final
-    saved = sorted((run / "checkpoints").glob("step_*"))
+    saved = step_folders(run / "checkpoints")
     or_else = f", or name a checkpoint: {path / 'checkpoints' / saved[-1].name}" if saved else ""
     raise Refused(path, f"this run has no final transcoder, it did not end: go on with `run --resume`{or_else}")

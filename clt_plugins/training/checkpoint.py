@@ -28,6 +28,7 @@ from clt_plugins.files.atomic import flush, remove
 from clt_plugins.files.folders import atomic_folder, verify
 from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
+from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.training import learned
 
@@ -88,7 +89,7 @@ def save_checkpoint(
         OSError: it could not be written; earlier checkpoints are untouched.
     """
     transcoder, parallel = parts.transcoder, parts.context.parallel
-    path = folder / _name(progress.step)
+    path = folder / step_name(progress.step)
     generators = generator_states(parallel, parts.context.device)
     with atomic_folder(path, parallel) as partial:
         # A checkpoint is a transcoder too: `evaluate` and `load` read it like a finished one.
@@ -111,7 +112,7 @@ def save_checkpoint(
             write_json(partial / "training.json", state)
     if parallel.rank == 0:
         # By number the oldest; but never the one just written, whatever else lies there.
-        for old in [one for one in checkpoints(folder) if one != path][: -(keep - 1) or None]:
+        for old in [one for one in step_folders(folder) if one != path][: -(keep - 1) or None]:
             _prune(old)
     return path
 
@@ -132,22 +133,6 @@ def _prune(path: Path) -> None:
     remove(doomed)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; other names, such as a user's copy `step_best`, are left alone."""
-    named = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    ours = [path for path in named if path.name == _name(step_of(path)) and path.is_dir()]
-    return sorted(ours, key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """The step of a checkpoint."""
-    return int(path.name.removeprefix("step_"))
-
-
-def _name(step: int) -> str:
-    return f"step_{step:06}"
-
-
 def set_aside(folder: Path, step: int) -> list[Path]:
     """Move checkpoints later than a step to `set_aside/N/`, the latest first; they are of a history that is left.
 
@@ -156,7 +141,7 @@ def set_aside(folder: Path, step: int) -> list[Path]:
     Raises:
         OSError: one cannot be moved; names it.
     """
-    later = [path for path in checkpoints(folder) if step_of(path) > step]
+    later = [path for path in step_folders(folder) if step_of(path) > step]
     if not later:
         return []
     aside = folder / "set_aside"
@@ -188,7 +173,7 @@ def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, TrainingState]:
         Refused: there is none, or it is damaged; then the newest complete one before it is named.
         OSError: it cannot be read, which is no damage.
     """
-    known = checkpoints(folder)
+    known = step_folders(folder)
     if not known:
         raise Refused(folder, "no checkpoint to resume from")
     if wanted == "latest":

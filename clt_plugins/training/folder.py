@@ -45,7 +45,8 @@ from clt_plugins.files.atomic import remove, write_file
 from clt_plugins.files.folders import sweep
 from clt_plugins.files.locks import Lock
 from clt_plugins.files.records import as_data, json_text
-from clt_plugins.training.checkpoint import checkpoints, find_checkpoint
+from clt_plugins.files.steps import step_folders
+from clt_plugins.training.checkpoint import find_checkpoint
 from clt_plugins.training.resume import Before, Change, check_settings, keep
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _chosen(recipe: Recipe, out: str | Path | None, resume: str | None, made: li
         folder = Path(out) if out is not None else _latest_run(Path("runs") / recipe.name)
         if not folder.is_dir():
             raise Refused(folder, "nothing to resume: no such folder")
-        if not checkpoints(folder / "checkpoints") and not (folder / "recipe.toml").is_file() and _foreign(folder):
+        if not step_folders(folder / "checkpoints") and not (folder / "recipe.toml").is_file() and _foreign(folder):
             raise Refused(folder, "nothing to resume: no recipe.toml in it")
         return folder
     if out is not None:
@@ -155,7 +156,7 @@ def _make(folder: Path, made: list[Path]) -> None:
 def _latest_run(base: Path) -> Path:
     """The newest of the folders that runs without `--out` made; of others, the last by name."""
     folders = [path for path in base.glob("*") if path.is_dir()]
-    known = [path for path in folders if checkpoints(path / "checkpoints")]
+    known = [path for path in folders if step_folders(path / "checkpoints")]
     known = known or [path for path in folders if (path / "recipe.toml").is_file()]
     if not known:
         raise Refused("--resume", f"no run with checkpoints in {base}: give its folder with --out")
@@ -204,7 +205,7 @@ def _clean(folder: Path) -> None:
 
 def _resumed(folder: Path, resume: str) -> tuple[Path, Before] | None:
     """The checkpoint to go on from; None where the run has none yet, and begins at its first step."""
-    if resume == "latest" and not checkpoints(folder / "checkpoints"):
+    if resume == "latest" and not step_folders(folder / "checkpoints"):
         logger.warning("%s: no checkpoint yet: the run begins at its first step", folder)
         return None
     checkpoint, state = find_checkpoint(folder / "checkpoints", resume)
