@@ -17,6 +17,7 @@ from clt_plugins.cli import finished
 from clt_plugins.cli.options import RECIPE, VERBOSE, selected_plugins, verbose, with_plugins, with_recipe
 from clt_plugins.contract.slots import SLOTS
 from clt_plugins.contract.spec import __version__
+from clt_plugins.distributed.signals import heard
 from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable
 
 if TYPE_CHECKING:
@@ -48,13 +49,14 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         error: BaseException
         try:
-            return super().invoke(ctx)
+            # SIGTERM is Ctrl-C: what is half written is cleaned up.
+            with heard() as signals:
+                signals.phase = "interrupted"
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Stopped as stop:
             error, code, text = stop, stop.code, str(stop)
-        except KeyboardInterrupt as interrupt:
-            error, code, text = interrupt, ExitCode.INTERRUPTED, "interrupted"
         except Faults as wrong:
             lines = [str(_located(fault, ctx.meta.get(RECIPE))) for fault in wrong.faults]
             error, code, text = wrong, ExitCode.USAGE, "\n".join(lines)

@@ -13,6 +13,7 @@ import attrs
 
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.errors import Faults, Refused
+from clt_plugins.files.folders import recover
 from clt_plugins.files.steps import step_folders
 from clt_plugins.finished.provenance import Origin, identify, made_from_other
 from clt_plugins.recipe.read import read_usable_recipe
@@ -147,6 +148,9 @@ def find_trained(
     Raises:
         Refused: there is no such folder, or it is a run that has not ended.
     """
+    # A crash may have left a folder under its temporary name.
+    for one in (path, path / "transcoder", path / "converted"):
+        recover(one)
     if not path.exists():
         raise Refused(path, "no such folder")
     folder, run = path.resolve(), None  # `.` has no parent: an absolute path does

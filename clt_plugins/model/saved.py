@@ -15,7 +15,7 @@ from torch import nn
 
 from clt_plugins.contract.spec import __version__
 from clt_plugins.errors import Refused
-from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.folders import atomic_folder, recover, verify
 from clt_plugins.files.records import FORMAT, read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.model.devices import bare_context, make_kernels, make_parallel
@@ -104,6 +104,7 @@ def load_transcoder(
 ) -> Any:
     """See `CrossLayerTranscoder.load`."""
     plugins = plugins or load_plugins()
+    recover(folder)
     if not (folder / "transcoder.json").is_file():
         return _import(make, folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)
     # Checksums before anything is built: a truncated file must not become a transcoder that looks well.
