@@ -14,8 +14,7 @@ from torch import Tensor
 
 from clt_plugins import Refused
 from clt_stream.contexts import Contexts, Packer
-from clt_stream.sites import Site
-from clt_stream.taps import Act, hooked
+from clt_stream.taps import Act, Site, hooked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +90,7 @@ class StreamLanguageModel:
         acts: list[tuple[Site, Act]] = []
         if replace is not None:
             for layer, (read, written) in enumerate(self.sites):
-                swap = _Swap(layer, written, rows, replace)
+                swap = _Swap(layer, read, written, rows, replace)
                 acts += [(read, swap.keep), (written, swap.replaced)]
         with hooked(self.model, acts):
             logits = self.model(text.ids.to(device), **kwargs).logits
@@ -101,12 +100,12 @@ class StreamLanguageModel:
 class _Swap:
     """Keeps what one layer reads, and lets what it writes be replaced, at the rows that count."""
 
-    def __init__(self, layer: int, written: Site, rows: Tensor, replace: Replace):
-        self.layer, self.written, self.rows, self.replace = layer, written, rows, replace
+    def __init__(self, layer: int, read: Site, written: Site, rows: Tensor, replace: Replace):
+        self.layer, self.read, self.written, self.rows, self.replace = layer, read, written, rows, replace
         self.inputs: Tensor | None = None
 
     def keep(self, value: Tensor) -> None:
-        self.inputs = value.flatten(0, -2)[self.rows]
+        self.inputs = self.read.scaled(value.flatten(0, -2)[self.rows])
 
     def replaced(self, value: Tensor) -> Tensor | None:
         if self.inputs is None:
@@ -116,7 +115,9 @@ class _Swap:
                 f"another module, or set evaluate.model_tokens = 0",
             )
         flat = value.flatten(0, -2)
-        new = self.replace(self.layer, self.inputs, flat[self.rows])
+        new = self.replace(self.layer, self.inputs, self.written.scaled(flat[self.rows]))
         if new is None:
             return None
+        if self.written.scale != 1:
+            new = new / self.written.scale
         return flat.index_copy(0, self.rows, new.to(flat.device, flat.dtype)).view_as(value)

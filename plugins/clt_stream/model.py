@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 
 from clt_plugins import Refused
 from clt_stream.library_errors import is_about_revision, one_line, reason
+from clt_stream.weights import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,13 +32,13 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
     path, options = _locate(settings)
     tokenizer = _load_tokenizer(settings, path, options)
     dtype = getattr(torch, settings.dtype)
-    model = _loaded(
-        lambda: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options), settings.path, "model.path"
-    )
+    options |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
+    model, info = _loaded(lambda: AutoModelForCausalLM.from_pretrained(path, **options), settings.path, "model.path")
+    check_weights(model, info, str(settings.path))
     # In training mode a model with dropout would give random activations.
     model.eval().requires_grad_(False)
-    # Packed contexts have no mask. With a padding token the model would look for padding, and warn, at each pass.
-    model.config.pad_token_id = None
+    # Packed contexts have no mask. Without this the model would look for padding, and warn, at each pass.
+    model.warn_if_padding_and_no_attention_mask = lambda *_, **__: None
     target = device if settings.device == "auto" else usable_device(settings.device, "model.device")
     try:
         model.to(target)
@@ -90,11 +92,32 @@ def _load_tokenizer(settings: Any, path: str, options: dict[str, Any]) -> Any:
         if name.startswith(("/", ".", "~")) and not local.is_dir():
             raise Refused(setting, f"no folder {name!r}")
         path = str(local) if local.is_dir() else name
-    tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(path, **options), name, setting, "the tokenizer of ")
-    # For a folder without one, transformers makes an empty one.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise Refused("model.tokenizer", f"{name!r} holds no tokenizer: name a folder or hub id that has one")
+    remedy = "name a folder or hub id that has one" if settings.tokenizer else "set model.tokenizer"
+    nothing = Refused(setting, f"{name!r} has no tokenizer: {remedy}")
+    folder = Path(path)
+    if folder.is_dir() and "gguf_file" not in options and not any(map(_is_of_tokenizer, folder.iterdir())):
+        raise nothing
+    try:
+        tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(path, **options), name, setting, "the tokenizer of ")
+    except Refused as refused:
+        if "instantiate the backend tokenizer" in str(refused.__cause__):
+            raise nothing from refused
+        raise
+    if _is_empty(tokenizer):
+        raise nothing
     return tokenizer
+
+
+def _is_of_tokenizer(file: Path) -> bool:
+    return re.search(r"token|vocab|merges|spiece|sentencepiece|\.spm$|\.model$|tekken|bpe", file.name) is not None
+
+
+def _is_empty(tokenizer: Any) -> bool:
+    """Whether it is the stand-in that transformers makes where there are no files: it knows no words."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        return True
+    one, two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("model", "river"))
+    return one == two
 
 
 def _need_gguf(setting: str) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from clt_stream.contexts import Contexts
+from clt_stream.finite import check_rows
 from clt_stream.rows import Rows
-from clt_stream.sites import Site
-from clt_stream.taps import Tap, Trace, find_order
+from clt_stream.taps import Site, Tap, Trace, find_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,9 +27,11 @@ class Reader:
         Refused: the sites are not activations of one width, or a forward pass does not reach them.
     """
 
-    def __init__(self, model: PreTrainedModel, sites: Sequence[tuple[Site, Site]]):
+    def __init__(self, model: PreTrainedModel, sites: Sequence[tuple[Site, Site]], layers: Sequence[int] | None = None):
         self.model = model
         self.n_layers = len(sites)
+        self.layers = list(layers) if layers is not None else list(range(self.n_layers))
+        """The number in the model of each layer that is read."""
         self.dtype, self.device = model.dtype, model.device
         taps, self.d_model = find_order(model, sites)
         self.trace = Trace(model, taps)
@@ -50,7 +52,10 @@ class Reader:
             kwargs["attention_mask"] = contexts.attention_mask
 
         def copy(tap: Tap, value: Tensor) -> None:
-            _copy(value, rows, (into.inputs if tap.is_input else into.targets)[target, tap.layer])
+            out = (into.inputs if tap.is_input else into.targets)[target, tap.layer]
+            _copy(value, rows, out)
+            if tap.site.scale != 1:
+                out *= tap.site.scale
 
         self.trace.run(copy, contexts.ids, **kwargs)
 
@@ -65,7 +70,11 @@ def _copy(value: Tensor, rows: Tensor, out: Tensor) -> None:
 
 
 def packs(reader: Reader) -> bool:
-    """Whether the model keeps packed pieces apart: a piece gives the same whatever comes before it, and when alone."""
+    """Whether the model keeps packed pieces apart: a piece gives the same whatever comes before it, and when alone.
+
+    Raises:
+        Refused: its activations are no finite numbers. (NaN would be unlike itself.)
+    """
     vocabulary = reader.model.config.get_text_config().vocab_size
     piece = torch.tensor([[3, 1, 2, 5], [2, 7, 3, 1]])
     before, other = torch.tensor([[1, 2, 3]]), torch.tensor([[6, 5, 9]])
@@ -76,6 +85,7 @@ def packs(reader: Reader) -> bool:
         into = Rows(len(rows), reader.n_layers, reader.d_model, reader.dtype, reader.device, "source.pack")
         contexts = Contexts(ids.remainder(vocabulary), positions.expand_as(ids), None, rows, 0)
         reader.read(contexts, rows, into, 0)
+        check_rows(into.view(slice(0, len(rows))), reader.layers)
         return into.targets.view(*ids.shape, -1)[:, -4:].float()
 
     def near(one: Tensor, two: Tensor, tolerance: float) -> bool:

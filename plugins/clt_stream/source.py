@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clt_plugins import Batch, Refused, generator
 from clt_stream.contexts import Cursor, Packer
+from clt_stream.finite import check_rows
 from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
 from clt_stream.reader import Reader, packs
@@ -74,7 +75,7 @@ class Stream:
         self._sites = find_sites(self.model, settings.inputs, settings.outputs, settings.layers)
         self.sites = [(str(read), str(written)) for read, written in self._sites]
         """Where inputs and targets are read, layer by layer, as text."""
-        self.reader = Reader(self.model, self._sites)
+        self.reader = Reader(self.model, self._sites, settings.layers)
         self.n_layers, self.d_model = self.reader.n_layers, self.reader.d_model
         same = config.buffer_device == "auto"
         self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
@@ -192,6 +193,7 @@ class Stream:
                 self.reader.read(contexts, contexts.rows[first:], self.block, row + first - begin)
             self.passed = len(contexts.rows)
             row += self.passed
+        check_rows(self.block.view(slice(0, self.size)), self.reader.layers)
         beyond = row - total
         self.following = Start(cursor, self.passed - beyond) if beyond else Start(self.packer.cursor(), 0)
         self.carried = beyond if self.ranks == 1 else None
@@ -224,6 +226,7 @@ class Stream:
         if not count:
             raise nothing_held_out(self.config.text, self.config.held_out)
         count = min(count, tokens)
+        check_rows(rows.view(slice(0, count)), self.reader.layers)
         # As large as a training batch of all ranks: the batches are the same for any number of ranks.
         size = self.batch_tokens * self.ranks
         return [rows.view(slice(begin, min(begin + size, count))) for begin in range(0, count, size)]

@@ -13,9 +13,9 @@ its callback is the engine's code: in a hook it runs in the caller's thread, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import torch
@@ -24,10 +24,27 @@ from torch import Tensor, nn
 
 from clt_plugins import Refused
 from clt_stream.library_errors import one_line
-from clt_stream.sites import Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@attrs.frozen
+class Site:
+    """A module's input or output."""
+
+    path: str
+    side: Literal["input", "output"]
+    scale: float = 1.0
+    """What is read is the module's value times this, as the model multiplies it before it adds it to the residual."""
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """What is read where the module has a value."""
+        return value if self.scale == 1 else value * self.scale
+
+    def __str__(self) -> str:
+        return f"{self.path}.{self.side}" + (f" * {self.scale:g}" if self.scale != 1 else "")
+
 
 Act = Callable[[Tensor], Tensor | None]
 """Gets the activations at a site. A tensor that it returns replaces them; None leaves them as they are."""
@@ -52,21 +69,37 @@ class Tap:
 class Trace:
     """Runs a model up to the last of its taps, inside an nnsight trace.
 
+    nnsight wraps modules that do nothing, one for each tap, and hooks at the sites call them. So no module of the model
+    is wrapped: nnsight does not stop at the many small ones, and a module may be called `output` or `input`, which are
+    nnsight's own names.
+
     Args:
         taps: in the order in which a forward pass reaches them, see `find_order`.
     """
 
     def __init__(self, model: PreTrainedModel, taps: Sequence[Tap]):
-        self.model = model
-        self.traced = NNsight(_skeleton(model, {tap.site.path for tap in taps}))
-        self.modules = [(self.traced.get(tap.site.path), tap) for tap in taps]
+        self.model, self.taps = model, taps
+        self.probes = nn.Module()
+        for number in range(len(taps)):
+            self.probes.add_module(f"tap_{number}", nn.Identity())
+        self.traced = NNsight(self.probes)
 
     def run(self, see: Callable[[Tap, Tensor], None], ids: Tensor, **kwargs: Any) -> None:
-        """One forward pass on `ids` [C, T]; `see` gets the activations at each tap, [C, T, D], while the model runs."""
-        with self.traced.trace(ids, fn=self.model, **kwargs) as tracer:
-            for module, tap in self.modules:
-                see(tap, _first(module.input if tap.site.side == "input" else module.output))
+        """One forward pass on `ids` [C, T]; `see` gets the activations at each tap, while the model runs."""
+        device = self.model.device
+        ids, kwargs = ids.to(device), {k: v.to(device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        acts = [(tap.site, _call(probe)) for tap, probe in zip(self.taps, self.probes.children(), strict=True)]
+        with hooked(self.model, acts), self.traced.trace(ids, fn=self.model, **kwargs) as tracer:
+            for number, tap in enumerate(self.taps):
+                see(tap, self.traced.get(f"tap_{number}").output)
             tracer.stop()
+
+
+def _call(probe: nn.Module) -> Act:
+    def act(value: Tensor) -> None:
+        probe(value)
+
+    return act
 
 
 @contextmanager
@@ -84,7 +117,7 @@ def hooked(model: nn.Module, acts: Iterable[tuple[Site, Act]]) -> Iterator[None]
 
 
 def find_order(model: PreTrainedModel, sites: Sequence[tuple[Site, Site]]) -> tuple[list[Tap], int]:
-    """Run two tokens through the model, to find in which order it reaches the sites.
+    """Run a few tokens through the model, to find in which order it reaches the sites.
 
     Args:
         sites: what the transcoder reads and what it predicts, layer by layer.
@@ -99,25 +132,19 @@ def find_order(model: PreTrainedModel, sites: Sequence[tuple[Site, Site]]) -> tu
     taps = [Tap(site, layer, site is pair[0]) for layer, pair in enumerate(sites) for site in pair]
     order: list[Tap] = []
     widths: dict[Tap, int] = {}
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    ids = few_tokens(model)
 
     def watch(tap: Tap) -> Act:
         def seen(value: Tensor) -> None:
-            if not _is_activations(value, ids.numel()):
+            if not _is_activations(value, ids.shape):
                 raise Refused(tap.setting, f"there are no activations at {str(tap.site)!r}: name another module")
             widths[tap] = value.shape[-1]
             order.append(tap)
 
         return seen
 
-    with hooked(model, [(tap.site, watch(tap)) for tap in taps]), torch.inference_mode():
-        try:
-            model(ids, use_cache=False)
-        except (Refused, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # it needs more than text, or a kernel that this device or dtype does not have
-            name = type(model).__name__
-            raise Refused("model.path", f"{name} cannot read text on {model.device}: {one_line(error)}") from error
+    with hooked(model, [(tap.site, watch(tap)) for tap in taps]):
+        run_few(model)
     missed = next((tap for tap in taps if tap not in widths), None)
     if missed is not None:
         raise Refused(missed.setting, f"a forward pass never reaches {str(missed.site)!r}")
@@ -130,13 +157,35 @@ def find_order(model: PreTrainedModel, sites: Sequence[tuple[Site, Site]]) -> tu
     return order, widths[order[0]]
 
 
-def _is_activations(value: Any, tokens: int) -> bool:
-    """Whether a value is a vector of floats for each token."""
+def few_tokens(model: PreTrainedModel) -> Tensor:
+    """Ids to try a model on, [2, 5]: B and T differ, so that no module that turns them round passes unnoticed."""
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 8]], device=model.device).remainder(vocabulary)
+
+
+@torch.inference_mode()
+def run_few(model: PreTrainedModel) -> None:
+    """Run the model on a few tokens; for those who watch it.
+
+    Raises:
+        Refused: the model cannot read text.
+    """
+    try:
+        model(few_tokens(model), use_cache=False)
+    except (Refused, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # it needs more than text, or a kernel that this device or dtype does not have
+        name = type(model).__name__
+        raise Refused("model.path", f"{name} cannot read text on {model.device}: {one_line(error)}") from error
+
+
+def _is_activations(value: Any, shape: torch.Size) -> bool:
+    """Whether a value is a vector of floats for each token: [B, T, D] or [B * T, D]."""
     floats = isinstance(value, Tensor) and value.is_floating_point()
-    return floats and value.dim() >= 2 and value.shape[:-1].numel() == tokens
+    return floats and value.dim() in (2, 3) and value.shape[:-1] in (shape, torch.Size([shape.numel()]))
 
 
-def _first(value: Any) -> Any:
+def first(value: Any) -> Any:
     """The activations, where a module returns a tuple. (A layer of experts also returns its router's scores.)"""
     return value[0] if isinstance(value, tuple) else value
 
@@ -159,26 +208,7 @@ def _after(act: Act) -> Callable[..., Any]:
     """A hook on a module's output."""
 
     def hook(_: Any, args: Any, output: Any) -> Any:
-        new = act(_first(output))
+        new = act(first(output))
         return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
 
     return hook
-
-
-def _skeleton(model: PreTrainedModel, paths: Collection[str]) -> nn.Module:
-    """The modules at some paths, at the same paths, and nothing else of the model.
-
-    nnsight stops at every module that it wraps, before and after it, whether its value is needed or not. A model has
-    many small modules, and most of those stops would be for nothing.
-    """
-    root = nn.Module()
-    for path in sorted(paths):  # a module comes before the modules inside it, which are then there already
-        *parents, name = path.split(".")
-        parent = root
-        for step in parents:
-            if step not in dict(parent.named_children()):
-                parent.add_module(step, nn.Module())
-            parent = parent.get_submodule(step)
-        if name not in dict(parent.named_children()):
-            parent.add_module(name, model.get_submodule(path))
-    return root

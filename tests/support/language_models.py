@@ -45,6 +45,9 @@ CONFIGS: dict[str, Any] = {
 MLPS = {"gpt2": "transformer.h.{}.mlp", "gpt_neox": "gpt_neox.layers.{}.mlp"}
 """Where each family keeps its MLPs, if not at `model.layers.{}.mlp`: read from the models' sources."""
 
+WRITTEN = dict.fromkeys(["gemma2", "gemma3"], "model.layers.{}.post_feedforward_layernorm")
+"""Where each family has what its MLPs add to the residual, if that is not the MLP's output."""
+
 
 def save_model(folder: Path, family: str = "gpt2", *, adds_bos: bool = False) -> Path:
     """A random model and a byte-level tokenizer; with the tokens <bos> 0, <eos> 1 and <pad> 2."""
@@ -101,9 +104,13 @@ def make_context(
 class Hooked:
     """The truth: a model of transformers, run on one piece of text alone, its MLPs read by forward hooks."""
 
-    def __init__(self, folder: Path, template: str):
+    def __init__(self, folder: Path, template: str, written: str = ""):
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.written = [
+            self.model.get_submodule((written or template).format(n))
+            for n in range(self.model.config.num_hidden_layers)
+        ]
         self.mlps = [self.model.get_submodule(template.format(n)) for n in range(self.model.config.num_hidden_layers)]
 
     def tokens(self, text: str) -> list[int]:
@@ -116,11 +123,14 @@ class Hooked:
         inputs: list[torch.Tensor] = []
         outputs: list[torch.Tensor] = []
 
-        def keep(_: Any, args: Any, output: torch.Tensor) -> None:
+        def keep_input(_: Any, args: Any) -> None:
             inputs.append(args[0][0])
+
+        def keep_output(_: Any, args: Any, output: torch.Tensor) -> None:
             outputs.append(output[0])
 
-        hooks = [mlp.register_forward_hook(keep) for mlp in self.mlps]
+        hooks = [mlp.register_forward_pre_hook(keep_input) for mlp in self.mlps]
+        hooks += [module.register_forward_hook(keep_output) for module in self.written]
         self.model(torch.tensor([tokens]))
         for hook in hooks:
             hook.remove()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.language_models import CONFIGS, MLPS, Hooked, save_model, save_text
+from tests.support.language_models import CONFIGS, MLPS, WRITTEN, Hooked, save_model, save_text
 from tests.support.streams import (
     block,
     build,
@@ -25,7 +25,7 @@ from tests.support.streams import (
 def test_packed_and_padded_activations_equal_hooks_on_each_piece_alone(family: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", family)
     texts = save_text(tmp_path / "text.jsonl", 6)
-    truth = Hooked(model, MLPS.get(family, "model.layers.{}.mlp"))
+    truth = Hooked(model, MLPS.get(family, "model.layers.{}.mlp"), WRITTEN.get(family, ""))
     expected = {tuple(piece[1:]): truth(piece) for piece in pieces(truth, texts) if len(piece) > 1}
     for pack in (True, False):
         source = build(model, tmp_path / "text.jsonl", held_out=0.0, pack=pack)

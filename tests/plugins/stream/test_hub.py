@@ -24,7 +24,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
         ["model.path=rev/x", "model.revision=v9"],
         "model.revision: the hub has no such revision of 'rev/x'",
     ),
-    "no model inside": (["model.path=empty/x"], "model.path: cannot load the tokenizer of 'empty/x': "),
+    "no model inside": (["model.path=empty/x"], "model.path: 'empty/x' has no tokenizer: set model.tokenizer"),
     "no GGUF file": (
         ["model.path=empty/x", "model.gguf_file=m.gguf"],
         "model.path: cannot load the tokenizer of '",

@@ -184,7 +184,7 @@ def test_a_folder_without_a_tokenizer(gpt2: Path, text: Path, tmp_path: Path) ->
     model = save_model(tmp_path / "model")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (model / file).unlink()
-    with pytest.raises(Refused, match=r"^model\.tokenizer: '.*model' holds no tokenizer: name a folder or hub id"):
+    with pytest.raises(Refused, match=r"^model\.path: '.*model' has no tokenizer: set model\.tokenizer$"):
         build(model, text)
     with pytest.raises(Refused, match=r"^model\.tokenizer: no folder '.*nowhere'$"):
         build(model, text, {"tokenizer": str(tmp_path / "nowhere")})

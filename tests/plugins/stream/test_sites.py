@@ -8,23 +8,16 @@ import transformers
 
 from clt_plugins import Refused
 from clt_stream.sites import find_sites
-from tests.support.language_models import CONFIGS, MLPS
+from tests.support.language_models import CONFIGS
 
 
 def model_of(family: str) -> transformers.PreTrainedModel:
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
 
 
 def paths(*args: object) -> list[tuple[str, str]]:
     return [(str(one), str(two)) for one, two in find_sites(*args)]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_the_mlps_of_each_family_are_found(family: str) -> None:
-    template = MLPS.get(family, "model.layers.{}.mlp")
-    wanted = [(f"{template.format(n)}.input", f"{template.format(n)}.output") for n in range(3)]
-    assert paths(model_of(family), None, None, None) == wanted
 
 
 def test_the_language_model_is_found_beside_a_vision_tower() -> None:
@@ -39,8 +32,7 @@ def test_the_language_model_is_found_beside_a_vision_tower() -> None:
             "patch_size": 14,
         },
     )
-    with torch.device("meta"):
-        model = transformers.Gemma3ForConditionalGeneration(config)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
     ((first, _), *_) = paths(model, None, None, None)
     assert "language_model" in first
     assert first.endswith("layers.0.mlp.input")
@@ -54,7 +46,7 @@ def test_templates_and_layers_choose_sites() -> None:
         ("model.layers.2.mlp.input", "model.layers.2.post_feedforward_layernorm.output"),
     ]
     assert paths(model, "model.layers.{}.pre_feedforward_layernorm.output", None, [1]) == [
-        ("model.layers.1.pre_feedforward_layernorm.output", "model.layers.1.mlp.output")
+        ("model.layers.1.pre_feedforward_layernorm.output", "model.layers.1.post_feedforward_layernorm.output")
     ]
 
 
@@ -73,19 +65,3 @@ def test_an_unknown_site_is_named_with_what_is_there(
 ) -> None:
     with pytest.raises(Refused, match=message):
         find_sites(model_of("gpt2"), inputs, outputs, layers)
-
-
-def test_a_model_without_mlp_modules_says_what_its_layers_have() -> None:
-    config = transformers.OPTConfig(
-        vocab_size=32,
-        hidden_size=16,
-        ffn_dim=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-    )
-    with torch.device("meta"):
-        model = transformers.OPTForCausalLM(config)
-    with pytest.raises(Refused, match=r"found no MLPs in OPTForCausalLM \(model\.decoder\.layers\.\{\} has .*fc1"):
-        find_sites(model, None, None, None)
-    assert len(find_sites(model, "model.decoder.layers.{}.fc1", "model.decoder.layers.{}.fc2", None)) == 2

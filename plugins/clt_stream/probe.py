@@ -1,0 +1,354 @@
+"""Whether a site is what the MLP adds to the residual: tried on each layer, with a few tokens, before anything is read.
+
+A layer is run again and again on what it gets in one forward pass, with values at a site replaced. x is what the layer
+reads, h(v) its output with v in the place of the site's value, and *silent* means that its token mixing (attention,
+recurrence, convolution) adds nothing. A site is what the MLP adds if
+
+1. it has one row per token: [B, T, D] or [B * T, D];
+2. h(v) - h(0) = s v for random v, with one number s: nothing between the site and the residual changes what it adds
+   (s is 1, but `residual_multiplier` in Granite);
+3. in the silent layer h(0) = x: no other feed-forward branch is left, and the residual does not run through the site.
+   (A factor, and a bias that is the same for all tokens, are allowed.)
+
+What the transcoder reads is the MLP's input if its rows alone determine the rows of the site: in another order, they
+give the same rows in that order.
+
+Names of modules play no part: mixing modules are those whose output at one token depends on another token.
+
+Shapes: B sequences, T tokens, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from clt_stream.taps import Act, Site, first, hooked
+
+SMALL = 1 / 64
+"""The layer's input is made this small for test 3 (exactly, as a power of two). Branches that normalise their input add
+as much as before, so they stand out of the rounding of a 16-bit residual."""
+
+
+@attrs.frozen(eq=False)
+class Call:
+    """One module of the layer in a forward pass."""
+
+    path: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def has_matrix(self) -> bool:
+        return any(weight.dim() >= 2 for weight in self.module.parameters())
+
+
+@attrs.frozen
+class Result:
+    """What a layer has."""
+
+    layer: int
+    inputs: Site | None = None
+    outputs: Site | None = None
+    complaint: str = ""
+    """Why nothing was found, or why the named sites are something else."""
+    fault: str = "outputs"
+    """The setting that the complaint is about: "inputs" or "outputs"."""
+
+
+class Layer:
+    """A layer with what it gets in a forward pass; it can be run again.
+
+    Args:
+        path: of the layer in the model.
+        shape: (B, T).
+    """
+
+    def __init__(self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size):
+        self.path, self.layer, self.shape = path, layer, shape
+        self.args, self.kwargs = args, kwargs
+        at = next((n for n, value in enumerate(args) if self._is_residual(value)), None)
+        name = next((key for key, value in kwargs.items() if self._is_residual(value)), None)
+        self.key: Any = name if at is None else at
+        self.x: Tensor | None = None
+        self.mixing: list[Call] = []
+        self.calls: dict[str, Call] = {}
+        self.counts: dict[str, int] = {}
+        self.branches: list[Call] = []
+        """Feed-forward modules: with weights, each token on its own; in the order in which they are called."""
+        self.h: Any = None
+        if self.key is None:
+            return
+        self.x = (kwargs[self.key] if isinstance(self.key, str) else args[self.key]).clone()
+        self._record()
+
+    def _is_residual(self, value: Any) -> bool:
+        return (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.dim() == 3
+            and value.shape[:2] == self.shape
+        )
+
+    @property
+    def complaint(self) -> str:
+        """Why the layer cannot be tried at all."""
+        if self.x is None:
+            return "the layer reads no residual stream of one vector per token"
+        if not self._is_residual(self.h) or self.h.shape != self.x.shape:
+            return "the layer's output is not a residual stream of one vector per token"
+        return ""
+
+    def run(self, acts: Sequence[tuple[Site, Act]] = (), *, x: Tensor | None = None, silent: bool = False) -> Any:
+        """The layer's output [B, T, D] with acts at sites."""
+        x = self.x if x is None else x
+        assert x is not None
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if isinstance(self.key, int):
+            args[self.key] = x.clone()  # some layers add to it in place
+        else:
+            kwargs[self.key] = x.clone()
+        silence = self._silence() if silent else ()
+        inner = [(attrs.evolve(site, path=site.path.removeprefix(f"{self.path}.")), act) for site, act in acts]
+        with hooked(self.layer, [*silence, *inner]):
+            return first(self.layer.forward(*args, **kwargs))
+
+    def _record(self) -> None:
+        """Run the layer once and note what each of its modules gets and gives."""
+
+        def keep(path: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                self.counts[path] = self.counts.get(path, 0) + 1
+                if path not in self.calls:  # copies: some layers go on to add to a tensor in place
+                    values = tuple(map(_copy, args)), {key: _copy(value) for key, value in kwargs.items()}
+                    self.calls[path] = Call(path, module, *values, _copy(first(output)))
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(keep(path), with_kwargs=True)
+            for path, module in self.layer.named_modules()
+            if path
+        ]
+        try:
+            self.h = self.run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        outermost = [call for path, call in self.calls.items() if not any(up in self.calls for up in _ancestors(path))]
+        self.mixing = [call for call in outermost if call.has_matrix and self._mixes(call)]
+        mixing = {call.path for call in self.mixing}
+        self.branches = [call for call in outermost if call.has_matrix and call.path not in mixing]
+
+    def _mixes(self, call: Call) -> bool:
+        """Whether the output of a module at one token depends on another token."""
+        before = self.rows(call.output)
+        if before is None:
+            return True
+        args, kwargs = list(call.args), dict(call.kwargs)
+        for keys, values in ((range(len(args)), args), (list(kwargs), kwargs)):
+            for key in keys:
+                rows = self.rows(values[key])  # type: ignore[index]
+                if rows is not None:
+                    changed = rows.clone()
+                    changed[:, 0] = changed[:, 1] - 2 * changed[:, 0]
+                    values[key] = changed.view_as(values[key])  # type: ignore[index, call-overload]
+        try:
+            after = self.rows(first(call.module.forward(*args, **kwargs)))
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            return True  # it needs more than it got: no module that treats each token on its own does
+        return after is None or not _near(after[:, 1:], before[:, 1:])
+
+    def _silence(self) -> Iterator[tuple[Site, Act]]:
+        """Zeros at every module inside the mixing ones that has no modules inside: so they add nothing, but pass on a
+        residual that runs through them."""
+        for call in self.mixing:
+            for name, module in call.module.named_modules():
+                if next(module.children(), None) is None and next(module.parameters(), None) is not None:
+                    yield Site(f"{call.path}.{name}" if name else call.path, "output"), _zeros
+
+    def rows(self, value: Any) -> Tensor | None:
+        """[B, T, D] of a value with one row per token; None if it has not."""
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in (2, 3):
+            return None
+        if value.shape[:-1] not in (self.shape, torch.Size([self.shape.numel()])):
+            return None
+        return value.reshape(*self.shape, -1)
+
+    # -- the tests ----------------------------------------------------------------------------------------------
+
+    def value(self, site: Site, acts: Sequence[tuple[Site, Act]] = ()) -> Any:
+        """What is at a site, with acts at others."""
+        seen: list[Any] = []
+        self.run([*acts, (site, seen.append)])
+        return seen[0] if len(seen) == 1 else None
+
+    def adds(self, site: Site) -> tuple[float, str]:
+        """The factor s, and why a site is not what the MLP adds ("" if it is)."""
+        assert self.x is not None
+        value = self.value(site)
+        rows = self.rows(value)
+        if rows is None or rows.shape != self.x.shape:
+            return 1.0, "it has not one row of d_model numbers per token"
+        x = self.x * SMALL
+        left = self.run([(site, _zeros)], x=x, silent=True)
+        kept, remainder = _multiple(_centred(left), _centred(x))
+        if abs(kept) < 0.1:
+            return 1.0, "the residual stream runs through it"
+        if not _rounding(remainder, left, x):
+            others = ", ".join(repr(call.path) for call in self._beside(site, rows))
+            why = f"{others} adds to it too" if others else "it is changed after the sum, or something else adds to it"
+            return 1.0, f"with it at zero the layer does not pass the residual stream on: {why}"
+        draw = torch.Generator().manual_seed(0)
+        size = self.h.float().square().mean().sqrt()
+        probe = torch.randn(self.x.shape, generator=draw).to(self.x.device) * size
+        probe = probe.to(self.x.dtype)
+        zero, moved = self.run([(site, _zeros)]), self.run([(site, lambda value: probe.reshape(value.shape).clone())])
+        scale, remainder = _multiple(moved.double() - zero.double(), probe)
+        scale = float(f"{scale:.{6 if self.x.dtype in (torch.float32, torch.float64) else 3}g}")
+        if abs(scale) < 1e-4 or not _rounding(remainder, self.x, zero, moved, probe):
+            return 1.0, "the layer changes its values before it adds them to the residual, or does not add them"
+        return scale, ""
+
+    def _beside(self, site: Site, rows: Tensor) -> Iterator[Call]:
+        """Feed-forward modules that the rows at a site do not depend on."""
+        for call in self.branches:
+            other = self._site(call.path, "output")
+            if not _within(site.path, other.path):
+                without = self.rows(self.value(site, [(other, _zeros)]))
+                if without is not None and _near(without, rows):
+                    yield call
+
+    def determines(self, read: Site, written: Site) -> str:
+        """Why the rows at one site do not determine those at another ("" if they do)."""
+        before, rows = self.rows(self.value(written)), self.rows(self.value(read))
+        if rows is None:
+            return "it has not one row per token"
+        turned = rows.flip(1)
+        after = self.rows(self.value(written, [(read, lambda value: turned.reshape(value.shape).clone())]))
+        assert before is not None
+        if after is None or not _near(after.flip(1), before):
+            return f"what {written.path!r} adds depends on more than that"
+        return ""
+
+    def result(self, number: int, named: Mapping[str, Site]) -> Result:
+        """The layer's sites: found, unless they are named; and what is wrong with the named ones.
+
+        Args:
+            number: of the layer.
+            named: by "inputs" and "outputs".
+        """
+        if self.complaint or any(not site.path.startswith(f"{self.path}.") for site in named.values()):
+            complaint = self.complaint or "it is not a part of the layer"
+            whole = len(named) == 2
+            return Result(number, named["inputs"] if whole else None, named["outputs"] if whole else None, complaint)
+        found = Result(number) if len(named) == 2 else self._find(number)
+        if found.outputs is None and len(named) < 2:
+            return found
+        read, written = named.get("inputs", found.inputs), named.get("outputs", found.outputs)
+        assert read is not None and written is not None
+        complaint, fault = "", "outputs"
+        if "outputs" in named:
+            scale, complaint = self.adds(written)
+            if not complaint and scale != 1:
+                complaint = f"the layer adds {scale:g} times that"
+        if "inputs" in named and not complaint:
+            complaint, fault = self.determines(read, written), "inputs"
+        return Result(number, read, written, complaint, fault)
+
+    def _find(self, number: int) -> Result:
+        candidates = [
+            call
+            for path, call in self.calls.items()
+            if self.counts[path] == 1 and not any(_within(path, mixing.path) for mixing in self.mixing)
+        ]
+        candidates.sort(key=lambda call: (call.path.count("."), not call.has_matrix))  # outermost first
+        complaints: dict[str, str] = {}
+        for call in candidates:
+            rows = self.rows(call.output)
+            if rows is None or self.x is None or rows.shape != self.x.shape:
+                continue
+            site = self._site(call.path, "output")
+            scale, complaint = self.adds(site)
+            if complaint:
+                complaints[call.path] = complaint
+                continue
+            read = next((read for read in self._readable(call) if not self.determines(read, site)), None)
+            if read is None:
+                return Result(number, complaint=f"no module reads all that {call.path!r} depends on", fault="inputs")
+            return Result(number, read, attrs.evolve(site, scale=scale))
+        if not self.branches:
+            return Result(number, complaint="it has no feed-forward module")
+        reasons = [f"{call.path!r}: {complaints[call.path]}" for call in self.branches if call.path in complaints]
+        names = ", ".join(repr(call.path) for call in self.branches)
+        return Result(number, complaint="; ".join(reasons) or f"the output of none of {names} is added to the residual")
+
+    def _readable(self, written: Call) -> Iterator[Site]:
+        """Where the MLP may read: the inputs of its modules, then the outputs of what is called before it."""
+        order = list(self.calls)
+        before = order[: order.index(written.path)]
+        for call in self.branches:
+            if _within(written.path, call.path) or call.path in before:
+                yield self._site(call.path, "input")
+        for path in before:
+            if "." not in path and not any(_within(path, call.path) for call in self.mixing):
+                yield self._site(path, "output")
+
+    def _site(self, path: str, side: Literal["input", "output"]) -> Site:
+        return Site(f"{self.path}.{path}", side)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros_like(value) if isinstance(value, Tensor) else None
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _within(path: str, other: str) -> bool:
+    """Whether a module is another one, or inside it."""
+    return path == other or path.startswith(f"{other}.")
+
+
+def _centred(value: Tensor) -> Tensor:
+    """[B, T, D] in float64 without the mean over tokens."""
+    rows = value.double().flatten(0, 1)
+    return rows - rows.mean(0)
+
+
+def _multiple(value: Tensor, of: Tensor) -> tuple[float, Tensor]:
+    """The factor by which one is a multiple of the other, and what remains."""
+    value, of = value.double().reshape(of.shape), of.double()
+    scale = float((value * of).sum() / of.square().sum().clamp(min=1e-300))
+    return scale, value - scale * of
+
+
+def _rounding(remainder: Tensor, *summands: Tensor) -> bool:
+    """Whether a remainder comes from rounding: a sum of these numbers was rounded a few times.
+
+    Each rounding is at most half of eps, in proportion to a partial sum, and that to the largest of the numbers; four
+    of them in the worst case, most of them far less.
+    """
+    eps = torch.finfo(summands[0].dtype).eps
+    size = torch.stack([value.double().abs().reshape(remainder.shape) for value in summands]).sum(0)
+    size = size + size.mean() * 1e-3  # where all happen to be close to zero
+    return bool((remainder / (4 * eps * size)).square().mean() <= 1)
+
+
+def _near(one: Tensor, two: Tensor) -> bool:
+    """Whether rows are the same but for sums in another order."""
+    tolerance = max(4 * torch.finfo(one.dtype).eps, 2e-5)
+    return bool((one.double() - two.double()).norm() <= tolerance * two.double().norm())

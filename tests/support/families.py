@@ -1,0 +1,207 @@
+"""Tiny random models of every causal class of transformers, and what their MLPs add, by plain torch.
+
+`python -m tests.support.families` tries them all and writes tests/plugins/stream/families.json and families.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from clt_plugins import Refused
+
+FOLDER = Path(__file__).resolve().parents[1] / "plugins" / "stream"
+JSON, TABLE = FOLDER / "families.json", FOLDER / "families.md"
+
+TOKENS = 9, 3, 1, 4, 1, 5, 2, 6
+
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(
+        ["hidden_size", "n_embd", "d_model", "dim", "embedding_size", "input_embedding_size", "emb_dim"], 32
+    ),
+    **dict.fromkeys(
+        ["intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim", "dim_ff", "dff"], 48
+    ),
+    **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"], 24),
+    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"], 3),
+    **dict.fromkeys(["num_decoder_layers", "num_encoder_layers"], 3),
+    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"], 4),
+    **dict.fromkeys(["encoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"], 4),
+    **dict.fromkeys(["num_key_value_heads", "num_kv_heads", "multi_query_group_num"], 2),
+    **dict.fromkeys(["vocab_size", "vocab_size_per_layer_input"], 128),
+    **dict.fromkeys(["max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"], 64),
+    **dict.fromkeys(["head_dim", "attention_head_dim", "dim_head", "d_kv", "global_head_dim", "v_head_dim"], 8),
+    **dict.fromkeys(["qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank", "q_lora_rank", "rotary_dim"], 8),
+    **dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"], 4),
+    **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk", "num_experts_per_token", "top_k_experts"], 2),
+    **dict.fromkeys(["n_group", "topk_group", "n_shared_experts", "num_shared_experts"], 1),
+    **dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"], 0),
+    **dict.fromkeys(["mamba_d_state", "mamba_d_conv", "state_size", "ssm_state_size"], 4),
+    **dict.fromkeys(["mamba_expand", "expand"], 2),
+    **dict.fromkeys(["sliding_window", "attention_window_size", "local_window_size"], 8),
+    "first_k_dense_replace": 1,
+}
+"""Values of the settings that a config has."""
+
+LARGEST = 3_000_000
+"""Parameters of a tiny model."""
+
+SPECIAL: dict[str, dict[str, Any]] = {}
+"""More settings, by model type."""
+
+MIXING = re.compile(
+    r"attn|attention|self_?att|norm|(^|\.)ln|layer_?norm|mamba|mixer|ssm|(^|\.)conv|rotary|temporal|recurrent|rglru|time_mix"
+)
+"""Parameters of a layer whose names say that they are no part of a feed-forward branch. All others are set to zero."""
+
+
+@attrs.frozen
+class Verdict:
+    """What became of one class."""
+
+    model_type: str
+    name: str
+    """Of the class."""
+    outcome: str
+    """"right", "wrong", "refused" or "not built"."""
+    detail: str
+    """Sites of the first layer, the refusal, or the error."""
+    error: float | None = None
+    """The largest of |what the layer's output changes by - target| / |target|, over layers."""
+
+
+def tiny_config(model_type: str) -> Any:
+    """A config of three narrow layers."""
+    cls = CONFIG_MAPPING[model_type]
+    with contextlib.redirect_stdout(io.StringIO()):
+        default = cls()
+    return cls(**{**_small(default.to_dict()), **SPECIAL.get(model_type, {})})
+
+
+def _small(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config that must change, sub-configs included."""
+    small: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            small[key] = {**value, **_small(value)}
+        elif key in SIZES and value is not None and not isinstance(value, (list, dict)):
+            small[key] = SIZES[key]
+        elif isinstance(value, list) and key in ("layer_types", "mlp_layer_types", "layers_block_type"):
+            small[key] = value[:3]
+    return small
+
+
+def tiny_model(model_type: str, config: Any = None) -> Any:
+    """A random model in eval mode, all of whose weights matter: no parameter is left at zero."""
+    torch.manual_seed(0)
+    config = config or tiny_config(model_type)
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in transformers.AutoModelForCausalLM.from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size} parameters: its config is not tiny")
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+            elif "A_log" not in name and "dt_bias" not in name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@torch.no_grad()
+def error_of(model: Any, pairs: list[tuple[Any, Any]]) -> float:
+    """The largest |change of the layer's output - target| / |target| when all its feed-forward weights are zero.
+
+    Args:
+        pairs: (what is read, what is predicted) of each layer, in the order of the layers.
+    """
+    ids = torch.tensor([TOKENS, TOKENS[::-1]])
+    worst = 0.0
+    for _, written in pairs:
+        match = re.match(r"(.*?\.\d+)\.", written.path)
+        assert match is not None
+        layer = model.get_submodule(match[1])
+        seen: dict[str, list[Tensor]] = {"target": [], "out": []}
+        site = model.get_submodule(written.path)
+
+        def target(_: Any, args: Any, output: Any, seen: Any = seen) -> None:
+            seen["target"].append((output[0] if isinstance(output, tuple) else output).clone())
+
+        def out(_: Any, args: Any, output: Any, seen: Any = seen) -> None:
+            seen["out"].append((output[0] if isinstance(output, tuple) else output).clone())
+
+        handles = [site.register_forward_hook(target), layer.register_forward_hook(out)]
+        model(ids, use_cache=False)
+        zeroed = [(weight, weight.clone()) for name, weight in layer.named_parameters() if not MIXING.search(name)]
+        try:
+            for weight, _copy in zeroed:
+                weight.zero_()
+            model(ids, use_cache=False)
+        finally:
+            for weight, copy in zeroed:
+                weight.copy_(copy)
+            for handle in handles:
+                handle.remove()
+        before, after = seen["out"]
+        change = before - after
+        claimed = seen["target"][0].reshape(change.shape) * written.scale
+        worst = max(worst, float((change - claimed).norm() / claimed.norm()))
+    return worst
+
+
+def examine(model_type: str) -> Verdict:
+    """Try one class."""
+    from clt_stream.sites import find_sites
+    from clt_stream.taps import find_order
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    name = name if isinstance(name, str) else name[0]
+    try:
+        model = tiny_model(model_type)
+    except Exception as error:
+        return Verdict(model_type, name, "not built", f"{type(error).__name__}: {error}".splitlines()[0][:200])
+    try:
+        pairs = find_sites(model, None, None, None)
+        find_order(model, pairs)
+    except Refused as refused:
+        return Verdict(model_type, name, "refused", str(refused))
+    error = error_of(model, pairs)
+    sites = " → ".join(re.sub(r"\.\d+\.", ".{}.", str(site), count=1) for site in pairs[0])
+    return Verdict(model_type, name, "right" if error < 1e-4 else "wrong", sites, error)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("types", nargs="*")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    verdicts = []
+    for model_type in options.types or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            verdict = examine(model_type)
+        except Exception as error:
+            verdict = Verdict(model_type, "", "error", f"{type(error).__name__}: {error}"[:300])
+        verdicts.append(verdict)
+        print(verdict.outcome, verdict.model_type, verdict.name, verdict.error, verdict.detail[:400], flush=True)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
