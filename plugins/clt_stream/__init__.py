@@ -36,7 +36,7 @@ class StreamConfig:
     text_column: str = "text"
     """The column of a data set, or the field of a JSON line, that holds the text."""
     sample_by: Literal["document", "paragraph", "line"] = "document"
-    """What is one document in .txt files: a whole file, a paragraph (up to a line of nothing but blanks) or a line."""
+    """What is one document in .txt files: a whole file, a paragraph (up to an empty line) or a line."""
     encoding_errors: Literal["refuse", "replace"] = "refuse"
     """What is done with bytes of a file that are not UTF-8: "refuse" names the file and the row before work starts,
     "replace" reads the character U+FFFD in their place, and says in how many rows."""

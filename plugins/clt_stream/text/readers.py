@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from clt_plugins import Refused
 from clt_stream.library_errors import one_line
 from clt_stream.text.documents import no_column, not_text
 from clt_stream.text.files import cannot_read
+
+log = logging.getLogger(__name__)
 
 LONGEST = 2**27
 """Bytes of the longest document, or line of a file. A longer one would take gigabytes of memory."""
@@ -214,30 +217,28 @@ def _lines(file: Hashed) -> Iterator[tuple[int, int, bytes, bytes]]:
 
 
 def _paragraphs(file: Hashed) -> Iterator[tuple[int, int, bytes]]:
-    """(row, begin, data) of what lies between blank lines: empty ones, or with blanks only.
-
-    Of several empty lines the first two are one boundary, as they have always been, since a document's text decides
-    whether it is held out.
-    """
-    row = begin = 0
-    data, feed, between = bytearray(), b"", False
+    """(row, begin, data) of what lies between empty lines: what splitting at two line feeds gives."""
+    row = begin = blanks = 0
+    data, feed = bytearray(), b""
     for number, start, line, end in _lines(file):
-        blank = bool(end) and (not line or line.decode("utf-8", "replace").isspace())
-        if between and blank and line:
-            continue
-        if blank and feed:
+        if end and not line and feed:
             if content := bytes(data[: len(data) - len(feed)]):
                 yield row, begin, content
-            data, feed, between = bytearray(), b"", True
+            data, feed = bytearray(), b""
             continue
-        if between or not data:
-            row, begin, between = number, start, False
+        if not data:
+            row, begin = number, start
+        blanks += line.isspace()
         data += line + end
         feed = end
         if len(data) > LONGEST:
             raise too_long(file.path, row, 'set source.sample_by = "line"')
     if data:
         yield row, begin, bytes(data)
+    if blanks:
+        log.warning(
+            "source.text: %s: %d lines hold only blanks, and are no boundaries of paragraphs", file.path, blanks
+        )
 
 
 def _check_surrogates(text: str, decode: Decoder, row: int) -> None:
