@@ -66,7 +66,7 @@ def local_files(path: Path) -> list[TextFile]:
     """
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last for a name with a NUL in it
         raise Refused("source.text", f"no file or folder {str(path)!r}") from error
     except OSError as error:
         raise cannot_read(path, error) from error

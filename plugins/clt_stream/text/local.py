@@ -204,7 +204,7 @@ class LocalDocuments:
             more = f" (and {len(only) - 3} more)" if len(only) > 3 else ""
             tell_nulls(self.nulls, self.count, f"; only nulls: {', '.join(only[:3])}{more}" if only else "")
         if self.replaced:
-            log.warning("source.text: %d rows are not UTF-8: U+FFFD takes the place of those bytes", self.replaced)
+            log.warning("source.text: %d documents had bytes that are not UTF-8, and were replaced", self.replaced)
 
 
 def _is_empty(path: Path) -> bool:

@@ -145,7 +145,7 @@ def json_object(line: str, path: Path, row: int | None = None) -> dict[str, Any]
     except RecursionError:
         raise cannot_read(path, f"{where}nested too deep") from None
     except json.JSONDecodeError as error:
-        raise cannot_read(path, f"{where}not JSON: {error.msg} (at character {error.pos + 1})") from error
+        raise cannot_read(path, f"{where}not one JSON object: {error.msg} (at character {error.pos + 1})") from error
     except ValueError:  # an integer with more digits than Python reads; it is in a column that is not needed
         value = _lax.decode(line)
     if not isinstance(value, dict):

@@ -8,7 +8,7 @@ have, at the same characters: what a window's edge changes does not reach that f
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from clt_plugins import Refused
@@ -21,9 +21,6 @@ OVERLAPS = (2**12, 2**15, 2**18)
 """Characters that two windows share: more where no seam is found in fewer."""
 AGREED = 32
 """Tokens on either side of a seam that both windows must have."""
-
-Token = tuple[int, tuple[int, int]]
-"""Its id, and the characters of the document that it stands for."""
 
 
 class Tokens:
@@ -70,52 +67,69 @@ class Tokens:
     def _long(self, text: str) -> array[int]:
         self._all_of_it()
         ids = array("i")
-        begin, window = 0, self._window(text, 0)
-        while begin + WINDOW < len(text):
+        window, first = self._window(text, 0), 0
+        while window.end < len(text):
             for overlap in OVERLAPS:
-                start = begin + WINDOW - overlap
-                following = self._window(text, start)
-                if (seam := _seam(window, following, start, begin + WINDOW)) is not None:
+                following = self._window(text, window.end - overlap)
+                if (seam := _seam(window, following)) is not None:
                     break
             else:
                 raise Refused(
                     "source.text",
                     f"a document of {len(text)} characters in {self.name!r} is too long: its tokens cannot be found "
-                    f"part by part near character {begin + WINDOW}; cut it, or set source.sample_by",
+                    f"part by part near character {window.end}; cut it, or set source.sample_by",
                 )
-            ids.extend(token for token, _ in window[: seam[0]])
-            begin, window = start, following[seam[1] :]
-        ids.extend(token for token, _ in window)
-        return ids
+            ids += window.ids[first : seam[0]]
+            window, first = following, seam[1]
+        return ids + window.ids[first:]
 
-    def _window(self, text: str, begin: int) -> list[Token]:
-        encoded = self.backend.encode(text[begin : begin + WINDOW], add_special_tokens=False)
-        spans = ((first + begin, last + begin) for first, last in encoded.offsets)
-        return list(zip(encoded.ids, spans, strict=True))
+    def _window(self, text: str, begin: int) -> _Window:
+        part = text[begin : begin + WINDOW]
+        return _Window(begin, begin + len(part), self.backend.encode(part, add_special_tokens=False))
 
     def _all_of_it(self) -> None:
         self.backend.no_truncation()
         self.backend.no_padding()
 
 
-def _seam(before: Sequence[Token], after: Sequence[Token], begin: int, end: int) -> tuple[int, int] | None:
-    """Where two windows can be joined: the numbers of the same token in both; None if they agree nowhere.
+class _Window:
+    """The tokens of a part of a document, its characters from `begin` up to `end`."""
 
-    Args:
-        begin: the characters that both have, up to `end`.
-    """
-    middle = (begin + end) // 2
+    def __init__(self, begin: int, end: int, encoded: Any):
+        self.begin, self.end, self.encoded = begin, end, encoded
+        self.ids = array("i", encoded.ids)
+
+    def token(self, number: int) -> Token:
+        first, last = self.encoded.token_to_chars(number)
+        return self.ids[number], first + self.begin, last + self.begin
+
+
+Token = tuple[int, int, int]
+"""Its id, and the characters of the document that it stands for: from the first up to the last."""
+
+
+def _seam(before: _Window, after: _Window) -> tuple[int, int] | None:
+    """Where two windows can be joined: the number of the same token in both; None if they agree nowhere."""
+    # Token by token from the edges, since the spans of all tokens take as long as the tokens.
+    last: list[Token] = []
+    for number in range(len(before.ids) - 1, -1, -1):
+        token = before.token(number)
+        if token[1] < after.begin:
+            break
+        last.append(token)
+    last.reverse()
+    first: list[Token] = []
     numbers: dict[Token, int] = {}
-    for number, token in enumerate(after):
-        if token[1][0] >= end:
+    for number in range(len(after.ids)):
+        token = after.token(number)
+        if token[1] >= before.end:
             break
         numbers.setdefault(token, number)
+        first.append(token)
     # From the middle of the overlap outwards, since the edges are where the windows differ.
-    shared = [number for number in range(len(before) - 1, -1, -1) if before[number][1][0] >= begin]
-    for left in sorted(shared, key=lambda number: abs(before[number][1][0] - middle)):
-        right = numbers.get(before[left])
-        if right is None or min(left, right) < AGREED or min(len(before) - left, len(after) - right) < AGREED:
-            continue
-        if before[left - AGREED : left + AGREED] == after[right - AGREED : right + AGREED]:
-            return left, right
+    middle = (after.begin + before.end) // 2
+    for left in sorted(range(AGREED, len(last) - AGREED), key=lambda number: abs(last[number][1] - middle)):
+        right = numbers.get(last[left], -1)
+        if right >= AGREED and last[left - AGREED : left + AGREED] == first[right - AGREED : right + AGREED]:
+            return len(before.ids) - len(last) + left, right
     return None

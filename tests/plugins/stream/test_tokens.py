@@ -1,0 +1,134 @@
+"""Long documents are tokenised in windows: the tokens are those of the whole document."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from clt_plugins import Refused
+from clt_stream.text import tokens as module
+from clt_stream.text.stdlib import python_stdlib
+from clt_stream.text.tokens import Tokens
+
+
+@cache
+def _stdlib() -> str:
+    return "\n".join(text for _, text in python_stdlib()[:60])
+
+
+def sentences(characters: int) -> str:
+    return _stdlib()[:characters]
+
+
+def byte_level() -> Tokenizer:
+    """Like that of GPT-2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return trained(tokenizer, trainers.BpeTrainer(vocab_size=600, show_progress=False))
+
+
+def without_words() -> Tokenizer:
+    """Like that of Llama 2: merges go over the whole text, with a sign in front of it."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return trained(tokenizer, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>"], show_progress=False), 3000)
+
+
+def unigram() -> Tokenizer:
+    """Like that of T5: the most probable tokens of the whole text."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return trained(tokenizer, trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"]))
+
+
+def word_piece() -> Tokenizer:
+    """Like that of BERT: lower case, no blanks."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return trained(tokenizer, trainers.WordPieceTrainer(vocab_size=500, special_tokens=["[UNK]"], show_progress=False))
+
+
+def trained(tokenizer: Tokenizer, trainer: object, characters: int = 20_000) -> Tokenizer:
+    tokenizer.train_from_iterator([sentences(characters)], trainer)
+    return tokenizer
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2000)
+    monkeypatch.setattr(module, "WINDOW", 1700)
+    monkeypatch.setattr(module, "OVERLAPS", (300, 900))
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("make", [byte_level, without_words, unigram, word_piece])
+def test_tokens_of_a_long_document_are_those_of_the_whole(make: object) -> None:
+    backend = make()  # type: ignore[operator]
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=backend), "text")
+    draw = random.Random(0)
+    text = sentences(30_000)
+    odd = "".join(draw.choices("aé字🙂 \n\tÀ.", k=9000))
+    for long in (text, odd, "word " * 3000, "Ünïcödé 字字 🙂\r\n" * 500):
+        (ids,) = tokens.of([long])
+        assert ids.tolist() == backend.encode(long, add_special_tokens=False).ids
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_short_documents_beside_long_ones_keep_their_order() -> None:
+    backend = byte_level()
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=backend), "text")
+    texts = ["a", sentences(5000), "", "b" * 1500, "c" * 1500, "d"]
+    assert [ids.tolist() for ids in tokens.of(texts)] == [backend.encode(text).ids for text in texts]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_document_whose_windows_never_agree_is_refused() -> None:
+    """One token for each 64 letters, counted from the first: no window says the same as another."""
+    merges, vocabulary = [], {"a": 0}
+    for power in range(6):
+        half = "a" * 2**power
+        merges.append((half, half))
+        vocabulary[half * 2] = power + 1
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=backend), "t.txt")
+    with pytest.raises(
+        Refused, match=r"^source\.text: a document of 5000 characters in 't\.txt' is too long: .*sample_by"
+    ):
+        list(tokens.of(["a" * 5000]))
+
+
+def test_a_tokenizer_sees_no_more_than_a_batch_at_a_time(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So memory is bounded, however long a document is and however many there are."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(module, "BATCH", 2000)
+    monkeypatch.setattr(module, "WINDOW", 1700)
+    monkeypatch.setattr(module, "OVERLAPS", (300, 900))
+    sizes = []
+
+    class Watched:
+        def __init__(self, backend: Tokenizer):
+            self.backend = backend
+
+        def encode(self, text: str, **options: bool) -> object:
+            sizes.append(len(text))
+            return self.backend.encode(text, **options)
+
+        def encode_batch_fast(self, texts: list[str], **options: bool) -> object:
+            sizes.append(sum(map(len, texts)))
+            return self.backend.encode_batch_fast(texts, **options)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.backend, name)
+
+    tokens = Tokens(AutoTokenizer.from_pretrained(gpt2), "text")
+    tokens.backend = Watched(tokens.backend)
+    list(tokens.of([sentences(20_000), *[sentences(900)] * 9]))
+    assert max(sizes) <= 2000
