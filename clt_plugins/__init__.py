@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from clt_plugins.recipe.read import read_recipe, recipe_data
     from clt_plugins.registry.build import build
     from clt_plugins.registry.plugins import Plugins, load_plugins
+    from clt_plugins.rows.deal import Deal, Group
+    from clt_plugins.rows.identity import check_data
     from clt_plugins.rows.source import StoredSource
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
@@ -118,6 +120,8 @@ _LAZY = {
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],
     "registry.plugins": ["Plugins", "load_plugins"],
+    "rows.deal": ["Deal", "Group"],
+    "rows.identity": ["check_data"],
     "rows.source": ["StoredSource"],
     "rows.store": ["Store"],
     "toml": ["toml_text"],

@@ -2,7 +2,7 @@
 
 Rows lie in chunks (files), each cut into blocks of neighbouring rows; the last block of a chunk may be short. Every
 epoch has its own order of all blocks, a keyed permutation that is computed number by number. The rows of the epochs,
-one after the other, are cut into groups. A group's rows are shuffled in memory, and dealt to the data ranks like cards.
+one after the other, are dealt to the data ranks: see `deal`.
 
 Nothing here grows with the number of rows; one number per chunk is kept.
 """
@@ -13,8 +13,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
-
-import attrs
 
 from clt_plugins.data.random import digest
 
@@ -102,43 +100,3 @@ class Order:
     def position(self, row: int) -> int:
         """The position of the block that holds the epoch's row of this number."""
         return bisect_right(range(self.blocks + 1), row, key=self.before) - 1
-
-
-@attrs.frozen
-class Group:
-    """The rows that a rank shuffles together: a stretch of one epoch's order."""
-
-    epoch: int
-    begin: int
-    """Number of the first row in the epoch's order."""
-    rows: int
-    start: int
-    """How many rows the rank was dealt before these, in all epochs."""
-
-
-@attrs.frozen
-class Deal:
-    """How endless epochs of `rows` rows are dealt to ranks: row by row in turn, as many to each as to any other.
-
-    Each epoch is cut into groups of `group` rows (the last one has what is left); of a group each rank takes a stretch.
-    So over all ranks, every row of an epoch is dealt exactly once.
-    """
-
-    rows: int
-    group: int
-    rank: int = 0
-    ranks: int = 1
-
-    def at(self, position: int) -> Group:
-        """The group of the row that this rank is dealt after `position` others."""
-        dealt = position * self.ranks + self.rank
-        epoch, row = divmod(dealt, self.rows)
-        begin = row // self.group * self.group
-        end = min(begin + self.group, self.rows)
-        first, last = epoch * self.rows + begin, epoch * self.rows + end
-        shares = [self._share(last, rank) - self._share(first, rank) for rank in range(self.rank + 1)]
-        return Group(epoch, begin + sum(shares[:-1]), shares[-1], self._share(first, self.rank))
-
-    def _share(self, total: int, rank: int) -> int:
-        """How many of the first `total` rows of all epochs a rank is dealt."""
-        return (total + self.ranks - 1 - rank) // self.ranks

@@ -1,7 +1,7 @@
 """A source of stored rows: blocks from all over the store are read into a buffer, shuffled there, and cut into batches.
 
 While the batches of one group of rows are made, threads read the next group. So memory holds two groups and a few
-batches. The position is the number of rows that were yielded; `order` computes group and offset from it.
+batches. The position is the number of rows that were yielded; `deal` computes group and offset from it.
 
 Threads: one cuts batches (`batcher`), one reads groups (`loader`), several read blocks for it (`readers`).
 
@@ -16,13 +16,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 import torch
 from torch import Tensor
 
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.random import generator
 from clt_plugins.errors import DamagedError, Refused
-from clt_plugins.rows.order import Deal, Group, Order
+from clt_plugins.rows.deal import Deal, Group
+from clt_plugins.rows.identity import check_data
+from clt_plugins.rows.order import Order
 from clt_plugins.rows.store import AHEAD, Buffer, Shelf, Store, empty, tensors
 
 if TYPE_CHECKING:
@@ -34,13 +37,26 @@ READERS = 4
 """Blocks that are read at a time: enough to keep a disk or a connection busy."""
 
 
+@attrs.define(eq=False)
+class Border:
+    """A block that two groups share; it is read once for both."""
+
+    begin: int
+    """The number of its first row."""
+    block: Batch | None = None
+    """Its rows, once they are read."""
+
+
 class StoredSource:
     """A `Source` over a `Store`: every row of an epoch once, over all data ranks; epochs follow each other.
+
+    It is also `Identified`. A state is valid for any number of data ranks.
 
     Args:
         buffer_tokens: R, the rows that are shuffled together, on each rank.
         on_corrupt: "stop" raises what `Store.read` raised; "skip" warns, and yields other rows of the same group
             instead of the damaged ones.
+        setting: the recipe's setting that names the data, for `identity`.
 
     Raises:
         Refused: the batch is larger than the data or the buffer, or nothing is held out.
@@ -53,8 +69,9 @@ class StoredSource:
         *,
         buffer_tokens: int,
         on_corrupt: Literal["stop", "skip"] = "stop",
+        setting: str = "source",
     ):
-        self.store, self.on_corrupt, self.seed = store, on_corrupt, context.seed
+        self.store, self.on_corrupt, self.seed, self.setting = store, on_corrupt, context.seed, setting
         self.n_layers, self.d_model = store.n_layers, store.d_model
         ranks = context.parallel.data_ranks
         total = sum(store.chunks["train"])
@@ -69,15 +86,16 @@ class StoredSource:
             raise Refused("source.buffer_tokens", f"{buffer_tokens} is less than a batch of {self.batch_tokens} tokens")
         if not sum(store.chunks["held_out"]):
             raise Refused(store.name, "holds no held-out tokens, without which a run cannot be evaluated")
-        self.deal = Deal(total, min(buffer_tokens * ranks, total), context.parallel.data_rank, ranks)
+        group = min(buffer_tokens * ranks, total)
+        self.deal = Deal(self.seed, group, context.parallel.data_rank, ranks, epoch=total)
         self.order = Order(store.chunks["train"], store.block_rows, self.seed, "blocks", 0)
         self.epoch = 0
         self.position = 0
-        """Rows that were yielded on this rank."""
-        group = min(buffer_tokens, -(-self.deal.group // ranks))
-        # A group may begin and end in the middle of a block; whole blocks are read.
-        self.filling, self.spare = (Buffer(group + 2 * store.block_rows, store) for _ in range(2))
+        """Rows that were yielded on this rank, since the number of ranks was last changed."""
+        self.filling, self.spare = (Buffer(-(-group // ranks), store) for _ in range(2))
         """The buffer that was given to the loader last, and the one that it gets next."""
+        self.border: Border | None = None
+        """The block in which the last group ended."""
         self.shelf = Shelf(pinned=context.device.type == "cuda")
         self.readers = ThreadPoolExecutor(READERS, "clt-read")
         self.loader = ThreadPoolExecutor(1, "clt-load")
@@ -119,20 +137,25 @@ class StoredSource:
         """The statistics that are stored with the data."""
         return self.store.statistics()
 
+    def identity(self) -> Mapping[str, str]:
+        """See `Identified`."""
+        return {self.setting: self.store.identity}
+
     def state(self) -> dict[str, Any]:
         """The position in the stream; the same on every data rank."""
-        return {"rows": self.position, "data": self.store.identity}
+        return {"data": dict(self.identity()), **self.deal.state(self.position)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go to a state; its group is read at the next batch.
 
+        Other data ranks may have saved it, more or fewer: what they left of their group is dealt first.
+
         Raises:
             Refused: the state is of other data.
         """
-        if state["data"] != self.store.identity:
-            raise Refused(self.store.name, "not the data that the state was saved with")
+        check_data(state, self.identity())
         self._drop()
-        self.position = state["rows"]
+        self.position = self.deal.load_state(state)
 
     def close(self) -> None:
         """Stop the threads; close the store; release all memory except that of batches that are still in use."""
@@ -145,6 +168,7 @@ class StoredSource:
         self.ahead.clear()
         self.groups.clear()
         self.filling = self.spare = Buffer(1, self.store)
+        self.border = None
         self.shelf.close()
 
     # -- batches ------------------------------------------------------------------------------------------------
@@ -158,6 +182,7 @@ class StoredSource:
         self.loader.submit(int).result()
         self.ahead.clear()
         self.groups.clear()
+        self.border = None
 
     def _make(self, position: int) -> Batch:
         """The batch that begins after `position` rows; in the batcher's thread."""
@@ -166,7 +191,7 @@ class StoredSource:
         while filled < self.batch_tokens:
             group, buffer = self._group(position + filled)
             offset = position + filled - group.start
-            count = min(self.batch_tokens - filled, group.rows - offset)
+            count = min(self.batch_tokens - filled, group.count - offset)
             index = buffer.order[offset : offset + count]
             for source, target in zip(tensors(buffer.rows), tensors(out), strict=True):
                 torch.index_select(source, 0, index, out=target[filled : filled + count])
@@ -178,7 +203,7 @@ class StoredSource:
         group = self.deal.at(position)
         # Batches are made in order, so the groups before are used up, and the buffer they were in is the spare one.
         self.groups = {start: held for start, held in self.groups.items() if start >= group.start}
-        following = self.deal.at(group.start + group.rows)
+        following = self.deal.at(group.start + group.count)
         for needed in (group, following):
             if needed.start not in self.groups:
                 self.filling, self.spare = self.spare, self.filling
@@ -187,18 +212,28 @@ class StoredSource:
 
     def _load(self, group: Group, buffer: Buffer) -> Buffer:
         """Read a group's blocks into a buffer and draw the order of its rows; in the loader's thread."""
-        if group.epoch != self.epoch:
-            self.epoch = group.epoch
-            self.order = Order(self.store.chunks["train"], self.store.block_rows, self.seed, "blocks", group.epoch)
-        position = self.order.position(group.begin)
-        # The group may begin in the middle of a block, whose first rows belong to the group before.
-        skipped = group.begin - self.order.before(position)
+        epoch, first = divmod(int(group.rows[0]), self.deal.epoch)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = Order(self.store.chunks["train"], self.store.block_rows, self.seed, "blocks", epoch)
+        position = self.order.position(first)
+        begin = epoch * self.deal.epoch + self.order.before(position)
         filled, readings = 0, []
-        while filled < skipped + group.rows:
-            chunk, begin, rows = self.order.block(position)
-            into = buffer.rows.rows(slice(filled, filled + rows))
-            readings.append((filled, rows, self.readers.submit(self.store.read, "train", chunk, begin, into)))
-            filled, position = filled + rows, position + 1
+        border, self.border = self.border, None
+        while filled < group.count:
+            chunk, row, rows = self.order.block(position)
+            chosen = group.among(begin, begin + rows)
+            count = chosen.stop - chosen.start if isinstance(chosen, slice) else len(chosen)
+            if count:
+                into = buffer.rows.rows(slice(filled, filled + count))
+                if border is None or border.begin != begin:
+                    border = Border(begin)
+                if count == rows:
+                    reading = self.readers.submit(self.store.read, "train", chunk, row, into)
+                else:
+                    reading = self.readers.submit(self._read_part, border, chunk, row, rows, chosen, into)
+                readings.append((filled, count, reading))
+            filled, position, begin = filled + count, position + 1, begin + rows
         damaged = []
         for first, rows, reading in readings:
             try:
@@ -208,11 +243,22 @@ class StoredSource:
                     raise
                 logger.warning("skipped: %s", error)
                 damaged.append((first, rows))
-        random = generator(self.seed, "rows", group.epoch, group.begin)
-        buffer.order = skipped + torch.randperm(group.rows, generator=random)
+        # The next group of this rank may have the rest of the block.
+        if border is not None and int(group.rows[-1]) + 1 < begin:
+            self.border = border
+        buffer.order = group.order(self.seed)
         if damaged:
-            buffer.order = self._without(damaged, buffer.order, random)
+            buffer.order = self._without(damaged, buffer.order, generator(self.seed, "damaged", *group.key))
         return buffer
+
+    def _read_part(self, border: Border, chunk: int, row: int, rows: int, chosen: slice | Tensor, into: Batch) -> None:
+        """Read a block and copy some of its rows; in a reader's thread."""
+        if border.block is None:
+            block = Buffer(rows, self.store).rows
+            self.store.read("train", chunk, row, block)
+            border.block = block
+        for source, target in zip(tensors(border.block), tensors(into), strict=True):
+            target.copy_(source[chosen])
 
     def _without(self, damaged: list[tuple[int, int]], order: Tensor, random: torch.Generator) -> Tensor:
         """The same order with other rows instead of the damaged ones.
@@ -220,7 +266,7 @@ class StoredSource:
         Raises:
             DamagedError: all rows of the group are damaged.
         """
-        damaged_rows = torch.zeros(len(order) + 2 * self.store.block_rows, dtype=torch.bool)
+        damaged_rows = torch.zeros(len(order), dtype=torch.bool)
         for first, rows in damaged:
             damaged_rows[first : first + rows] = True
         lost = damaged_rows[order]
@@ -233,8 +279,9 @@ class StoredSource:
 
     def _held_out_rows(self) -> Iterator[Batch]:
         """The held-out blocks, one after the other."""
-        buffer = Buffer(self.store.block_rows, self.store)
-        for chunk, rows in enumerate(self.store.chunks["held_out"]):
+        chunks = self.store.chunks["held_out"]
+        buffer = Buffer(min(self.store.block_rows, max(chunks)), self.store)
+        for chunk, rows in enumerate(chunks):
             for begin in range(0, rows, self.store.block_rows):
                 into = buffer.rows.rows(slice(0, min(self.store.block_rows, rows - begin)))
                 self.store.read("held_out", chunk, begin, into)

@@ -29,10 +29,12 @@ class Store(Protocol):
     """Rows of each chunk, of the part to train on and of the held-out part."""
     block_rows: int
     """Rows of a block; blocks begin at multiples of it, and the last one of a chunk may be shorter."""
-    identity: str
-    """Changes with the data: a saved position is valid in the same data only."""
     name: str
     """Where the data are, for messages."""
+
+    @property
+    def identity(self) -> str:
+        """Changes with the data, and not with their path: a saved position is valid in the same data only."""
 
     def read(self, part: Part, chunk: int, begin: int, into: Batch) -> None:
         """Fill `into` with a block's rows, from row `begin` of the chunk on.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[[Bench], None]")
 
-SHARED = ("every", "training_step", "tensor_parallel")
-"""The modules whose checks serve several kinds."""
+SHARED = ("every", "training_step", "tensor_parallel", "positions")
+"""The modules of checks that are not called after a kind."""
 
 
 @attrs.frozen

@@ -18,10 +18,11 @@ class SourceConfig:
     """A folder of `chunk_N.h5` or `.hdf5` files with metadata.json, as crosslayer-coding writes it.
 
     Every row once per epoch, in a new order each time, chunks mixed. The files have no checksums: damage is noticed
-    only where HDF5 notices it. Memory: two buffers of `buffer_tokens` rows and three batches.
+    only where HDF5 notices it. Memory: two buffers of `buffer_tokens` rows, three batches, and two blocks.
 
-    Reading is slow if the arrays are compressed in large HDF5 chunks (the library's default is 16,384 rows): a block of
-    at most 1,024 rows is read at a time, and for that HDF5 decompresses a chunk of every array.
+    A block is what is read at a time: about 4 MiB, or, where the arrays are compressed, the rows of an HDF5 chunk (the
+    library's default is 16,384), since HDF5 decompresses them together. Raise `buffer_tokens` above that number to mix
+    rows of more chunks. With several data ranks a block in which two ranks' rows meet is read by both.
     """
 
     path: Path

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_crosslayer_coding.identity import file_digest
 from clt_crosslayer_coding.statistics import SIDES, read_statistics
 from clt_plugins import Batch, DamagedError, Refused, StoredSource, load_json, open_hdf5, read_small
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from clt_plugins import Context
 
 BLOCK_BYTES = 4 * 2**20
-"""About how many bytes are read at a time."""
+"""About how many bytes are read at a time, if the file does not ask for more."""
+LARGEST_BLOCK = 4 * 2**30
+"""Bytes that are read at a time at most."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint16": torch.bfloat16}
 """Types of the stored arrays, and of the activations that they hold."""
 SIZES = ("num_layers", "d_model", "total_tokens")
@@ -56,7 +60,7 @@ class CrosslayerStore:
         self.n_layers, self.d_model, total = (_size(path / "metadata.json", metadata, name) for name in SIZES)
         self.files = _chunk_files(path)
         headers = {number: _header(file, self.n_layers, self.d_model) for number, file in self.files.items()}
-        types = sorted({kind for _, kind in headers.values()})
+        types = sorted({kind for _, kind, _ in headers.values()})
         if len(types) > 1:
             raise Refused(path, f"its chunks are of different types: {', '.join(types)}")
         self.dtype = DTYPES[types[0]]
@@ -66,12 +70,20 @@ class CrosslayerStore:
         if held_out >= total:
             raise Refused("source.held_out_tokens", f"{held_out} of {total} tokens leave none to train on")
         row_bytes = 2 * self.n_layers * self.d_model * self.dtype.itemsize
-        self.block_rows = max(1, min(1024, BLOCK_BYTES // row_bytes))
+        self.block_rows = _block_rows([unit for *_, unit in headers.values()], row_bytes)
         self.begins: dict[str, list[tuple[int, int]]] = {"train": [], "held_out": []}
         """For each chunk of a part: the chunk's number, and its first row that belongs to the part."""
         self.chunks: Mapping[Any, Sequence[int]] = self._split(rows, total - held_out)
-        identity = json.dumps([metadata, rows], sort_keys=True)
-        self.identity = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+        self.total = total
+
+    @cached_property
+    def identity(self) -> str:
+        """See `Store.identity`; of the chunk files, in their order, and of where the held-out part begins."""
+        parts = [self.block_rows, *self.chunks["train"]]
+        digest = hashlib.sha256(json.dumps(parts).encode())
+        for number in self.numbers:
+            digest.update(file_digest(self.files[number]))
+        return f"{self.total} rows in {len(self.files)} files, sha256 {digest.hexdigest()[:32]}"
 
     def _split(self, rows: list[int], n_train: int) -> dict[str, list[int]]:
         """Split the rows of the chunks into the first ones to train on and the held-out rest: rows of each chunk."""
@@ -137,7 +149,7 @@ def build(config: SourceConfig, context: Context) -> StoredSource:
         Refused: see `CrosslayerStore`.
     """
     store = CrosslayerStore(config.path, config.held_out_tokens)
-    return StoredSource(store, context, buffer_tokens=config.buffer_tokens)
+    return StoredSource(store, context, buffer_tokens=config.buffer_tokens, setting="source.path")
 
 
 def _size(path: Path, metadata: Any, name: str) -> int:
@@ -161,14 +173,30 @@ def _chunk_files(path: Path) -> dict[int, Path]:
     return files
 
 
-def _header(file: Path, n_layers: int, d_model: int) -> tuple[int, str]:
-    """Rows and type of a chunk; all its arrays must be alike."""
+def _block_rows(units: list[int], row_bytes: int) -> int:
+    """How many rows to read at a time.
+
+    HDF5 decompresses a chunk of an array as a whole, so each is read once and completely. Chunks that are alike in all
+    files, as the library writes them, are those of the largest file.
+
+    Args:
+        units: rows that each file's HDF5 chunks have; 1 if any rows can be read alone.
+    """
+    rows = max(1, min(1024, BLOCK_BYTES // row_bytes))
+    unit = max(units)
+    parts = -(-unit * row_bytes // LARGEST_BLOCK)
+    return -(-unit // parts) * max(1, rows // unit)
+
+
+def _header(file: Path, n_layers: int, d_model: int) -> tuple[int, str, int]:
+    """Rows and type of a chunk, and the rows that are compressed together; all its arrays must be alike."""
     try:
         with open_hdf5(file) as opened:
             if n_layers > len(opened):
                 raise Refused(file, f"has {len(opened)} layers, metadata.json says {n_layers}")
             arrays = [opened[f"layer_{layer}/{side}"] for layer in range(n_layers) for side in SIDES]
             kinds = {(array.shape, str(array.dtype)) for array in arrays}
+            unit = max(_unit(array) for array in arrays)
     except (KeyError, AttributeError, RuntimeError) as error:
         raise Refused(file, f"cannot be read: {' '.join(str(error).split())}") from error
     (shape, dtype), *others = sorted(kinds)
@@ -176,7 +204,14 @@ def _header(file: Path, n_layers: int, d_model: int) -> tuple[int, str]:
         raise Refused(file, f"its arrays are not all [rows, {d_model}] of one type: {sorted(kinds)}")
     if dtype not in DTYPES:
         raise Refused(file, f"holds {dtype}, and only float32, float16 and uint16 (bfloat16) can be read")
-    return shape[0], dtype
+    return shape[0], dtype, unit
+
+
+def _unit(array: Any) -> int:
+    """How many rows of an array are compressed together; 1 if any can be read alone."""
+    if array.chunks is None or not array.id.get_create_plist().get_nfilters():
+        return 1
+    return max(1, min(array.chunks[0], array.shape[0]))
 
 
 def _check_counts(path: Path, rows: dict[int, int], total: int) -> None:

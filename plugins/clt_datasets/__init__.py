@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import FREE_ON_RESUME, Spec, hookimpl
 
 if TYPE_CHECKING:
     import click
@@ -29,10 +29,10 @@ class LocalConfig:
     """The data set's folder."""
     buffer_tokens: int = field(default=16384, validator=validators.gt(0))
     """Rows that are shuffled together, on each rank; at least a batch."""
-    on_corrupt: Literal["stop", "skip"] = "stop"
+    on_corrupt: Literal["stop", "skip"] = field(default="stop", metadata=FREE_ON_RESUME)
     """What to do when stored rows fail their checksum: stop the run, or warn and train on other rows of the same buffer
     instead."""
-    page_cache: bool = False
+    page_cache: bool = field(default=False, metadata=FREE_ON_RESUME)
     """Read through the system's page cache: faster from the second epoch on if the data set fits into free memory.
     Otherwise rows are read past the cache, at the disk's own rate; the cache stays free for other programs."""
 
@@ -45,18 +45,18 @@ class RemoteConfig:
     against the manifest. The token is read from the environment variable CLT_TOKEN. Memory: like `local`.
     """
 
-    url: str
+    url: str = field(metadata=FREE_ON_RESUME)
     """The server, `http://HOST:PORT` or `https://HOST:PORT`."""
     dataset: str
     """The data set's name on the server."""
     buffer_tokens: int = field(default=16384, validator=validators.gt(0))
     """Rows that are shuffled together, on each rank; at least a batch."""
-    on_corrupt: Literal["stop", "skip"] = "stop"
+    on_corrupt: Literal["stop", "skip"] = field(default="stop", metadata=FREE_ON_RESUME)
     """What to do when rows are damaged on the server: stop the run, or warn and train on other rows of the same buffer
     instead."""
-    patience_s: float = field(default=600.0, validator=validators.gt(0))
+    patience_s: float = field(default=600.0, validator=validators.gt(0), metadata=FREE_ON_RESUME)
     """The run stops after so many seconds without anything new from the server."""
-    ca_file: Path | None = None
+    ca_file: Path | None = field(default=None, metadata=FREE_ON_RESUME)
     """Certificates to trust, for a server with a self-signed certificate."""
 
 

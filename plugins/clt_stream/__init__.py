@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen, validators
 
-from clt_plugins import HubOrPath, Spec, hookimpl
+from clt_plugins import FREE_ON_RESUME, HubOrPath, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context, Recipe
@@ -59,11 +59,11 @@ class StreamConfig:
     bos: Literal["auto", "always", "never"] = "auto"
     """Whether each piece begins with the beginning-of-sequence token. With "auto" it does if the tokenizer adds that
     token. The model reads it, but like all special tokens it is left out of the batches."""
-    model_batch: int = field(default=16, validator=validators.gt(0))
-    """Context windows in one forward pass of the model."""
+    model_batch: int = field(default=16, validator=validators.gt(0), metadata=FREE_ON_RESUME)
+    """Context windows in one forward pass of the model. The rows do not depend on it, but for the rounding of sums."""
     buffer_tokens: int = field(default=65536, validator=validators.gt(0))
     """Rows in a block, on each data rank. Tokens are shuffled within a block. At least a batch."""
-    buffer_device: str = "auto"
+    buffer_device: str = field(default="auto", metadata=FREE_ON_RESUME)
     """Where the block and the held-out rows are kept: "auto" is the model's device, "cpu" saves the memory of a GPU."""
 
 

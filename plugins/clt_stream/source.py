@@ -1,11 +1,11 @@
 """The stream of activations: the model reads a block of tokens, the block is shuffled and yielded batch by batch.
 
-Forward passes form one endless sequence that depends only on the text, the settings and the seed; so do their rows.
-Block n consists of the next `size` rows per data rank. Each rank needs one part of it, and runs only the passes
-that have rows in that part. (It tokenises all of the text, since the passes before its part must be counted.)
+Contexts form one endless sequence that depends only on the text, the settings and the seed; so do their rows. They
+are dealt to the data ranks in blocks (`Deal`). Each rank needs a part of a block, and runs only the forward passes that
+have rows in that part. (It tokenises all of the text, since the contexts before its part must be counted.)
 
-So the position in the stream is small, and the same on every rank: a forward pass, the number of its rows to leave
-out, and how many rows of the block were yielded. To resume, the block is computed again.
+So the position in the stream is small, and the same on every rank: a context at which to begin, the number of its rows
+to leave out, and how many rows were dealt. To resume, the block is computed again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, Refused, generator
+from clt_plugins import Batch, Deal, Refused, check_data
 from clt_stream.contexts import Cursor, Packer
 from clt_stream.finite import check_rows
+from clt_stream.identity import model_identity, text_identity, tokenizer_identity
 from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
 from clt_stream.reader import Reader, packs
@@ -30,7 +31,7 @@ from clt_stream.text import open_texts
 from clt_stream.text.documents import check_split, nothing_held_out
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Group
     from clt_stream import StreamConfig
 
 log = logging.getLogger(__name__)
@@ -38,14 +39,16 @@ log = logging.getLogger(__name__)
 
 @attrs.frozen
 class Start:
-    """Where a block begins: at a forward pass whose first `skip` rows belong to the block before."""
+    """Where a block begins: `skip` rows after a context, which begins a forward pass."""
 
     cursor: Cursor
     skip: int
+    row: int
+    """The number of the block's first row."""
 
 
 class Stream:
-    """A `Source`: a language model's activations as it reads text. It also `HasModel`.
+    """A `Source`: a language model's activations as it reads text. It also `HasModel` and is `Identified`.
 
     Raises:
         Refused: the model, its sites or the text cannot be used, or the text has fewer tokens than a batch.
@@ -86,17 +89,21 @@ class Stream:
 
         self.packer = self._packer(held_out=False)
         self._check_amount(context.batch_tokens)
-        self.number = self.offset = 0
-        """The number of the block, and how many of its rows were yielded."""
-        self.start = self.following = Start(self.packer.cursor(), 0)
+        self.deal = Deal(self.seed, self.size * self.ranks, self.rank, self.ranks)
+        self.position = 0
+        """Rows that were yielded on this rank, since the number of ranks was last changed."""
+        self.group: Group | None = None
+        """Which rows `block` holds."""
+        self.start = self.following = Start(self.packer.cursor(), 0, 0)
         """Where this block and the next one begin; `following` is known once the block is filled."""
-        self.filled = False
         self.block: Rows | None = None
+        """This rank's part of a block of all ranks."""
         self.order = torch.empty(0, dtype=torch.int64)
         self.passed = 0
         """Rows of the last forward pass."""
         self.carried: int | None = None
         """How many of them lie after the end of the block, for the next one; None if they must be computed again."""
+        self._identity: dict[str, str] | None = None
         self.evaluation: list[Batch] = []
         self.evaluation_tokens = 0
         """How many tokens `evaluation` was read for; it has fewer where the held-out text has."""
@@ -105,14 +112,16 @@ class Stream:
 
     def next(self) -> Batch:
         """The next batch; runs the model when all of a block was yielded."""
-        if self.filled and self.offset == self.size:
-            self.number, self.offset, self.start, self.filled = self.number + 1, 0, self.following, False
-        if not self.filled:
-            self._fill()
-        assert self.block is not None
-        index = self.order[self.offset : self.offset + self.batch_tokens]
-        self.offset += self.batch_tokens
-        return self.block.pick(index)
+        parts: list[Batch] = []
+        missing = self.batch_tokens
+        while missing:  # once, unless the rows that other ranks have left end within the batch
+            group = self._fill()
+            assert self.block is not None
+            offset = self.position - group.start
+            index = self.order[offset : offset + missing]
+            parts.append(self.block.pick(index))
+            self.position, missing = self.position + len(index), missing - len(index)
+        return parts[0] if len(parts) == 1 else _join(parts)
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
         """Batches of held-out documents, unshuffled. They are read at the first call, and kept in memory."""
@@ -142,14 +151,25 @@ class Stream:
             length=self.config.context,
         )
 
+    def identity(self) -> Mapping[str, str]:
+        """See `Identified`: of the text, the tokenizer and the model's weights; computed once."""
+        if self._identity is None:
+            self._identity = {
+                "source.text": text_identity(self.packer.texts),
+                "model.path": model_identity(self.model),
+                # Whatever they say: the weights are compared.
+                "model.revision": "see model.path",
+                "model.gguf_file": "see model.path",
+                "model.tokenizer": tokenizer_identity(self.tokenizer),
+            }
+        return self._identity
+
     def state(self) -> dict[str, Any]:
         """The position in the stream; the same on every data rank."""
-        spent = self.filled and self.offset == self.size
-        start = self.following if spent else self.start
+        start = self._start_of(self.deal.at(self.position))
         return {
-            "ranks": self.ranks,
-            "block": self.number + spent,
-            "offset": 0 if spent else self.offset,
+            "data": dict(self.identity()),
+            **self.deal.state(self.position),
             "skip": start.skip,
             "cursor": attrs.asdict(start.cursor),
         }
@@ -157,63 +177,63 @@ class Stream:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go to a state. Its block is read again at the next batch.
 
-        The order within a block depends on the number of data ranks. If that has changed, the rest of the block is
-        left out.
+        Other data ranks may have saved it, more or fewer: what they left of their block is dealt first.
 
         Raises:
-            Refused: the text has changed.
+            Refused: text, tokenizer or model are others.
         """
-        self.number, self.offset = state["block"], state["offset"]
-        self.start = Start(Cursor(**state["cursor"]), state["skip"])
-        self.filled, self.carried = False, None
-        if self.offset and state["ranks"] != self.ranks:
-            self._leave_block(state["ranks"])
+        check_data(state, self.identity())
+        self.position = self.deal.load_state(state)
+        row = self.deal.at(self.position).begin
+        self.start = self.following = Start(Cursor(**state["cursor"]), state["skip"], row)
+        self.group, self.carried = None, None
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
-    def _fill(self) -> None:
-        """Read this rank's part of the block that begins at `self.start`: its rows from `begin` up to `end`."""
-        begin, total = self.rank * self.size, self.ranks * self.size
-        end = begin + self.size
+    def _start_of(self, group: Group) -> Start:
+        """Where the block of all ranks begins that has a group: that of `block`, or the one after."""
+        start = self.start if group.begin == self.start.row else self.following
+        assert group.begin == start.row, "blocks follow each other"
+        return start
+
+    def _fill(self) -> Group:
+        """Read the group at the position, this rank's part of a block, if `block` does not hold it."""
+        group = self.deal.at(self.position)
+        if self.group is not None and self.group.start == group.start:
+            return self.group
+        follows = group.begin != self.start.row
+        self.start, self.group = self._start_of(group), None
         if self.block is None:
             # The last pass is read to its end, which may be after that of the block.
             self.block = self._rows(self.size + self.config.model_batch * self.config.context, "source.buffer_tokens")
-        cursor = self.start.cursor
-        if self.carried is None:
+        cursor, filled = self.start.cursor, 0
+        if self.carried is None or not follows:
             self.packer.seek(cursor)
-            row = -self.start.skip  # the row of the block, over all ranks, at which the next pass begins
+            row = group.begin - self.start.skip  # the number of the first row of the next pass
         else:
             self.block.move(slice(self.size, self.size + self.carried), 0)
-            row = self.carried
-        while row < total:
+            row, filled = group.begin + self.carried, self.carried
+        # Alone, a rank goes on to the next block with the rows of the last pass that are after the end of this one.
+        # What earlier ranks have left has gaps; its block is read from its start again.
+        alone = self.ranks == 1 and isinstance(group.rows, range)
+        while row < group.end:
             cursor, contexts = self.packer.cursor(), self.packer.next()
             assert contexts is not None, "the trained part of a text never ends"
-            first = max(0, begin - row)
-            if row < end and first < len(contexts.rows):
-                self.reader.read(contexts, contexts.rows[first:], self.block, row + first - begin)
             self.passed = len(contexts.rows)
+            chosen = group.among(row, row + self.passed)
+            rows = contexts.rows[chosen.start :] if alone and isinstance(chosen, slice) else contexts.rows[chosen]
+            if len(rows):
+                self.reader.read(contexts, rows, self.block, filled)
+                filled += len(rows)
             row += self.passed
-        check_rows(self.block.view(slice(0, self.size)), self.reader.layers)
-        beyond = row - total
-        self.following = Start(cursor, self.passed - beyond) if beyond else Start(self.packer.cursor(), 0)
-        self.carried = beyond if self.ranks == 1 else None
-        order = torch.randperm(self.size, generator=generator(self.seed, "rows", self.number, self.rank))
-        self.order = order.to(self.block.inputs.device)
-        self.filled = True
-
-    def _leave_block(self, ranks: int) -> None:
-        """Go to the end of a block that `ranks` data ranks had begun, without running the model."""
-        batch = self.batch_tokens * self.ranks // ranks
-        row, total = -self.start.skip, ranks * (self.config.buffer_tokens // batch * batch)
-        cursor, rows = self.start.cursor, 0
-        self.packer.seek(cursor)
-        while row < total:
-            cursor, contexts = self.packer.cursor(), self.packer.next()
-            assert contexts is not None, "the trained part of a text never ends"
-            rows = len(contexts.rows)
-            row += rows
-        self.start = Start(cursor, rows - (row - total)) if row > total else Start(self.packer.cursor(), 0)
-        self.number, self.offset = self.number + 1, 0
+        check_rows(self.block.view(slice(0, group.count)), self.reader.layers)
+        beyond = row - group.end
+        skip = self.passed - beyond if beyond else 0
+        self.following = Start(cursor if beyond else self.packer.cursor(), skip, group.end)
+        self.carried = beyond if alone else None
+        self.order = group.order(self.seed).to(self.block.inputs.device)
+        self.group = group
+        return group
 
     def _read_held_out(self, tokens: int) -> list[Batch]:
         """The first rows of the held-out documents, cut into batches."""
@@ -254,6 +274,12 @@ class Stream:
                 f"a batch of {batch_tokens} tokens is larger than the data: the trained part of "
                 f"{self.config.text!r} has {rows}",
             )
+
+
+def _join(parts: list[Batch]) -> Batch:
+    """Batches one after the other."""
+    names = ("inputs", "targets", "token_ids", "positions")
+    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def _check_length(model: Any, config: StreamConfig) -> None:

@@ -11,6 +11,8 @@ Shapes: B tokens, L layers, D d_model, F true features per layer.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,15 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, generator
+from clt_plugins import Batch, check_data, generator
 
 if TYPE_CHECKING:
     from clt_plugins import Context
     from clt_synthetic import SyntheticConfig
+
+
+SAMPLE = 4096
+"""Numbers of the truth that its identity is taken from."""
 
 
 @attrs.frozen(eq=False)
@@ -37,7 +43,7 @@ class Truth:
 
 
 class Synthetic:
-    """A `Source` of sparse features that are known.
+    """A `Source` of sparse features that are known. It is also `Identified`.
 
     Raises:
         Refused: the batch cannot be divided among the data ranks.
@@ -54,6 +60,7 @@ class Synthetic:
         directions = torch.nn.functional.normalize(torch.randn(L, 1 + L, F, D, generator=random), dim=-1)
         later = torch.ones(L, L).triu()[:, :, None, None]
         self._truth = Truth(directions[:, 0], directions[:, 1:] * later)
+        self._identity = {"source": f"sha256 {self._digest(directions)}"}
 
     def truth(self) -> Truth:
         """The features that a perfect transcoder has learned."""
@@ -83,13 +90,27 @@ class Synthetic:
         """None: the engine estimates them from the first batches."""
         return None
 
+    def identity(self) -> Mapping[str, str]:
+        """See `Identified`: of the settings and of what this version of torch draws."""
+        return self._identity
+
     def state(self) -> dict[str, Any]:
-        """How many batches were yielded."""
-        return {"count": self.count}
+        """How many batches were yielded; the same on every data rank."""
+        return {"data": dict(self._identity), "count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue after that many batches."""
+        """Continue after that many batches, which other data ranks may have read, more or fewer.
+
+        Raises:
+            Refused: the state is of other data.
+        """
+        check_data(state, self._identity)
         self.count = state["count"]
+
+    def _digest(self, drawn: Tensor) -> str:
+        settings = json.dumps([drawn.shape, self.config.active, self.config.noise, self.seed, self.batch_tokens])
+        bits = drawn.flatten()[:SAMPLE].numpy().tobytes()
+        return hashlib.sha256(settings.encode() + bits).hexdigest()[:32]
 
     def _batch(self, part: str, number: int) -> Batch:
         random = generator(self.seed, part, number)

@@ -23,8 +23,14 @@ def write(
     index: str = "per chunk",
     ending: str = "hdf5",
     dtype: str = "float32",
+    chunk_rows: int = 16384,
+    compression: str | None = "gzip",
 ) -> Batch:
-    """Write a data set; returns its rows in order."""
+    """Write a data set; returns its rows in order.
+
+    Args:
+        chunk_rows: rows that are compressed together, at most.
+    """
     folder.mkdir()
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(2, sum(sizes), 11, 4, generator=random)
@@ -38,7 +44,8 @@ def write(
                 for side, name in enumerate(("inputs", "targets")):
                     x = rows[side, first : first + size, layer].contiguous()
                     stored = x.view(torch.int16).numpy().view(np.uint16) if dtype == "uint16" else x.numpy()
-                    group.create_dataset(name, data=stored, chunks=(min(size, 16384), 4), compression="gzip")
+                    chunks = (min(size, chunk_rows), 4)
+                    group.create_dataset(name, data=stored, chunks=chunks, compression=compression)
         entries += [(number, size, first)] if index == "per chunk" else [(number, row) for row in range(size)]
         first += size
     fields = [("chunk_id", np.int32), ("num_tokens", np.int32), ("offset", np.int64)]

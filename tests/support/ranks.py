@@ -6,6 +6,7 @@ Started as `python -m tests.support.ranks FOLDER PORT...`, with RANK, WORLD_SIZE
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from clt_parallel.grid import Grid
-from clt_plugins import Refused, parameter, run
+from clt_plugins import Refused, StoredSource, parameter, run
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
@@ -82,6 +83,12 @@ RUN: dict[str, Any] = {
 }
 RUNS: list[tuple[str, int, dict[str, Any]]] = [("two", 2, {}), ("1", 1, {}), ("3", 3, {}), ("2x2", 4, {"data": 2})]
 """Name, ranks, settings of `[parallel]`."""
+
+
+STORED = "stored"
+"""The folder of a data set of 100 rows, three layers of six dimensions, that the next runs read."""
+STORED_RUNS: list[tuple[str, int, int]] = [("rows-2", 2, 0), ("rows-3", 3, 2), ("rows-4", 4, 5), ("rows-1", 1, 7)]
+"""Name, data ranks, and the step of the run before at which it goes on; all have 9 steps of 12 tokens."""
 
 
 def idle_tokens(layers: int = 3) -> torch.Tensor:
@@ -228,6 +235,38 @@ def runs(folder: Path, rank: int, ports: list[str]) -> None:
             run(changed, out=folder / name, resume=None if name == "two" else "step_000004", plugins=plugins())
 
 
+def stored_runs(folder: Path, rank: int, ports: list[str]) -> None:
+    """Runs on stored rows, each resumed from a checkpoint of the one before; saves the rows that each rank read."""
+    read: list[list[int]] = []
+    original = StoredSource.next
+
+    def recording(source: StoredSource) -> Batch:
+        batch = original(source)
+        assert batch.token_ids is not None
+        read.append(batch.token_ids.tolist())
+        return batch
+
+    StoredSource.next = recording  # type: ignore[method-assign]
+    before = ""
+    for port, (name, world, step) in zip(ports, STORED_RUNS, strict=True):
+        os.environ.update(WORLD_SIZE=str(world), MASTER_PORT=port)
+        if rank == 0 and before:
+            shutil.copytree(folder / before, folder / name)
+            shutil.rmtree(folder / name / "transcoder")
+        if rank < world:
+            read.clear()
+            changed = tables(
+                source={"name": "local", "path": str(folder / STORED), "buffer_tokens": 16},
+                loggers=[],
+                parallel={"name": "tensor", "data": world},
+                train={"steps": 9, "batch_tokens": 12, "checkpoint_every": 1, "eval_every": 9, "eval_tokens": 10},
+            )
+            run(changed, out=folder / name, resume=f"step_{step:06}" if before else None, plugins=plugins())
+            (folder / f"{name}-{rank}.json").write_text(json.dumps(read))
+        before = name
+    StoredSource.next = original  # type: ignore[method-assign]
+
+
 def main(folder: Path, ports: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
@@ -248,7 +287,8 @@ def main(folder: Path, ports: list[str]) -> None:
     torch.save(agreements(ranks), folder / f"agreements-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-    runs(folder, rank, ports)
+    runs(folder, rank, ports[: len(RUNS)])
+    stored_runs(folder, rank, ports[len(RUNS) :])
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def build_remote(config: RemoteConfig, context: Context) -> StoredSource:
     client = Client(config.url, config.dataset, patience_s=config.patience_s, ca_file=config.ca_file)
     try:
         store = DatasetStore(RemoteData(client), client.base)
-        return StoredSource(store, context, buffer_tokens=config.buffer_tokens, on_corrupt=config.on_corrupt)
+        return StoredSource(
+            store, context, buffer_tokens=config.buffer_tokens, on_corrupt=config.on_corrupt, setting="source.dataset"
+        )
     except BaseException:
         client.close()
         raise

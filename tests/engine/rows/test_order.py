@@ -1,4 +1,4 @@
-"""The order of stored rows: a permutation for every key, dealt to ranks without loss or repetition."""
+"""The order of stored rows: a permutation for every key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clt_plugins.rows.order import Deal, Order, Permutation
+from clt_plugins.rows.order import Order, Permutation
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097])
@@ -47,21 +47,3 @@ def test_an_order_has_every_row_of_every_chunk_once(chunks: list[int], block_row
     assert [order.before(place) for place in range(order.blocks + 1)] == before
     places = [place for place, (*_, count) in enumerate(blocks) for _ in range(count)]
     assert [order.position(row) for row in range(len(rows))] == places
-
-
-@given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 5))
-def test_ranks_are_dealt_every_row_of_every_epoch_once_and_stay_level(rows: int, group: int, ranks: int) -> None:
-    wanted = [(epoch, row) for epoch in range(3) for row in range(rows)]
-    dealt: list[list[tuple[int, int]]] = []
-    for rank in range(ranks):
-        deal, mine, position = Deal(rows, group, rank, ranks), [], 0
-        while (found := deal.at(position)).epoch < 3:
-            assert found.start == position
-            assert 0 < found.rows <= group
-            # Any place within a group finds the same group: so resuming needs the position only.
-            assert deal.at(position + found.rows - 1) == found
-            mine += [(found.epoch, found.begin + n) for n in range(found.rows)]
-            position += found.rows
-        dealt.append(mine)
-    assert sorted(row for mine in dealt for row in mine) == wanted
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 
 from clt_crosslayer_coding import SourceConfig, clt_sources
+from clt_plugins import Refused
 from tests.support.crosslayer_coding import write
 from tests.support.stored_data import join, make_context
 
@@ -100,3 +103,82 @@ class TestBadInput:
         write(tmp_path / "data")
         with pytest.raises(ValueError, match=r"^source\.held_out_tokens: 125 of 125 tokens leave none to train on$"):
             build(tmp_path / "data", held_out_tokens=125)
+
+
+class TestIdentity:
+    def test_a_copy_elsewhere_is_the_same_data(self, tmp_path: Path) -> None:
+        write(tmp_path / "data")
+        shutil.copytree(tmp_path / "data", tmp_path / "copy")
+        build(tmp_path / "copy").load_state(build(tmp_path / "data").state())
+
+    @pytest.mark.parametrize("change", ["values", "files swapped", "held out"])
+    def test_other_data_are_refused(self, tmp_path: Path, change: str) -> None:
+        write(tmp_path / "data", (60, 60))
+        state = build(tmp_path / "data").state()
+        one, two = (tmp_path / "data" / f"chunk_{number}.hdf5" for number in (0, 1))
+        if change == "values":
+            with h5py.File(one, "r+") as file:
+                file["layer_3/inputs"][17, 2] += 1
+        elif change == "files swapped":
+            kept = one.read_bytes()
+            one.write_bytes(two.read_bytes())
+            two.write_bytes(kept)
+        source = build(tmp_path / "data", held_out_tokens=31 if change == "held out" else 30)
+        with pytest.raises(Refused, match=r"^source\.path: not the data that the state was saved with"):
+            source.load_state(state)
+
+
+class TestReading:
+    """HDF5 decompresses a chunk of an array as a whole, so it must be asked for each chunk once."""
+
+    @pytest.fixture
+    def decompressed(self, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str, int], int]:
+        """How often each compressed chunk was needed: (file, array, number) -> reads."""
+        counts: dict[tuple[str, str, int], int] = {}
+        real = h5py.Dataset.__getitem__
+
+        def counting(array: h5py.Dataset, rows: slice, *rest: Any) -> Any:
+            size = array.chunks[0]
+            for number in range(rows.start // size, -(-rows.stop // size)):
+                key = (array.file.filename, array.name, number)
+                counts[key] = counts.get(key, 0) + 1
+            return real(array, rows, *rest)
+
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+        return counts
+
+    @pytest.mark.parametrize("buffer_tokens", [19, 32, 200, 5000])
+    def test_a_compressed_chunk_is_read_once_per_epoch(
+        self, tmp_path: Path, decompressed: dict[tuple[str, str, int], int], buffer_tokens: int
+    ) -> None:
+        """Whatever the buffer; files of many chunks and of one, and a short chunk at the end of each."""
+        truth = write(tmp_path / "data", (530, 100, 37), chunk_rows=100)
+        source = build(tmp_path / "data", held_out_tokens=37, buffer_tokens=buffer_tokens)
+        # 630 rows to train on; the group after the epoch is read ahead, so that of the chunks some are read again.
+        rows = join([source.next() for _ in range(33)])
+        source.close()
+        values = rows.inputs[:, 0].tolist()
+        assert len({tuple(row) for row in values}) == len(values) == 627
+        assert {tuple(row) for row in values} <= {tuple(row) for row in truth.inputs[:, 0].tolist()}
+        arrays = 2 * 11
+        assert len(decompressed) == 7 * arrays
+        # What was read ahead of the second epoch: two buffers, and what batches need of them.
+        ahead = sum(decompressed.values()) - 7 * arrays
+        assert ahead <= arrays * (3 + 3 * min(buffer_tokens, 630) // 100)
+
+    def test_ten_epochs_read_ten_times_the_data(
+        self, tmp_path: Path, decompressed: dict[tuple[str, str, int], int]
+    ) -> None:
+        write(tmp_path / "data", (530, 100, 37), chunk_rows=100)
+        source = build(tmp_path / "data", held_out_tokens=37, buffer_tokens=100)
+        for _ in range(10 * 630 // 19):
+            source.next()
+        source.close()
+        # 1 chunk in 70 more for what is read ahead at the end.
+        assert 1.0 <= sum(decompressed.values()) / (10 * 7 * 22) < 1.06
+
+    def test_other_arrays_are_read_in_small_blocks(self, tmp_path: Path) -> None:
+        write(tmp_path / "data", (5000, 600), chunk_rows=4000, compression=None)
+        assert build(tmp_path / "data").store.block_rows == 1024
+        write(tmp_path / "small", (5000, 600), chunk_rows=48)
+        assert build(tmp_path / "small").store.block_rows == 1008

@@ -120,7 +120,7 @@ def test_compressed_rows_are_the_same(tmp_path: Path, compression: str) -> None:
         write_numbered(tmp_path / name, [50, 30], compression=kind, dtype=torch.bfloat16)
     plain, small = (local(tmp_path / name) for name in ("plain", "small"))
     assert plain.next().inputs.dtype == torch.bfloat16
-    plain.load_state({"rows": 0, "data": plain.store.identity})
+    plain.load_state(local(tmp_path / "plain").state())
     for _ in range(10):
         assert equal(plain.next(), small.next())
     assert equal(join(list(plain.held_out(10))), join(list(small.held_out(10))))
@@ -184,7 +184,7 @@ def test_a_state_continues_with_the_very_next_row(tmp_path: Path, ranks: int) ->
         for _ in range(60):
             states.append(json.dumps(unbroken.state()))
             batches.append(unbroken.next())
-        assert max(map(len, states)) < 100
+        assert max(map(len, states)) < 150
         resumed = build()
         for stop in (45, 0, 7, 18, 19, 31):
             resumed.load_state(json.loads(states[stop]))
@@ -358,7 +358,7 @@ class TestBadInput:
     def test_a_state_of_other_data(self, tmp_path: Path) -> None:
         write_numbered(tmp_path / "one", [20])
         write_numbered(tmp_path / "two", [21])
-        with pytest.raises(ValueError, match=r"two: not the data that the state was saved with$"):
+        with pytest.raises(ValueError, match=r"^source\.path: not the data that the state was saved with"):
             local(tmp_path / "two").load_state(local(tmp_path / "one").state())
 
     def test_values_a_type_cannot_hold(self, tmp_path: Path) -> None:

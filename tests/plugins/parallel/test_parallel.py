@@ -20,7 +20,8 @@ from clt_plugins.distributed.topk import among_best
 from clt_plugins.files.sliced import SlicedTensors
 from tests.support import ranks
 from tests.support.helpers import plugins, tables
-from tests.support.ranks import CASES, GRIDS, RUN, RUNS, TRAINED
+from tests.support.ranks import CASES, GRIDS, RUN, RUNS, STORED, STORED_RUNS, TRAINED
+from tests.support.stored_data import write_numbered
 
 
 def free_port() -> int:
@@ -48,7 +49,8 @@ def spawn(world: int, *arguments: str, timeout: float = 580) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """The results of each rank of each grid."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(4, "tests.support.ranks", str(folder), *(str(free_port()) for _ in RUNS))
+    write_numbered(folder / STORED, [40, 25, 35], layers=3, d_model=6)
+    spawn(4, "tests.support.ranks", str(folder), *(str(free_port()) for _ in [*RUNS, *STORED_RUNS]))
     results: dict[str, Any] = {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(data * tensor)]
         for name, (data, tensor) in GRIDS.items()
@@ -201,6 +203,20 @@ def test_a_run_on_ranks_is_the_run_of_one_process_also_when_resumed_from_two_ran
     loaded = [CrossLayerTranscoder.load(folder / each / "transcoder") for each in ("alone", name)]
     for (key, value), other in zip(loaded[0].tensors().items(), loaded[1].tensors().values(), strict=True):
         torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+def test_stored_rows_are_trained_on_once_though_each_resume_has_another_number_of_data_ranks(folder):
+    ends = [*(step for _, _, step in STORED_RUNS[1:]), 9]
+    steps: list[list[int]] = []
+    for (name, world, begin), end in zip(STORED_RUNS, ends, strict=True):
+        ranks_read = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(world)]
+        assert {len(read) for read in ranks_read} == {9 - begin}
+        steps += [[row for read in ranks_read for row in read[step]] for step in range(end - begin)]
+    assert [len(step) for step in steps] == [12] * 9
+    # 8 steps are 96 rows, all of the first epoch; the ninth has its last four.
+    rows = [row for step in steps for row in step]
+    assert len(set(rows[:96])) == 96
+    assert set(rows) == set(range(100))
 
 
 def test_a_checkpoint_of_two_ranks_is_read_bit_for_bit_by_any_number(folder, tmp_path):

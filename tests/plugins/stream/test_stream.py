@@ -103,30 +103,19 @@ def test_two_data_ranks_are_disjoint_and_together_complete(gpt2: Path, text: Pat
         assert equal(both.rows(order), whole.rows(wanted))
 
 
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
-def test_resumed_on_another_number_of_data_ranks_it_goes_on_with_the_next_block(
-    gpt2: Path, text: Path, before: int, after: int
-) -> None:
-    """No row is read twice; what was left of the block is left out."""
-
-    def sources(count: int) -> list[Any]:
-        runs = [{"batch_tokens": 64, "rank": rank, "ranks": count} for rank in range(count)]
-        return [build(gpt2, text, run) for run in runs]
-
-    started, others = sources(before), sources(after)
-    for source in started:
-        for _ in range(3):
-            source.next()
-    for source in others:
-        source.load_state(json.loads(json.dumps(started[0].state())))
-    for source in started:  # to the end of its first block
-        for _ in range(320 * before // 64 - 3):
-            source.next()
-    first, second = (
-        join([source.next() for source in each for _ in range(320 * len(each) // 64)]) for each in (started, others)
-    )
-    # Both begin at the same row; a block of two ranks is twice as long.
-    assert equal(first.rows(order_of(first)[:320]), second.rows(order_of(second)[:320]))
+def test_the_number_of_contexts_in_a_pass_may_change(gpt2: Path, text: Path) -> None:
+    """The rows are the same ones in the same order; only the rounding of a forward pass may differ."""
+    started, other = build(gpt2, text, model_batch=5), build(gpt2, text, model_batch=2)
+    for _ in range(13):
+        started.next()
+    other.load_state(json.loads(json.dumps(started.state())))
+    for _ in range(25):
+        one, two = started.next(), other.next()
+        assert torch.equal(one.positions, two.positions)
+        assert torch.equal(one.token_ids, two.token_ids)
+        # Sums in float32 in another order, of numbers near 1.
+        torch.testing.assert_close(one.inputs, two.inputs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.targets, two.targets, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_mixes_documents(gpt2: Path, text: Path) -> None:
