@@ -52,6 +52,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"], 0),
     **dict.fromkeys(["mamba_d_state", "mamba_d_conv", "state_size", "ssm_state_size"], 4),
     **dict.fromkeys(["mamba_expand", "expand"], 2),
+    **dict.fromkeys(["mamba_chunk_size", "chunk_size"], 8),
     **dict.fromkeys(["mamba_n_heads", "mamba_d_head", "mamba_num_heads", "mamba_head_dim", "n_mamba_heads"], 8),
     **dict.fromkeys(["sliding_window", "attention_window_size", "local_window_size"], 8),
     "first_k_dense_replace": 1,
