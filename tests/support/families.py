@@ -250,6 +250,7 @@ def try_all(types: list[str]) -> list[Verdict]:
     verdicts = []
     for model_type in types:
         verdicts.append(examine(model_type))
+        print(verdicts[-1].outcome, model_type, verdicts[-1].error, flush=True)
         gc.collect()
     return verdicts
 
