@@ -49,9 +49,10 @@ class ModelConfig:
     device: str = field(default="auto", metadata=FREE_ON_RESUME)
     """Where the model runs; "auto" is the GPU where there is one."""
     inputs: str | None = field(default=None, validator=_one_slot)
-    """The module whose input each MLP reads, such as `transformer.h.{}.mlp`; found automatically for known families."""
+    """The module whose input the transcoder reads, such as `transformer.h.{}.mlp`; what the MLPs read if not given."""
     outputs: str | None = field(default=None, validator=_one_slot)
-    """The module whose output is the MLP's, such as `transformer.h.{}.mlp`; found automatically for known families."""
+    """The module whose output it predicts, such as `transformer.h.{}.mlp`; what the MLPs add to the residual stream if
+    not given."""
     layers: list[int] | None = field(default=None, validator=_ascending)
     """Which layers are transcribed; all if not given."""
 

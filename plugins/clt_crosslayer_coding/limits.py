@@ -96,6 +96,8 @@ def hook(side: str, model: Mapping[str, Any]) -> str:
         Refused: the hook of the recipe's module is not known.
     """
     template = model.get(f"{side}s")
+    if template is None and side == "output":
+        return "hook_mlp_out"  # what the MLP adds to the residual: after the norm, where one follows the MLP
     parts = ["mlp"] if template is None else template.split(".")
     end = parts.pop() if parts[-1] in ("input", "output") else side
     name = HOOKS.get(parts[-1], (None, None))[0 if end == "input" else 1] if parts else None

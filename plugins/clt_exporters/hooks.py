@@ -1,7 +1,7 @@
 """Names for other tools: of the language model, and of its hooks in TransformerLens.
 
-The recipe names modules of Hugging Face. In every family an MLP reads what TransformerLens calls `mlp.hook_in` and
-writes `mlp.hook_out`.
+The recipe names modules of Hugging Face. In every family an MLP reads what TransformerLens calls `mlp.hook_in`, writes
+`mlp.hook_out`, and adds `hook_mlp_out` to the residual.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def output_hook(setting: str | None, model: Mapping[str, Any]) -> str:
 
 def _hook(side: str, template: str | None) -> str:
     """The hook for a module such as `transformer.h.{}.mlp`, which may end in `.input` or `.output`."""
+    if template is None and side == "output":
+        return "hook_mlp_out"  # what the MLP adds to the residual: after the norm, where one follows the MLP
     parts = ["mlp"] if template is None else template.split(".")
     end = parts.pop() if parts[-1] in ("input", "output") else side
     hook = HOOKS.get(parts[-1], (None, None))[0 if end == "input" else 1] if parts else None

@@ -38,7 +38,9 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
     # In training mode a model with dropout would give random activations.
     model.eval().requires_grad_(False)
     # Packed contexts have no mask. Without this the model would look for padding, and warn, at each pass.
-    model.warn_if_padding_and_no_attention_mask = lambda *_, **__: None
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            module.warn_if_padding_and_no_attention_mask = lambda *_, **__: None
     target = device if settings.device == "auto" else usable_device(settings.device, "model.device")
     try:
         model.to(target)

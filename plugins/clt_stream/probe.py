@@ -186,7 +186,7 @@ class Layer:
     def value(self, site: Site, acts: Sequence[tuple[Site, Act]] = ()) -> Any:
         """What is at a site, with acts at others."""
         seen: list[Any] = []
-        self.run([*acts, (site, seen.append)])
+        self.run([*acts, (site, lambda value: seen.append(_copy(value)))])
         return seen[0] if len(seen) == 1 else None
 
     def adds(self, site: Site) -> tuple[float, str]:
@@ -205,16 +205,27 @@ class Layer:
             others = ", ".join(repr(call.path) for call in self._beside(site, rows))
             why = f"{others} adds to it too" if others else "it is changed after the sum, or something else adds to it"
             return 1.0, f"with it at zero the layer does not pass the residual stream on: {why}"
-        draw = torch.Generator().manual_seed(0)
-        size = self.h.float().square().mean().sqrt()
-        probe = torch.randn(self.x.shape, generator=draw).to(self.x.device) * size
-        probe = probe.to(self.x.dtype)
-        zero, moved = self.run([(site, _zeros)]), self.run([(site, lambda value: probe.reshape(value.shape).clone())])
+        probe = self._probe()
+        acts = [(site, _zeros)], [(site, lambda value: probe.reshape(value.shape).clone())]
+        zero, moved = (self.run(act, x=x, silent=True) for act in acts)
         scale, remainder = _multiple(moved.double() - zero.double(), probe)
-        scale = float(f"{scale:.{6 if self.x.dtype in (torch.float32, torch.float64) else 3}g}")
-        if abs(scale) < 1e-4 or not _rounding(remainder, self.x, zero, moved, probe):
+        scale = float(f"{scale:.{7 if x.dtype in (torch.float32, torch.float64) else 3}g}")
+        fits = abs(scale) > 1e-4 and _rounding(remainder, x, zero, moved, probe)
+        if fits:  # and the same in the layer as it is, where mixing may come after the site
+            zero, moved = map(self.run, acts)
+            fits = _rounding(moved.double() - zero.double() - scale * probe.double(), self.x, zero, moved, probe)
+        if not fits:
             return 1.0, "the layer changes its values before it adds them to the residual, or does not add them"
         return scale, ""
+
+    def _probe(self) -> Tensor:
+        """Random rows of the size of the layer's output [B, T, D], but of very different norms: a norm between the site
+        and the residual would make them alike."""
+        assert self.x is not None
+        draw = torch.Generator().manual_seed(0)
+        norms = 2.0 ** (torch.arange(self.shape.numel()) % 5 - 2).reshape(*self.shape, 1)
+        rows = torch.randn(self.x.shape, generator=draw) * norms
+        return (rows.to(self.x.device) * self.h.float().square().mean().sqrt()).to(self.x.dtype)
 
     def _beside(self, site: Site, rows: Tensor) -> Iterator[Call]:
         """Feed-forward modules that the rows at a site do not depend on."""

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import io
+import json
 import logging
 import re
 import warnings
@@ -41,7 +41,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["num_decoder_layers", "num_encoder_layers"], 3),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"], 4),
     **dict.fromkeys(["encoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"], 4),
-    **dict.fromkeys(["num_key_value_heads", "num_kv_heads", "multi_query_group_num"], 2),
+    **dict.fromkeys(["num_key_value_heads", "num_kv_heads", "multi_query_group_num", "kv_n_heads"], 4),
     **dict.fromkeys(["vocab_size", "vocab_size_per_layer_input"], 128),
     **dict.fromkeys(["max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"], 64),
     **dict.fromkeys(["head_dim", "attention_head_dim", "dim_head", "d_kv", "global_head_dim", "v_head_dim"], 8),
@@ -52,6 +52,8 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"], 0),
     **dict.fromkeys(["mamba_d_state", "mamba_d_conv", "state_size", "ssm_state_size"], 4),
     **dict.fromkeys(["mamba_expand", "expand"], 2),
+    **dict.fromkeys(["mamba_chunk_size", "chunk_size"], 8),
+    **dict.fromkeys(["mamba_n_heads", "mamba_d_head", "mamba_num_heads", "mamba_head_dim", "n_mamba_heads"], 8),
     **dict.fromkeys(["sliding_window", "attention_window_size", "local_window_size"], 8),
     "first_k_dense_replace": 1,
 }
@@ -60,11 +62,37 @@ SIZES: dict[str, Any] = {
 LARGEST = 3_000_000
 """Parameters of a tiny model."""
 
-SPECIAL: dict[str, dict[str, Any]] = {}
+LAYERS = [key for key in SIZES if "layer" in key and SIZES[key] == 3]
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "granite": {"residual_multiplier": 0.22},
+    "granitemoe": {"residual_multiplier": 0.22},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": {"intermediate_size": 48, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "longcat_flash": {"ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "zero_expert_num": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 4},
+    "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention"]},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "roc_bert": {
+        "pronunciation_vocab_size": 128,
+        "shape_vocab_size": 128,
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+    "bailing_hybrid": {"num_attention_heads": 4},
+}
 """More settings, by model type."""
 
 MIXING = re.compile(
-    r"attn|attention|self_?att|norm|(^|\.)ln|layer_?norm|mamba|mixer|ssm|(^|\.)conv|rotary|temporal|recurrent|rglru|time_mix"
+    r"attn|attention|self_?att|norm|(^|\.)ln|layer_?norm|mamba|mixer|ssm|mlstm|(^|\.)conv|rotary|temporal|recurrent|rglru|time_mix"
 )
 """Parameters of a layer whose names say that they are no part of a feed-forward branch. All others are set to zero."""
 
@@ -92,6 +120,34 @@ def tiny_config(model_type: str) -> Any:
     return cls(**{**_small(default.to_dict()), **SPECIAL.get(model_type, {})})
 
 
+def _outcome(found: Verdict) -> str:
+    error = "" if found.error is None else f"{found.error:.0e}"
+    detail = found.detail.replace("|", "\\|")
+    return f"| {found.model_type} | {found.name} | {found.outcome} | {error} | {detail} |"
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """The markdown table of all verdicts."""
+    counts = {kind: sum(one.outcome == kind for one in verdicts) for kind in ("right", "refused", "wrong", "not built")}
+    lines = [
+        "# Every causal class of transformers",
+        "",
+        f"Tiny random models, transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, "
+        f"float32 on a CPU: "
+        + ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        + f", of {len(verdicts)}.",
+        "",
+        "*Right*: with all feed-forward weights of a layer at zero, its output changes by exactly the target; *error* "
+        "is the largest |change - target| / |target| of the layers. *Refused*: with this message. *Not built*: no tiny "
+        "config of it could be made, so it was not tried. Made by `python -m tests.support.families`.",
+        "",
+        "| type | class | outcome | error | sites of the first layer, or why not |",
+        "| --- | --- | --- | --- | --- |",
+        *map(_outcome, verdicts),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _small(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a config that must change, sub-configs included."""
     small: dict[str, Any] = {}
@@ -100,8 +156,11 @@ def _small(settings: dict[str, Any]) -> dict[str, Any]:
             small[key] = {**value, **_small(value)}
         elif key in SIZES and value is not None and not isinstance(value, (list, dict)):
             small[key] = SIZES[key]
-        elif isinstance(value, list) and key in ("layer_types", "mlp_layer_types", "layers_block_type"):
-            small[key] = value[:3]
+        elif isinstance(value, (list, tuple)) and len(value) in {settings.get(name) for name in LAYERS}:
+            kinds = list(dict.fromkeys(value)) if isinstance(value[0], str) else list(value)
+            small[key] = (kinds * 3)[:3]
+        elif key == "per_layer_config":
+            small[key] = {}
     return small
 
 
@@ -124,11 +183,12 @@ def tiny_model(model_type: str, config: Any = None) -> Any:
 
 
 @torch.no_grad()
-def error_of(model: Any, pairs: list[tuple[Any, Any]]) -> float:
+def error_of(model: Any, pairs: list[tuple[Any, Any]], mixing: re.Pattern[str] = MIXING) -> float:
     """The largest |change of the layer's output - target| / |target| when all its feed-forward weights are zero.
 
     Args:
         pairs: (what is read, what is predicted) of each layer, in the order of the layers.
+        mixing: names of parameters that are no part of a feed-forward branch.
     """
     ids = torch.tensor([TOKENS, TOKENS[::-1]])
     worst = 0.0
@@ -147,7 +207,7 @@ def error_of(model: Any, pairs: list[tuple[Any, Any]]) -> float:
 
         handles = [site.register_forward_hook(target), layer.register_forward_hook(out)]
         model(ids, use_cache=False)
-        zeroed = [(weight, weight.clone()) for name, weight in layer.named_parameters() if not MIXING.search(name)]
+        zeroed = [(weight, weight.clone()) for name, weight in layer.named_parameters() if not mixing.search(name)]
         try:
             for weight, _copy in zeroed:
                 weight.zero_()
@@ -185,22 +245,23 @@ def examine(model_type: str) -> Verdict:
     return Verdict(model_type, name, "right" if error < 1e-4 else "wrong", sites, error)
 
 
+def try_all(types: list[str]) -> list[Verdict]:
+    """Try classes one after the other; the memory of each is released before the next."""
+    verdicts = []
+    for model_type in types:
+        verdicts.append(examine(model_type))
+        print(verdicts[-1].outcome, model_type, verdicts[-1].error, flush=True)
+        gc.collect()
+    return verdicts
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("types", nargs="*")
-    options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    verdicts = []
-    for model_type in options.types or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        try:
-            verdict = examine(model_type)
-        except Exception as error:
-            verdict = Verdict(model_type, "", "error", f"{type(error).__name__}: {error}"[:300])
-        verdicts.append(verdict)
-        print(verdict.outcome, verdict.model_type, verdict.name, verdict.error, verdict.detail[:400], flush=True)
-        gc.collect()
+    verdicts = try_all(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    JSON.write_text(json.dumps([attrs.asdict(verdict) for verdict in verdicts], indent=1) + "\n")
+    TABLE.write_text(table(verdicts))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ CONFIGS: dict[str, Any] = {
     "gemma": lambda: transformers.GemmaConfig(**COMMON, head_dim=8),
     "gemma2": lambda: transformers.Gemma2Config(**COMMON, head_dim=8, sliding_window=8),
     "gemma3": lambda: transformers.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=8),
+    "granite": lambda: transformers.GraniteConfig(**COMMON, residual_multiplier=0.22),
     "qwen2": lambda: transformers.Qwen2Config(**COMMON),
     "qwen3": lambda: transformers.Qwen3Config(**COMMON, head_dim=8),
     "mistral": lambda: transformers.MistralConfig(**COMMON, head_dim=8, sliding_window=8),
@@ -127,7 +128,7 @@ class Hooked:
             inputs.append(args[0][0])
 
         def keep_output(_: Any, args: Any, output: torch.Tensor) -> None:
-            outputs.append(output[0])
+            outputs.append(output[0] * getattr(self.model.config, "residual_multiplier", 1.0))
 
         hooks = [mlp.register_forward_pre_hook(keep_input) for mlp in self.mlps]
         hooks += [module.register_forward_hook(keep_output) for module in self.written]

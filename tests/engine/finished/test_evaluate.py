@@ -111,7 +111,8 @@ def test_cross_entropies_are_those_of_transformers(relu_model, pack):
 FAMILIES = {
     "gpt2": {},
     "llama": {},
-    "gemma2": {"outputs": "model.layers.{}.post_feedforward_layernorm"},
+    "gemma2": {},
+    "granite": {},
     "gpt_neox": {},
 }
 

@@ -177,7 +177,7 @@ def test_hooks_follow_the_recipe_s_modules_and_the_setting(tmp_path):
     transcoder.described_model = {"path": "gemma", "inputs": "model.layers.{}.pre_feedforward_layernorm.input"}
     config = json.loads((export(transcoder, "crosslayer-coding", tmp_path / "a") / "cfg.json").read_text())
     assert config["tl_input_template"] == "blocks.{}.hook_resid_mid"
-    assert config["tl_output_template"] == "blocks.{}.mlp.hook_out"
+    assert config["tl_output_template"] == "blocks.{}.hook_mlp_out"
     for unknown in ("odd.{}.place", "gpt_neox.layers.{}.post_attention_layernorm.input"):
         transcoder.described_model = {"path": "x", "inputs": unknown}
         with pytest.raises(Faults, match="set tl_input_template"):

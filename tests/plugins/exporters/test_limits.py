@@ -84,7 +84,7 @@ def test_hooks_follow_the_recipe_s_modules(tmp_path):
         "model_kind": "cross_layer_transcoder",
         "model_name": "some/model",
         "feature_input_hook": "mlp.hook_in",
-        "feature_output_hook": "mlp.hook_out",
+        "feature_output_hook": "hook_mlp_out",
     }
     transcoder.described_model = {
         "path": "gemma",

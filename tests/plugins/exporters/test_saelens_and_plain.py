@@ -22,7 +22,7 @@ def test_saelens_folders_hold_each_layer_s_part(tmp_path):
         described = json.loads((folder / f"layer_{i:02}" / "cfg.json").read_text())
         assert described["architecture"] == "jumprelu_skip_transcoder"
         assert described["metadata"]["hook_name"] == f"blocks.{i}.mlp.hook_in"
-        assert described["metadata"]["hook_name_out"] == f"blocks.{i}.mlp.hook_out"
+        assert described["metadata"]["hook_name_out"] == f"blocks.{i}.hook_mlp_out"
         sae = load_file(folder / f"layer_{i:02}" / "sae_weights.safetensors")
         pre = x[:, i] @ sae["W_enc"] + sae["b_enc"]
         encoded = pre.relu() * (pre > sae["threshold"])

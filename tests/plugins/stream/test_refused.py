@@ -172,14 +172,6 @@ def test_a_damaged_folder(file: str, content: str, message: str, text: Path, tmp
     assert "\n" not in str(raised.value)
 
 
-def test_weights_of_other_sizes(text: Path, tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
-    with pytest.raises(Refused, match=r"^model\.path: cannot load '.*model': "):
-        build(model, text)
-
-
 def test_a_folder_without_a_tokenizer(gpt2: Path, text: Path, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     for file in ("tokenizer.json", "tokenizer_config.json"):
