@@ -50,4 +50,5 @@ def _which(device: torch.device) -> tuple[torch.device, ...]:
 
 
 def _own(by_rank: Tensor, parallel: Parallel) -> Tensor:
-    return by_rank[parallel.rank % len(by_rank)].contiguous()
+    # A copy with memory of its own: torch crashes on a state that is a view into other memory.
+    return by_rank[parallel.rank % len(by_rank)].clone()

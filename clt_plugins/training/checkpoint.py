@@ -188,7 +188,7 @@ def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, TrainingState]:
     try:
         return path, _verified(path)
     except Faults as error:
-        raise Refused("", f"{error}; {_offer(known[: known.index(path)])}") from error
+        raise Refused("", f"{error.faults[0]}; {_offer(known[: known.index(path)])}") from error
 
 
 def _verified(path: Path) -> TrainingState:

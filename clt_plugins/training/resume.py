@@ -201,17 +201,21 @@ def keep(recipe: Recipe, kept: Mapping[str, Any]) -> Recipe:
     Raises:
         Refused: such a value does not fit the recipe.
     """
+    by_table: dict[str, dict[str, Any]] = {}
     for setting, value in kept.items():
         table, _, key = setting.partition(".")
+        by_table.setdefault(table, {})[key] = value
+    for table, values in by_table.items():
         record = getattr(recipe, table)
-        try:
+        try:  # all at once: they are checked against each other
             if isinstance(record, Selected):
-                record = attrs.evolve(record, config=attrs.evolve(record.config, **{key: value}))
+                record = attrs.evolve(record, config=attrs.evolve(record.config, **values))
             else:
-                record = attrs.evolve(record, **{key: value})
+                record = attrs.evolve(record, **values)
         except ValueError as error:
-            text = f"was {inline(value)}, which does not fit: {error}; accept the new one: --accept {setting}"
-            raise Refused(setting, text) from error
+            settings = " ".join(f"--accept {table}.{key}" for key in values)
+            text = f"{error}: with the run's {inline(values)}; accept the new ones: {settings}"
+            raise Refused(table, text) from error
         recipe = attrs.evolve(recipe, **{table: record})
     return recipe
 

@@ -24,6 +24,7 @@ from clt_plugins import Refused, StoredSource, parameter, run
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
+from clt_plugins.distributed.generators import generator_states, set_generators
 from clt_plugins.errors import Stopped
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.devices import make_parallel
@@ -202,6 +203,20 @@ def agreements(grid: Grid) -> dict[str, str]:
         grid.reduce_gradients([one, other])
         return [*one.grad.tolist(), *other.grad.tolist()]
 
+    def generators() -> list[bool]:
+        """Whether draws go on after the states of all ranks were saved; and of another number of ranks."""
+        torch.manual_seed(100 + rank)
+        saved = generator_states(grid, torch.device("cpu"))
+        expected = torch.rand(3)
+        torch.manual_seed(0)
+        set_generators(saved, grid, torch.device("cpu"))
+        same = torch.equal(torch.rand(3), expected)
+        set_generators({name: states[:2] for name, states in saved.items()}, grid, torch.device("cpu"))
+        return [
+            same,
+            torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(100 + rank % 2))),
+        ]
+
     trials: dict[str, Callable[[], Any]] = {
         "well": lambda: read(Reader(good), grid),
         "failed read": lambda: read(Reader(None if rank == 3 else good), grid),
@@ -211,12 +226,13 @@ def agreements(grid: Grid) -> dict[str, str]:
         "disk": disk_full,
         "stop": lambda: anyone(grid, rank == 1) or "nobody",
         "shared": lambda: shared_parameter(),
+        "generators": lambda: generators(),
         "go on": lambda: "nobody" if not anyone(grid, False) else "someone",
     }
     outcomes = {}
     for name, trial in trials.items():
         try:
-            outcomes[name] = str(trial()) if name in ("stop", "go on", "shared") else str(trial() is None)
+            outcomes[name] = str(trial()) if name in ("stop", "go on", "shared", "generators") else str(trial() is None)
         except (ValueError, OSError, Stopped) as error:
             outcomes[name] = f"{type(error).__name__} {getattr(error, 'code', '')}: {error}"
     return outcomes

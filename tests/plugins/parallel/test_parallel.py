@@ -171,6 +171,11 @@ def test_a_parameter_of_all_ranks_features_has_their_gradients_sum_and_others_th
         assert by_rank["shared"] == str([3.0] * 2 + [1.0 + rank % 2] * 3)
 
 
+def test_every_rank_goes_on_with_its_own_generator_and_of_fewer_states_with_that_of_its_number_modulo(results):
+    for by_rank in results["agreements"]:
+        assert by_rank["generators"] == "[True, True]"
+
+
 # -- complete runs -----------------------------------------------------------------------------------------------------
 
 
