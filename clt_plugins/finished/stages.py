@@ -15,7 +15,7 @@ import attrs
 import torch
 
 from clt_plugins.contract.abilities import Checks
-from clt_plugins.errors import Fault, Faults
+from clt_plugins.errors import Fault, Faults, Stopped
 from clt_plugins.files.records import FORMAT, write_json
 from clt_plugins.finished import convert as conversion
 from clt_plugins.finished import evaluate as evaluation
@@ -162,6 +162,9 @@ def evaluate_stage(
                 step = made_from.transcoder.step
                 loggers.log(recipe.train.steps if step is None else step, evaluation.as_metrics(report))
                 status = "finished"
+            except (KeyboardInterrupt, Stopped):
+                status = "interrupted"
+                raise
             finally:
                 loggers.close(status)
     finally:

@@ -83,7 +83,8 @@ class CrossLayerTranscoder(nn.Module):
         self.b_enc = parameter(weight.new_zeros(weight.shape[:2]), 1)
         self.activation: Activation = build(activation, context)
         self.tying: Tying = build(tying, context)
-        self.views()  # names that collide in files are found before training
+        if isinstance(self.activation, nn.Module):
+            self.views()  # names that collide in files are found before training
         # Statistics stay in float32 where weights are bfloat16: activations are normalised before they are rounded.
         compute = torch.promote_types(context.dtype, torch.float32)
         identity = normalisation == "none"

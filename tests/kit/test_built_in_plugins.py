@@ -1,13 +1,22 @@
-"""The conformance kit on every built-in plugin."""
+"""The conformance kit on every built-in plugin.
+
+`crosslayer-coding` (a source and an exporter) has its own test, with its data. `triton` kernels run on a GPU only: here
+their config alone is checked, on a GPU all of it.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
+from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing import Case, parametrize
+from tests.support.serving import Serving
 from tests.support.stored_data import write_numbered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,17 +95,25 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def served(stored: Path) -> Iterator[str]:
+    """The address of a server of that data set."""
+    server = Serving(stored)
+    yield server.url
+    server.stop()
+
+
 @parametrize(
     "datasets",
     settings={
         "local": {"path": "data", "buffer_tokens": 64},
-        "remote": {"url": "http://127.0.0.1:9", "dataset": "data"},
+        "remote": {"url": "http://127.0.0.1:9", "dataset": "data", "buffer_tokens": 64},
     },
 )
-def test_datasets(case: Case, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if case.choice == "remote" and case.check != "config":
-        pytest.skip("it needs a server; its rows are compared with those of `local` elsewhere")
+def test_datasets(case: Case, stored: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stored)
+    if case.choice == "remote":  # its port is known only now
+        case = attrs.evolve(case, settings={**case.settings, "url": served})
     case.run()
 
 
@@ -118,3 +135,15 @@ def test_parallel(case: Case) -> None:
 @parametrize("exporters", settings={name: {"model_name": "none"} for name in ("circuit-tracer", "saelens")})
 def test_exporters(case: Case) -> None:
     case.run()
+
+
+def test_no_choice_is_left_out() -> None:
+    """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
+    tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
+    tried |= {"exporters", "crosslayer_coding"}
+    loaded = load_plugins()
+    offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}
+    built_in = {info.name for info in loaded.infos if info.distribution.split()[0] == "clt-plugins"}
+    assert offered & built_in == tried
+    for name in sorted(tried - {"crosslayer_coding"}):
+        assert f'"{name}"' in Path(__file__).read_text().replace("tried = ", "").split("def test_no_choice")[0], name

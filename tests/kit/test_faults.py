@@ -307,10 +307,124 @@ def test_a_logger_that_does_not_flush(failures: Any) -> None:
     assert "flush and close files" in found["mine/flush"]
 
 
-@pytest.mark.parametrize("name", ["b_enc", "b_dec", "normaliser.input_shift"])
+STATE = """
+import torch
+
+class Activation(torch.nn.Module):
+    fixed_size = True
+
+    def __init__(self, context):
+        super().__init__()
+        self.context, self.k, self.seen = context, 8, 0
+
+    def schedule(self, progress):
+        self.k = 8 if progress > 0.4 else 12
+
+    def selection(self, tokens, norms):
+        context = self.context
+        if self.training and torch.is_grad_enabled():
+            self.seen += 1
+        top = Top(K, tokens, context.n_layers, context.n_features, per="token", parallel=context.parallel)
+        SEE
+        return top
+
+    def forward(self, pre, feature):
+        return pre.relu()FACTOR
+
+@hookimpl
+def clt_activations():
+    return [Spec("mine", Config, lambda config, context: Activation(context))]
+"""
+AS_IT_SHOULD_BE = {"K": "self.k if self.training else 8", "SEE": "pass", "FACTOR": ""}
+
+
+def test_an_activation_whose_evaluation_follows_the_schedule(failures: Any) -> None:
+    assert failures(HEADER + STATE, **AS_IT_SHOULD_BE) == {}
+    found = failures(HEADER + STATE, **{**AS_IT_SHOULD_BE, "K": "self.k"})
+    assert found.keys() == {"mine/schedule"}
+    assert "features in eval mode at 50% of the steps as at the first one" in found["mine/schedule"]
+
+
+def test_a_selection_that_changes_what_it_sees(failures: Any) -> None:
+    """What it keeps is right: it took a copy before."""
+    see = "inner, top.see = top.see, lambda layer, pre: (inner(layer, pre.clone()), pre.relu_())"
+    found = failures(HEADER + STATE, only="selection", **{**AS_IT_SHOULD_BE, "SEE": see})
+    assert found.keys() == {"mine/selection"}
+    assert "`see` to leave the block as it is" in found["mine/selection"]
+
+
+def test_an_activation_with_a_state_that_no_checkpoint_holds(failures: Any) -> None:
+    factor = " * (1 + 0.1 * self.seen)"
+    found = failures(HEADER + STATE, only="resume", **{**AS_IT_SHOULD_BE, "FACTOR": factor})
+    assert found.keys() == {"mine/resume"}
+    assert "resumed after step 3, as if never stopped" in found["mine/resume"]
+    assert "no checkpoint holds it" in found["mine/resume"]
+
+
+LOSS_WITH_STATE = """
+import torch
+
+class Loss(torch.nn.Module):
+    needs_pre = False
+
+    def __init__(self):
+        super().__init__()
+        STATE
+
+    def selection(self, tokens, idle_tokens):
+        return SELECTION
+
+    def forward(self, forward):
+        mean = forward.features.values.sum() / forward.features.shape[0]
+        CHANGE
+        total = forward.sum_features(forward.features.values.square().sum()) / forward.features.shape[0]
+        return {"mine": (1 + RUNNING) * total}
+
+@hookimpl
+def clt_losses():
+    return [Spec("mine", Config, lambda config, context: Loss())]
+"""
+BUFFER = {
+    "STATE": 'self.register_buffer("running", torch.zeros(()))',
+    "CHANGE": "if torch.is_grad_enabled(): self.running += 1",
+    "RUNNING": "self.running.clone()",
+    "SELECTION": "None",
+}
+
+
+def test_a_loss_with_a_state_that_no_checkpoint_holds(failures: Any) -> None:
+    assert failures(HEADER + LOSS_WITH_STATE, only="resume", **BUFFER) == {}, "a buffer is in checkpoints"
+    number = {**BUFFER, "STATE": "self.running = 0", "RUNNING": "self.running"}
+    found = failures(HEADER + LOSS_WITH_STATE, only="resume", **number)
+    assert found.keys() == {"mine/resume"}
+
+
+def test_a_loss_whose_selection_changes_what_it_sees(failures: Any) -> None:
+    selection = """Selecting(tokens)
+
+class Selecting:
+    def __init__(self, tokens):
+        self.top = Top(2, tokens, 3, 41, per="token")
+
+    def see(self, layer, pre):
+        self.top.see(layer, pre.clone())
+        pre.clamp_(max=1.0)
+
+    def finish(self):
+        return self.top.finish()
+
+class Loss(Loss):"""
+    found = failures(HEADER + LOSS_WITH_STATE, only="selection", **{**BUFFER, "SELECTION": selection})
+    assert found.keys() == {"mine/selection"}
+    assert "other selections read it too" in found["mine/selection"]
+
+
+@pytest.mark.parametrize(
+    "name", ["b_enc", "b_dec", "normaliser.input_shift", "W_skip", "feature_offset", "feature_scale"]
+)
 def test_an_exporter_that_drops_a_tensor(failures: Any, name: str) -> None:
     assert failures(HEADER + EXPORTER, DROP="") == {}
-    found = failures(HEADER + EXPORTER, DROP=f"del tensors[{name!r}]")
+    found = failures(HEADER + EXPORTER, DROP=f"tensors.pop({name!r}, None)")
     assert found.keys() == {"mine/every_tensor"}
     assert f"expected: {name} " in found["mine/every_tensor"]
 

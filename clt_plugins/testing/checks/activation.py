@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+from unittest import SkipTest
+
 import torch
 
+from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
+
+IN_PLACE = "`see`: an operation in place (`relu_`, `+=`, `out=`) on its argument"
+
+
+@check("activation")
+def schedule(bench: Bench) -> None:
+    """In eval mode features do not depend on the schedule: a checkpoint is judged alike at any step.
+
+    Skipped where the activation has no `schedule`.
+    """
+    parts = bench.parts(transcoder={"dtype": "float64", "path": "sparse"})
+    transcoder, inputs = parts.transcoder, bench.batch(torch.float64).inputs
+    if not isinstance(transcoder.activation, Scheduled):
+        raise SkipTest("it has no `schedule`")
+    kept = []
+    for progress in (0.0, 0.5, 1.0):
+        transcoder.train()
+        transcoder.activation.schedule(progress)
+        transcoder.eval()
+        with torch.no_grad():
+            kept.append(transcoder.encode(inputs).dense())
+        what = f"the features in eval mode at {progress:.0%} of the steps as at the first one"
+        same(
+            kept[-1], kept[0], what, "`schedule` and `selection`: ask `self.training` before what is scheduled is used"
+        )
 
 
 @check("activation")
@@ -36,6 +64,7 @@ def selection(bench: Bench) -> None:
                 # The block is gone afterwards, as in a run.
                 block = pre[:, layer].clone()
                 chosen.see(layer, block)
+                same(block, pre[:, layer], "`see` to leave the block as it is: other selections read it too", IN_PLACE)
                 block.fill_(torch.nan)
             pairs, kept = chosen.finish()
         shape = (pairs.tokens, pairs.n_layers, pairs.n_features)

@@ -1,12 +1,14 @@
 """Checks for `[[exports]]`: see `clt_plugins.contract.interfaces.Exporter`.
 
-They use the first transcoder of `TRANSCODERS` that the format can hold, or the one that `recipe` names.
+They use the first transcoder of `TRANSCODERS` that the format can hold, or the one that `recipe` names; and the first
+with each of `TYINGS`, whose skip path, offsets and scales a format may forget.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -20,7 +22,7 @@ from clt_plugins.model.normaliser import estimate
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench
 from clt_plugins.testing.registry import check
-from clt_plugins.testing.report import complain, expect, same
+from clt_plugins.testing.report import Nonconformance, complain, expect, same
 
 TRANSCODERS: tuple[dict[str, Any], ...] = (
     {"activation": {"name": "jumprelu"}, "transcoder": {"normalisation": "mean_std"}},
@@ -30,6 +32,14 @@ TRANSCODERS: tuple[dict[str, Any], ...] = (
     {"activation": {"name": "relu"}},
     {"activation": {"name": "topk", "k": 8}},
 )
+
+TYINGS: tuple[dict[str, Any], ...] = (
+    {"name": "untied", "skip": True},
+    {"name": "per_source", "feature_offset": True},
+    {"name": "per_source", "feature_scale": True, "skip": True},
+    {"name": "per_target", "feature_offset": True, "feature_scale": True},
+)
+"""Tried besides the default tying, where they are installed."""
 
 
 def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
@@ -46,13 +56,22 @@ def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
     return parts
 
 
-def _exported(bench: Bench) -> tuple[Parts, Any, Path]:
-    """A transcoder that the format can hold, the exporter, and the folder it wrote."""
+def _exported(bench: Bench, tying: dict[str, Any] | None = None) -> tuple[Parts, Any, Path]:
+    """A transcoder that the format can hold, the exporter, and the folder it wrote.
+
+    Args:
+        tying: instead of the default.
+    """
     reasons = []
     for number, tables in enumerate(TRANSCODERS):
-        parts = _trained(bench, tables)
+        changes = tables if tying is None else {**tables, "tying": tying}
+        try:
+            parts = _trained(bench, changes)
+        except Faults as error:
+            reasons.append(str(error))
+            continue
         exporter = bench.build(parts.context)
-        folder = bench.folder / f"export{number}"
+        folder = bench.folder / f"export{number}-{'-'.join(map(str, (tying or {}).values()))}"
         folder.mkdir()
         try:
             exporter.export(parts.transcoder, folder)
@@ -67,6 +86,20 @@ def _exported(bench: Bench) -> tuple[Parts, Any, Path]:
             continue
         return parts, exporter, folder
     return complain("a transcoder that the format can hold", "; ".join(dict.fromkeys(reasons)), "`recipe` of the cases")
+
+
+def _all_exported(bench: Bench) -> Iterator[tuple[Parts, Any, Path]]:
+    """What `_exported` returns, for each tying that the format can hold."""
+    yield _exported(bench)
+    for tying in () if "tying" in bench.tables else TYINGS:
+        if tying["name"] in bench.plugins.choices("tying"):
+            try:
+                exported = _exported(bench, tying)
+            except Nonconformance as error:
+                if "nothing written" in str(error):
+                    raise
+                continue  # the format has no place for this tying, and says so
+            yield exported
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -97,14 +130,21 @@ def export(bench: Bench) -> None:
 
 @check("exports")
 def every_tensor(bench: Bench) -> None:
-    """Each tensor of the transcoder is in the files: when a tensor changes, the files change."""
-    parts, exporter, folder = _exported(bench)
+    """Each tensor of the transcoder is in the files: when a tensor changes, the files change.
+
+    Also a skip path, offsets and scales, unless the format refuses transcoders that have them.
+    """
+    for parts, exporter, folder in _all_exported(bench):
+        _every_tensor(bench, parts, exporter, folder)
+
+
+def _every_tensor(bench: Bench, parts: Parts, exporter: Any, folder: Path) -> None:
     whole = _digests(folder)
     for number, (name, tensor) in enumerate(parts.transcoder.tensors().items()):
         if name == "normaliser.target_variance":
             continue  # it compares errors; the outputs do not depend on it
         kept = tensor.clone()
-        out = bench.folder / f"changed{number}"
+        out = bench.folder / f"{folder.name}-changed{number}"
         out.mkdir()
         try:
             with torch.no_grad():
@@ -129,16 +169,18 @@ def round_trip(bench: Bench) -> None:
 
     Skipped where the format cannot be read back.
     """
-    parts, _, folder = _exported(bench)
-    try:
-        loaded = CrossLayerTranscoder.load(folder, plugins=bench.plugins, kernels="torch")
-    except Faults as error:
-        raise SkipTest(f"not read back: {error}") from error
-    inputs = bench.batch(seed=9).inputs
-    with torch.no_grad():
-        expected, outputs = parts.transcoder(inputs), loaded(inputs)
-    # float32 weights; folding statistics into them rounds once more.
-    same(outputs, expected, "the outputs of the transcoder that was exported", "what `export` folds into weights", 1e-4)
+    for parts, _, folder in _all_exported(bench):
+        try:
+            loaded = CrossLayerTranscoder.load(folder, plugins=bench.plugins, kernels="torch")
+        except Faults as error:
+            raise SkipTest(f"not read back: {error}") from error
+        inputs = bench.batch(seed=9).inputs
+        with torch.no_grad():
+            expected, outputs = parts.transcoder(inputs), loaded(inputs)
+        # float32 weights; folding statistics into them rounds once more.
+        tying = parts.transcoder.choices["tying"].name
+        what = f"the outputs of the transcoder that was exported (tying {tying!r})"
+        same(outputs, expected, what, "what `export` folds into weights, and what it leaves out", 1e-4)
 
 
 @check("exports")

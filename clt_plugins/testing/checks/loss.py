@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import SkipTest
 
 import attrs
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from clt_plugins.contract.interfaces import Forward
 from clt_plugins.data.features import Features
 from clt_plugins.model.assemble import Parts
-from clt_plugins.testing.bench import Bench, idle_tokens
+from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench, idle_tokens
+from clt_plugins.testing.checks.activation import IN_PLACE
 from clt_plugins.testing.registry import check
-from clt_plugins.testing.report import complain, expect
+from clt_plugins.testing.report import complain, expect, same
 from clt_plugins.training.objective import objective
 
 
@@ -42,6 +44,22 @@ def terms(bench: Bench) -> None:
         expect(not changed, "Forward as it was: other losses read it too", f"{changed} changed in place", "`__call__`")
     needs_pre: Any = parts.losses[0].needs_pre
     expect(type(needs_pre) is bool, "`needs_pre`, True or False", repr(needs_pre), "the class of what `build` returns")
+
+
+@check("losses")
+def selection(bench: Bench) -> None:
+    """The loss's selection leaves the pre-activations as they are. Skipped where it has none."""
+    parts = bench.parts(transcoder={"dtype": "float64"})
+    chosen = parts.losses[0].selection(TOKENS, idle_tokens())
+    if chosen is None:
+        raise SkipTest("it has no selection")
+    numbers = torch.Generator().manual_seed(0)
+    for layer in range(LAYERS):
+        pre = torch.randn(TOKENS, FEATURES, generator=numbers, dtype=torch.float64)
+        block = pre.clone()
+        with torch.no_grad():
+            chosen.see(layer, block)
+        same(block, pre, "`see` to leave the block as it is: other selections read it too", IN_PLACE)
 
 
 @check("losses")
