@@ -198,18 +198,19 @@ def _summary(file: h5py.File) -> Summary:
     expected["errors"] = (2, n_layers), "<f8", None
     expected["checksums"] = (-(-rows // style.block_rows) + 1,), "<u8", None
     expected["state"] = file["state"].shape, "|u1", None
+    arrays = {name: file[name] for name in expected}
     for name, (shape, kind, blocks) in expected.items():
-        array = file[name]
+        array = arrays[name]
         filters = FILTERS[style.compression] if blocks else frozenset()
         header = array.id.get_create_plist()
         got = frozenset(header.get_filter(number)[0] for number in range(header.get_nfilters()))
         if array.shape != shape or array.dtype != np.dtype(kind) or array.chunks != blocks or got != filters:
             raise ValueError(f"{name!r} has the shape {array.shape}, expected {shape}, or is stored in another way")
-    parts = {name: file[name][()] for name in ("checksums", "scales", "moments", "errors")}
-    state = json.loads(file["state"][()].tobytes())
+    parts = {name: arrays[name][()] for name in ("checksums", "scales", "moments", "errors")}
+    state = json.loads(arrays["state"][()].tobytes())
     if not isinstance(state, dict):
         raise ValueError("'state' is no JSON object")
-    offsets = None if compressed else tuple(file[name].id.get_offset() for name in stored)
+    offsets = None if compressed else tuple(arrays[name].id.get_offset() for name in stored)
     return Summary(rows, style, **parts, state=state, offsets=offsets, has_tokens=has_tokens)
 
 

@@ -27,7 +27,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 
 from clt_datasets.format.chunk import RowShapes, read_summary, row_shapes
 from clt_datasets.format.files import write_file
-from clt_datasets.format.statistics import SIDES, statistics
+from clt_datasets.format.statistics import SIDES, Totals
 from clt_plugins import DamagedError, Refused, parse_json, read_small
 
 FORMAT = 1
@@ -246,27 +246,29 @@ def write_manifest(
     """
     from safetensors.torch import save
 
-    summaries = [read_summary(path) for path in paths]
-    for path, summary in zip(paths, summaries, strict=True):
-        if summary.style != summaries[0].style or summary.row_shapes != summaries[0].row_shapes:
+    first = read_summary(paths[0])
+    listed: list[Chunk] = []
+    totals = Totals()
+    for path in paths:
+        summary = read_summary(path)
+        if summary.style != first.style or summary.row_shapes != first.row_shapes:
             raise DamagedError(f"{path}: its rows are stored in another way than those of {paths[0]}")
-    chunks = tuple(
-        Chunk(path.name, path.name.rpartition("_")[0], s.rows, path.stat().st_size, s.checksum)  # type: ignore[arg-type]
-        for path, s in zip(paths, summaries, strict=True)
-    )
-    trained = [s for s, chunk in zip(summaries, chunks, strict=True) if chunk.part == "train"]
-    tensors, nmse = statistics(trained)
+        part: Part = "train" if path.name.startswith("train") else "held_out"
+        listed.append(Chunk(path.name, part, summary.rows, path.stat().st_size, summary.checksum))
+        if part == "train":
+            totals.add(summary)
+    tensors, nmse = totals.result()
     if rounding_before is not None:
         nmse = {side: [a + b for a, b in zip(nmse[side], rounding_before[side], strict=True)] for side in nmse}
     data = save(tensors)
-    n_layers, d_model = summaries[0].moments.shape[2:]
+    n_layers, d_model = first.moments.shape[2:]
     manifest = Manifest(
         n_layers=n_layers,
         d_model=d_model,
-        **attrs.asdict(summaries[0].style),
-        has_tokens=summaries[0].has_tokens,
-        tokens={name: sum(chunk.rows for chunk in chunks if chunk.part == name) for name in get_args(Part)},
-        chunks=chunks,
+        **attrs.asdict(first.style),
+        has_tokens=first.has_tokens,
+        tokens={name: sum(chunk.rows for chunk in listed if chunk.part == name) for name in get_args(Part)},
+        chunks=tuple(listed),
         statistics=xxhash.xxh3_128_hexdigest(data),
         rounding_nmse=nmse,
         about=about,

@@ -5,8 +5,6 @@ Shapes: L layers, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,26 +15,37 @@ from clt_plugins import DamagedError, Moments, Refused
 SIDES = ("inputs", "targets")
 
 
-def statistics(chunks: Sequence[Summary]) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
-    """Of the chunks to train on: what `Source.statistics()` returns, and the stored type's NMSE by side and layer.
+class Totals:
+    """The statistics of the chunks to train on, added up chunk by chunk: of a summary nothing is kept."""
 
-    Raises:
-        Refused: fewer than two rows.
-    """
-    rows = sum(chunk.rows for chunk in chunks)
-    if rows < 2:
-        raise Refused("--tokens", f"a data set needs at least 2 tokens to train on, got {rows}")
-    moments = Moments(*chunks[0].moments.shape[2:])
-    for chunk in chunks:
-        moments.merge(_moments(chunk))
-    tensors = moments.statistics()
-    nmse = {}
-    for number, side in enumerate(SIDES):
-        deviations = (tensors[f"{side}.std"].square() * (rows - 1)).sum(-1).clamp_min(1e-300)
-        errors = torch.from_numpy(np.sum([chunk.errors[number] for chunk in chunks], 0))
-        # JSON has no infinity, which a constant layer in a coarse type could reach.
-        nmse[side] = (errors / deviations).clamp_max(1e300).tolist()
-    return tensors, nmse
+    def __init__(self) -> None:
+        self.rows = 0
+        self._moments: Moments | None = None
+        self._errors = np.zeros(())
+
+    def add(self, chunk: Summary) -> None:
+        """Add the rows of a chunk."""
+        if self._moments is None:
+            self._moments = Moments(*chunk.moments.shape[2:])
+        self._moments.merge(_moments(chunk))
+        self._errors = self._errors + chunk.errors
+        self.rows += chunk.rows
+
+    def result(self) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+        """What `Source.statistics()` returns, and the stored type's NMSE by side and layer.
+
+        Raises:
+            Refused: fewer than two rows.
+        """
+        if self.rows < 2 or self._moments is None:
+            raise Refused("--tokens", f"a data set needs at least 2 tokens to train on, got {self.rows}")
+        tensors = self._moments.statistics()
+        nmse = {}
+        for number, side in enumerate(SIDES):
+            deviations = (tensors[f"{side}.std"].square() * (self.rows - 1)).sum(-1).clamp_min(1e-300)
+            # JSON has no infinity, which a constant layer in a coarse type could reach.
+            nmse[side] = (torch.from_numpy(self._errors[number]) / deviations).clamp_max(1e300).tolist()
+        return tensors, nmse
 
 
 def _moments(chunk: Summary) -> Moments:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clt_datasets.format.chunk import Summary, read_summary
+from clt_datasets.format.chunk import read_summary
 from clt_datasets.format.folder import LocalData
 from clt_datasets.format.manifest import MANIFEST, STATISTICS, Part, read_manifest, write_manifest
 from clt_datasets.make.begun import begin, check_folder, decides, one_process
@@ -118,40 +118,43 @@ def _finish(out: Path, plan: Plan, about: dict[str, object], written: Written, p
         print(f"{out}: this process has written its share; another one still writes", file=sys.stderr)
         return
     # Ranks take turns.
-    ordered = sorted((path for chunks in train for path in chunks or {}), key=lambda path: (len(path.name), path.name))
-    summaries = {path: summary for chunks in (*train, kept) for path, summary in (chunks or {}).items()}
-    if _is_complete(out, summaries):
+    ordered = sorted((chunk for chunks in train for chunk in chunks or []), key=lambda chunk: (len(chunk[0]), chunk[0]))
+    if _is_complete(out, ordered + kept):
         print(f"{out}: complete already", file=sys.stderr)
         if not publishes:
             return
     else:
-        write_manifest(out, [*ordered, *kept], about)
+        write_manifest(out, [out / name for name, *_ in ordered + kept], about)
         print(f"{out}: {plan.tokens:,} tokens to train on, {held_out:,} held out", file=sys.stderr)
     written(out / STATISTICS, None)
     written(out / MANIFEST, None)
 
 
-def _chunks(out: Path, plan: Plan, part: Part, rank: int, rows: int) -> dict[Path, Summary] | None:
+Listed = tuple[str, int, int, str]
+"""A chunk as manifests list it: file, bytes, rows, checksum."""
+
+
+def _chunks(out: Path, plan: Plan, part: Part, rank: int, rows: int) -> list[Listed] | None:
     """The chunks of a rank; None if they are not there yet."""
-    chunks: dict[Path, Summary] = {}
+    chunks: list[Listed] = []
     counted = 0
     while counted < rows:
         path = plan.path(out, part, len(chunks), rank)
         try:
-            chunks[path] = read_summary(path)
+            summary = read_summary(path)
         except DamagedError:
             return None
-        counted += chunks[path].rows
+        chunks.append((path.name, path.stat().st_size, summary.rows, summary.checksum))
+        counted += summary.rows
     return chunks
 
 
-def _is_complete(out: Path, chunks: dict[Path, Summary]) -> bool:
+def _is_complete(out: Path, chunks: list[Listed]) -> bool:
     """Whether the manifest lists just these chunks, and the statistics are those that it lists."""
     if not (out / MANIFEST).exists():
         return False
     data = LocalData(out)
-    listed = {(chunk.file, chunk.bytes, chunk.rows, chunk.checksum) for chunk in data.manifest.chunks}
-    if listed != {(path.name, path.stat().st_size, s.rows, s.checksum) for path, s in chunks.items()}:
+    if [(chunk.file, chunk.bytes, chunk.rows, chunk.checksum) for chunk in data.manifest.chunks] != chunks:
         return False
     try:
         data.statistics()

@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from clt_datasets.format.chunk import DTYPES, Style, Summary, write_chunk
+from clt_datasets.format.chunk import DTYPES, Style, write_chunk
 from clt_datasets.format.files import write_file
 from clt_datasets.format.manifest import LARGEST_BLOCK, default_block_rows
 from clt_datasets.make.ledger import Ledger
@@ -32,6 +33,14 @@ HELD_OUT = ".held_out.json"
 """Written when all held-out chunks are there: how many rows they have."""
 
 
+@attrs.frozen
+class There:
+    """What is needed of a chunk that is there: its moments would fill the memory."""
+
+    rows: int
+    state: dict[str, Any]
+
+
 class Writer:
     """Writes one rank's chunks.
 
@@ -45,7 +54,7 @@ class Writer:
         self.ledger = ledger
         self.made = 0
         """Chunks that were written."""
-        self.intact: dict[Path, Summary | None] = {}
+        self.looked_at: dict[Path, There | None] = {}
         """The chunks that were looked at, and passed on; None for those that are missing or damaged."""
         self.thread = ThreadPoolExecutor(1, "clt-write")
         self.pending: Future[None] | None = None
@@ -170,17 +179,19 @@ class Writer:
     def _path(self, part: str, number: int) -> Path:
         return self.plan.path(self.out, part, number, self.rank)
 
-    def _look(self, path: Path) -> Summary | None:
-        """The summary of a chunk that is there, which is passed on; None if it is missing or damaged."""
-        if path not in self.intact:
-            self.intact[path] = None
+    def _look(self, path: Path) -> There | None:
+        """A chunk that is there, which is passed on; None if it is missing or damaged."""
+        if path not in self.looked_at:
+            self.looked_at[path] = None
             if path.exists() or path.name in self.ledger.lines:
                 try:
-                    self.intact[path], digest = self.ledger.check(path)
-                    self.written(path, digest)
+                    summary, digest = self.ledger.check(path)
                 except DamagedError as error:
                     log.warning("written again: %s", error)
-        return self.intact[path]
+                else:
+                    self.written(path, digest)
+                    self.looked_at[path] = There(summary.rows, summary.state)
+        return self.looked_at[path]
 
 
 def read_held_out(out: Path) -> int | None:

@@ -104,6 +104,45 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"^source\.held_out_tokens: 125 of 125 tokens leave none to train on$"):
             build(tmp_path / "data", held_out_tokens=125)
 
+    @pytest.mark.parametrize(
+        ("name", "change", "text"),
+        [
+            ("metadata.json", lambda m: m.update(num_layers=10**9), "has 11 layers, metadata.json says 1000000000"),
+            ("metadata.json", lambda m: m.update(d_model=True), "d_model must be a whole number above 0, got True"),
+            ("metadata.json", lambda m: m.pop("total_tokens"), "total_tokens must be a whole number above 0, got None"),
+            ("metadata.json", lambda m: m.update(num_layers=float("nan")), "metadata.json: .*NaN is not JSON"),
+        ],
+    )
+    def test_absurd_sizes(self, tmp_path: Path, name: str, change: Any, text: str) -> None:
+        write(tmp_path / "data")
+        table = json.loads((tmp_path / "data" / name).read_text())
+        change(table)
+        (tmp_path / "data" / name).write_text(json.dumps(table))
+        with pytest.raises(ValueError, match=text):
+            build(tmp_path / "data")
+
+    @pytest.mark.parametrize("value", [float("nan"), -1.0, 0.0])
+    def test_statistics_that_no_activations_have(self, tmp_path: Path, value: float) -> None:
+        write(tmp_path / "data")
+        path = tmp_path / "data" / "norm_stats.json"
+        table = json.loads(path.read_text())
+        table["3"]["inputs"]["std"] = [value] * 4
+        path.write_text(json.dumps(table))
+        with pytest.raises(ValueError, match=r"norm_stats\.json: "):
+            build(tmp_path / "data").statistics()
+
+    def test_files_that_lead_elsewhere(self, tmp_path: Path) -> None:
+        """A virtual data set whose source is missing would be zeros."""
+        write(tmp_path / "data")
+        with h5py.File(tmp_path / "data" / "chunk_1.hdf5", "r+") as file:
+            shape = file["layer_3/inputs"].shape
+            del file["layer_3/inputs"]
+            layout = h5py.VirtualLayout(shape=shape, dtype="f4")
+            layout[:] = h5py.VirtualSource("nowhere.h5", "x", shape=shape)
+            file.create_virtual_dataset("layer_3/inputs", layout)
+        with pytest.raises(ValueError, match=r"chunk_1\.hdf5: /layer_3/inputs is a virtual dataset"):
+            build(tmp_path / "data")
+
 
 class TestIdentity:
     def test_a_copy_elsewhere_is_the_same_data(self, tmp_path: Path) -> None:
