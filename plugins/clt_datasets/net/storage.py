@@ -72,6 +72,8 @@ class Storage:
         with self._lock:
             self._check(rest)
             self._promised[partial] = rest
+            # Too much for one that is continued; put right when the files are counted again.
+            self._used += LEAST
         try:
             folder = partial.parent
             for other in folder.glob(f"{partial.name[:-39]}*.upload"):
@@ -166,7 +168,7 @@ class Storage:
         disk = shutil.disk_usage(self.root)
         kept = min(int(disk.total * KEPT_FREE), KEPT_FREE_AT_MOST)
         if disk.free - needed < kept:
-            raise BadRequest(507, f"the server's disk is full: {kept // 2**20} MB of it are kept free")
+            raise BadRequest(507, "the server's disk is full, but for the part that uploads leave free")
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         """The files of all data sets; links are not followed."""
