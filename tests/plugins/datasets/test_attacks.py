@@ -124,7 +124,9 @@ class TestConnections:
         for _ in range(5):
             assert server.get("/healthz")[0] == 200
         assert time.monotonic() - begun < 2
-        assert len(server.server.connections._by_handler) <= 40
+        lines = dict(line.split() for line in server.get("/metrics")[1].decode().splitlines() if line[0] != "#")
+        assert int(lines["clt_connections"]) <= 40
+        assert int(lines["clt_refused_connections_total"]) >= 260
         # Those that were not closed for others are closed when their time is over.
         for each in halves:
             assert is_closed(each)

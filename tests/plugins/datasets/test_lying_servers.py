@@ -26,7 +26,7 @@ from clt_datasets.net.limits import LARGEST_MANIFEST
 from clt_datasets.net.retry import Full
 from clt_plugins import Refused
 from tests.support.serving import Fake, Serving
-from tests.support.stored_data import local, make_context, write_numbered
+from tests.support.stored_data import join, local, make_context, write_numbered
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -93,16 +93,19 @@ class TestSizes:
                 else:
                     connection.sendall(sized(true.get(target)[1]))
 
-        with pytest.raises(Refused, match="an answer of more than"):
+        def use() -> None:
             source = remote(Fake(answer).url)
             source.statistics()
             source.next()
+
+        with pytest.raises(Refused, match="an answer of more than"):
+            use()
 
     def test_blocks_that_no_server_sends_are_not_waited_for(self, tmp_path: Path) -> None:
         write_numbered(tmp_path / "data", [30])
         manifest = (tmp_path / "data" / "manifest.json").read_bytes()
         absurd = re.sub(rb'"d_model": \d+', b'"d_model": 500000000000', manifest)
-        with pytest.raises(Refused, match="blocks have more than|a block of|cannot hold"):
+        with pytest.raises(Refused, match=r"blocks have more than|a block of|cannot hold"):
             remote(Fake(answering(sized(absurd))).url)
 
 
@@ -124,12 +127,10 @@ class TestTime:
                 return
 
         client = Client(Fake(answer).url, "data", patience_s=0.5)
+        into = [np.empty(100_000, np.uint8)]
         begun = time.monotonic()
         with pytest.raises(OSError, match=r"data: no success in 0\.5 s: "):
-            if part == "block":
-                client.fill("chunks/0/blocks/0", [np.empty(100_000, np.uint8)])
-            else:
-                client.get("manifest")
+            client.fill("chunks/0/blocks/0", into) if part == "block" else client.get("manifest")
         assert time.monotonic() - begun < 3
         client.close()
 
@@ -195,11 +196,12 @@ class TestLies:
         server: Serving = serving()
         here, there = local(path), remote(server.url)
         assert here.next().tokens == there.next().tokens
+        server.stop()
         shutil.rmtree(path)
         write_numbered(path, [64] * 7 + [63])
+        server.start()
         with pytest.raises(Refused, match=r"/data: the server has another data set of this name now"):
-            for _ in range(50):
-                there.next()
+            join([there.next() for _ in range(50)])
         there.close()
 
 
@@ -221,8 +223,7 @@ eval_tokens = 32
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("server", ["down", "silent"])
+@pytest.mark.parametrize(("number", "server"), [(signal.SIGINT, "down"), (signal.SIGTERM, "silent")])
 def test_generate_obeys_while_it_waits_for_a_server(number: int, server: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(GENERATE)
     reached = threading.Event()
@@ -256,9 +257,9 @@ class TestTokens:
     @pytest.mark.parametrize("token", ["пароль", "two words", "line\nline", "x" * 2000, "caf\udce9"])
     def test_one_that_no_header_can_carry(self, token: str, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setenv("CLT_TOKEN", token)
-        with pytest.raises(Refused, match="^CLT_TOKEN: not a token: use 1 to 1024 ASCII letters"):
+        with pytest.raises(Refused, match=r"^CLT_TOKEN: not a token: use 1 to 1024 ASCII letters"):
             Client("http://127.0.0.1:9", "data", patience_s=1)
-        with pytest.raises(Refused, match="^CLT_TOKEN: not a token"):
+        with pytest.raises(Refused, match=r"^CLT_TOKEN: not a token"):
             CliRunner().invoke(serve, [str(tmp_path)], catch_exceptions=False)
 
     @pytest.mark.parametrize(
