@@ -83,6 +83,8 @@ class Storage:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK
             for last in (False, True):
                 if not folder.is_dir():
+                    if folder.exists():
+                        raise BadRequest(409, "a file of the data set's name is there")
                     folder.mkdir(exist_ok=True)
                     sync(self.root)
                 try:
