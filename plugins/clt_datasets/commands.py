@@ -127,8 +127,8 @@ def scramble(source: Path, out: Path, seed: int, memory_mb: float) -> None:
 @click.option(
     "--quota-mb",
     type=click.IntRange(1),
-    help="What all files below ROOT may take; an upload that would exceed it is refused.  "
-    "[default: all of the disk but 5 % of it, or 10 GB]",
+    help="What all files below ROOT may take; uploads beyond it are refused.  "
+    "[default: uploads leave 5 % of the disk free, or 10 GB]",
 )
 @click.option(
     "--page-cache",

@@ -1,8 +1,9 @@
-"""What SECURITY.md promises about models."""
+"""What SECURITY.md promises about models, and that each of its promises has a test."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -45,3 +46,19 @@ def test_a_models_own_code_is_never_run(
     with outcome:
         build_source(read_recipe(tables, plugins=plugins()))
     assert not ran.exists()
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if "::test_" in line]
+    assert len(rows) > 15
+    for row in rows:
+        for file, name in re.findall(r"`([\w/]+\.py)::(test_\w+)`", row):
+            path = ROOT / file if "/" in file else ROOT / "tests" / "plugins" / "datasets" / file
+            assert re.search(rf"def {name}\(", path.read_text()), f"{file}::{name}"
+
+
+def test_every_row_of_promises_has_a_test() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    tables = re.findall(r"(?m)^\| promise \| test.*\n\| --- \| --- \|\n((?:\|.*\n)+)", text)
+    assert len(tables) == 3
+    assert all("::test_" in row for table in tables for row in table.splitlines())

@@ -24,8 +24,9 @@ from clt_datasets.net.server import Server
 class Serving:
     """A server in a thread of its own."""
 
-    def __init__(self, root: Path, token: str = "", port: int = 0):
+    def __init__(self, root: Path, token: str = "", port: int = 0, **settings: Any):
         self.root, self.token, self.port = root, token, port
+        self.settings = {"max_upload": 10**7, **settings}
         self.start()
 
     def start(self) -> None:
@@ -34,7 +35,7 @@ class Serving:
         self.thread.start()
 
         async def begin() -> Any:
-            self.server = Server(self.root, self.token, max_upload=10**7)
+            self.server = Server(self.root, self.token, **self.settings)
             return await listen(self.server, "127.0.0.1", self.port, grace_s=0.1)
 
         self.runner = asyncio.run_coroutine_threadsafe(begin(), self.loop).result()
@@ -60,10 +61,15 @@ class Serving:
 
 
 @contextmanager
-def serving_process(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`serve` in a process of its own: its address, and the process; told to stop, it must end well."""
+def serving_process(*arguments: object, descriptors: int | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`serve` in a process of its own: its address, and the process; told to stop, it must end well.
+
+    Args:
+        descriptors: how many the process may open.
+    """
+    limit = [] if descriptors is None else ["bash", "-c", f'ulimit -n {descriptors}; exec "$@"', "-"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "clt_plugins", "serve", *map(str, arguments), "--port", "0"],
+        [*limit, sys.executable, "-m", "clt_plugins", "serve", *map(str, arguments), "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
         stdin=subprocess.DEVNULL,

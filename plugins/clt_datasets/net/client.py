@@ -21,6 +21,7 @@ import numpy as np
 
 from clt_datasets.format.files import file_digest
 from clt_datasets.format.manifest import DATASET_NAME
+from clt_datasets.net.limits import LARGEST_MANIFEST
 from clt_datasets.net.retry import CONNECT_S, Again, Full, Patience, failure
 from clt_datasets.net.token import check_token
 from clt_datasets.net.wire import Answer, Sockets, TooLarge, connect
@@ -76,7 +77,7 @@ class Client:
         self._idle: list[HTTPConnection] = []
         self._sockets = Sockets()
 
-    def get(self, path: str, limit: int) -> bytes:
+    def get(self, path: str, limit: int = LARGEST_MANIFEST) -> bytes:
         """Download a small file.
 
         Args:

@@ -74,7 +74,8 @@ class Connections:
         self._waiting: dict[str, dict[Connection, None]] = {}
         """By address, those that have waited longest first."""
         self._by_handler: dict[object, Connection] = {}
-        self._count = 0
+        self.count = 0
+        """Connections that are open."""
 
     def begin(self, request: web.Request) -> None:
         """A request's head is complete: the server does not wait for the client any more."""
@@ -121,7 +122,7 @@ class Connections:
         if len(of_address) >= self.most_each:
             free = self._make_room([address])
         else:
-            free = self._count < self.most or self._make_room(self._waiting)
+            free = self.count < self.most or self._make_room(self._waiting)
         if not free:
             self.refused += 1
             _refuse(client, self.tls is not None)
@@ -130,7 +131,7 @@ class Connections:
         connection = Connection(address, client, now, now)
         self._open.setdefault(address, set()).add(connection)
         self._waiting.setdefault(address, {})[connection] = None
-        self._count += 1
+        self.count += 1
         connection.opening = asyncio.get_running_loop().create_task(self._begin(connection, make))
         # A task that is cancelled before it has begun closes nothing.
         connection.opening.add_done_callback(lambda task: client.close() if task.cancelled() else None)
@@ -165,7 +166,7 @@ class Connections:
         of_address = self._open.get(connection.address, set())
         if connection in of_address:
             of_address.remove(connection)
-            self._count -= 1
+            self.count -= 1
             if not of_address:
                 del self._open[connection.address]
 

@@ -40,8 +40,8 @@ class Few(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a message is logged."""
-        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
-            return False  # a malformed request; it is answered
+        if record.exc_info and isinstance(record.exc_info[1], (HttpProcessingError, ConnectionError)):
+            return False  # a malformed request, which is answered, or a client that is gone
         now = time.monotonic()
         if now - self._since > LINES_S:
             self._since, self._passed = now, 0

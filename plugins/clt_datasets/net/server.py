@@ -211,6 +211,7 @@ class Server:
             "clt_sent_bytes_total counter": self.downloads.bodies.sent,
             "clt_received_bytes_total counter": self.uploads.received,
             "clt_requests_in_flight gauge": self.in_flight,
+            "clt_connections gauge": self.connections.count,
             "clt_refused_connections_total counter": self.connections.refused,
             "process_resident_memory_bytes gauge": _resident(),
         }

@@ -72,6 +72,8 @@ class Storage:
         with self._lock:
             self._check(rest)
             self._promised[partial] = rest
+            # Too much for one that is continued; put right when the files are counted again.
+            self._used += LEAST
         try:
             folder = partial.parent
             for other in folder.glob(f"{partial.name[:-39]}*.upload"):
@@ -81,6 +83,8 @@ class Storage:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK
             for last in (False, True):
                 if not folder.is_dir():
+                    if folder.exists():
+                        raise BadRequest(409, "a file of the data set's name is there")
                     folder.mkdir(exist_ok=True)
                     sync(self.root)
                 try:
@@ -166,7 +170,7 @@ class Storage:
         disk = shutil.disk_usage(self.root)
         kept = min(int(disk.total * KEPT_FREE), KEPT_FREE_AT_MOST)
         if disk.free - needed < kept:
-            raise BadRequest(507, f"the server's disk is full: {kept // 2**20} MB of it are kept free")
+            raise BadRequest(507, "the server's disk is full, but for the part that uploads leave free")
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         """The files of all data sets; links are not followed."""
