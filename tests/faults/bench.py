@@ -108,7 +108,7 @@ class Bench:
             if prepared.other:
                 from tests.support.crosslayer_coding import write
 
-                write(self.slot / "other")
+                write(self.slot / "other", (150, 90, 160))
         for arguments in prepared.steps:
             if prepared.stop_at and arguments == prepared.steps[-1]:
                 self._stopped(arguments, prepared.stop_at)

@@ -71,7 +71,7 @@ RECIPES = {
     "remote.toml": with_source(
         'name = "remote"\nurl = "http://127.0.0.1:1"\ndataset = "d"\nbuffer_tokens = 64\npatience_s = 6\n'
     ),
-    "other.toml": with_source('name = "crosslayer-coding"\npath = "other"\nbuffer_tokens = 64\n'),
+    "other.toml": with_source('name = "crosslayer-coding"\npath = "other"\nbuffer_tokens = 64\nheld_out_tokens = 64\n'),
     "stored.toml": with_source('name = "local"\npath = "d"\nbuffer_tokens = 64\n'),
     "stream.toml": with_source(
         'name = "stream"\ntext = "text.jsonl"\ncontext = 24\nmodel_batch = 4\nbuffer_tokens = 128\nheld_out = 0.3\n'

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
+
 from clt_plugins.errors import ExitCode
 from tests.faults import oracle
 from tests.faults.bench import Bench
@@ -17,7 +19,7 @@ from tests.faults.lies import LIES, Liar, free_port
 from tests.faults.tries import Result, Try
 from tests.faults.zygote import Ended
 
-LONG_S = 60.0
+LONG_S = 120.0
 TOKEN = {"CLT_TOKEN": "secret"}
 UPLOAD, DOWNLOAD = "generate --to a server", "run on a server's data"
 AT_CALLS = (
@@ -110,7 +112,8 @@ def _together(
             elif one.fault.removeprefix("the server is ") in RESTARTS:
                 zygote.signal(server, RESTARTS[one.fault.removeprefix("the server is ")])
         time.sleep(0.02)
-    return zygote.wait(child, 1), server
+    ended = zygote.wait(child, 1)
+    return attrs.evolve(ended, seconds=time.monotonic() - began), server
 
 
 def _client(bench: Bench, upload: bool, port: int) -> int:
@@ -127,7 +130,7 @@ def _serve(bench: Bench, port: int, fault: dict[str, Any]) -> int:
     """Start a server; if it is killed before it serves, start another one."""
     options = {"fault": fault, "record": str(bench.record)} if fault else {}
     child = bench.zygote.start(["serve", "root", "--port", str(port)], bench.slot, environment=TOKEN, **options)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while "serving" not in bench.zygote.said(child):
         if not bench.zygote.alive(child):
             ended = bench.zygote.wait(child)

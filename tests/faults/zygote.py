@@ -55,6 +55,8 @@ class Ended:
     """It was killed because it took too much memory."""
     grown: int
     """Bytes of memory at its peak, beyond what it had when it was forked."""
+    samples: list[tuple[int, int]] = attrs.field(factory=list)
+    """Bytes of memory and open files, several times a second, if asked for."""
     said: str = ""
     """stderr."""
     out: str = ""
@@ -124,7 +126,7 @@ class Zygote:
 
     def run(self, arguments: list[str], folder: Path, *, timeout: float = 60.0, **options: Any) -> Ended:
         """Run a command to its end."""
-        watched = {name: options.pop(name) for name in ("signals", "memory") if name in options}
+        watched = {name: options.pop(name) for name in ("signals", "memory", "samples") if name in options}
         return self.wait(self.start(arguments, folder, **options), timeout, **watched)
 
     def learn(self, names: list[str]) -> None:
@@ -142,7 +144,8 @@ class Zygote:
 
     def said(self, child: int) -> str:
         """What a command that runs has said on stderr."""
-        return self._files[child].read_text(errors="replace")
+        path = self._files[child]
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -204,13 +207,14 @@ def _end(code: object) -> None:
 def _watch(request: dict[str, Any]) -> dict[str, Any]:
     """Wait for a child; kill it when its time is over or it takes too much memory.
 
-    Options: `signals`, a list of seconds and signal numbers; `memory`, in bytes.
+    Options: `signals`, a list of seconds and signal numbers; `memory`, in bytes; `samples`, whether to take samples.
     """
     child, started = request["child"], time.monotonic()
     signals = [(float(after), int(number)) for after, number in request.get("signals") or []]
     memory = request.get("memory", 3 * 2**30)
     base, peak = _resident(os.getpid()), 0
     timeout = bomb = False
+    samples: list[tuple[int, int]] = []
     handle = os.pidfd_open(child)
     try:
         while not select.select([handle], [], [], POLL_S if not signals else 0.002)[0]:
@@ -219,6 +223,9 @@ def _watch(request: dict[str, Any]) -> dict[str, Any]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signals.pop(0)[1])
             peak = max(peak, _resident(child))
+            if request.get("samples") and passed > 0.25 * len(samples):
+                with contextlib.suppress(OSError):
+                    samples.append((_resident(child), len(os.listdir(f"/proc/{child}/fd"))))  # noqa: PTH208
             timeout, bomb = passed > request["timeout"], peak - base > memory
             if timeout or bomb:
                 os.killpg(child, signal.SIGKILL)
@@ -232,6 +239,7 @@ def _watch(request: dict[str, Any]) -> dict[str, Any]:
         "timeout": timeout,
         "bomb": bomb,
         "grown": max(0, peak - base),
+        "samples": samples,
     }
 
 
