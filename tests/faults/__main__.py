@@ -32,13 +32,13 @@ def main() -> int:
         unknown = [name for name in options.only if not campaign.knows(name)]
         if unknown:
             parser.error(f"--only {unknown[0]}: no family ({', '.join(FAMILIES)}), command or fault has it")
-        rows, found = campaign.run(options.minutes * 60, options.only)
+        campaign.run(options.minutes * 60, options.only)
     finally:
         campaign.close()
-    print(as_table(rows))
+    print(as_table(campaign.rows.values()))
     if options.json:
-        options.json.write_text(json.dumps(campaign.as_json(rows, found, sys.argv[1:]), indent=1) + "\n")
-    return int(any(row.lost for row in rows))
+        options.json.write_text(json.dumps(campaign.as_json(sys.argv[1:]), indent=1) + "\n")
+    return int(any(row.lost for row in campaign.rows.values()))
 
 
 if __name__ == "__main__":

@@ -101,8 +101,12 @@ class Bench:
             self.slot.mkdir(parents=True)
             write_recipes(self.slot)
             if prepared.model:
-                from tests.support.language_models import save_model, save_text  # takes seconds to import
+                import transformers  # takes seconds
 
+                from tests.support.language_models import save_model, save_text
+
+                transformers.logging.set_verbosity_error()
+                transformers.logging.disable_progress_bar()
                 save_model(self.slot / "model")
                 save_text(self.slot / "text.jsonl", 60)
             if prepared.other:

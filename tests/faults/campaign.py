@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import random
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from types import ModuleType
 from typing import Any
@@ -28,6 +30,9 @@ FAMILIES: dict[str, ModuleType] = {
 }
 """Each has `pairs()`, `details(bench, fault, command, draw)` and `attempt(bench, one)`."""
 
+STATUS_S = 60.0
+"""Seconds between lines that say how far it is."""
+
 
 @attrs.define
 class Row:
@@ -47,6 +52,9 @@ class Row:
 class Campaign:
     def __init__(self, *, seed: int = 0, thorough: bool = False):
         self.seed, self.bench = seed, Bench(thorough=thorough)
+        self.rows: dict[tuple[str, str, str], Row] = {}
+        self.found: list[dict[str, Any]] = []
+        """A record of each try that lost something."""
 
     def close(self) -> None:
         self.bench.close()
@@ -57,41 +65,37 @@ class Campaign:
             name in " ".join(pair) for family in FAMILIES.values() for pair in family.pairs()
         )
 
-    def run(
-        self, seconds: float, only: Sequence[str] = (), show: Callable[[str], None] = print
-    ) -> tuple[list[Row], list[dict[str, Any]]]:
-        """Run tries; families take turns, each with an equal share of the time.
-
-        Returns:
-            The rows, and a record of each try that lost something.
-        """
+    def run(self, seconds: float, only: Sequence[str] = ()) -> None:
+        """Run tries and count them; families take turns, each with an equal share of the time. Ctrl-C ends it early."""
         names = [name for name in FAMILIES if name in only] or list(FAMILIES)
-        words = [word for word in only if word not in FAMILIES]
-        left = {name: self._tries(name, words) for name in names}
+        left = {name: self._tries(name, [word for word in only if word not in FAMILIES]) for name in names}
         spent = dict.fromkeys(names, 0.0)
-        rows: dict[tuple[str, str, str], Row] = {}
-        found: list[dict[str, Any]] = []
-        until = time.monotonic() + seconds
-        while left and time.monotonic() < until:
-            family = min(left, key=lambda name: spent[name])
-            began = time.monotonic()
-            one = next(left[family], None)
-            if one is None:
-                del left[family]
-            else:
-                result = self.attempt(one)
-                if result.reached:
-                    row = rows.setdefault((family, one.fault, one.command), Row(family, one.fault, one.command))
-                    row.tries += 1
-                    row.lost += bool(result.faults)
-                if result.faults:
-                    found.append({"try": str(one), "where": result.where, "faults": result.faults})
-                    show(f"LOST {one} ({result.where})")
-                    for line in result.faults:
-                        show(f"     {line[:300]}")
-                    show(f"     {one.again}")
-            spent[family] += time.monotonic() - began
-        return list(rows.values()), found
+        began = shown = time.monotonic()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            while left and (now := time.monotonic()) < began + seconds:
+                family = min(left, key=lambda name: spent[name])
+                one = next(left[family], None)
+                if one is None:
+                    del left[family]
+                    continue
+                self._count(one, self.attempt(one))
+                spent[family] += time.monotonic() - now
+                if now - shown > STATUS_S:
+                    shown, rows = now, self.rows.values()
+                    tries, lost = sum(row.tries for row in rows), sum(row.lost for row in rows)
+                    print(f"{(now - began) / 60:.0f} min: {tries} tries, {lost} lost", file=sys.stderr, flush=True)
+
+    def _count(self, one: Try, result: Result) -> None:
+        """Add a try to its row, and tell if it lost something."""
+        if result.reached:
+            row = self.rows.setdefault((one.family, one.fault, one.command), Row(one.family, one.fault, one.command))
+            row.tries += 1
+            row.lost += bool(result.faults)
+        if result.faults:
+            self.found.append({"try": str(one), "where": result.where, "faults": result.faults})
+            lines = [f"LOST {one} ({result.where})", *result.faults, one.again]
+            print("\n     ".join(line[:400] for line in lines), flush=True)
 
     def _tries(self, family: str, words: list[str]) -> Iterator[Try]:
         """One try of each fault in each command, then another one of each, until there are no more."""
@@ -130,12 +134,12 @@ class Campaign:
         print("\n".join(result.faults) or "nothing lost")
         return int(bool(result.faults))
 
-    def as_json(self, rows: list[Row], found: list[dict[str, Any]], arguments: list[str]) -> dict[str, Any]:
+    def as_json(self, arguments: list[str]) -> dict[str, Any]:
         """What the table is made from."""
         return {
             "date": date.today().isoformat(),
             "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, {sys.platform}",
             "command": " ".join(["python -m tests.faults", *arguments]),
-            "rows": [attrs.asdict(row) for row in rows],
-            "found": found,
+            "rows": [attrs.asdict(row) for row in self.rows.values()],
+            "found": self.found,
         }

@@ -13,7 +13,7 @@ from clt_plugins.errors import ExitCode, Faults
 from clt_plugins.files.folders import verify
 from tests.faults.zygote import Ended
 
-COMPARED = (".safetensors", ".h5", "evaluation.json", "convert.json", "training.json", "cfg.json")
+COMPARED = (".safetensors", ".h5", "evaluation.json", "convert.json", "cfg.json")
 """Ends of the names of files that must be byte for byte those of an unbroken command."""
 LAST_STEP = "step_000012"
 """The last checkpoint of all runs that are tried."""
@@ -29,10 +29,12 @@ def content(folder: Path, made: Iterable[str]) -> dict[str, str]:
             inside = path.relative_to(folder)
             if any(name.startswith(".") for name in inside.parts) or not path.is_file():
                 continue
-            if any(name.startswith("step_") and name != LAST_STEP for name in inside.parts):
-                continue  # which of the earlier ones are kept depends on where the run was broken
+            if any(name == "set_aside" or (name.startswith("step_") and name != LAST_STEP) for name in inside.parts):
+                continue  # which of the others are kept depends on where the run was broken
             if path.name == "metrics.jsonl" and "evaluation" not in inside.parts:
                 out[str(inside)] = _metrics(path)
+            elif path.name == "training.json":
+                out[str(inside)] = _progress(path)
             elif path.name.endswith(COMPARED) or (path.name == "manifest.json" and _is_data_set(path)):
                 out[str(inside)] = _digest(path)
     return out
@@ -93,6 +95,15 @@ def _not_whole(path: Path, name: Path) -> list[str]:
 
 def _is_data_set(manifest: Path) -> bool:
     return manifest.is_file() and b'"chunks"' in manifest.read_bytes()
+
+
+def _progress(path: Path) -> str:
+    """Where training stands; a checkpoint also records settings, which may change when a run goes on."""
+    try:
+        read = json.loads(path.read_text())
+        return json.dumps([read.get(key) for key in ("step", "tokens", "source")])
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
 
 
 def _metrics(path: Path) -> str:
