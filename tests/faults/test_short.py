@@ -1,0 +1,99 @@
+"""A short form of the campaign: a few dozen tries with a fixed seed, and the calls at which commands once failed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+
+from tests.faults import calls
+from tests.faults.bench import Bench
+from tests.faults.campaign import FAMILIES
+from tests.faults.commands import COMMANDS
+from tests.faults.inject import INJECTIONS
+from tests.faults.tries import Try
+
+DRAWN = [
+    *(("calls", "killed before a call", command) for command in ("run", "run --resume", "evaluate", "generate")),
+    *(("calls", "killed after a call", command) for command in ("run", "run --resume EARLIER", "scramble")),
+    ("calls", "killed in the middle of a write", "run --resume"),
+    *(("calls", "one call fails (EIO)", command) for command in ("run", "run --resume", "generate", "scramble")),
+    *(("calls", "disk full from one call on (ENOSPC)", command) for command in ("run", "generate, resumed")),
+    ("calls", "Ctrl-C at a call", "run"),
+    ("damage", "bits flipped", "run --resume"),
+    ("damage", "hostile content", "run"),
+    ("damage", "hostile content", "inspect --verify"),
+    ("damage", "a FIFO in its place", "scramble"),
+    ("limits", "few open files", "run"),
+    ("limits", "clock is wrong", "run --resume"),
+]
+"""Family, fault and command of tries whose details the seed draws."""
+
+KNOWN = [
+    ("killed before a call", "run --resume", "recipe.toml"),
+    ("one call fails (EIO)", "run --resume", "recipe.toml"),
+    ("killed before a call", "evaluate", "rename"),
+    ("one call fails (EIO)", "evaluate", "rename"),
+    ("one call fails (EIO)", "generate", "pwrite64 d/.held_out"),
+    ("one call fails (EIO)", "scramble", "pwrite64 .s.partial/.train"),
+]
+"""Fault, command, and what is in the calls at which it is tried: a path, a call, or both."""
+MOST = 3
+"""Calls of each of these that are tried."""
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.close()
+
+
+def needs_injection(bench: Bench) -> None:
+    if bench.library is None:
+        pytest.skip("needs Linux and a C compiler (cc)")
+
+
+@pytest.mark.parametrize("family, fault, command", DRAWN, ids=map(" / ".join, DRAWN))
+def test_nothing_is_lost(bench: Bench, family: str, fault: str, command: str) -> None:
+    needs_injection(bench)
+    draw = random.Random(f"short {family} {fault} {command}")
+    one = Try(family, fault, command, next(FAMILIES[family].details(bench, fault, command, draw)))
+    result = FAMILIES[family].attempt(bench, one)
+    assert not result.faults, f"{one.again} ({result.where})"
+
+
+@pytest.mark.parametrize("fault, command, text", KNOWN, ids=map(" / ".join, KNOWN))
+def test_nothing_is_lost_where_it_once_was(bench: Bench, fault: str, command: str, text: str) -> None:
+    needs_injection(bench)
+    kinds = INJECTIONS[fault].kinds
+    made = [call for call in bench.unbroken(command).calls if calls.kind(call) & kinds]
+    name, _, path = text.rpartition(" ")
+    at = [n for n, call in enumerate(made, 1) if path in f"{call.name} {call.path}" and call.name.startswith(name)]
+    for number in at[:MOST]:
+        result = calls.attempt(bench, Try("calls", fault, command, str(number)))
+        assert not result.faults, f"python -m tests.faults --replay 'calls / {fault} / {command} / {number}'"
+
+
+def test_an_unbroken_command_loses_nothing_and_a_torn_file_is_noticed(bench: Bench) -> None:
+    """The oracle itself: it is silent when nothing happened, and not when a file is damaged behind a command's back."""
+    needs_injection(bench)
+    unbroken = bench.unbroken("run")
+    assert calls.go_on(bench, COMMANDS["run"], unbroken.content) == []
+    path = next(bench.slot.glob("r/checkpoints/step_000012/transcoder.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert any("differs" in line for line in calls.go_on(bench, COMMANDS["run"], unbroken.content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_lost_in_any_command(bench: Bench, family: str) -> None:
+    needs_injection(bench)
+    found = []
+    for fault, command in FAMILIES[family].pairs():
+        for detail in islice(FAMILIES[family].details(bench, fault, command, random.Random(f"slow {fault}")), 2):
+            one = Try(family, fault, command, detail)
+            found += [f"{one.again}: {line}" for line in FAMILIES[family].attempt(bench, one).faults]
+    assert not found
