@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Preferred,
         ReadsBack,
         Scheduled,
+        Selects,
         Settable,
         Shifted,
         Thresholded,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.interfaces import (
         Activation,
+        Best,
         Exporter,
         Forward,
         Imported,
@@ -80,6 +82,7 @@ _LAZY = {
         "Preferred",
         "ReadsBack",
         "Scheduled",
+        "Selects",
         "Settable",
         "Shifted",
         "Thresholded",
@@ -87,6 +90,7 @@ _LAZY = {
     "contract.context": ["Context"],
     "contract.interfaces": [
         "Activation",
+        "Best",
         "Exporter",
         "Forward",
         "Imported",

@@ -192,12 +192,30 @@ class Logger(Protocol):
         """Called at the end and after an error, with "finished", "interrupted" or "failed"; write what is buffered."""
 
 
+class Best(Protocol):
+    """Finds the k best of each of R rows of numbers, which come in blocks. Exact: of equal scores the lower id is kept,
+    whatever the number of threads."""
+
+    def see(self, score: Tensor, pre: Tensor, first_id: int) -> None:
+        """Consider a block [R, C] with ids first_id + column; ids ascend from block to block.
+
+        Args:
+            score: what is compared, [R, C]; NaN counts as +inf, so that it is seen and not lost; -inf is never kept.
+            pre: what is kept with each, [R, C]; may be `score` itself. Both are overwritten after the call.
+        """
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+        """After the last block: score, pre and id of the best, each [R, k] or narrower, in the order of ids.
+        A score of -inf marks an empty column."""
+
+
 class Kernels(Protocol):
     """Sparse products for one kind of device. `layout` says which rows of a weight [R, D] a pair touches, and
     which layers of a dense [B, L, D] they belong to; `values` are [N], or [N, L] with a column per target layer.
 
     Sums are accumulated in at least float32 whatever the weight's type. Results do not depend on the number of
-    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them).
+    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them), and `Selects` (then they
+    select features too).
     """
 
     name: str

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import Selects
 from clt_plugins.data.features import Pairs
 from clt_plugins.distributed.topk import among_best
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Over, Parallel
+    from clt_plugins.contract.interfaces import Best, Kernels, Over, Parallel
 
 Scope = Literal["global", "layer"]
 Score = Callable[[int, Tensor], Tensor]
@@ -64,11 +65,11 @@ class Pool:
         """[R, 1]: scores up to it cannot be among the k best; None while every score may be."""
         self.parts: list[Candidates] = []
 
-    def add(self, score: Tensor, pre: Tensor, first_id: int) -> None:
-        """Consider a block [R, C] with ids first_id + column. NaN counts as +inf, so that it is seen and not lost."""
+    def see(self, score: Tensor, pre: Tensor, first_id: int) -> None:
+        """See `Best.see`."""
         if score.device.type != "cpu":
             self.parts.append(self._best(Candidates.of_block(score, pre, first_id)))
-            self.parts = [self.best()]
+            self.parts = [self.finish()]
             return
         if self.bound is None and not self.parts:
             self.bound = self._first_bound(score)
@@ -76,12 +77,12 @@ class Pool:
         # Cutting back costs more than a few candidates too many: let them double first.
         width = sum(part.score.shape[1] for part in self.parts)
         if width >= 2 * self.k or (self.bound is None and width >= self.k):
-            self.parts = [self.best()]
+            self.parts = [self.finish()]
             # A later score equal to the k-th best has a higher id, so it loses: the bound itself need not pass.
             self.bound = self.parts[0].score.amin(1, keepdim=True)
 
-    def best(self) -> Candidates:
-        """The k best so far, each [R, k] or narrower."""
+    def finish(self) -> Candidates:
+        """See `Best.finish`: here also the k best so far."""
         return self._best(Candidates(*(torch.cat(same, 1) for same in zip(*self.parts, strict=True))))
 
     def _first_bound(self, score: Tensor) -> Tensor | None:
@@ -164,6 +165,7 @@ class Top:
     Args:
         k: how many, per token on average, over all layers (scope "global") or in each layer (scope "layer").
         n_features: F, of all ranks together.
+        kernels: what finds the best, where they can (`Selects`): `context.kernels`.
         parallel: what splits features and tokens over ranks; then `see` gets this rank's part, and `finish` gives this
             rank's part of what is kept of all.
         score: gives what a block is selected by, [B, F]; the pre-activations themselves if None. Scores of -inf are
@@ -180,6 +182,7 @@ class Top:
         per: Literal["token", "batch"],
         scope: Scope = "global",
         score: Score | None = None,
+        kernels: Kernels | None = None,
         parallel: Parallel | None = None,
     ):
         self.own = range(n_features) if parallel is None else parallel.shard(n_features)
@@ -198,7 +201,8 @@ class Top:
         sharers = 1 if parallel is None else parallel.tensor_ranks * (parallel.batch_ranks if per == "batch" else 1)
         self.size = -(-self.k * rows * pools // sharers)
         """How many pairs are kept; of several ranks, an even share of them."""
-        self.pools = [Pool(rows, self.k) for _ in range(pools)]
+        best = kernels.best if isinstance(kernels, Selects) else Pool
+        self.pools: list[Best] = [best(rows, self.k) for _ in range(pools)]
 
     def see(self, layer: int, pre: Tensor) -> None:
         """Consider the pre-activations [B, F] of a layer."""
@@ -206,12 +210,12 @@ class Top:
         pool = self.pools[0 if self.scope == "global" else layer]
         if self.per == "batch":
             score, pre = score.reshape(1, -1), pre.reshape(1, -1)
-        pool.add(score, pre, layer * pre.shape[1])
+        pool.see(score, pre, layer * pre.shape[1])
 
     def finish(self) -> tuple[Pairs, Tensor]:
         """The pairs kept and their pre-activations: exactly k per token or k · B, fewer only where scores are -inf."""
         tokens, n_layers, n_features = self.shape
-        best = [pool.best() for pool in self.pools]
+        best = [Candidates(*pool.finish()) for pool in self.pools]
         split = self.parallel is not None and self.parallel.world > 1
         masks: Sequence[Tensor | None] = self._among_all_ranks(best) if split else [None] * len(best)
         flat, pre = [], []
@@ -227,8 +231,10 @@ class Top:
         order, values = torch.cat(flat), torch.cat(pre)
         # A pool per token, over all layers, is in the order of pairs already.
         if self.per == "batch" or len(self.pools) > 1:
-            order, permutation = order.sort()
-            values = values[permutation]
+            # Within a token they are in order, and few bits are sorted in few passes.
+            token = (order // (n_layers * n_features)).to(torch.int16 if tokens < 2**15 else torch.int32)
+            permutation = token.sort(stable=True).indices
+            order, values = order[permutation], values[permutation]
         width = n_layers * n_features
         return Pairs(order // width, order % width, tokens, n_layers, n_features), values
 

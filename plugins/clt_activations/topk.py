@@ -62,6 +62,7 @@ class TopK(nn.Module):
             per=self.per,
             scope=self.config.scope,
             score=score,
+            kernels=self.context.kernels,
             parallel=self.context.parallel,
         )
 

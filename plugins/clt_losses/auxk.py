@@ -32,7 +32,7 @@ class AuxK:
         self.k = config.k or max(1, context.d_model // 2)
         self.dead_after = context.dead_after_tokens
         self.n_layers, self.n_features = context.n_layers, context.n_features
-        self.parallel = context.parallel
+        self.kernels, self.parallel = context.kernels, context.parallel
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:
         dead = idle_tokens >= self.dead_after
@@ -44,7 +44,16 @@ class AuxK:
         def score(layer: int, pre: Tensor) -> Tensor:
             return pre + excluded[layer].to(pre.dtype)
 
-        return Top(self.k, tokens, self.n_layers, self.n_features, per="token", score=score, parallel=self.parallel)
+        return Top(
+            self.k,
+            tokens,
+            self.n_layers,
+            self.n_features,
+            per="token",
+            score=score,
+            kernels=self.kernels,
+            parallel=self.parallel,
+        )
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         residual = (forward.targets - forward.reconstruction).detach()

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Preferred
+from clt_plugins.contract.abilities import Preferred, Selects
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
 from clt_plugins.errors import Faults
@@ -123,6 +123,58 @@ def threads(bench: Bench) -> None:
             for product, on_one, on_two in zip(("decode", "grad_values", "grad_rows"), *results, strict=True):
                 what = f"{product} of layout {name} on 2 threads as on 1"
                 same(on_two, on_one, what, "sums that several threads share: give each sum one owner and one order")
+
+
+@check("kernels")
+def best(bench: Bench) -> None:
+    """Where kernels find the best of many numbers: exactly those of a stable sort, on one thread and on two."""
+    kernels, before = built(bench), torch.get_num_threads()
+    if not isinstance(kernels, Selects):
+        return
+    for dtype in TOLERANCES:
+        for kind in ("normal", "ties", "negative", "special", "rising"):
+            for rows, columns, k in ((1, 9000, 700), (1, 40, 7), (6, 5000, 3), (9, 60, 11), (3, 4, 99)):
+                blocks = list(_scores(kind, rows, columns).to(dtype))
+                for count in (1, 2):
+                    torch.set_num_threads(count)
+                    try:
+                        search = kernels.best(rows, min(k, 3 * columns))
+                        for number, block in enumerate(blocks):
+                            search.see(block.clone(), block.clone() + 1, number * columns)
+                        found = search.finish()
+                    finally:
+                        torch.set_num_threads(before)
+                    what = f"{kind} {dtype}, the {k} best of {rows} x {3 * columns} on {count} threads"
+                    _assert_best(found, torch.cat(blocks, 1), k, what)
+
+
+def _scores(kind: str, rows: int, columns: int) -> Tensor:
+    """Three blocks, [3, R, C]."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(3, rows, columns, generator=random)
+    if kind == "ties":
+        return (x * 2).round() / 2
+    if kind == "negative":
+        return -x.abs()
+    if kind == "rising":  # each block beats the one before
+        return x + 8 * torch.arange(3)[:, None, None]
+    if kind == "special":
+        for value in (torch.nan, -torch.inf, torch.inf, -0.0, 0.0):
+            x.view(-1)[torch.randperm(x.numel(), generator=random)[: max(1, x.numel() // 20)]] = value
+    return x
+
+
+def _assert_best(found: tuple[Tensor, Tensor, Tensor], score: Tensor, k: int, what: str) -> None:
+    """Compare with a stable sort of everything, row by row."""
+    hint = "`best`: of equal scores the lower id, NaN as +inf, never -inf; results in the order of ids"
+    clean = score.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    for row, numbers in enumerate(clean):
+        order = numbers.sort(descending=True, stable=True).indices
+        ids = order[numbers[order] > -torch.inf][:k].sort().values
+        kept = found[0][row] > -torch.inf
+        same(found[2][row][kept], ids, f"ids of {what}", hint)
+        same(found[0][row][kept], numbers[ids], f"scores of {what}", hint)
+        same(found[1][row][kept], score[row, ids] + 1, f"pre-activations of {what}", hint)
 
 
 @check("kernels")

@@ -9,12 +9,13 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from clt_kernels.cpu import loops
+from clt_kernels.cpu.select import NumbaBest
+from clt_kernels.cpu.threads import use_threads
 from clt_plugins import Layout, Pairs, Refused
 
 Plan = tuple[Any, Any, Any, Any]
@@ -29,8 +30,7 @@ TILE = 2**20
 WIDEST, NARROWEST = 512, 128
 """Columns of a slice, at most and at least."""
 PER_THREAD = 2**19
-"""Multiplications worth a thread of their own: about 0.1 ms. On a busy machine a thread that has little to do is waited
-for until the system gives it a core, which takes many times as long."""
+"""Multiplications worth a thread of their own."""
 
 
 class NumbaKernels:
@@ -45,6 +45,10 @@ class NumbaKernels:
     def preference(self, device: torch.device) -> int:
         """Faster than `torch` on the CPU, the only device that they are built for."""
         return 10
+
+    def best(self, rows: int, k: int) -> NumbaBest:
+        """See `Selects.best`."""
+        return NumbaBest(rows, k, torch.get_num_threads())
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""
@@ -146,22 +150,14 @@ def _plan(layout: Layout) -> Plan:
 
 
 def _threads(pairs: Pairs, layout: Layout, dense: Tensor) -> int:
-    """How many threads a product gets: as many as torch has, but one for a product that is done sooner than others
-    can be woken up. Sets it for the next compiled loops of this Python thread.
+    """Set how many threads a product gets, and return it.
 
     Args:
         dense: [B, L, D].
     """
-    threads = torch.get_num_threads()
     # Each source layer writes to half of the layers on average.
     multiplications = len(pairs.token) * dense.shape[2] * (layout.n_layers + 1) // 2
-    count = max(1, min(threads, numba.config.NUMBA_NUM_THREADS, multiplications // PER_THREAD))
-    numba.set_num_threads(count)
-    if torch.get_num_threads() != threads:
-        # Numba's first call starts its threads in the OpenMP that torch uses too, and sets their number for both. The
-        # user's OMP_NUM_THREADS, or torchrun's, must hold.
-        torch.set_num_threads(threads)
-    return count
+    return use_threads(multiplications // PER_THREAD)
 
 
 def _width(dense: Tensor) -> int:

@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from clt_plugins import Above, Top
+from clt_plugins import Above, Top, load_plugins
+from clt_plugins.model.devices import make_kernels
 
 SHAPES = [(7, 3, 11, 2), (5, 2, 64, 3), (64, 4, 256, 5), (3, 2, 4, 6), (16, 3, 2000, 4), (1, 1, 1, 1), (2, 3, 5, 99)]
 
@@ -32,16 +33,18 @@ def naive(pre: torch.Tensor, k: int, per: str, scope: str) -> torch.Tensor:
     return torch.stack([torch.stack([sorted_top(y, k) for y in x]) for x in pre])
 
 
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("per, scope", list(itertools.product(["token", "batch"], ["global", "layer"])))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties):
+def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties, kernels):
     tokens, layers, features, k = shape
     pre = torch.randn(tokens, layers, features, generator=torch.Generator().manual_seed(0))
     if ties:
         pre = (pre * 3).round() / 3
     room = features * (layers if scope == "global" else 1)
-    top = Top(k, tokens, layers, features, per=per, scope=scope)
+    best = make_kernels(kernels, torch.device("cpu"), load_plugins())
+    top = Top(k, tokens, layers, features, per=per, scope=scope, kernels=best)
     for layer in range(layers):
         top.see(layer, pre[:, layer])
     pairs, values = top.finish()
@@ -65,11 +68,11 @@ def test_the_fixed_shape_form_for_gpus_keeps_the_same(per):
     for layer, block in enumerate(pre):
         block = block.reshape(rows, -1)
         first = layer * block.shape[1]
-        narrow.add(block, block, first)
+        narrow.see(block, block, first)
         ids = (torch.arange(block.shape[1]) + first).expand_as(block)
         fixed.parts = [fixed._best(Candidates(block, block, ids)), *fixed.parts][::-1]
-        fixed.parts = [fixed.best()]
-    for one, other in zip(narrow.best(), fixed.best(), strict=True):
+        fixed.parts = [fixed.finish()]
+    for one, other in zip(narrow.finish(), fixed.finish(), strict=True):
         assert torch.equal(one, other)
 
 

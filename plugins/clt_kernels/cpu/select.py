@@ -1,0 +1,209 @@
+"""The k best of many numbers, compiled: each number is looked at once, and sorted never.
+
+A pool keeps candidates in the order of their ids, and a bound that a new one must beat. Most numbers do not. When a
+pool has 2 k candidates it is cut back to the k best by counting digits (a radix selection), and the k-th best becomes
+the bound. Of equal scores the lower id is kept: a later one that only equals the bound has a higher id, so it loses.
+
+Scores are compared as integers, their keys, which have the order of the numbers: no branch is needed for NaN or signs.
+
+A pool over a batch is split: each thread keeps a pool of its own for its stretch of every block, and the pools are
+joined in the order of ids at the end. What a pool drops is beaten by k others, so the result does not depend on the
+number of threads.
+
+Shapes: B tokens, F features, k kept per row, R rows, C candidates in a row, T threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from clt_kernels.cpu.bits import compiled
+from clt_kernels.cpu.threads import use_threads
+
+STRETCH = 2048
+"""Numbers whose keys are made at a time: they stay in the first cache."""
+PER_THREAD = 2**17
+"""Numbers worth a thread of their own."""
+
+
+@compiled()
+def _make_keys(bits, begin, end, keys):
+    """The keys of bits[begin:end]: integers in the order of the numbers. NaN counts as +inf, -0 as 0."""
+    zero = bits.dtype.type(0)
+    shift = bits.dtype.type(8 * bits.itemsize - 1)
+    magnitude = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    infinity = bits.dtype.type(0x7F800000 if bits.itemsize == 4 else 0x7FF0000000000000)
+    for i in range(begin, end):
+        b = bits[i]
+        size = b & magnitude
+        b = infinity if size > infinity else b
+        b = zero if size == zero else b
+        keys[i - begin] = b ^ ((b >> shift) & magnitude)
+
+
+@compiled()
+def _cut(keys, ids, pre, count, k, counts):
+    """Keep the k best of `count` candidates, in their order; of equal ones those to the left.
+
+    Args:
+        counts: [256] int64, overwritten.
+
+    Returns:
+        The key of the k-th best.
+    """
+    # In 64 bits, the digits of a key are those of its sign-extended form: the sign's digit first, negative ones lowest.
+    bits = 8 * keys.itemsize
+    flip, fixed, mask = np.int64(1) << (bits - 1), np.int64(0), np.int64(0)
+    left = k  # how many of those that agree with all digits so far are kept
+    for digit in range(keys.itemsize):
+        shift = bits - 8 * (digit + 1)
+        counts[:] = 0
+        for i in range(count):
+            unsigned = np.int64(keys[i]) ^ flip
+            counts[(unsigned >> shift) & 255] += (unsigned & mask) == fixed
+        value = 255
+        while counts[value] < left:
+            left -= counts[value]
+            value -= 1
+        fixed |= np.int64(value) << shift
+        mask |= np.int64(255) << shift
+    kth = np.empty(1, keys.dtype)
+    kth[0] = fixed ^ flip  # back to the key's own width, with its sign
+    kept = 0
+    for i in range(count):
+        key = keys[i]
+        equal = key == kth[0] and left > 0
+        left -= equal
+        keys[kept], ids[kept], pre[kept] = key, ids[i], pre[i]
+        kept += key > kth[0] or equal
+    return kth[0]
+
+
+@compiled()
+def _see_stretch(bits, pre, begin, end, id, k, keys, ids, values, count, bound, made, counts):
+    """Add what beats the bound among bits[begin:end] to a pool; returns its number of candidates and its bound."""
+    for low in range(begin, end, STRETCH):
+        high = min(low + STRETCH, end)
+        _make_keys(bits, low, high, made)
+        for i in range(low, high):
+            # Written whether it passes or not, and overwritten if not: a branch would be mispredicted.
+            key = made[i - low]
+            keys[count], ids[count], values[count] = key, id + i, pre[i]
+            count += key > bound
+        if count >= 2 * k:
+            bound = _cut(keys, ids, values, count, k, counts)
+            count = k
+    return count, bound
+
+
+@compiled(parallel=True)
+def _see_batch(bits, pre, first_id, k, keys, ids, values, count, bound, threads):
+    """Show one row, a whole block, to the pools of all threads."""
+    size = len(bits)
+    for thread in prange(threads):
+        made, counts = np.empty(STRETCH, bits.dtype), np.empty(256, np.int64)
+        begin, end = size * thread // threads, size * (thread + 1) // threads
+        count[thread], bound[thread] = _see_stretch(
+            bits, pre, begin, end, first_id, k, keys[thread], ids[thread], values[thread], count[thread], bound[thread],
+            made, counts,
+        )  # fmt: skip
+
+
+@compiled(parallel=True)
+def _see_tokens(bits, pre, first_id, k, keys, ids, values, count, bound, threads):
+    """Show each of R rows to its pool."""
+    rows, columns = bits.shape
+    for thread in prange(threads):
+        made, counts = np.empty(STRETCH, bits.dtype), np.empty(256, np.int64)
+        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+            count[row], bound[row] = _see_stretch(
+                bits[row], pre[row], 0, columns, first_id, k, keys[row], ids[row], values[row], count[row], bound[row],
+                made, counts,
+            )  # fmt: skip
+
+
+@compiled()
+def _finish(k, keys, ids, values, count):
+    """Cut each pool to its k best."""
+    counts = np.empty(256, np.int64)
+    for row in range(len(count)):
+        if count[row] > k:
+            _cut(keys[row], ids[row], values[row], count[row], k, counts)
+            count[row] = k
+
+
+class NumbaBest:
+    """`Best` on a CPU, for float32, bfloat16 and float64 scores.
+
+    Args:
+        threads: how many loops may run at a time.
+    """
+
+    def __init__(self, rows: int, k: int, threads: int):
+        self.rows, self.k = rows, k
+        self.threads = threads
+        self.pools = threads if rows == 1 else rows
+        self.firsts: list[int] = []
+        """The first id of each block."""
+        self.keys: Any = None
+
+    def see(self, score: Tensor, pre: Tensor, first_id: int) -> None:
+        """See `Best.see`."""
+        wide = torch.promote_types(score.dtype, torch.float32)
+        scores, values = (x.detach().to(wide).contiguous().numpy() for x in (score, pre))
+        bits = scores.view(np.int32 if wide == torch.float32 else np.int64)
+        if self.keys is None:
+            self._allocate(bits.dtype, values.dtype, pre.dtype)
+        self.firsts.append(first_id)
+        use_threads(bits.size // PER_THREAD)
+        arguments = first_id, self.k, self.keys, self.ids, self.values, self.count, self.bound, self.threads
+        if self.rows == 1:
+            _see_batch(bits[0], values[0], *arguments)
+        else:
+            _see_tokens(bits, values, *arguments)
+
+    def _allocate(self, key_type: Any, value_type: Any, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        # A pool is looked at after each stretch; one number more is written than is kept.
+        room = self.pools, 2 * self.k + STRETCH + 1
+        self.keys, self.ids, self.values = (np.empty(room, x) for x in (key_type, np.int64, value_type))
+        self.count = np.zeros(self.pools, np.int64)
+        # The key of -inf, which is never kept.
+        lowest = np.array(-np.inf, value_type).view(key_type)
+        self.bound = np.full(self.pools, lowest ^ np.iinfo(key_type).max, key_type)
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Best.finish`."""
+        if self.rows == 1:
+            self._join()
+        _finish(self.k, self.keys, self.ids, self.values, self.count)
+        width = int(self.count.max())
+        inside = np.arange(width) < self.count[:, None]
+        keys = self.keys[:, :width]
+        magnitude = np.iinfo(keys.dtype).max
+        scores = (keys ^ ((keys >> (8 * keys.itemsize - 1)) & magnitude)).view(self.values.dtype)
+        columns = np.where(inside, scores, -np.inf), np.where(inside, self.values[:, :width], 0)
+        score, pre = (torch.from_numpy(x).to(self.dtype) for x in columns)
+        return score, pre, torch.from_numpy(np.where(inside, self.ids[:, :width], 0))
+
+    def _join(self) -> None:
+        """Make one pool of those of all threads, in the order of ids: each has a stretch of every block."""
+        order = []
+        for pool in range(self.pools):
+            ids = self.ids[pool, : self.count[pool]]
+            order.append(np.searchsorted(ids, [*self.firsts, np.iinfo(np.int64).max]))
+        stretches = [
+            (pool, slice(order[pool][block], order[pool][block + 1]))
+            for block in range(len(self.firsts))
+            for pool in range(self.pools)
+        ]
+        self.keys, self.ids, self.values = (
+            np.concatenate([x[pool, part] for pool, part in stretches])[None]
+            for x in (self.keys, self.ids, self.values)
+        )
+        self.count = np.array([self.count.sum()])
