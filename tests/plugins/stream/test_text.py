@@ -181,3 +181,18 @@ def test_a_subset_or_split_that_a_hub_data_set_does_not_have(
     refused("org/data", r"^source\.subset: cannot load 'org/data': .*three.*'one', 'two'", subset="three")
     message = r"^source\.split: cannot load 'org/data': .*test.*train"
     refused("org/data", message, subset="one", split="test", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nulls_of_a_hub_data_set_are_counted_and_it_has_an_identity(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder stands in for the hub."""
+    (tmp_path / "t.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: load("json", data_files=str(tmp_path / "t.jsonl")))
+    texts = opened("org/data", streaming=streaming)
+    assert sorted(epoch(texts)) == ["", "one", "two"]
+    assert "source.text: 1 of 3 documents are null" in caplog.text
+    assert texts.identity().startswith("revision ")
+    assert texts.identity() == texts.again(1).identity()
