@@ -59,7 +59,7 @@ SIZES: dict[str, Any] = {
 }
 """Values of the settings that a config has."""
 
-LARGEST = 3_000_000
+LARGEST = 8_000_000
 """Parameters of a tiny model."""
 
 LAYERS = [key for key in SIZES if "layer" in key and SIZES[key] == 3]
@@ -67,7 +67,18 @@ LAYERS = [key for key in SIZES if "layer" in key and SIZES[key] == 3]
 SPECIAL: dict[str, dict[str, Any]] = {
     "granite": {"residual_multiplier": 0.22},
     "granitemoe": {"residual_multiplier": 0.22},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        "layer_types": ["full_attention"] * 3,
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 4, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v2": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "gemma4_text": {"per_layer_config": {1: {"head_dim": 16}, 2: {"head_dim": 16}}},
+    "gemma4_unified_text": {"per_layer_config": {1: {"head_dim": 16}, 2: {"head_dim": 16}}},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {"intermediate_size": 48, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8},
     "hunyuan_v1_dense": {"head_dim": 8},
@@ -75,6 +86,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "longcat_flash": {"ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "zero_expert_num": 2},
+    "mimo_v2_flash": {"head_dim": 48, "v_head_dim": 48, "swa_head_dim": 48, "swa_v_head_dim": 48},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 4},
@@ -87,7 +99,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 8,
     },
     "zaya": {"num_experts_per_tok": 1},
-    "bailing_hybrid": {"num_attention_heads": 4},
+    "bailing_hybrid": {"head_dim": 16, "qk_rope_head_dim": 16},
+    "zamba": {"layers_block_type": ["mamba", "hybrid", "hybrid"]},
 }
 """More settings, by model type."""
 
@@ -239,10 +252,21 @@ def examine(model_type: str) -> Verdict:
         pairs = find_sites(model, None, None, None)
         find_order(model, pairs)
     except Refused as refused:
-        return Verdict(model_type, name, "refused", str(refused))
+        return Verdict(model_type, name, "refused", str(refused), _error_of_the_rest(model, model_type, str(refused)))
     error = error_of(model, pairs)
     sites = " → ".join(re.sub(r"\.\d+\.", ".{}.", str(site), count=1) for site in pairs[0])
     return Verdict(model_type, name, "right" if error < 1e-4 else "wrong", sites, error)
+
+
+def _error_of_the_rest(model: Any, model_type: str, refusal: str) -> float | None:
+    """The error in the layers that a refusal names as the remedy, if it names some."""
+    from clt_stream.sites import find_sites
+
+    remedy = re.search(r"model\.layers = (\[[\d, ]+\])$", refusal)
+    if remedy is None:
+        return None
+    mixing = re.compile("norm") if model_type == "nemotron_h" else MIXING  # `mixer` is the name of all its layers
+    return error_of(model, find_sites(model, None, None, json.loads(remedy[1])), mixing)
 
 
 def try_all(types: list[str]) -> list[Verdict]:
