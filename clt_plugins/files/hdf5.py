@@ -52,7 +52,7 @@ def open_hdf5(path: Path, filters: frozenset[int] = FILTERS) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise Refused(path, f"cannot be read: truncated, damaged, or not HDF5: {_one_line(error)}") from error
+        raise Refused(path, f"cannot be read: truncated or damaged, or not HDF5: {_one_line(error)}") from error
     try:
         _check(file.id, size, filters)
         return file

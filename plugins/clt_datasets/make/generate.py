@@ -72,6 +72,10 @@ def generate(
     )
     check_folder(out, plan, recipe)
     with one_process(out, process.rank):
+        if plan.ranks == 1:
+            # Of a process that was killed. Other ranks may be writing theirs.
+            for partial in out.glob(".*.partial"):
+                partial.unlink()
         was_complete = (out / MANIFEST).exists()
         if was_complete:
             read_manifest(out)  # refuses a damaged one before anything is loaded
