@@ -11,7 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,11 @@ class Fake:
         while True:
             connection, _ = self.socket.accept()
             self.connections += 1
-            threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection: socket.socket) -> None:
+        with suppress(OSError):  # the client is gone
+            self.answer(connection)
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

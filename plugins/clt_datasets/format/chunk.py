@@ -25,7 +25,7 @@ import torch
 import xxhash
 
 from clt_datasets.format.encode import encode
-from clt_datasets.format.files import digest, write_file
+from clt_datasets.format.files import PASSING, digest, write_file
 from clt_plugins import Batch, DamagedError, Refused, open_hdf5
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")
@@ -162,6 +162,8 @@ def read_summary(path: Path) -> Summary:
     except Refused as error:
         raise DamagedError(str(error)) from error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+        if getattr(error, "errno", None) in PASSING:
+            raise
         raise DamagedError(f"{path}: truncated or damaged: {' '.join(str(error).split())}") from error
     summed = digest(*(np.ascontiguousarray(part) for part in (summary.scales, summary.moments, summary.errors)))
     if summed != summary.checksums[-1]:

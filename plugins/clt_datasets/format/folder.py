@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from clt_datasets.format.chunk import ARRAYS, Style, compression_library, open_chunk, read_summary
-from clt_datasets.format.files import digest
+from clt_datasets.format.files import PASSING, digest
 from clt_datasets.format.manifest import STATISTICS, Manifest, read_manifest
 from clt_datasets.format.read import read_stretches
 from clt_plugins import DamagedError, Refused, read_small
@@ -68,6 +68,7 @@ class ChunkReader:
 
         Raises:
             DamagedError: the rows are not those that were written; names file, chunk and rows.
+            OSError: they could not be read now (no permission, too many open files).
         """
         offsets = self.summary.offsets
         try:
@@ -80,6 +81,8 @@ class ChunkReader:
                 stretches = [(offset + begin * x[0].nbytes, x) for offset, x in zip(offsets, into, strict=True)]
                 read_stretches(self.path, stretches, page_cache=self.page_cache)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            if getattr(error, "errno", None) in PASSING:
+                raise
             raise self._damaged(begin, into, f"cannot be read: {' '.join(str(error).split())}") from error
         if digest(*into) != int(self.summary.checksums[begin // self.summary.style.block_rows]):
             raise self._damaged(begin, into, "damaged: their checksum is not the one that was written")

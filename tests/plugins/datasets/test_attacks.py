@@ -277,6 +277,25 @@ class TestUploads:
         assert put(server, "train_00000.h5", chunk)[0] == 201
         assert "Traceback" not in caplog.text
 
+    def test_an_upload_is_not_thrown_away_for_want_of_descriptors(
+        self, serving: Any, monkeypatch: Any, chunk: bytes
+    ) -> None:
+        """Nor the rows of a chunk called damaged: the same request succeeds later."""
+        server = serving(token="secret")
+        opened = os.open
+
+        def none_left(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+            if str(path).endswith((".upload", ".h5")) and not flags & os.O_WRONLY:
+                raise OSError(24, "Too many open files", str(path))
+            return opened(path, flags, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", none_left)
+        status, answer = put(server, "train_00000.h5", chunk)
+        assert (status, answer) == (500, {"error": "the server cannot read or write: Too many open files"})
+        monkeypatch.setattr(os, "open", opened)
+        checksum = xxhash.xxh3_128_hexdigest(chunk)
+        assert put(server, "train_00000.h5", b"", X_Checksum=checksum, Upload_Offset=len(chunk))[0] == 201
+
     def test_a_quota_refuses_what_exceeds_it_and_says_so_at_once(self, serving: Any, tmp_path: Path) -> None:
         write_numbered(tmp_path / "data", [300, 300])
         size = (tmp_path / "data" / "train_00000.h5").stat().st_size

@@ -95,8 +95,11 @@ class TestSizes:
 
         def use() -> None:
             source = remote(Fake(answer).url)
-            source.statistics()
-            source.next()
+            try:
+                source.statistics()
+                source.next()
+            finally:
+                source.close()
 
         with pytest.raises(Refused, match="an answer of more than"):
             use()

@@ -256,7 +256,7 @@ class TestUpload:
         server = serving(token="secret")
         (tmp_path / "train_00000.h5").write_bytes(os.urandom(5000))
         client = Client(server.url, "data", patience_s=5)
-        with pytest.raises(DamagedError, match="truncated or damaged"):
+        with pytest.raises(DamagedError, match="truncated, damaged, or not HDF5"):
             client.put(tmp_path / "train_00000.h5")
         client.close()
         assert not any((tmp_path / "root").iterdir())
