@@ -81,6 +81,8 @@ def test_an_unbroken_command_loses_nothing_and_a_torn_file_is_noticed(bench: Ben
     """The oracle itself: it is silent when nothing happened, and not when a file is damaged behind a command's back."""
     needs_injection(bench)
     unbroken = bench.unbroken("run")
+    bench.fresh("new")
+    assert bench.run(COMMANDS["run"].arguments).code == 0
     assert calls.go_on(bench, COMMANDS["run"], unbroken.content) == []
     path = next(bench.slot.glob("r/checkpoints/step_000012/transcoder.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])

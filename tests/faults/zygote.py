@@ -29,6 +29,7 @@ from typing import Any
 import attrs
 
 POLL_S = 0.02
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -197,6 +198,8 @@ def _begin(request: dict[str, Any]) -> None:
 def _end(code: object) -> None:
     """End without taking down every module, which takes longer than the command: what is alive no more is collected,
     exit handlers of Python and C run."""
+    for number in SIGNALS:  # the command has ended: what comes now is meant for it no more
+        signal.signal(number, signal.SIG_IGN)
     gc.collect()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -282,14 +285,16 @@ def serve() -> dict[str, Any] | None:
 def main(request: dict[str, Any]) -> None:
     if request.get("thorough"):
         gc.unfreeze()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     _begin(request)
+    from clt_plugins.__main__ import main as command
+
     code: object = None
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a signal that came too early is heard now
         if request.get("module"):
             runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         else:
-            from clt_plugins.__main__ import main as command
-
             command()
     except SystemExit as end:
         code = end.code
