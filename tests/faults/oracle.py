@@ -48,8 +48,12 @@ def _digest(path: Path) -> str:
     if path.suffix == ".safetensors" and len(data) > 8:
         size = int.from_bytes(data[:8], "little")
         try:
-            header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True)
-        except (ValueError, RecursionError):
+            read = json.loads(data[8 : 8 + size])
+            slices = read.get("__metadata__", {}).get("slices")
+            if slices is not None:
+                read["__metadata__"]["slices"] = json.loads(slices)
+            header = json.dumps(read, sort_keys=True)
+        except (ValueError, RecursionError, AttributeError, TypeError):
             header = ""
         data = header.encode() + data[8 + size :] if header else data
     return hashlib.sha256(data).hexdigest()
