@@ -11,9 +11,9 @@ from typing import Any
 import attrs
 
 from tests.faults.commands import COMMANDS, FOLDERS, Command, write_recipes
+from tests.faults.forking import Ended, Zygote
 from tests.faults.inject import COUNT, KILL_BEFORE, Call, calls, library
 from tests.faults.oracle import content
-from tests.faults.zygote import Ended, Zygote
 
 
 @attrs.frozen

@@ -14,10 +14,10 @@ from clt_plugins.errors import ExitCode
 from tests.faults import oracle
 from tests.faults.bench import Bench
 from tests.faults.commands import GENERATE
+from tests.faults.forking import Ended
 from tests.faults.inject import COUNT, INJECTIONS, MUTATING, calls
 from tests.faults.lies import LIES, Liar, free_port
 from tests.faults.tries import Result, Try
-from tests.faults.zygote import Ended
 
 LONG_S = 120.0
 TOKEN = {"CLT_TOKEN": "secret"}

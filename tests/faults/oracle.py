@@ -11,7 +11,7 @@ from pathlib import Path
 from clt_datasets.make.inspect import inspect
 from clt_plugins.errors import ExitCode, Faults
 from clt_plugins.files.folders import verify
-from tests.faults.zygote import Ended
+from tests.faults.forking import Ended
 
 COMPARED = (".safetensors", ".h5", "cfg.json")
 """Ends of the names of files that must be byte for byte those of an unbroken command."""
