@@ -49,6 +49,10 @@ Where = tuple[str | int, ...]
 """The path of a setting: `("losses", 0, "weight")`."""
 
 
+LONGEST = 1000
+"""Characters of a fault that are shown: what is wrong in a file may be millions of them."""
+
+
 @attrs.frozen
 class Fault:
     """One thing that is wrong: where, and what."""
@@ -67,7 +71,8 @@ class Fault:
         return dotted.removeprefix(".") if self.where and isinstance(self.where[0], str) else dotted
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.origin, self.path, self.text) if part)
+        text = self.text if len(self.text) <= LONGEST else f"{self.text[:LONGEST]}..."
+        return ": ".join(part for part in (self.origin, self.path, text) if part)
 
 
 class Faults(ValueError):

@@ -69,6 +69,8 @@ class Commands(click.Group):
         except PluginError as failure:
             origin = _located(Fault(failure.where, ""), ctx.meta.get(RECIPE)).origin
             error, code, text = failure, ExitCode.FAILED, f"{origin}: {failure}" if origin else str(failure)
+        except MemoryError as failure:
+            error, code, text = failure, ExitCode.FAILED, f"out of memory: {failure}".removesuffix(": ")
         except Exception as failure:
             hint = "" if VERBOSE in ctx.meta else " (-v shows where)"
             text = f"{type(failure).__name__}: {' '.join(str(failure).split())}{hint}"

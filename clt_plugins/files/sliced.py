@@ -165,5 +165,5 @@ def _files(folder: Path, stem: str) -> list[Path]:
 def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's mapping raises the second
         raise Refused(file, f"not a readable safetensors file: {error}") from error

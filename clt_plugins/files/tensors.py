@@ -39,7 +39,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's mapping raises the second
         raise Refused(path, f"not a readable safetensors file: {error}") from error
 
 
@@ -52,5 +52,5 @@ def read_tensor(path: Path, name: str) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's mapping raises the second
         raise Refused(path, f"tensor {name!r} cannot be read: {error}") from error

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.faults.campaign import FAMILIES, Campaign
-from tests.faults.report import README, as_table, written
+from tests.faults.report import CAMPAIGN, README, as_table, written
 from tests.faults.tries import Try
 
 
@@ -20,10 +20,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows and what was found into this file")
     parser.add_argument("--replay", metavar="TRY", help="repeat one try, and show all that it said")
     parser.add_argument("--thorough", action="store_true", help="end every command as an interpreter does; slower")
-    parser.add_argument("--write", action="store_true", help=f"write the table of --json FILE into {README.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the table of {CAMPAIGN.name} into {README.name}")
     options = parser.parse_args()
     if options.write:
-        README.write_text(written(README.read_text(), json.loads(options.json.read_text())))
+        README.write_text(written(README.read_text(), json.loads(CAMPAIGN.read_text())))
         return 0
     campaign = Campaign(seed=options.seed, thorough=options.thorough)
     try:

@@ -11,9 +11,9 @@ from typing import Any
 import attrs
 
 from tests.faults.commands import COMMANDS, FOLDERS, Command, write_recipes
+from tests.faults.forking import Ended, Zygote
 from tests.faults.inject import COUNT, KILL_BEFORE, Call, calls, library
 from tests.faults.oracle import content
-from tests.faults.zygote import Ended, Zygote
 
 
 @attrs.frozen
@@ -53,9 +53,17 @@ class Bench:
     def zygote(self) -> Zygote:
         return Zygote(self.library, self.outside)
 
+    @cached_property
+    def servers(self) -> Zygote:
+        """Another zygote, for servers: language model libraries change asyncio when they are imported."""
+        outside = self.outside / "servers"
+        outside.mkdir()
+        return Zygote(self.library, outside)
+
     def close(self) -> None:
-        if "zygote" in self.__dict__:
-            self.zygote.close()
+        for name in ("zygote", "servers"):
+            if name in self.__dict__:
+                getattr(self, name).close()
         shutil.rmtree(self.work, ignore_errors=True)
 
     def run(self, arguments: tuple[str, ...], **options: Any) -> Ended:

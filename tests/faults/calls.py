@@ -31,7 +31,6 @@ from tests.faults.inject import (
     calls,
 )
 from tests.faults.tries import Result, Try
-from tests.faults.zygote import Ended
 
 DEAF = 60
 """Calls that a command may still make after a signal and then end with 0: it was about to end."""
@@ -76,14 +75,13 @@ def attempt(bench: Bench, one: Try) -> Result:
     hit = next((call for call in record if call.hit), None)
     if hit is None:
         return Result(reached=False)
-    faults = oracle.ending(
-        ended, _codes(injection.mode, injection.number, ended, record, command.arguments[0] == "run")
-    )
+    faults = oracle.ending(ended, _codes(injection.mode, record))
     if injection.mode != SIGNAL and ended.code > 0:
         faults += oracle.message(ended, unbroken.ended.said, _names(hit.path, slot))
     elif ended.code >= 0:
         faults += oracle.message(ended, unbroken.ended.said, ())
-    faults += oracle.damaged(slot, command.makes) + oracle.kept(slot, command.keeps)
+    faults += oracle.damaged(slot, command.makes)
+    faults += oracle.kept(slot, command.keeps, killed=ended.code < 0)
     if ended.code == 0:
         now = oracle.content(slot, command.makes)
         faults += [f"ended with 0, but {line}" for line in oracle.differences(now, unbroken.content)]
@@ -106,15 +104,13 @@ def go_on(bench: Bench, command: Command, unbroken: dict[str, str]) -> list[str]
     return [f"after going on: {line}" for line in faults]
 
 
-def _codes(mode: int, number: int, ended: Ended, record: list[Call], trains: bool) -> set[int]:
+def _codes(mode: int, record: list[Call]) -> set[int]:
     """The exit codes that are right."""
     if mode in (FAIL, FAIL_ON):
-        return {ExitCode.OK, ExitCode.FAILED, ExitCode.USAGE} if not ended.code else {ExitCode.FAILED, ExitCode.USAGE}
+        return {ExitCode.OK, ExitCode.FAILED, ExitCode.USAGE}  # 0 where it was tried again, or did not matter
     if mode == SIGNAL:
         after = sum(not call.hit for call in record)
-        codes = {int(ExitCode.INTERRUPTED)} | ({int(ExitCode.OK)} if after <= DEAF else set())
-        # Only `run` has something to finish; SIGTERM may end the other commands at once.
-        return codes if trains else codes | {-number}
+        return {ExitCode.INTERRUPTED, ExitCode.OK} if after <= DEAF else {ExitCode.INTERRUPTED}
     return {-signal.SIGKILL}
 
 

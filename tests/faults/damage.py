@@ -80,7 +80,8 @@ def attempt(bench: Bench, one: Try) -> Result:
     faults = oracle.ending(ended, set(ExitCode))
     faults += _said(ended, unbroken.ended.said, path, slot)
     if ended.code == 0:
-        faults += _made(slot, one, reads.sealed and not resealed, unbroken.content)
+        known = {name: digest for name, digest in unbroken.content.items() if slot / name != path}
+        faults += _made(slot, one, reads.sealed and not resealed, known, path)
     elif not faults:
         faults += _destroyed(slot, changed, path)
     return Result(faults=faults, where=str(path.relative_to(slot)), ended=ended)
@@ -116,12 +117,13 @@ def _said(ended: oracle.Ended, usual: str, path: Path, slot: Path) -> list[str]:
     return faults
 
 
-def _made(slot: Path, one: Try, strict: bool, unbroken: dict[str, str]) -> list[str]:
+def _made(slot: Path, one: Try, strict: bool, unbroken: dict[str, str], damaged: Path) -> list[str]:
     """What is wrong with what a command made that ended with 0."""
     command = COMMANDS[one.command]
     faults = oracle.damaged(slot, command.makes)
     if strict:
         now = oracle.content(slot, command.makes)
+        now.pop(str(damaged.relative_to(slot)), None)
         faults += [f"ended with 0, but {line}" for line in oracle.differences(now, unbroken)]
     for name in command.makes:
         for path in sorted((slot / name).rglob("*.safetensors")):
@@ -155,12 +157,13 @@ def _state(slot: Path) -> dict[str, str]:
 
 
 def _destroyed(slot: Path, before: dict[str, str], damaged: Path) -> list[str]:
-    """A command that fails leaves the other files as they were, but for logs."""
-    now, kept = _state(slot), (".safetensors", ".h5", ".json", ".hdf5", ".jsonl", "recipe.toml")
+    """A command that fails leaves the other files as they were, but for records of the start."""
+    now, kept = _state(slot), (".safetensors", ".h5", ".json", ".hdf5", ".jsonl")
+    records = ("metrics.jsonl", "versions.json", "history.jsonl")
     lost = [
         name
         for name, digest in before.items()
-        if now.get(name) != digest and name.endswith(kept) and not name.endswith(("metrics.jsonl", "versions.json"))
+        if now.get(name) != digest and name.endswith(kept) and not name.endswith(records)
     ]
     return [f"failed, and {name} is not what it was" for name in lost if slot / name != damaged]
 

@@ -64,7 +64,7 @@ def attempt(bench: Bench, one: Try) -> Result:
             faults += _complete(bench, command, unbroken)
     if one.fault == CLOCK or (ended.code == ExitCode.OK and one.fault in SIGNALS):
         faults += _complete(bench, command, unbroken)
-    faults += _after(bench, command, unbroken)
+    faults += _after(bench, command, unbroken, killed=ended.code < 0)
     return Result(faults=faults, where=_where(options), ended=ended)
 
 
@@ -112,8 +112,8 @@ def _complete(bench: Bench, command: Command, unbroken: Unbroken) -> list[str]:
     return [f"ended with 0, but {line}" for line in oracle.differences(now, unbroken.content)]
 
 
-def _after(bench: Bench, command: Command, unbroken: Unbroken) -> list[str]:
-    faults = oracle.damaged(bench.slot, command.makes) + oracle.kept(bench.slot, command.keeps)
+def _after(bench: Bench, command: Command, unbroken: Unbroken, *, killed: bool = False) -> list[str]:
+    faults = oracle.damaged(bench.slot, command.makes) + oracle.kept(bench.slot, command.keeps, killed=killed)
     return faults + go_on(bench, command, unbroken.content)
 
 

@@ -14,10 +14,10 @@ from clt_plugins.errors import ExitCode
 from tests.faults import oracle
 from tests.faults.bench import Bench
 from tests.faults.commands import GENERATE
+from tests.faults.forking import Ended
 from tests.faults.inject import COUNT, INJECTIONS, MUTATING, calls
 from tests.faults.lies import LIES, Liar, free_port
 from tests.faults.tries import Result, Try
-from tests.faults.zygote import Ended
 
 LONG_S = 120.0
 TOKEN = {"CLT_TOKEN": "secret"}
@@ -80,8 +80,8 @@ def attempt(bench: Bench, one: Try) -> Result:
         faults += [f"ended with 0, but {line}" for line in oracle.differences(now, unbroken)]
     else:
         faults += _again(bench, upload, port, made, unbroken)
-    bench.zygote.signal(server, signal.SIGTERM)
-    stopped = bench.zygote.wait(server, 20)
+    bench.servers.signal(server, signal.SIGTERM)
+    stopped = bench.servers.wait(server, 60)
     faults += [f"the server: {line}" for line in oracle.ending(stopped, {ExitCode.OK})]
     if oracle.STACK.search(stopped.said):
         faults.append(f"the server prints a stack trace: {oracle.last(stopped.said)}")
@@ -96,8 +96,8 @@ def _together(
     child = _client(bench, upload, to)
     moments = sorted(draw.uniform(0, seconds) for _ in range(draw.randint(1, 3)))
     while zygote.alive(child) and time.monotonic() - began < LONG_S:
-        if not zygote.alive(server):  # an operator, or systemd, starts it again
-            zygote.wait(server)
+        if not bench.servers.alive(server):  # an operator, or systemd, starts it again
+            bench.servers.wait(server)
             server = _serve(bench, port, {})
         if moments and time.monotonic() - began > moments[0] and not one.fault.startswith("the server: "):
             moments.pop(0)
@@ -106,11 +106,11 @@ def _together(
                 zygote.wait(child)
                 child = _client(bench, upload, to)
             elif one.fault.endswith(STALLS):
-                zygote.signal(server, signal.SIGSTOP)
+                bench.servers.signal(server, signal.SIGSTOP)
                 time.sleep(2)
-                zygote.signal(server, signal.SIGCONT)
+                bench.servers.signal(server, signal.SIGCONT)
             elif one.fault.removeprefix("the server is ") in RESTARTS:
-                zygote.signal(server, RESTARTS[one.fault.removeprefix("the server is ")])
+                bench.servers.signal(server, RESTARTS[one.fault.removeprefix("the server is ")])
         time.sleep(0.02)
     ended = zygote.wait(child, 1)
     return attrs.evolve(ended, seconds=time.monotonic() - began), server
@@ -129,11 +129,11 @@ def _client(bench: Bench, upload: bool, port: int) -> int:
 def _serve(bench: Bench, port: int, fault: dict[str, Any]) -> int:
     """Start a server; if it is killed before it serves, start another one."""
     options = {"fault": fault, "record": str(bench.record)} if fault else {}
-    child = bench.zygote.start(["serve", "root", "--port", str(port)], bench.slot, environment=TOKEN, **options)
+    child = bench.servers.start(["serve", "root", "--port", str(port)], bench.slot, environment=TOKEN, **options)
     until = time.monotonic() + 60
-    while "serving" not in bench.zygote.said(child):
-        if not bench.zygote.alive(child):
-            ended = bench.zygote.wait(child)
+    while "serving" not in bench.servers.said(child):
+        if not bench.servers.alive(child):
+            ended = bench.servers.wait(child)
             assert fault, f"the server does not start: {ended}"
             return _serve(bench, port, {})
         assert time.monotonic() < until, "the server does not start"
@@ -171,8 +171,9 @@ def _unbroken(bench: Bench, upload: bool, made: str) -> tuple[dict[str, str], in
         ended = bench.zygote.wait(_client(bench, upload, port), LONG_S)
         assert ended.code == 0, ended
         seconds = time.monotonic() - began
-        bench.zygote.signal(server, signal.SIGTERM)
-        bench.zygote.wait(server)
+        bench.servers.signal(server, signal.SIGTERM)
+        bench.servers.wait(server)
         if warm:
-            bench.zygote.learn(["aiohttp.web", "clt_datasets.net.serve", "clt_datasets.net.remote"])
+            bench.zygote.learn(["clt_datasets.net.remote"])
+            bench.servers.learn(["aiohttp.web", "clt_datasets.net.serve"])
     return oracle.content(bench.slot, (made,)), max(1, len(calls(bench.record))), seconds

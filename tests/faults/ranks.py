@@ -13,9 +13,9 @@ from clt_plugins.errors import ExitCode
 from tests.faults import oracle
 from tests.faults.bench import Bench
 from tests.faults.commands import RUN
+from tests.faults.forking import Ended
 from tests.faults.inject import COUNT, INJECTIONS, MUTATING, calls
 from tests.faults.tries import Result, Try
-from tests.faults.zygote import Ended
 
 TIMEOUT_S = 8
 """How long ranks wait for another one."""

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tests.faults.campaign import Row
 
 README = Path(__file__).with_name("README.md")
+CAMPAIGN = Path(__file__).with_name("campaign.json")
+"""The campaign whose table the README shows."""
 BLOCK = re.compile(r"(<!-- campaign -->\n)(.*?)(<!-- end -->\n)", re.S)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from itertools import islice
@@ -13,6 +14,7 @@ from tests.faults.bench import Bench
 from tests.faults.campaign import FAMILIES
 from tests.faults.commands import COMMANDS
 from tests.faults.inject import INJECTIONS
+from tests.faults.report import CAMPAIGN, README, written
 from tests.faults.tries import Try
 
 DRAWN = [
@@ -81,10 +83,18 @@ def test_an_unbroken_command_loses_nothing_and_a_torn_file_is_noticed(bench: Ben
     """The oracle itself: it is silent when nothing happened, and not when a file is damaged behind a command's back."""
     needs_injection(bench)
     unbroken = bench.unbroken("run")
+    bench.fresh("new")
+    assert bench.run(COMMANDS["run"].arguments).code == 0
     assert calls.go_on(bench, COMMANDS["run"], unbroken.content) == []
     path = next(bench.slot.glob("r/checkpoints/step_000012/transcoder.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])
     assert any("differs" in line for line in calls.go_on(bench, COMMANDS["run"], unbroken.content))
+
+
+def test_the_table_is_that_of_the_campaign() -> None:
+    text = README.read_text(encoding="utf-8")
+    if CAMPAIGN.exists():
+        assert written(text, json.loads(CAMPAIGN.read_text())) == text, "write it: python -m tests.faults --write"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shlex
 
 import attrs
 
-from tests.faults.zygote import Ended
+from tests.faults.forking import Ended
 
 SEPARATOR = " / "
 

@@ -1,8 +1,8 @@
 """A process that has imported everything and forks a child for each command: hundreds of commands a minute.
 
-Started by `Zygote`, as `python -m tests.faults.zygote`, with the library of `inject.py` preloaded. It reads a request
-per line from stdin and writes an answer per line to stdout. It runs nothing itself, so that it has a single thread.
-A child runs `clt_plugins.__main__.main` and ends as any interpreter does.
+Started by `forking.Zygote`, as `python -m tests.faults.zygote`, with the library of `inject.py` preloaded. It reads a
+request per line from stdin and writes an answer per line to stdout. It runs nothing itself, so that it has a single
+thread. A child runs `clt_plugins.__main__.main`.
 """
 
 from __future__ import annotations
@@ -19,141 +19,14 @@ import resource
 import runpy
 import select
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 POLL_S = 0.02
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONHASHSEED": "0",
-    "CUDA_VISIBLE_DEVICES": "",
-}
-
-
-@attrs.frozen
-class Ended:
-    """How a command ended."""
-
-    code: int
-    """The exit code; -N if signal N killed it."""
-    seconds: float
-    timeout: bool
-    """It was killed because it took too long."""
-    bomb: bool
-    """It was killed because it took too much memory."""
-    grown: int
-    """Bytes of memory at its peak, beyond what it had when it was forked."""
-    samples: list[tuple[int, int]] = attrs.field(factory=list)
-    """Bytes of memory and open files, several times a second, if asked for."""
-    said: str = ""
-    """stderr."""
-    out: str = ""
-    """stdout."""
-
-
-class Zygote:
-    """The process, seen from the campaign.
-
-    Args:
-        preload: the library of `inject.py`, or None.
-        outside: a folder for what commands say; outside of the folders that faults are injected into.
-    """
-
-    def __init__(self, preload: Path | None, outside: Path):
-        self.outside = outside
-        environment = {**os.environ, **ENVIRONMENT, "HF_HOME": str(outside / "hf")}
-        environment |= {"LD_PRELOAD": str(preload)} if preload else {}
-        root = Path(__file__).resolve().parents[2]
-        environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "plugins")])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=outside,
-        )
-        self._files: dict[int, Path] = {}
-        self._number = 0
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the zygote died: {self.process.wait()}")
-        return json.loads(line)
-
-    def warm(self, arguments: list[str], folder: Path) -> Ended:
-        """Run a command, and import into the zygote what it imported."""
-        modules = self.outside / "modules.json"
-        modules.unlink(missing_ok=True)
-        ended = self.run(arguments, folder, modules=str(modules), timeout=120)
-        self._ask({"do": "import", "names": json.loads(modules.read_text()) if modules.exists() else []})
-        return ended
-
-    def start(self, arguments: list[str], folder: Path, **options: Any) -> int:
-        """Start a command in a folder; returns its process id. See `_begin` for the options."""
-        self._number += 1
-        said = self.outside / f"said-{self._number}"
-        request = {"do": "start", "arguments": arguments, "folder": str(folder), "said": str(said), **options}
-        child = self._ask(request)["child"]
-        self._files[child] = said
-        return child
-
-    def wait(self, child: int, timeout: float = 60.0, **options: Any) -> Ended:
-        """Wait for a command. See `_watch` for the options."""
-        answer = self._ask({"do": "wait", "child": child, "timeout": timeout, **options})
-        said = self._files.pop(child)
-        texts = []
-        for path in (said, said.with_suffix(".out")):
-            texts.append(path.read_text(errors="replace") if path.exists() else "")
-            path.unlink(missing_ok=True)
-        return Ended(**answer, said=texts[0], out=texts[1])
-
-    def run(self, arguments: list[str], folder: Path, *, timeout: float = 60.0, **options: Any) -> Ended:
-        """Run a command to its end."""
-        watched = {name: options.pop(name) for name in ("signals", "memory", "samples") if name in options}
-        return self.wait(self.start(arguments, folder, **options), timeout, **watched)
-
-    def learn(self, names: list[str]) -> None:
-        """Import modules into the zygote."""
-        self._ask({"do": "import", "names": names})
-
-    def signal(self, child: int, number: int) -> None:
-        """Send a signal to a command that may have ended."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    def alive(self, child: int) -> bool:
-        """Whether a command that was started still runs."""
-        return self._ask({"do": "poll", "child": child})["alive"]
-
-    def said(self, child: int) -> str:
-        """What a command that runs has said on stderr."""
-        path = self._files[child]
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-# -- in the zygote ----------------------------------------------------------------------------------------------------
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _begin(request: dict[str, Any]) -> None:
@@ -197,6 +70,8 @@ def _begin(request: dict[str, Any]) -> None:
 def _end(code: object) -> None:
     """End without taking down every module, which takes longer than the command: what is alive no more is collected,
     exit handlers of Python and C run."""
+    for number in SIGNALS:  # the command has ended: what comes now is meant for it no more
+        signal.signal(number, signal.SIG_IGN)
     gc.collect()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -282,14 +157,16 @@ def serve() -> dict[str, Any] | None:
 def main(request: dict[str, Any]) -> None:
     if request.get("thorough"):
         gc.unfreeze()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     _begin(request)
+    from clt_plugins.__main__ import main as command
+
     code: object = None
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a signal that came too early is heard now
         if request.get("module"):
             runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         else:
-            from clt_plugins.__main__ import main as command
-
             command()
     except SystemExit as end:
         code = end.code
