@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from clt_plugins import Refused
 from clt_stream.sites import find_sites
 from clt_stream.taps import find_order
-from tests.support.families import JSON, TABLE, Verdict, error_of, examine, table, tiny_model
+from tests.support.families import JSON, TABLE, Verdict, error_of, examine, table, tiny_config, tiny_model
 
 RIGHT = {
     "bloom": ("transformer.h.0.mlp.input", "transformer.h.0.mlp.dense_4h_to_h.output"),
@@ -84,12 +84,23 @@ def test_the_sites_are_the_same_in_sixteen_bits(family: str, dtype: torch.dtype)
 
 
 def test_a_weak_second_branch_is_noticed_in_sixteen_bits() -> None:
-    """It adds a hundredth of what the residual has, less than bfloat16 keeps of the sum."""
+    """It adds less than bfloat16 keeps of the sum."""
     model = tiny_model("granitemoeshared").to(torch.bfloat16)
     for layer in model.model.layers:
-        layer.shared_mlp.output_linear.weight.data.mul_(1e-3)
+        layer.shared_mlp.output_linear.weight.data.mul_(1e-4)
     with pytest.raises(Refused, match="'shared_mlp' adds to it too"):
         find_sites(model, None, None, None)
+
+
+def test_a_norm_after_a_wide_mlp_is_not_taken_for_a_factor() -> None:
+    """Random rows of many numbers have almost the same norm, and so a norm multiplies them by almost the same."""
+    config = tiny_config("gemma2")
+    config.hidden_size = 512
+    model = tiny_model("gemma2", config)
+    for layer in model.model.layers:
+        layer.post_feedforward_layernorm.weight.data.zero_()  # it multiplies all dimensions by 1
+    pairs = find_sites(model.to(torch.bfloat16), None, None, None)
+    assert str(pairs[0][1]) == RIGHT["gemma2"][1]
 
 
 def test_layers_that_lack_an_mlp_are_named_and_those_that_have_one_are_read() -> None:
