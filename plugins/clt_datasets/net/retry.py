@@ -54,7 +54,8 @@ class Patience:
         self.base, self.limit_s = base, limit_s
         self.stalled_s = min(STALLED_S, limit_s)
         """How long an attempt may wait for its next byte."""
-        self.furthest, self.pause_s, self.since = 0, FIRST_PAUSE_S, time.monotonic()
+        self.furthest = self.counted = 0
+        self.pause_s, self.since = FIRST_PAUSE_S, time.monotonic()
 
     def progress(self, position: int, *, end: bool = False) -> bool:
         """The first `position` bytes came through. Bytes that an earlier attempt also had are no progress.
@@ -65,9 +66,12 @@ class Patience:
         Returns:
             Whether this counts.
         """
-        counts = position >= self.furthest + (1 if end else STEP)
+        if position > self.furthest:
+            # A connection that breaks off after a little is tried again soon; patience needs more than that.
+            self.furthest, self.pause_s = position, FIRST_PAUSE_S
+        counts = position >= self.counted + (1 if end else STEP)
         if counts:
-            self.furthest, self.pause_s, self.since = position, FIRST_PAUSE_S, time.monotonic()
+            self.counted, self.since = position, time.monotonic()
         return counts
 
     def after(self, error: Exception) -> float:

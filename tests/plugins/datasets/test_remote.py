@@ -105,7 +105,7 @@ def test_broken_transfers_go_on_where_they_broke_off(serving: Any, tmp_path: Pat
     proxy = Flaky(server.port, 4000)
     here = local(tmp_path / "root" / "data", buffer_tokens=128)
     there = remote(proxy, buffer_tokens=128)
-    for _ in range(20):
+    for _ in range(40):
         assert equal(here.next(), there.next())
     assert proxy.cuts > 10
     there.close()
