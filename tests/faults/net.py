@@ -19,7 +19,9 @@ from tests.faults.inject import COUNT, INJECTIONS, MUTATING, calls
 from tests.faults.lies import LIES, Liar, free_port
 from tests.faults.tries import Result, Try
 
-LONG_S = 120.0
+LONG_S = 60.0
+"""An upload is interrupted after this; a download gives up by itself (`patience_s` in its recipe)."""
+STOP_S = 30.0
 TOKEN = {"CLT_TOKEN": "secret"}
 UPLOAD, DOWNLOAD = "generate --to a server", "run on a server's data"
 AT_CALLS = (
@@ -72,7 +74,7 @@ def attempt(bench: Bench, one: Try) -> Result:
     ended, server = _together(bench, one, upload, liar.port if liar else port, port, server, draw, seconds)
     if liar:
         liar.close()
-    faults = oracle.ending(ended, {ExitCode.OK, ExitCode.FAILED, ExitCode.USAGE})
+    faults = oracle.ending(ended, {ExitCode.OK, ExitCode.FAILED, ExitCode.USAGE, ExitCode.INTERRUPTED})
     if not faults:
         faults += [line for line in oracle.message(ended, "", ()) if "lines instead" not in line]
     if ended.code == ExitCode.OK:
@@ -112,7 +114,10 @@ def _together(
             elif one.fault.removeprefix("the server is ") in RESTARTS:
                 bench.servers.signal(server, RESTARTS[one.fault.removeprefix("the server is ")])
         time.sleep(0.02)
-    ended = zygote.wait(child, 1)
+    # An upload is patient: it tries for ten minutes. Its user is not, and must be heard.
+    if upload and zygote.alive(child):
+        zygote.signal(child, signal.SIGINT)
+    ended = zygote.wait(child, STOP_S)
     return attrs.evolve(ended, seconds=time.monotonic() - began), server
 
 

@@ -42,7 +42,7 @@ KNOWN = [
     ("one call fails (EIO)", "scramble", "pwrite64 .s.partial/.train"),
 ]
 """Fault, command, and what is in the calls at which it is tried: a path, a call, or both."""
-MOST = 3
+MOST = 2
 """Calls of each of these that are tried."""
 
 
