@@ -27,6 +27,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from clt_stream.compare import centred, multiple, near, rounding
 from clt_stream.taps import Act, Site, first, hooked
 
 SMALL = 1 / 64
@@ -163,7 +164,7 @@ class Layer:
             after = self.rows(first(call.module.forward(*args, **kwargs)))
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
             return True  # it needs more than it got: no module that treats each token on its own does
-        return after is None or not _near(after[:, 1:], before[:, 1:])
+        return after is None or not near(after[:, 1:], before[:, 1:])
 
     def _silence(self) -> Iterator[tuple[Site, Act]]:
         """Zeros at every module inside the mixing ones that has no modules inside: so they add nothing, but pass on a
@@ -198,22 +199,22 @@ class Layer:
             return 1.0, "it has not one row of d_model numbers per token"
         x = self.x * SMALL
         left = self.run([(site, _zeros)], x=x, silent=True)
-        kept, remainder = _multiple(_centred(left), _centred(x))
+        kept, remainder = multiple(centred(left), centred(x))
         if abs(kept) < 0.1:
             return 1.0, "the residual stream runs through it"
-        if not _rounding(remainder, left, x):
+        if not rounding(remainder, left, x):
             others = ", ".join(repr(call.path) for call in self._beside(site, rows))
             why = f"{others} adds to it too" if others else "it is changed after the sum, or something else adds to it"
             return 1.0, f"with it at zero the layer does not pass the residual stream on: {why}"
         probe = self._probe()
         acts = [(site, _zeros)], [(site, lambda value: probe.reshape(value.shape).clone())]
         zero, moved = (self.run(act, x=x, silent=True) for act in acts)
-        scale, remainder = _multiple(moved.double() - zero.double(), probe)
+        scale, remainder = multiple(moved.double() - zero.double(), probe)
         scale = float(f"{scale:.{7 if x.dtype in (torch.float32, torch.float64) else 3}g}")
-        fits = abs(scale) > 1e-4 and _rounding(remainder, x, zero, moved, probe)
+        fits = abs(scale) > 1e-4 and rounding(remainder, x, zero, moved, probe)
         if fits:  # and the same in the layer as it is, where mixing may come after the site
             zero, moved = map(self.run, acts)
-            fits = _rounding(moved.double() - zero.double() - scale * probe.double(), self.x, zero, moved, probe)
+            fits = rounding(moved.double() - zero.double() - scale * probe.double(), self.x, zero, moved, probe)
         if not fits:
             return 1.0, "the layer changes its values before it adds them to the residual, or does not add them"
         return scale, ""
@@ -233,7 +234,7 @@ class Layer:
             other = self._site(call.path, "output")
             if not _within(site.path, other.path):
                 without = self.rows(self.value(site, [(other, _zeros)]))
-                if without is not None and _near(without, rows):
+                if without is not None and near(without, rows):
                     yield call
 
     def determines(self, read: Site, written: Site) -> str:
@@ -244,7 +245,7 @@ class Layer:
         turned = rows.flip(1)
         after = self.rows(self.value(written, [(read, lambda value: turned.reshape(value.shape).clone())]))
         assert before is not None
-        if after is None or not _near(after.flip(1), before):
+        if after is None or not near(after.flip(1), before):
             return f"what {written.path!r} adds depends on more than that"
         return ""
 
@@ -332,34 +333,3 @@ def _ancestors(path: str) -> Iterator[str]:
 def _within(path: str, other: str) -> bool:
     """Whether a module is another one, or inside it."""
     return path == other or path.startswith(f"{other}.")
-
-
-def _centred(value: Tensor) -> Tensor:
-    """[B, T, D] in float64 without the mean over tokens."""
-    rows = value.double().flatten(0, 1)
-    return rows - rows.mean(0)
-
-
-def _multiple(value: Tensor, of: Tensor) -> tuple[float, Tensor]:
-    """The factor by which one is a multiple of the other, and what remains."""
-    value, of = value.double().reshape(of.shape), of.double()
-    scale = float((value * of).sum() / of.square().sum().clamp(min=1e-300))
-    return scale, value - scale * of
-
-
-def _rounding(remainder: Tensor, *summands: Tensor) -> bool:
-    """Whether a remainder comes from rounding: a sum of these numbers was rounded a few times.
-
-    Each rounding is at most half of eps, in proportion to a partial sum, and that to the largest of the numbers; four
-    of them in the worst case, most of them far less.
-    """
-    eps = torch.finfo(summands[0].dtype).eps
-    size = torch.stack([value.double().abs().reshape(remainder.shape) for value in summands]).sum(0)
-    size = size + size.mean() * 1e-3  # where all happen to be close to zero
-    return bool((remainder / (4 * eps * size)).square().mean() <= 1)
-
-
-def _near(one: Tensor, two: Tensor) -> bool:
-    """Whether rows are the same but for sums in another order."""
-    tolerance = max(4 * torch.finfo(one.dtype).eps, 2e-5)
-    return bool((one.double() - two.double()).norm() <= tolerance * two.double().norm())
