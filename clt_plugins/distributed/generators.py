@@ -32,9 +32,7 @@ def generator_states(parallel: Parallel, device: torch.device) -> dict[str, Tens
     for name, state in states.items():
         by_rank = parallel.gather(bytes(state.tolist()).hex())
         if len(set(by_rank)) == 1:
-            by_rank = by_rank[
-                :1
-            ]  # as where no plugin draws, or all ranks alike: then it is that of any number of ranks
+            by_rank = by_rank[:1]  # no plugin draws, or all ranks alike
         out[name] = torch.stack([torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8) for text in by_rank])
     return out
 
