@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
 
 CPU, DEVICE = "torch_rng", "device_rng"
-"""Names of the tensors: one row of bytes per rank."""
+"""Names of the tensors: a row of bytes for each rank, or one row where all are the same."""
 
 
 def generator_states(parallel: Parallel, device: torch.device) -> dict[str, Tensor]:
-    """The states of all ranks, [world, bytes]; all ranks call it.
+    """The states of all ranks, [world, bytes], or [1, bytes] where all are the same; all ranks call it.
 
     Args:
         device: where the transcoder lives; the CPU has one generator only.
@@ -31,6 +31,8 @@ def generator_states(parallel: Parallel, device: torch.device) -> dict[str, Tens
     out = {}
     for name, state in states.items():
         by_rank = parallel.gather(bytes(state.tolist()).hex())
+        if len(set(by_rank)) == 1:
+            by_rank = by_rank[:1]  # no plugin draws, or all ranks alike
         out[name] = torch.stack([torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8) for text in by_rank])
     return out
 
