@@ -184,6 +184,8 @@ class TestReading:
             return real(array, rows, *rest)
 
         monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+        # Of a real data set, about 4 MiB are some hundred rows, less than a chunk; here, eight rows.
+        monkeypatch.setattr("clt_crosslayer_coding.source.BLOCK_BYTES", 8 * 2 * 11 * 4 * 4)
         return counts
 
     @pytest.mark.parametrize("buffer_tokens", [19, 32, 200, 5000])
