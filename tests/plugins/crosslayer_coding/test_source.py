@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +175,14 @@ class TestReading:
     def decompressed(self, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str, int], int]:
         """How often each compressed chunk was needed: (file, array, number) -> reads."""
         counts: dict[tuple[str, str, int], int] = {}
-        real = h5py.Dataset.__getitem__
+        real, lock = h5py.Dataset.__getitem__, threading.Lock()
 
         def counting(array: h5py.Dataset, rows: slice, *rest: Any) -> Any:
             size = array.chunks[0]
             for number in range(rows.start // size, -(-rows.stop // size)):
                 key = (array.file.filename, array.name, number)
-                counts[key] = counts.get(key, 0) + 1
+                with lock:  # several threads read
+                    counts[key] = counts.get(key, 0) + 1
             return real(array, rows, *rest)
 
         monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
