@@ -158,5 +158,5 @@ def test_a_training_json_with_a_mistake_is_told_by_file_and_key(tmp_path):
         "source",
     ]
     changed(checkpoint, "training.json", {"step": "DELETE"})
-    with pytest.raises(ValueError, match=rf"^{checkpoint}/training\.json: step: required, but missing$"):
+    with pytest.raises(ValueError, match=rf"^{checkpoint}/training\.json: step: required, but missing; the one before"):
         run(tables(train={"steps": 16}), out=tmp_path / "run", resume="latest")
