@@ -215,7 +215,7 @@ def copy_tensors(stored: SlicedTensors, transcoder: Any) -> None:
     """Copy saved tensors, or this rank's part of them, into a transcoder's parameters and statistics.
 
     Raises:
-        Refused: a tensor is missing, left over, or of another shape; names it.
+        Refused: a tensor is missing, left over, or of another shape, or a weight is not finite; names it.
     """
     targets, axes = transcoder.tensors(), transcoder.feature_axes()
     for name in targets.keys() ^ stored.shapes.keys():
@@ -228,4 +228,6 @@ def copy_tensors(stored: SlicedTensors, transcoder: Any) -> None:
         if shape != stored.shapes[name]:
             raise Refused(stored.folder, f"tensor {name!r} is {stored.shapes[name]}, expected {shape}")
         value = stored.read(name) if axis is None else stored.read_part(name, axis, transcoder.own)
+        if name.startswith(("W_", "b_")) and not value.isfinite().all():
+            raise Refused(stored.folder, f"tensor {name!r} holds numbers that are not finite")
         target.copy_(value)

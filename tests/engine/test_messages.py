@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from clt_plugins.cli.main import Commands
 from clt_plugins.errors import Refused
 from clt_plugins.files import folders, sliced, tensors
+from tests.support.helpers import parts
 
 
 def test_a_fault_of_millions_of_characters_is_cut() -> None:
@@ -26,6 +28,15 @@ def test_a_command_without_memory_says_so_in_one_line() -> None:
 
     ended = CliRunner().invoke(group, ["big"])
     assert (ended.exit_code, ended.stderr) == (1, "out of memory\n")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    transcoder = parts().transcoder
+    with torch.no_grad():
+        transcoder.W_enc[0, 0, 0] = torch.nan
+    transcoder.save(tmp_path / "t")
+    with pytest.raises(Refused, match=r"t: tensor 'W_enc' holds numbers that are not finite"):
+        type(transcoder).load(tmp_path / "t")
 
 
 @pytest.mark.parametrize(

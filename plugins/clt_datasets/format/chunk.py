@@ -161,7 +161,8 @@ def read_summary(path: Path) -> Summary:
             summary = _summary(file)
     except Refused as error:
         raise DamagedError(str(error)) from error
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError, AttributeError) as error:
+        # The last: a group stands where a dataset should.
         if getattr(error, "errno", None) in PASSING:
             raise
         raise DamagedError(f"{path}: truncated or damaged: {' '.join(str(error).split())}") from error
