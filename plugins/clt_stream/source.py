@@ -152,7 +152,7 @@ class Stream:
         )
 
     def identity(self) -> Mapping[str, str]:
-        """See `Identified`: of the text, the tokenizer and the model's weights; computed once."""
+        """See `Identified`: of the text, the tokenizer, the model's weights and the sites; computed once."""
         if self._identity is None:
             self._identity = {
                 "source.text": text_identity(self.packer.texts),
@@ -161,6 +161,8 @@ class Stream:
                 "model.revision": "see model.path",
                 "model.gguf_file": "see model.path",
                 "model.tokenizer": tokenizer_identity(self.tokenizer),
+                "model.inputs": ", ".join(read for read, _ in self.sites),
+                "model.outputs": ", ".join(written for _, written in self.sites),
             }
         return self._identity
 

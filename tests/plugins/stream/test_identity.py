@@ -95,3 +95,11 @@ def test_another_text_is_refused(model: Path, text: Path, lines: slice) -> None:
     text.write_text("".join(documents[lines]))
     with pytest.raises(Refused, match=r"^source\.text: not the data that the state was saved with"):
         build(model, text).load_state(state)
+
+
+def test_other_sites_are_refused_and_the_same_ones_may_be_named(model: Path, text: Path) -> None:
+    state = saved(model, text)
+    named = {"inputs": "transformer.h.{}.mlp.input", "outputs": "transformer.h.{}.mlp.output"}
+    build(model, text, run=named).load_state(state)
+    with pytest.raises(Refused, match=r"^model\.inputs: not the data that the state was saved with"):
+        build(model, text, run={**named, "inputs": "transformer.h.{}.ln_2.input"}).load_state(state)
