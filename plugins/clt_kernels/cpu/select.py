@@ -25,8 +25,9 @@ from torch import Tensor
 from clt_kernels.cpu.bits import compiled
 from clt_kernels.cpu.threads import use_threads
 
-STRETCH = 2048
-"""Numbers whose keys are made at a time: they stay in the first cache."""
+STRETCH, SHORT_STRETCH = 2048, 256
+"""Numbers whose keys are made at a time: they stay in the first cache. A pool has room for as many more than 2 k; where
+there is a pool for each token, the short one."""
 PER_THREAD = 2**17
 """Numbers worth a thread of their own."""
 
@@ -87,8 +88,8 @@ def _cut(keys, ids, pre, count, k, counts):
 @compiled()
 def _see_stretch(bits, pre, begin, end, id, k, keys, ids, values, count, bound, made, counts):
     """Add what beats the bound among bits[begin:end] to a pool; returns its number of candidates and its bound."""
-    for low in range(begin, end, STRETCH):
-        high = min(low + STRETCH, end)
+    for low in range(begin, end, len(made)):
+        high = min(low + len(made), end)
         _make_keys(bits, low, high, made)
         for i in range(low, high):
             # Written whether it passes or not, and overwritten if not: a branch would be mispredicted.
@@ -119,7 +120,7 @@ def _see_tokens(bits, pre, first_id, k, keys, ids, values, count, bound, threads
     """Show each of R rows to its pool."""
     rows, columns = bits.shape
     for thread in prange(threads):
-        made, counts = np.empty(STRETCH, bits.dtype), np.empty(256, np.int64)
+        made, counts = np.empty(SHORT_STRETCH, bits.dtype), np.empty(256, np.int64)
         for row in range(rows * thread // threads, rows * (thread + 1) // threads):
             count[row], bound[row] = _see_stretch(
                 bits[row], pre[row], 0, columns, first_id, k, keys[row], ids[row], values[row], count[row], bound[row],
@@ -170,7 +171,7 @@ class NumbaBest:
     def _allocate(self, key_type: Any, value_type: Any, dtype: torch.dtype) -> None:
         self.dtype = dtype
         # A pool is looked at after each stretch; one number more is written than is kept.
-        room = self.pools, 2 * self.k + STRETCH + 1
+        room = self.pools, 2 * self.k + (STRETCH if self.rows == 1 else SHORT_STRETCH) + 1
         self.keys, self.ids, self.values = (np.empty(room, x) for x in (key_type, np.int64, value_type))
         self.count = np.zeros(self.pools, np.int64)
         # The key of -inf, which is never kept.
