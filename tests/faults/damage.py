@@ -159,7 +159,7 @@ def _state(slot: Path) -> dict[str, str]:
 def _destroyed(slot: Path, before: dict[str, str], damaged: Path) -> list[str]:
     """A command that fails leaves the other files as they were, but for records of the start."""
     now, kept = _state(slot), (".safetensors", ".h5", ".json", ".hdf5", ".jsonl")
-    records = ("metrics.jsonl", "versions.json", "history.jsonl")
+    records = ("metrics.jsonl", "versions.json", "history.jsonl", ".written_0.jsonl")
     lost = [
         name
         for name, digest in before.items()
