@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,9 @@ class Zygote:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def close(self) -> None:
+        """End it, and what still runs."""
+        for child in self._files:
+            self.signal(child, signal.SIGKILL)
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
