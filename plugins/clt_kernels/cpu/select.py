@@ -86,16 +86,20 @@ def _cut(keys, ids, pre, count, k, counts):
 
 
 @compiled()
-def _see_stretch(bits, pre, begin, end, id, k, keys, ids, values, count, bound, made, counts):
+def _see_stretch(bits, pre, begin, end, id, k, keys, ids, values, count, bound, made, at, counts):
     """Add what beats the bound among bits[begin:end] to a pool; returns its number of candidates and its bound."""
     for low in range(begin, end, len(made)):
         high = min(low + len(made), end)
         _make_keys(bits, low, high, made)
-        for i in range(low, high):
+        passed = 0
+        for i in range(high - low):
             # Written whether it passes or not, and overwritten if not: a branch would be mispredicted.
-            key = made[i - low]
-            keys[count], ids[count], values[count] = key, id + i, pre[i]
-            count += key > bound
+            at[passed] = i
+            passed += made[i] > bound
+        for n in range(passed):
+            i = at[n]
+            keys[count], ids[count], values[count] = made[i], id + low + i, pre[low + i]
+            count += 1
         if count >= 2 * k:
             bound = _cut(keys, ids, values, count, k, counts)
             count = k
@@ -107,11 +111,12 @@ def _see_batch(bits, pre, first_id, k, keys, ids, values, count, bound, threads)
     """Show one row, a whole block, to the pools of all threads."""
     size = len(bits)
     for thread in prange(threads):
-        made, counts = np.empty(STRETCH, bits.dtype), np.empty(256, np.int64)
+        made, at = np.empty(STRETCH, bits.dtype), np.empty(STRETCH, np.int32)
+        counts = np.empty(256, np.int64)
         begin, end = size * thread // threads, size * (thread + 1) // threads
         count[thread], bound[thread] = _see_stretch(
             bits, pre, begin, end, first_id, k, keys[thread], ids[thread], values[thread], count[thread], bound[thread],
-            made, counts,
+            made, at, counts,
         )  # fmt: skip
 
 
@@ -120,11 +125,12 @@ def _see_tokens(bits, pre, first_id, k, keys, ids, values, count, bound, threads
     """Show each of R rows to its pool."""
     rows, columns = bits.shape
     for thread in prange(threads):
-        made, counts = np.empty(SHORT_STRETCH, bits.dtype), np.empty(256, np.int64)
+        made, at = np.empty(SHORT_STRETCH, bits.dtype), np.empty(SHORT_STRETCH, np.int32)
+        counts = np.empty(256, np.int64)
         for row in range(rows * thread // threads, rows * (thread + 1) // threads):
             count[row], bound[row] = _see_stretch(
                 bits[row], pre[row], 0, columns, first_id, k, keys[row], ids[row], values[row], count[row], bound[row],
-                made, counts,
+                made, at, counts,
             )  # fmt: skip
 
 
@@ -170,8 +176,8 @@ class NumbaBest:
 
     def _allocate(self, key_type: Any, value_type: Any, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        # A pool is looked at after each stretch; one number more is written than is kept.
-        room = self.pools, 2 * self.k + (STRETCH if self.rows == 1 else SHORT_STRETCH) + 1
+        # A pool is cut after each stretch.
+        room = self.pools, 2 * self.k + (STRETCH if self.rows == 1 else SHORT_STRETCH)
         self.keys, self.ids, self.values = (np.empty(room, x) for x in (key_type, np.int64, value_type))
         self.count = np.zeros(self.pools, np.int64)
         # The key of -inf, which is never kept.
