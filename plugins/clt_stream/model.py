@@ -124,9 +124,12 @@ def _is_empty(tokenizer: Any) -> bool:
 
 def _need_gguf(setting: str) -> None:
     try:
-        import gguf  # noqa: F401 - transformers imports it only after it has read a part of the file
+        # transformers imports them only after it has read a part of the file.
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
     except ImportError as error:
-        raise Refused(setting, "a GGUF file is read with the package gguf: pip install 'clt-plugins[gguf]'") from error
+        text = f"a GGUF file is read with the package {error.name}: pip install 'clt-plugins[gguf]'"
+        raise Refused(setting, text) from error
 
 
 def _loaded(load: Callable[[], Any], name: str, setting: str, part: str = "") -> Any:

@@ -43,16 +43,18 @@ def test_the_guide_to_installing_names_every_extra() -> None:
 
 
 def test_every_extra_is_installed_by_the_test_command() -> None:
+    import accelerate
     import gguf
     import hdf5plugin
     import matplotlib
 
-    assert gguf and hdf5plugin and matplotlib
+    assert accelerate and gguf and hdf5plugin and matplotlib
 
 
-def test_without_gguf_a_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_without_gguf_a_message_names_the_extra(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, package, None)
     tables = {
         "name": "gguf",
         "model": {"path": str(tmp_path / "model.gguf")},
@@ -61,7 +63,7 @@ def test_without_gguf_a_message_names_the_extra(tmp_path: Path, monkeypatch: pyt
         "activation": "relu",
         "train": {"steps": 1},
     }
-    with pytest.raises(Refused, match=r"^model\.path: .*clt-plugins\[gguf\]"):
+    with pytest.raises(Refused, match=rf"^model\.path: .*package {package}: .*clt-plugins\[gguf\]"):
         build_source(read_recipe(tables, plugins=plugins()))
 
 
