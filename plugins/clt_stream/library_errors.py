@@ -44,6 +44,8 @@ def reason(error: Exception, name: str, part: str = "") -> str:
             f"cannot get {name!r}: no local path, not in the hub's cache, and the hub does not answer: is the network "
             f"there, is HF_HUB_OFFLINE set?"
         )
+    if "trust_remote_code" in str(error):  # which transformers advises to set
+        return f"{part}{name!r} needs code of its own, which is never run: take a model that transformers itself has"
     return f"cannot load {part}{name!r}: {one_line(error)}"
 
 
