@@ -51,30 +51,50 @@ def _make_keys(bits, begin, end, keys):
 def _cut(keys, ids, pre, count, k, counts):
     """Keep the k best of `count` candidates, in their order; of equal ones those to the left.
 
+    The first digit of the k-th best is found by counting those of all; the other digits among the few that share it.
+
     Args:
-        counts: [256] int64, overwritten.
+        counts: [2048] int64, overwritten.
 
     Returns:
         The key of the k-th best.
     """
-    # In 64 bits, the digits of a key are those of its sign-extended form: the sign's digit first, negative ones lowest.
-    bits = 8 * keys.itemsize
-    flip, fixed, mask = np.int64(1) << (bits - 1), np.int64(0), np.int64(0)
-    left = k  # how many of those that agree with all digits so far are kept
-    for digit in range(keys.itemsize):
-        shift = bits - 8 * (digit + 1)
-        counts[:] = 0
-        for i in range(count):
-            unsigned = np.int64(keys[i]) ^ flip
-            counts[(unsigned >> shift) & 255] += (unsigned & mask) == fixed
-        value = 255
+    digit = 11 if count > 4096 else 8  # more counts take longer to go through than few keys
+    top = 8 * keys.itemsize - digit
+    half = 1 << (digit - 1)  # keys have a sign
+    counts[: 2 * half] = 0
+    for i in range(count):
+        counts[(np.int64(keys[i]) >> top) + half] += 1
+    left, value = k, 2 * half - 1  # how many of those that have the digit are kept
+    while counts[value] < left:
+        left -= counts[value]
+        value -= 1
+    first = np.int64(value - half) << top
+    same = np.empty(counts[value], np.int64)  # what follows the digit
+    number = 0
+    for i in range(count):
+        if np.int64(keys[i]) >> top == value - half:
+            same[number] = np.int64(keys[i]) - first
+            number += 1
+    fixed, shift = np.int64(0), top
+    while shift > 0:
+        width = min(8, shift)
+        shift -= width
+        counts[: 1 << width] = 0
+        for i in range(number):
+            counts[(same[i] - fixed) >> shift] += 1
+        value = (1 << width) - 1
         while counts[value] < left:
             left -= counts[value]
             value -= 1
-        fixed |= np.int64(value) << shift
-        mask |= np.int64(255) << shift
+        fixed += np.int64(value) << shift
+        kept = 0
+        for i in range(number):
+            same[kept] = same[i]
+            kept += (same[i] - fixed) >> shift == 0
+        number = kept
     kth = np.empty(1, keys.dtype)
-    kth[0] = fixed ^ flip  # back to the key's own width, with its sign
+    kth[0] = first + fixed  # in the key's own width
     kept = 0
     for i in range(count):
         key = keys[i]
@@ -112,7 +132,7 @@ def _see_batch(bits, pre, first_id, k, keys, ids, values, count, bound, threads)
     size = len(bits)
     for thread in prange(threads):
         made, at = np.empty(STRETCH, bits.dtype), np.empty(STRETCH, np.int32)
-        counts = np.empty(256, np.int64)
+        counts = np.empty(2048, np.int64)
         begin, end = size * thread // threads, size * (thread + 1) // threads
         count[thread], bound[thread] = _see_stretch(
             bits, pre, begin, end, first_id, k, keys[thread], ids[thread], values[thread], count[thread], bound[thread],
@@ -126,7 +146,7 @@ def _see_tokens(bits, pre, first_id, k, keys, ids, values, count, bound, threads
     rows, columns = bits.shape
     for thread in prange(threads):
         made, at = np.empty(SHORT_STRETCH, bits.dtype), np.empty(SHORT_STRETCH, np.int32)
-        counts = np.empty(256, np.int64)
+        counts = np.empty(2048, np.int64)
         for row in range(rows * thread // threads, rows * (thread + 1) // threads):
             count[row], bound[row] = _see_stretch(
                 bits[row], pre[row], 0, columns, first_id, k, keys[row], ids[row], values[row], count[row], bound[row],
@@ -137,7 +157,7 @@ def _see_tokens(bits, pre, first_id, k, keys, ids, values, count, bound, threads
 @compiled()
 def _finish(k, keys, ids, values, count):
     """Cut each pool to its k best."""
-    counts = np.empty(256, np.int64)
+    counts = np.empty(2048, np.int64)
     for row in range(len(count)):
         if count[row] > k:
             _cut(keys[row], ids[row], values[row], count[row], k, counts)
