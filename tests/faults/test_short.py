@@ -40,6 +40,8 @@ KNOWN = [
     ("one call fails (EIO)", "evaluate", "rename"),
     ("one call fails (EIO)", "generate", "pwrite64 d/.held_out"),
     ("one call fails (EIO)", "scramble", "pwrite64 .s.partial/.train"),
+    ("all calls fail from one on (EIO)", "generate, resumed", "unlink d/.generate.lock"),
+    ("one read refused (EACCES)", "run --resume on text", "read text.jsonl"),
 ]
 """Fault, command, and what is in the calls at which it is tried: a path, a call, or both."""
 MOST = 2

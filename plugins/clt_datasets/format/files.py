@@ -30,22 +30,36 @@ def digest(*buffers: Any) -> int:
     return state.intdigest()
 
 
-def file_digest(path: Path) -> str:
-    """XXH3-128 of a file, 32 hexadecimal digits."""
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
+def file_pieces(path: Path) -> Iterator[bytes]:
+    """The content of a file, piece by piece.
+
+    Raises:
+        DamagedError: it is missing, or no file: to open a named pipe would wait for ever.
+        OSError: it cannot be read; names it.
+    """
+    if not path.is_file():
+        raise DamagedError(f"{path}: missing, or not a file")
+    with naming(path, "read"), path.open("rb") as file:
         while piece := file.read(PIECE):
-            state.update(piece)
+            yield piece
+
+
+def file_digest(path: Path) -> str:
+    """XXH3-128 of a file, 32 hexadecimal digits; raises like `file_pieces`."""
+    state = xxhash.xxh3_128()
+    for piece in file_pieces(path):
+        state.update(piece)
     return state.hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of files of a folder, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Wait until a file, or the list of files of a folder, is on the disk; errors name it."""
+    with naming(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def publish(partial: Path, path: Path) -> None:

@@ -99,7 +99,7 @@ def generate(
                 source.close()
         with decides(out):
             publishes = process.rank == 0 or writer.made > 0 if was_complete else None
-            _finish(out, plan, about, written, publishes)
+            _finish(out, plan, process.rank, about, written, publishes)
 
 
 def _about(plan: Plan, sites: object, content: dict[str, str]) -> dict[str, object]:
@@ -108,16 +108,22 @@ def _about(plan: Plan, sites: object, content: dict[str, str]) -> dict[str, obje
     return {**about, "batch_tokens": plan.batch_tokens, **({"content": content} if content else {})}
 
 
-def _finish(out: Path, plan: Plan, about: dict[str, object], written: Written, publishes: bool | None) -> None:
+def _finish(
+    out: Path, plan: Plan, this_rank: int, about: dict[str, object], written: Written, publishes: bool | None
+) -> None:
     """Write statistics and manifest, if the chunks of all ranks are there.
 
     Args:
+        this_rank: whose chunks are all written.
         publishes: whether this process passes on those of a data set that was complete at the beginning; None if it
             was not: then the process that completes it does.
+
+    Raises:
+        DamagedError: a chunk of this process cannot be read.
     """
     held_out = read_held_out(out)
-    train = [_chunks(out, plan, "train", rank, plan.rows(rank)) for rank in range(plan.ranks)]
-    kept = None if held_out is None else _chunks(out, plan, "held_out", 0, held_out)
+    train = [_chunks(out, plan, "train", rank, plan.rows(rank), rank == this_rank) for rank in range(plan.ranks)]
+    kept = None if held_out is None else _chunks(out, plan, "held_out", 0, held_out, this_rank == 0)
     if kept is None or any(chunks is None for chunks in train):
         print(f"{out}: this process has written its share; another one still writes", file=sys.stderr)
         return
@@ -138,8 +144,12 @@ Listed = tuple[str, int, int, str]
 """A chunk as manifests list it: file, bytes, rows, checksum."""
 
 
-def _chunks(out: Path, plan: Plan, part: Part, rank: int, rows: int) -> list[Listed] | None:
-    """The chunks of a rank; None if they are not there yet."""
+def _chunks(out: Path, plan: Plan, part: Part, rank: int, rows: int, written: bool) -> list[Listed] | None:
+    """The chunks of a rank; None if they are not there yet.
+
+    Args:
+        written: whether its process has written them all. Another one may yet replace a damaged chunk.
+    """
     chunks: list[Listed] = []
     counted = 0
     while counted < rows:
@@ -147,6 +157,8 @@ def _chunks(out: Path, plan: Plan, part: Part, rank: int, rows: int) -> list[Lis
         try:
             summary = read_summary(path)
         except DamagedError:
+            if written:
+                raise
             return None
         chunks.append((path.name, path.stat().st_size, summary.rows, summary.checksum))
         counted += summary.rows

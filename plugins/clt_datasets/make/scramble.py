@@ -23,7 +23,7 @@ from tqdm import tqdm
 from clt_datasets.dataset import DatasetStore
 from clt_datasets.format.chunk import ARRAYS, Style, write_chunk
 from clt_datasets.format.encode import as_numpy
-from clt_datasets.format.files import PIECE, append, naming, sync, write_pieces
+from clt_datasets.format.files import append, file_pieces, naming, sync, write_pieces
 from clt_datasets.format.folder import ChunkReader, LocalData
 from clt_datasets.format.manifest import write_manifest
 from clt_plugins import Batch, DamagedError, Lock, Refused
@@ -61,7 +61,7 @@ def scramble(source: Path, out: Path, seed: int, *, memory: int, chunk_bytes: in
         for number, chunk in enumerate(before.chunks):
             if chunk.part == "held_out":
                 paths.append(partial / chunk.file)
-                write_pieces(paths[-1], _pieces(source / chunk.file))
+                write_pieces(paths[-1], file_pieces(source / chunk.file))
                 # The copy is read, so that what is published was checked.
                 ChunkReader(paths[-1], before, number).verify()
         about = {**before.about, "scrambled": {"seed": seed, "data": before.identity}}
@@ -106,12 +106,6 @@ def _partial(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with naming(path, "read"), path.open("rb") as file:
-        while piece := file.read(PIECE):
-            yield piece
 
 
 def _bucket(folder: Path, number: int) -> Path:

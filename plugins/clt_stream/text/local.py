@@ -103,16 +103,19 @@ class LocalDocuments:
         """Some documents, as (identity, text).
 
         Raises:
-            Refused: a file is not what it was when it was indexed.
+            Refused: a file is not what it was when it was indexed, or cannot be read.
         """
         texts: dict[int, str | None] = {}
         for index, group in groupby(sorted(numbers), key=lambda number: bisect_right(self.firsts, number) - 1):
             file = self.files[index]
-            if file.unpacked:
-                texts |= {number: self._at(self.spool, number).decode() for number in group}
-            else:
-                with self._unchanged(file) as opened:
-                    texts |= {number: self._parsed(file, self._at(opened, number)) for number in group}
+            try:
+                if file.unpacked:
+                    texts |= {number: self._at(self.spool, number).decode() for number in group}
+                else:
+                    with self._unchanged(file) as opened:
+                        texts |= {number: self._parsed(file, self._at(opened, number)) for number in group}
+            except OSError as error:  # of a read, which does not name the file
+                raise cannot_read(file.path, error) from error
         return [document(texts[number], self.column, str(self.path)) for number in numbers]
 
     def _index(self, file: TextFile, bar: Any) -> None:

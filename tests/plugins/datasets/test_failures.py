@@ -297,6 +297,29 @@ def test_only_one_process_writes(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/*.lock"))
 
 
+def test_a_chunk_that_cannot_be_read_at_the_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no reason to say that another process still writes: there is none."""
+
+    def broken(path: Path) -> Any:
+        raise DamagedError(f"{path}: cannot be read")
+
+    monkeypatch.setattr("clt_datasets.make.generate.read_summary", broken)
+    with pytest.raises(DamagedError, match=r"train_00000\.h5: cannot be read"):
+        generated(tmp_path / "data", **SMALL)
+    monkeypatch.undo()
+    generated(tmp_path / "data", **SMALL)
+    assert inspect(tmp_path / "data", verify=True).faults == []
+
+
+def test_a_pipe_in_the_place_of_a_chunk_is_not_waited_for(tmp_path: Path) -> None:
+    generated(out := tmp_path / "data", **SMALL)
+    (chunk,) = out.glob("held_out_*.h5")
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(DamagedError, match=r"held_out_00000\.h5: missing, or not a file"):
+        scramble(out, tmp_path / "out", 0, memory=10**7)
+
+
 def test_scramble_publishes_no_damaged_held_out_rows(tmp_path: Path) -> None:
     write_numbered(tmp_path / "data", [70], d_model=64)
     path = tmp_path / "data" / "held_out_00000.h5"
