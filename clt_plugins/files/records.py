@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins.errors import Faults, Refused, fault
+from clt_plugins.files.untrusted import load_json
 from clt_plugins.recipe.structure import converter
 
 if TYPE_CHECKING:
@@ -83,14 +84,9 @@ def read_json(path: Path, record_class: type[Record]) -> Record:
     Raises:
         Refused: the file is missing, or not JSON.
         Faults: see `from_data`.
+        OSError: it cannot be read; names it.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise Refused(path, "not a readable JSON file: nested too deeply") from error
-    except (OSError, ValueError) as error:
-        raise Refused(path, f"not a readable JSON file: {error}") from error
-    return from_data(record_class, data, path)
+    return from_data(record_class, load_json(path), path)
 
 
 def defined(numbers: Tensor) -> list[float | None]:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clt_plugins.errors import Refused
+from clt_plugins.files.untrusted import parse_json
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
@@ -94,7 +95,7 @@ class SlicedTensors:
         tensors = cls(folder)
         for file in _files(folder, stem):
             with _opened(file) as data:
-                slices = json.loads((data.metadata() or {}).get("slices", "{}"))
+                slices = _slices(file, (data.metadata() or {}).get("slices", "{}"))
                 for name in data.keys():  # noqa: SIM118 - not a dict
                     tensors._note(file, name, data.get_slice(name).get_shape(), slices.get(name))
         for name, axis in tensors.axes.items():
@@ -109,6 +110,8 @@ class SlicedTensors:
         piece = Piece(file, 0, 0)
         if slice_ is not None:
             axis, start, length = slice_
+            if axis >= len(shape):
+                raise Refused(file, f"damaged: tensor {name!r} has no axis {axis}")
             piece = Piece(file, start, start + shape[axis])
             self.axes[name] = axis
             shape = [*shape[:axis], length, *shape[axis + 1 :]]
@@ -160,6 +163,18 @@ def _files(folder: Path, stem: str) -> list[Path]:
     if ranks != len(sliced):
         raise Refused(folder, f"{len(sliced)} slices of {stem} of {ranks}: the folder is not complete")
     return [folder / (stem + SUFFIX.format(rank, ranks)) for rank in range(ranks)]
+
+
+def _slices(file: Path, text: str) -> dict[str, list[int]]:
+    """What a header says of slices: axis, first feature and number of all features, by tensor."""
+    try:
+        table = parse_json(text.encode())
+    except ValueError as error:
+        raise Refused(file, f"damaged: 'slices' in its header: {error}") from error
+    rows = list(table.values()) if isinstance(table, dict) else [None]
+    if not all(isinstance(row, list) and len(row) == 3 and all(type(n) is int and n >= 0 for n in row) for row in rows):
+        raise Refused(file, "damaged: 'slices' in its header must be three numbers for each tensor")
+    return table
 
 
 def _opened(file: Path) -> Any:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from clt_plugins.errors import Faults, Refused
+from clt_plugins.errors import Faults
 from clt_plugins.files.folders import MANIFEST, Manifest
 from clt_plugins.files.records import from_data, read_json
+from clt_plugins.files.untrusted import load_json
 from clt_plugins.model.saved import Description
 from clt_plugins.recipe.structure import plain
 
@@ -87,10 +88,7 @@ def recorded(file: Path) -> Provenance | None:
     """
     if not file.is_file():
         return None
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refused(file, f"not a readable JSON file: {error}") from error
+    data = load_json(file)
     record = data.get("made_from") if isinstance(data, Mapping) else None
     return None if record is None else from_data(Provenance, record, file)
 

@@ -187,7 +187,7 @@ def _model(folder: Path) -> dict[str, Any]:
         return {}
     try:
         described = DESCRIPTIONS[path.name](path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         kind = path.suffix.removeprefix(".").upper()
         raise Refused(path, f"not a readable {kind} file: {' '.join(str(error).split())}") from error
     if not isinstance(described, dict):

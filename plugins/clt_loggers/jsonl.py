@@ -10,7 +10,7 @@ from typing import Any
 
 from clt_loggers.growing import Growing
 from clt_loggers.values import dimensions, plain
-from clt_plugins import Refused
+from clt_plugins import Refused, parse_json
 
 
 class JSONLines:
@@ -68,7 +68,7 @@ class JSONLines:
 def _step(line: bytes) -> int | None:
     """The step of a line; None if the line is incomplete, or another program wrote it."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None
     step = entry.get("step") if isinstance(entry, dict) else None

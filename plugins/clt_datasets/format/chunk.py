@@ -26,7 +26,7 @@ import xxhash
 
 from clt_datasets.format.encode import encode
 from clt_datasets.format.files import PASSING, digest, write_file
-from clt_plugins import Batch, DamagedError, Refused, open_hdf5
+from clt_plugins import Batch, DamagedError, Refused, open_hdf5, parse_json
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
@@ -210,7 +210,7 @@ def _summary(file: h5py.File) -> Summary:
         if array.shape != shape or array.dtype != np.dtype(kind) or array.chunks != blocks or got != filters:
             raise ValueError(f"{name!r} has the shape {array.shape}, expected {shape}, or is stored in another way")
     parts = {name: arrays[name][()] for name in ("checksums", "scales", "moments", "errors")}
-    state = json.loads(arrays["state"][()].tobytes())
+    state = parse_json(arrays["state"][()].tobytes())
     if not isinstance(state, dict):
         raise ValueError("'state' is no JSON object")
     offsets = None if compressed else tuple(arrays[name].id.get_offset() for name in stored)

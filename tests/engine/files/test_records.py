@@ -111,7 +111,7 @@ def test_a_file_that_is_no_json_is_named(text, tmp_path):
     with pytest.raises(ValueError, match=rf"^{file}: not a readable JSON file") as error:
         read_json(file, Outer)
     assert len(str(error.value).splitlines()) == 1
-    with pytest.raises(ValueError, match=r"none\.json: not a readable JSON file"):
+    with pytest.raises(ValueError, match=r"none\.json: missing"):
         read_json(tmp_path / "none.json", Outer)
 
 
