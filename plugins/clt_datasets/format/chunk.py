@@ -12,7 +12,6 @@ Nor is it asked for anything that a file claims before the claim is compared wit
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -31,6 +30,8 @@ from clt_plugins import Batch, DamagedError, Refused, open_hdf5, parse_json
 ARRAYS = ("inputs", "targets", "token_ids", "positions")
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
 """Types in which rows are stored -> NumPy's names of what the files hold."""
+GROWTH = 2**24
+"""Bytes by which a chunk that is being made grows in memory."""
 FILTERS = {"none": frozenset[int](), "lz4": frozenset({32004}), "zstd": frozenset({32015})}
 """The registered numbers of HDF5's filters."""
 
@@ -72,8 +73,8 @@ def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) ->
         for begin in range(0, rows.tokens, style.block_rows)
     ]
     sums.append(digest(scales, moments, errors))
-    image = io.BytesIO()
-    with h5py.File(image, "w", libver="latest") as file:
+    # In memory, by HDF5's own driver. (With a Python object as the file, a garbage collection in another thread crashed.)
+    with h5py.File(path, "w", driver="core", backing_store=False, block_size=GROWTH, libver="latest") as file:
         for name, array in zip(ARRAYS, arrays, strict=False):
             file.create_dataset(name, data=array, **_filters(style, array))
         file.create_dataset("scales", data=scales)
@@ -84,7 +85,8 @@ def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) ->
         for name, value in attrs.asdict(style).items():
             # Text of a fixed length: its size is in the file's header, and can be checked before it is read.
             file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
-    written = image.getbuffer()
+        file.flush()
+        written = file.id.get_file_image()
     checksum = xxhash.xxh3_128_hexdigest(written)
     write_file(path, written)
     return checksum
