@@ -73,7 +73,7 @@ def write_chunk(path: Path, rows: Batch, style: Style, state: dict[str, Any]) ->
         for begin in range(0, rows.tokens, style.block_rows)
     ]
     sums.append(digest(scales, moments, errors))
-    # In memory, by HDF5's own driver. (With a Python object as the file, a garbage collection in another thread crashed.)
+    # In memory, by HDF5's own driver: with a Python object as the file, garbage collection in another thread crashed.
     with h5py.File(path, "w", driver="core", backing_store=False, block_size=GROWTH, libver="latest") as file:
         for name, array in zip(ARRAYS, arrays, strict=False):
             file.create_dataset(name, data=array, **_filters(style, array))
