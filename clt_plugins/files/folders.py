@@ -85,6 +85,8 @@ def atomic_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pa
                 yield partial
             except SafetensorError as error:
                 raise OSError(str(error)) from error
+        # Once all ranks have written: before, the files that safetensors renames at the end have other names.
+        with all_or_none(parallel):
             for path in files_of_rank(partial, parallel):
                 name = path.relative_to(partial).as_posix()
                 listing[name] = ManifestFile(bytes=path.stat().st_size, sha256=_digest(path))

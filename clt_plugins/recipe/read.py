@@ -146,6 +146,8 @@ def locate(fault: Fault, file: str) -> Fault:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():
+        raise Refused(path, "not a file")  # a device may have no end, a pipe no writer
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors put a byte-order mark first
     except FileNotFoundError:

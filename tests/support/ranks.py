@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
 from clt_plugins.distributed.generators import generator_states, set_generators
 from clt_plugins.errors import Stopped
+from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.sliced import SUFFIX
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.devices import make_parallel
 from clt_plugins.training.objective import objective
@@ -185,7 +188,7 @@ class Reader:
         return self.batch
 
 
-def agreements(grid: Grid) -> dict[str, str]:
+def agreements(grid: Grid, folder: Path) -> dict[str, str]:
     """What a rank of 2 × 2 ranks raises when something fails on one of them."""
     rank = grid.rank
     good = random_batch(4, 3, 6, seed=grid.data_rank)
@@ -195,6 +198,16 @@ def agreements(grid: Grid) -> dict[str, str]:
         with all_or_none(grid):
             if rank == 2:
                 raise OSError("no space left")
+
+    def slow_writer() -> None:
+        """Rank 1 gives its file the final name long after rank 0 has written its own."""
+        with atomic_folder(folder / "slow", grid) as partial:
+            if grid.data_rank == 0:
+                written = partial / f".tmp{rank}"
+                written.write_bytes(b"slice")
+                time.sleep(0.5 * rank)
+                written.rename(partial / f"t{SUFFIX.format(grid.tensor_rank, grid.tensor_ranks)}")
+        verify(folder / "slow", ["t*"])
 
     def shared_parameter() -> list[float]:
         one = parameter(torch.zeros(2), None, partial_gradient=True)
@@ -224,6 +237,7 @@ def agreements(grid: Grid) -> dict[str, str]:
         "other order": lambda: read(Reader(swapped if rank == 1 else good), grid),
         "plugins": lambda: same_everywhere(grid, "plugins", {"a": "1", **({"square": "2.0"} if rank == 2 else {})}),
         "disk": disk_full,
+        "slow writer": slow_writer,
         "stop": lambda: anyone(grid, rank == 1) or "nobody",
         "shared": lambda: shared_parameter(),
         "generators": lambda: generators(),
@@ -300,7 +314,7 @@ def main(folder: Path, ports: list[str]) -> None:
         results: dict[str, Any] = {case.name: one_pass(case, part(case, ranks)) for case in CASES}
         results["trained"] = {case.name: steps(case, part(case, ranks)) for case in TRAINED}
         torch.save(results, folder / f"{name}-{rank}.pt")
-    torch.save(agreements(ranks), folder / f"agreements-{rank}.pt")
+    torch.save(agreements(ranks, folder), folder / f"agreements-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     runs(folder, rank, ports[: len(RUNS)])

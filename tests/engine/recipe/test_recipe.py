@@ -145,7 +145,7 @@ def test_a_file_that_cannot_be_read_is_a_fault(plugins: Plugins, tmp_path: Path)
     latin.write_bytes(b'name = "caf\xe9"')
     assert faults(latin, plugins) == [f"{latin}: not UTF-8 text: invalid continuation byte at byte 11"]
     assert faults(absent, plugins) == [f"{absent}: no such file"]
-    assert faults(folder, plugins) == [f"{folder}: cannot be read: Is a directory"]
+    assert faults(folder, plugins) == [f"{folder}: not a file"]
 
 
 def test_an_unknown_table_and_a_bad_name_are_faults(stubbed: Plugins) -> None:

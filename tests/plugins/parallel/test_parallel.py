@@ -164,6 +164,10 @@ def test_ranks_agree_when_all_is_well_and_when_one_is_asked_to_stop(results):
         assert (by_rank["well"], by_rank["stop"], by_rank["go on"]) == ("False", "True", "nobody")
 
 
+def test_a_folder_lists_what_slow_ranks_have_written(results):
+    assert [by_rank["slow writer"] for by_rank in results["agreements"]] == ["True"] * 4
+
+
 def test_a_parameter_of_all_ranks_features_has_their_gradients_sum_and_others_the_mean_over_data(results):
     # Rank r has gradient r. Summed over features: (0 + 1 and 2 + 3) / 2. Complete on every rank: (0 and 2) / 2 or
     # (1 and 3) / 2.
