@@ -2,7 +2,8 @@
 
 A tokenizer takes about a hundred bytes for each byte of a text, so it is never handed much at a time. A long document
 is read in windows that overlap. Two neighbouring windows are joined in the middle of a run of tokens that both of them
-have, at the same characters: what a window's edge changes does not reach that far.
+have, at the same characters: what a window's edge changes does not reach that far. (A unigram tokenizer that finds
+several equally probable tokens for a word without end, such as a long line of dashes, may choose others of these.)
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -41,10 +43,17 @@ def without_words() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """Like that of T5: the most probable tokens of the whole text."""
-    tokenizer = Tokenizer(models.Unigram())
+    """Like that of T5: the most probable tokens of a word. (The library's trainer gives another one each time.)"""
+    words = ["▁" + word for word in sentences(20_000).split()]
+    pieces = Counter(
+        word[begin:end] for word in words for begin in range(len(word)) for end in range(begin + 1, begin + 7)
+    )
+    known = sorted(pieces.items(), key=lambda piece: (-piece[1], piece[0]))[:400]
+    total = sum(count for _, count in known)
+    scores = [("<unk>", 0.0), *((piece, math.log(count / total)) for piece, count in known)]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    return trained(tokenizer, trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"]))
+    return tokenizer
 
 
 def word_piece() -> Tokenizer:
