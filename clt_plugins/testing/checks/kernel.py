@@ -144,11 +144,11 @@ def best(bench: Bench) -> None:
                         search = kernels.best(rows, min(k, 3 * columns))
                         for number, block in enumerate(blocks):
                             search.see(block.clone(), block.clone() + 1, number * columns)
-                        found = search.finish()
+                        kept = search.finish()
                     finally:
                         torch.set_num_threads(before)
                     what = f"{kind} {dtype}, the {k} best of {rows} x {3 * columns} on {count} threads"
-                    _assert_best(found, torch.cat(blocks, 1), k, what)
+                    _assert_best(kept, torch.cat(blocks, 1), k, what)
 
 
 def _scores(kind: str, rows: int, columns: int) -> Tensor:
@@ -167,17 +167,17 @@ def _scores(kind: str, rows: int, columns: int) -> Tensor:
     return x
 
 
-def _assert_best(found: tuple[Tensor, Tensor, Tensor], score: Tensor, k: int, what: str) -> None:
+def _assert_best(best: tuple[Tensor, Tensor, Tensor], score: Tensor, k: int, what: str) -> None:
     """Compare with a stable sort of everything, row by row."""
     hint = "`best`: of equal scores the lower id, NaN as +inf, never -inf; results in the order of ids"
     clean = score.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     for row, numbers in enumerate(clean):
         order = numbers.sort(descending=True, stable=True).indices
         ids = order[numbers[order] > -torch.inf][:k].sort().values
-        kept = found[0][row] > -torch.inf
-        same(found[2][row][kept], ids, f"ids of {what}", hint)
-        same(found[0][row][kept], numbers[ids], f"scores of {what}", hint)
-        same(found[1][row][kept], score[row, ids] + 1, f"pre-activations of {what}", hint)
+        full = best[0][row] > -torch.inf
+        same(best[2][row][full], ids, f"ids of {what}", hint)
+        same(best[0][row][full], numbers[ids], f"scores of {what}", hint)
+        same(best[1][row][full], score[row, ids] + 1, f"pre-activations of {what}", hint)
 
 
 @check("kernels")
