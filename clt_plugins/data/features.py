@@ -26,6 +26,9 @@ class Pairs:
     """L."""
     n_features: int
     """F, per layer (of this rank's shard, under tensor parallelism)."""
+    count: Tensor | None = None
+    """How many of the N are pairs, a scalar int64 on the device; None: all. On a GPU sizes are fixed: what follows are
+    empty places, with the last token, the last feature and a value of 0. Products leave them out."""
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Pairs:
@@ -43,7 +46,7 @@ class Pairs:
     def token_start(self) -> Tensor:
         """Where each token's pairs begin, [B + 1]: token b owns pairs token_start[b] : token_start[b + 1]."""
         edges = torch.arange(self.tokens + 1, device=self.token.device)
-        return torch.searchsorted(self.token, edges)
+        return self._without_empty(torch.searchsorted(self.token, edges))
 
     # Kernels need the pairs by token (decode) and by feature (gradients of rows). The second order costs a sort, so it
     # is made once per batch, and only if a gradient is asked for.
@@ -56,7 +59,11 @@ class Pairs:
     def feature_start(self) -> Tensor:
         """Where each feature's pairs begin in `by_feature`, [L * F + 1]."""
         edges = torch.arange(self.n_layers * self.n_features + 1, device=self.feature.device)
-        return torch.searchsorted(self.feature[self.by_feature], edges)
+        # Empty places have the last feature and stand behind its pairs.
+        return self._without_empty(torch.searchsorted(self.feature[self.by_feature], edges))
+
+    def _without_empty(self, starts: Tensor) -> Tensor:
+        return starts if self.count is None else starts.minimum(self.count)
 
 
 class Features:
