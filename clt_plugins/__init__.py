@@ -15,6 +15,7 @@ from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused
 if TYPE_CHECKING:
     from clt_plugins.cli.options import verbose, with_plugins, with_recipe, with_trained
     from clt_plugins.contract.abilities import (
+        Buffered,
         Checks,
         Closable,
         HasModel,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
     "contract.abilities": [
+        "Buffered",
         "Checks",
         "Closable",
         "HasModel",

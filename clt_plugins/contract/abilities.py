@@ -81,6 +81,15 @@ class Identified(Protocol):
 
 
 @runtime_checkable
+class Buffered(Protocol):
+    """A source that keeps activations in memory; a plan counts them."""
+
+    def buffer_bytes(self) -> Mapping[str, int]:
+        """Bytes at the peak of training, on this rank, by the device that they lie on, as a recipe would name it:
+        "cpu", "cuda:1", or "auto" for the transcoder's."""
+
+
+@runtime_checkable
 class Closable(Protocol):
     """A source that holds threads, files or connections."""
 

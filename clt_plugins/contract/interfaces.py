@@ -145,8 +145,8 @@ class Loss(Protocol):
 class Source(Protocol):
     """An endless, resumable stream of activation batches.
 
-    It may also be `Closable`, `Identified` (then a run is resumed only on the same data), and `HasModel` (then a
-    transcoder can be evaluated inside the language model).
+    It may also be `Closable`, `Buffered` (then a plan counts its memory), `Identified` (then a run is resumed only on
+    the same data), and `HasModel` (then a transcoder can be evaluated inside the language model).
     """
 
     n_layers: int

@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 
 
 def make_device(name: str) -> torch.device:
-    """ "auto" is the GPU of this process's local rank where there is one, else the CPU.
+    """ "auto" is the GPU of this process's local rank where there is one, else the CPU; "cuda" is that GPU.
+
+    A GPU becomes the current one of the process.
 
     Raises:
         Refused: there is no such device.
     """
-    if name == "auto":
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         # Each process that torchrun starts on a machine has a GPU of its own.
-        number = int(os.environ.get("LOCAL_RANK", "0"))
-        name = f"cuda:{number}" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
     try:
-        device = torch.device(name)
+        device = torch.device("cpu" if name == "auto" else name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            # Triton launches on the current device, whichever device its arguments are on.
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         text = f"{name!r} cannot be used here: {error}".splitlines()[0]
         raise Refused("transcoder.device", text) from error

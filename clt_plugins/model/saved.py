@@ -18,7 +18,7 @@ from clt_plugins.errors import Refused
 from clt_plugins.files.folders import atomic_folder, recover, verify
 from clt_plugins.files.records import FORMAT, read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
-from clt_plugins.model.devices import bare_context, make_kernels, make_parallel
+from clt_plugins.model.devices import bare_context, make_device, make_kernels, make_parallel
 from clt_plugins.model.parameters import give_memory
 from clt_plugins.recipe.structure import plain, structure_choice
 from clt_plugins.registry.plugins import load_plugins
@@ -104,6 +104,7 @@ def load_transcoder(
 ) -> Any:
     """See `CrossLayerTranscoder.load`."""
     plugins = plugins or load_plugins()
+    device = str(make_device(device))
     recover(folder)
     if not (folder / "transcoder.json").is_file():
         return _import(make, folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)

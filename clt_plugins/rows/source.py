@@ -50,7 +50,7 @@ class Border:
 class StoredSource:
     """A `Source` over a `Store`: every row of an epoch once, over all data ranks; epochs follow each other.
 
-    It is also `Identified`. A state is valid for any number of data ranks.
+    It is also `Identified` and `Buffered`. A state is valid for any number of data ranks.
 
     Args:
         buffer_tokens: R, the rows that are shuffled together, on each rank.
@@ -140,6 +140,11 @@ class StoredSource:
     def identity(self) -> Mapping[str, str]:
         """See `Identified`."""
         return {self.setting: self.store.identity}
+
+    def buffer_bytes(self) -> Mapping[str, int]:
+        """Two buffers, and the batches that are ready or in use."""
+        rows = self.filling.rows.tokens + self.spare.rows.tokens + (1 + AHEAD) * self.batch_tokens
+        return {"cpu": rows * 2 * self.n_layers * self.d_model * self.store.dtype.itemsize}
 
     def state(self) -> dict[str, Any]:
         """The position in the stream; the same on every data rank."""

@@ -6,7 +6,6 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -14,6 +13,8 @@ from clt_parallel.grid import Grid
 from clt_plugins import Refused
 
 if TYPE_CHECKING:
+    import torch
+
     from clt_parallel import TensorConfig
 
 START = "torchrun --nproc-per-node {} -m clt_plugins run ..."
@@ -42,8 +43,9 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
     backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl" and device.type != "cuda":
         raise Refused("parallel.backend", f'"nccl" is for GPUs, and transcoder.device is {device}: use "gloo"')
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if backend == "nccl" and device.index != local and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise Refused("transcoder.device", f'local rank {local} cannot use {device}: use "auto", a GPU for each rank')
     # What ranks agree on in each step (no failure, same batch) is on the CPU and always goes through gloo.
     backends = f"cpu:gloo,{device.type}:{backend}" if device.type != "cpu" else backend
     try:

@@ -48,7 +48,7 @@ class Start:
 
 
 class Stream:
-    """A `Source`: a language model's activations as it reads text. It also `HasModel` and is `Identified`.
+    """A `Source`: a language model's activations as it reads text. It also `HasModel`, is `Identified` and `Buffered`.
 
     Raises:
         Refused: the model, its sites or the text cannot be used, or the text has fewer tokens than a batch.
@@ -56,9 +56,10 @@ class Stream:
 
     def __init__(self, config: StreamConfig, context: Context):
         settings = context.recipe.model if context.recipe is not None else None
-        if settings is None:
+        if context.recipe is None or settings is None:
             raise Refused("model", 'required, but missing: the source "stream" reads a language model')
-        self.config, self.seed = config, context.seed
+        self.config, self.settings, self.seed = config, settings, context.seed
+        self.eval_tokens = context.recipe.train.eval_tokens
         self.rank, self.ranks = context.parallel.data_rank, context.parallel.data_ranks
         self.batch_tokens = context.batch_share()
         if config.buffer_tokens < self.batch_tokens:
@@ -165,6 +166,13 @@ class Stream:
                 "model.outputs": ", ".join(written for _, written in self.sites),
             }
         return self._identity
+
+    def buffer_bytes(self) -> Mapping[str, int]:
+        """A block, and the held-out rows of an evaluation; each is read to the end of its last forward pass."""
+        same = self.config.buffer_device == "auto"
+        rows = self.size + self.eval_tokens + 2 * self.config.model_batch * self.config.context
+        row = 2 * self.n_layers * self.d_model * self.reader.dtype.itemsize
+        return {self.settings.device if same else self.config.buffer_device: rows * row}
 
     def state(self) -> dict[str, Any]:
         """The position in the stream; the same on every data rank."""

@@ -92,7 +92,9 @@ def make_context(
         model: settings of `[model]` besides `path`.
     """
     return Context(
-        recipe=SimpleNamespace(model=ModelConfig(path=HubOrPath(str(folder)), **model)),  # type: ignore[arg-type]
+        recipe=SimpleNamespace(  # type: ignore[arg-type]
+            model=ModelConfig(path=HubOrPath(str(folder)), **model), train=SimpleNamespace(eval_tokens=100)
+        ),
         seed=seed,
         device=torch.device("cpu"),
         dtype=torch.float32,

@@ -53,6 +53,18 @@ def test_held_out_documents_never_occur_in_training_batches(gpt2: Path, tmp_path
     assert not long & {tokens for tokens, *_ in segments(seen)}
 
 
+def test_the_bytes_of_its_rows_are_those_that_it_takes(gpt2: Path, text: Path) -> None:
+    source = build(gpt2, text)
+    (device, stated), *others = source.buffer_bytes().items()
+    source.next()
+    list(source.held_out(100))
+    activations = source.block.inputs, source.block.targets
+    held_out = {x.untyped_storage().data_ptr(): x for batch in source.evaluation for x in (batch.inputs, batch.targets)}
+    taken = sum(x.untyped_storage().nbytes() for x in (*activations, *held_out.values()))
+    assert (device, stated, others) == ("auto", taken, [])
+    assert list(build(gpt2, text, buffer_device="cpu").buffer_bytes()) == ["cpu"]
+
+
 def test_held_out_batches_are_the_same_at_each_call_and_as_many_as_asked(gpt2: Path, text: Path) -> None:
     source = build(gpt2, text)
     first = list(source.held_out(100))
