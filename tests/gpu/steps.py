@@ -1,0 +1,159 @@
+"""Training steps of the real loop on the absent GPU: one rank, or one of several.
+
+Shapes: B tokens, L layers, D d_model, F features per layer.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from clt_parallel.grid import Grid
+from clt_plugins.contract.recipe import Recipe
+from clt_plugins.data.batch import Batch
+from clt_plugins.distributed.single import Single
+from clt_plugins.model.assemble import Parts, build_transcoder, make_context
+from clt_plugins.model.sparse import reuse_gradients
+from clt_plugins.recipe.read import read_recipe
+from clt_plugins.registry.build import build
+from clt_plugins.registry.plugins import Plugins
+from clt_plugins.training.checkpoint import Progress
+from clt_plugins.training.loop import train
+from clt_plugins.training.optimizer import is_matrix, make_optimizer, with_rate
+from tests.gpu.absent import CUDA
+
+NEVER = 10**9
+
+
+@attrs.frozen
+class Sizes:
+    """What a source knows and the recipe does not."""
+
+    n_layers: int
+    d_model: int
+    dtype: torch.dtype = torch.float32
+    """Of the activations."""
+    buffer: int = 0
+    """Rows that wait on the GPU; one batch if 0."""
+
+
+@attrs.frozen
+class Ranks:
+    """How many ranks share the features, and how many share the tokens."""
+
+    tensor: int = 1
+    data: int = 1
+
+
+class Rows:
+    """A source whose rows lie on the GPU already, as those of a stream do: a batch is an `index_select`."""
+
+    def __init__(self, sizes: Sizes, tokens: int):
+        self.n_layers, self.d_model = sizes.n_layers, sizes.d_model
+        self.index = torch.empty(tokens, dtype=torch.int64, device=CUDA)
+        shape = max(sizes.buffer, tokens), sizes.n_layers, sizes.d_model
+        self.rows = [torch.empty(shape, dtype=sizes.dtype, device=CUDA) for _ in range(2)]
+
+    def next(self) -> Batch:
+        return Batch(*(rows.index_select(0, self.index) for rows in self.rows))
+
+    def held_out(self, tokens: int) -> Iterator[Batch]:
+        raise AssertionError("no step here evaluates")
+
+    def statistics(self) -> None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+def recipe(plugins: Plugins, tables: Mapping[str, Any]) -> Recipe:
+    """A recipe for a GPU; what is not in the tables is as small as can be.
+
+    The source's table is not used.
+    """
+    data: dict[str, Any] = {
+        "name": "absent",
+        "source": {"name": "synthetic", "layers": 2, "d_model": 4, "features": 4},
+        "transcoder": {"features": 64},
+        "activation": {"name": "batchtopk", "k": 6},
+        "losses": [{"name": "mse"}],
+        "loggers": [],
+        "train": {"steps": 1000, "batch_tokens": 16, "lr": 1e-4},
+    }
+    for name, value in copy.deepcopy(dict(tables)).items():
+        data[name] = {**data.get(name, {}), **value} if isinstance(value, dict) and "name" not in value else value
+    data["transcoder"] = {**data["transcoder"], "device": "cuda"}
+    data.pop("model", None)
+    return read_recipe(data, plugins=plugins)
+
+
+@contextmanager
+def joined(ranks: Ranks) -> Iterator[Any]:
+    """Rank 0 of several ranks whose collectives exchange nothing; a single one where there is only one."""
+    if ranks == Ranks():
+        yield Single()
+        return
+    dist.init_process_group("fake", rank=0, world_size=ranks.tensor * ranks.data, store=FakeStore())
+    try:
+        groups: dict[str, Any] = dict.fromkeys(("features", "tokens", "all"), dist.group.WORLD)
+        yield Grid(0, ranks.tensor, ranks.data, groups)
+    finally:
+        dist.destroy_process_group()
+
+
+def assembled(chosen: Recipe, sizes: Sizes, parallel: Any) -> Parts:
+    """What a run builds, around `Rows`."""
+    context = make_context(chosen, None, CUDA, parallel)
+    context = attrs.evolve(context, n_layers=sizes.n_layers, d_model=sizes.d_model)
+    transcoder = build_transcoder(context)
+    losses = [build(loss, context) for loss in chosen.losses]
+    return Parts(context, Rows(sizes, context.batch_share()), transcoder, losses)
+
+
+class _Enough(Exception):
+    """The steps asked for are done."""
+
+
+def run(parts: Parts, chosen: Recipe, steps: int, after: Callable[[int], None], *, done: float = 0.1) -> None:
+    """Run some steps of the real training loop; none of them logs.
+
+    Args:
+        after: called after each step with its number, from 1.
+        done: the share of all steps that went before: k and the learning rate depend on it.
+    """
+    transcoder = parts.transcoder
+    config = with_rate(chosen.train, transcoder.n_layers * transcoder.n_features)
+    config = attrs.evolve(config, log_every=NEVER, eval_every=NEVER, checkpoint_every=NEVER)
+    optimizer = make_optimizer(transcoder, config, chosen.seed)
+    reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
+    transcoder.train()
+    idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=CUDA)
+    progress = Progress(step=int(done * config.steps), tokens=0, idle_tokens=idle)
+    number = 0
+
+    def wants_stop() -> bool:
+        nonlocal number
+        number += 1
+        after(number)
+        if number == steps:
+            raise _Enough
+        return False
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            train(parts, config, optimizer, progress, [], Path(folder), wants_stop)
+        except _Enough:
+            return
+    raise AssertionError("the loop ended before the steps asked for")

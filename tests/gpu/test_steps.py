@@ -1,0 +1,171 @@
+"""A training step on a GPU waits for nothing and mixes no devices: every activation × tying × loss, on one rank and
+several."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from clt_plugins.registry.plugins import Plugins, load_plugins
+from tests.gpu.absent import absent_gpu
+from tests.gpu.steps import Ranks, Sizes, assembled, joined, recipe, run
+from tests.gpu.watch import Watch
+
+LEVELS: dict[str, list[Any]] = {
+    "activation": ["relu", "jumprelu", "topk", "batchtopk"],
+    "scope": ["global", "layer"],
+    "ranking": ["raw", "norm", "zscore"],
+    "tying": ["untied", "per_source", "per_target"],
+    "options": ["plain", "skip", "offset, scale and skip"],
+    "loss": ["mse", "auxk", "tanh_sparsity", "preactivation"],
+    "numbers": ["bf16 weights", "fp32", "fp32, bf16 product", "fp32, bf16 moments"],
+    "way": ["sparse, triton", "sparse, torch", "dense"],
+    "ranks": [Ranks(), Ranks(tensor=2), Ranks(tensor=2, data=2)],
+}
+
+NUMBERS = {
+    "bf16 weights": ({"dtype": "bfloat16"}, {}),
+    "fp32": ({}, {}),
+    "fp32, bf16 product": ({}, {"precision": "bf16"}),
+    "fp32, bf16 moments": ({}, {"states": "bf16"}),
+}
+
+Combination = dict[str, Any]
+
+PLAIN: Combination = {name: levels[0] for name, levels in LEVELS.items()} | {"activation": "batchtopk"}
+
+KNOWN: dict[tuple[str, str], tuple[Combination, str]] = {
+    ("size depends on data", "clt_plugins/model/selection.py Above.see"): (
+        {"activation": "relu"},
+        "thresholds keep as many features as there are: one synchronisation per layer",
+    ),
+    ("size depends on data", "clt_plugins/model/selection.py Top.finish"): (
+        {"ranks": Ranks(tensor=2)},
+        "each of several ranks drops what is not among the best of all",
+    ),
+    ("copies to the host", "clt_plugins/distributed/agree.py fingerprint"): (
+        {"ranks": Ranks(tensor=2)},
+        "ranks compare their batches on the host",
+    ),
+    ("copies from pageable memory", "clt_plugins/training/optimizer.py gradient_norm"): (
+        {"ranks": Ranks(tensor=2)},
+        "which parameters are split is sent to the device in each step",
+    ),
+}
+"""(kind, function) that is not mended yet -> where it shows, and why. The test of it fails as soon as it is mended."""
+
+
+def _tables(chosen: Combination) -> dict[str, Any]:
+    activation: dict[str, Any] = {"name": chosen["activation"]}
+    if activation["name"] in ("topk", "batchtopk"):
+        activation |= {"k": 6, "scope": chosen["scope"], "ranking": chosen["ranking"]}
+    tying: dict[str, Any] = {"name": chosen["tying"]}
+    if chosen["options"] != "plain":
+        tying["skip"] = True
+    if chosen["options"].startswith("offset") and tying["name"] != "untied":
+        tying |= {"feature_offset": True, "feature_scale": True}
+    losses: list[dict[str, Any]] = [{"name": "mse"}]
+    if chosen["loss"] != "mse":
+        losses.append({"name": chosen["loss"]} | ({"k": 4} if chosen["loss"] == "auxk" else {}))
+    transcoder, train = NUMBERS[chosen["numbers"]]
+    way, _, kernels = chosen["way"].partition(", ")
+    return {
+        "transcoder": {"path": way, **transcoder},
+        "activation": activation,
+        "tying": tying,
+        "losses": losses,
+        "kernels": {"name": kernels or "auto"},
+        "train": {"clip_norm": 1.0, **train},
+    }
+
+
+def _events(chosen: Combination, plugins: Plugins) -> Counter[tuple[str, str]]:
+    """What waits or mixes devices in the second step: kind and function."""
+    sizes = Sizes(n_layers=3, d_model=32, dtype=torch.bfloat16)
+
+    def after(step: int) -> None:
+        if step == 1:
+            watch.events.clear()  # the first step fills caches
+
+    with absent_gpu(Watch()) as watch, joined(chosen["ranks"]) as parallel:
+        wanted = recipe(plugins, _tables(chosen))
+        run(assembled(wanted, sizes, parallel), wanted, 2, after)
+    found: Counter[tuple[str, str]] = Counter()
+    for (kind, operation, place), count in watch.events.items():
+        function = place.partition(" < ")[0].rpartition(":")[0]
+        assert function, (kind, operation)
+        found[kind, function] += count
+    return found
+
+
+def pairwise() -> Iterator[Combination]:
+    """Few combinations that have every two levels of every two choices together."""
+    names = list(LEVELS)
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x, y in itertools.product(range(len(LEVELS[a])), range(len(LEVELS[b])))
+    }
+    draw = random.Random(0)
+    while missing:
+        best: tuple[int, dict[str, int]] = (0, {})
+        # Begin with a pair that is missing, draw the rest, keep the draw that covers most.
+        for _ in range(60):
+            one = dict(draw.choice(sorted(missing)))
+            one |= {name: draw.randrange(len(levels)) for name, levels in LEVELS.items() if name not in one}
+            covered = sum(pair in missing for pair in itertools.combinations([(n, one[n]) for n in names], 2))
+            best = max(best, (covered, one), key=lambda scored: scored[0])
+        chosen = best[1]
+        missing -= set(itertools.combinations([(n, chosen[n]) for n in names], 2))
+        yield {name: levels[chosen[name]] for name, levels in LEVELS.items()}
+
+
+def _name(chosen: Combination) -> str:
+    ranks = chosen["ranks"]
+    return "-".join([*(v for v in chosen.values() if isinstance(v, str)), f"{ranks.tensor}x{ranks.data}"])
+
+
+def _assert_asynchronous(chosen: Combination, plugins: Plugins) -> None:
+    unknown = {place: count for place, count in _events(chosen, plugins).items() if place not in KNOWN}
+    assert not unknown, "\n".join(f"{count} × {kind} in {place}" for (kind, place), count in unknown.items())
+
+
+@pytest.mark.parametrize("chosen", list(pairwise()), ids=_name)
+def test_a_step_waits_for_nothing(chosen, plugins):
+    _assert_asynchronous(chosen, plugins)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(place, marks=pytest.mark.xfail(strict=True, reason=why)) for place, (_, why) in KNOWN.items()],
+)
+def test_known(place, plugins):
+    assert place not in _events(PLAIN | KNOWN[place][0], plugins)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", LEVELS["activation"])
+@pytest.mark.parametrize("tying", LEVELS["tying"])
+@pytest.mark.parametrize("loss", LEVELS["loss"])
+def test_no_step_waits(activation, tying, loss, plugins):
+    fixed = {"activation": activation, "tying": tying, "loss": loss}
+    others = {name: levels for name, levels in LEVELS.items() if name not in fixed}
+    if activation in ("relu", "jumprelu"):
+        others |= {"scope": ["global"], "ranking": ["raw"]}
+    for values in itertools.product(*others.values()):
+        _assert_asynchronous(fixed | dict(zip(others, values, strict=True)), plugins)
+
+
+if __name__ == "__main__":  # what waits today, over all combinations of the short form
+    seen: Counter[tuple[str, str]] = Counter()
+    found = load_plugins()
+    for each in pairwise():
+        seen += _events(each, found)
+    for (kind, place), count in sorted(seen.items()):
+        print(count, kind, place)
