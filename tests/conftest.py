@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from clt_plugins.registry.plugins import Plugins, load_plugins
+from tests.support.commands import python
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,15 +42,8 @@ def clt(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path)])
-        return subprocess.run(
-            [sys.executable, "-m", "clt_plugins", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        env = {**os.environ, "PYTHONPATH": path, **environment}
+        return python("-m", "clt_plugins", *arguments, cwd=tmp_path, env=env)
 
     return run
 

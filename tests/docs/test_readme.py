@@ -7,13 +7,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from clt_plugins import CrossLayerTranscoder, read_recipe, run
+from tests.support.commands import python
 from tests.support.helpers import plugins
 from tests.support.tables import ROOT
 
@@ -52,7 +51,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_first_command_installs_and_trains(checkout: Path) -> None:
     install, train = next(block for block in blocks("bash") if "quickstart" in block).strip().split(" && ")
     assert shlex.split(install) == ["python", "-m", "pip", "install", "-c", "constraints.txt", "-e", "."]
-    done = subprocess.run([sys.executable, *shlex.split(train)[1:]], capture_output=True, text=True, timeout=120)
+    done = python(*shlex.split(train)[1:])
     assert done.returncode == 0, done.stderr
     assert "transcoder saved in runs/quickstart/transcoder" in done.stderr
 

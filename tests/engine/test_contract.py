@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from clt_plugins.model.devices import make_kernels
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.build import build
+from tests.support.commands import on_ranks
 from tests.support.helpers import random_batch, stir, tables
 
 if TYPE_CHECKING:
@@ -377,11 +376,9 @@ def test_parameters_of_a_loss_learn_the_same_on_two_tensor_ranks(third_party: An
     run(tables(**SETTINGS), out=tmp_path / "one")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(as_toml(read_recipe(tables(**SETTINGS, parallel={"name": "tensor"}))))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "clt_plugins", "run", str(recipe), "--out", str(tmp_path / "two")]
     path = os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path)])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for done in on_ranks(2, "-m", "clt_plugins", "run", recipe, "--out", tmp_path / "two", PYTHONPATH=path):
+        assert done.returncode == 0, done.stderr[-2000:]
     one, two = (SlicedTensors.find(checkpoint(tmp_path / name, 6), "training") for name in ("one", "two"))
     assert one.shapes == two.shapes
     for name in NAMES:

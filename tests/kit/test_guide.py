@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import attrs
@@ -17,6 +16,7 @@ from clt_plugins.contract import abilities
 from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.slots import SLOTS, Slot
 from clt_plugins.testing import CHECKS
+from tests.support.commands import python
 from tests.support.guide import GUIDE, commands, example, examples, files, written
 
 TEXT = GUIDE.read_text()
@@ -95,9 +95,7 @@ def test_every_example_and_command_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path)])}
 
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
+        done = python(*arguments, cwd=tmp_path, env=environment)
         assert done.returncode == code, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done
 

@@ -18,6 +18,7 @@ from clt_plugins.contract.slots import SLOTS
 from clt_plugins.errors import ExitCode
 from clt_plugins.testing import CHECKS
 from clt_plugins.testing.registry import SHARED
+from tests.support.commands import python
 
 KINDS = [slot.kind for slot in SLOTS]
 
@@ -48,26 +49,14 @@ def test_every_kind_passes_its_own_tests_as_written(tmp_path: Path) -> None:
         installed(folder, tmp_path / "site")
         paths.append(str(folder))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ["PYTHONPATH"]])}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider"]
-        + [f"{kind}/tests" for kind in KINDS],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    flags = ["-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    tests = [f"{kind}/tests" for kind in KINDS]
+    done = python("-m", "pytest", *flags, *tests, cwd=tmp_path, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     # Every check ran but those that need something else: [parallel] tensor, a default that is enough.
     assert "FAILED" not in done.stdout
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 57, done.stdout[-3000:]
-    listed = subprocess.run(
-        [sys.executable, "-m", "clt_plugins", "plugins", "--check", "--strict"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    listed = python("-m", "clt_plugins", "plugins", "--check", "--strict", env=environment)
     assert listed.returncode == 0, listed.stdout[-2000:] + listed.stderr[-2000:]
     assert all(f"my_{kind} - " in listed.stdout for kind in KINDS)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clt_plugins import Context
+from tests.support.commands import python
 from tests.support.helpers import plugins
 
 RECIPE: dict[str, Any] = {
@@ -72,9 +72,9 @@ def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     start = f"""
         import os, resource, signal, sys
         from pathlib import Path
-        from tests.support.helpers import parts
+        from tests.support.commands import python
+from tests.support.helpers import parts
         from tests.support.logged import *
         context, folder = parts().context, Path({str(folder)!r})
         """
-    command = [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(script)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    return python("-c", textwrap.dedent(start) + textwrap.dedent(script), cwd=Path(__file__).parents[2])

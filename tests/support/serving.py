@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ import pytest
 
 from clt_datasets.net.serve import listen
 from clt_datasets.net.server import Server
+from tests.support.commands import start
 
 
 class Serving:
@@ -67,13 +67,8 @@ def serving_process(*arguments: object, descriptors: int | None = None) -> Itera
     Args:
         descriptors: how many the process may open.
     """
-    limit = [] if descriptors is None else ["bash", "-c", f'ulimit -n {descriptors}; exec "$@"', "-"]
-    process = subprocess.Popen(
-        [*limit, sys.executable, "-m", "clt_plugins", "serve", *map(str, arguments), "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    limits = {} if descriptors is None else {"NOFILE": descriptors}
+    process = start("-m", "clt_plugins", "serve", *arguments, "--port", "0", stdout=subprocess.DEVNULL, limits=limits)
     assert process.stderr is not None
     try:
         yield process.stderr.readline().split(" at ")[-1].strip(), process

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from clt_plugins.files import locks
 from clt_plugins.files.folders import atomic_folder, verify
 from clt_plugins.files.locks import Lock
+from tests.support.commands import python, start
 
 HOLD = """
 import sys
@@ -25,9 +25,7 @@ sys.stdin.read()
 
 def holder(path: Path) -> subprocess.Popen[str]:
     """Another process that has the lock."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = start("-c", HOLD, path, stdin=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "None\n"
     return process
@@ -52,10 +50,7 @@ def test_a_process_has_a_lock_once_and_looking_does_not_end_it(tmp_path):
     who = Lock(tmp_path / "lock").try_acquire()
     assert who is not None and who.process == os.getpid()
     # Had the second look opened and closed the file, the first lock would be gone, as POSIX has it.
-    again = subprocess.run(
-        [sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    assert str(os.getpid()) in again.stdout
+    assert str(os.getpid()) in python("-c", HOLD, tmp_path / "lock").stdout
     mine.release()
 
 
@@ -81,7 +76,7 @@ from clt_plugins.files.folders import atomic_folder
 with atomic_folder(Path({str(tmp_path / "f")!r})) as partial:
     (partial / "a").write_text("second")
 """
-        second = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+        second = start("-c", script)
         assert second.stderr is not None
         assert f"waiting for process {other.pid}" in second.stderr.readline()
         assert not (tmp_path / "f").exists()

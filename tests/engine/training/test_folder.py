@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from clt_plugins.errors import Faults, Stopped
 from clt_plugins.files.folders import MANIFEST, read_tensors
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.registry.plugins import load_plugins
+from tests.support.commands import start
 from tests.support.helpers import recipe, tables
 
 INTERRUPTING = "tests.support.interrupting"
@@ -28,12 +28,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def start(folder: Path, *flags: str, **changes) -> subprocess.Popen[str]:
+def started(folder: Path, *flags: str, **changes) -> subprocess.Popen[str]:
     """A run in another process."""
     file = folder.with_suffix(".toml")
     file.write_text(as_toml(recipe(**changes)))
-    command = [sys.executable, "-m", "clt_plugins", "run", str(file), "--out", str(folder), *flags]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return start("-m", "clt_plugins", "run", file, "--out", folder, *flags, stdout=subprocess.DEVNULL)
 
 
 def wait_for(path: Path) -> None:
@@ -57,7 +56,7 @@ def interrupted(folder: Path, at: int, resume: str | None = None, **train) -> No
 def test_a_second_process_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path, flags):
     folder = tmp_path / "run"
     # Refused while the first one builds, long before its first file.
-    first = start(folder, train={"steps": 100_000, "log_every": 1000, "checkpoint_every": 100, "eval_every": 100_000})
+    first = started(folder, train={"steps": 100_000, "log_every": 1000, "checkpoint_every": 100, "eval_every": 100_000})
     try:
         wait_for(folder / "run.lock" if not flags else folder / "checkpoints/step_000100")
         with pytest.raises(Faults, match=f"another run is in it: process {first.pid} on {os.uname().nodename}"):
@@ -286,7 +285,7 @@ def test_killed_at_any_call_that_changes_the_disk_it_starts_or_resumes_to_the_sa
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=lambda kind: kind.name)
 def test_a_signal_after_training_ends_the_run_at_once_and_leaves_whole_files(tmp_path, kind):
     # An evaluation that would take minutes.
-    process = start(tmp_path / "run", train={"steps": 2}, evaluate={"tokens": 40_000_000, "model_tokens": 0})
+    process = started(tmp_path / "run", train={"steps": 2}, evaluate={"tokens": 40_000_000, "model_tokens": 0})
     wait_for(tmp_path / "run/transcoder" / MANIFEST)
     time.sleep(0.3)
     process.send_signal(kind)
@@ -297,7 +296,7 @@ def test_a_signal_after_training_ends_the_run_at_once_and_leaves_whole_files(tmp
 
 
 def test_a_signal_while_statistics_are_estimated_stops_at_once_and_leaves_no_folder(tmp_path):
-    process = start(tmp_path / "run", transcoder={"normalisation_tokens": 400_000_000})
+    process = started(tmp_path / "run", transcoder={"normalisation_tokens": 400_000_000})
     wait_for(tmp_path / "run/run.lock")
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)

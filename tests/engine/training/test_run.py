@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from clt_plugins.files.folders import read_tensors
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
+from tests.support.commands import python
 from tests.support.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
 
 INTERRUPTING = "tests.support.interrupting"
@@ -38,9 +37,8 @@ def assert_bit_identical(one: Path, other: Path) -> None:
     assert states[0] == states[1], "step, tokens and the source's place in the data"
 
 
-def cli(*arguments: str, preexec=None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clt_plugins", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=preexec, timeout=120)
+def cli(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    return python("-m", "clt_plugins", *arguments, **options)
 
 
 def test_a_run_writes_what_is_promised(tmp_path):
@@ -127,13 +125,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
     assert cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")).returncode == 0
     (tmp_path / "more.toml").write_text(as_toml(recipe(train={"steps": 12})))
     largest = max(path.stat().st_size for path in (tmp_path / "run/checkpoints/step_000008").iterdir())
-
-    def small_disk() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
-
     arguments = ("run", str(tmp_path / "more.toml"), "--out", str(tmp_path / "run"), "--resume")
-    full = cli(*arguments, preexec=small_disk)
+    full = cli(*arguments, limits={"FSIZE": largest // 2}, ignored=[signal.SIGXFSZ])
     assert full.returncode == 1
     assert "step_000012: could not be written" in full.stderr and "Traceback" not in full.stderr
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step_000004", "step_000008"]

@@ -9,8 +9,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -26,6 +24,7 @@ from clt_datasets.net.client import Client
 from clt_datasets.net.limits import Limits
 from clt_datasets.net.retry import Full
 from clt_datasets.net.serve import LINES, Few
+from tests.support.commands import start
 from tests.support.serving import serving_process
 from tests.support.stored_data import write_numbered
 
@@ -549,7 +548,7 @@ serve.serve(pathlib.Path(sys.argv[1]), "127.0.0.1", 0)
 @pytest.mark.parametrize("again", [False, True])
 def test_a_read_that_hangs_does_not_keep_the_server_from_ending(tmp_path: Path, again: bool) -> None:
     """After its time, or at once when it is told again."""
-    process = subprocess.Popen([sys.executable, "-c", HANGS, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    process = start("-c", HANGS, tmp_path)
     assert process.stderr is not None
     port = int(process.stderr.readline().rsplit(":", 1)[1])
     with connect(port, b"GET /v1/datasets HTTP/1.1\r\nHost: x\r\n\r\n"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import ssl
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
+from tests.support.commands import python
 from tests.support.serving import make_certificate, serving_process
 
 RECIPE = """
@@ -22,14 +22,7 @@ train = { steps = 4, batch_tokens = 16, eval_tokens = 32 }
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "clt_plugins", *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
+    return python("-m", "clt_plugins", *arguments, env=os.environ | environment)
 
 
 def test_generate_uploads_over_tls_what_inspect_verifies(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from clt_plugins import DamagedError, Moments
 from clt_plugins.model.assemble import build_source
 from clt_stream import StreamConfig
 from clt_stream import clt_sources as stream_sources
+from tests.support.commands import python
 from tests.support.helpers import tables
 from tests.support.language_models import make_context as model_context
 from tests.support.language_models import save_model, save_text
@@ -227,8 +226,7 @@ def test_memory_is_what_is_stated_and_gone_when_closed(tmp_path: Path, dtype: st
     for path in paths:
         write_chunk(path, rows, style, {})
     write_manifest(tmp_path, paths, about={})
-    command = [sys.executable, "-m", "tests.support.source_memory", str(tmp_path), "1000", "4000"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    done = python("-m", "tests.support.source_memory", tmp_path, 1000, 4000)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["peak"] < found["stated"]

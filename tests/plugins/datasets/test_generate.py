@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 
 from clt_plugins import run
 from clt_plugins.recipe.read import read_recipe
+from tests.support.commands import python
 from tests.support.helpers import plugins, tables
 from tests.support.language_models import save_model, save_text
 from tests.support.serving import Serving
@@ -23,14 +22,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 def kill_and_resume(folder: Path, kills: int, *text: str) -> dict[str, Any]:
     """See `kill_generate`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.kill_generate", str(folder), str(kills), *text],
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        stdin=subprocess.DEVNULL,
-    )
+    done = python("-m", "tests.support.kill_generate", folder, kills, *text, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from clt_datasets.net.client import Client
 from clt_datasets.net.limits import LARGEST_MANIFEST
 from clt_datasets.net.retry import Full
 from clt_plugins import Refused
+from tests.support.commands import start
 from tests.support.serving import Fake, Serving
 from tests.support.stored_data import join, local, make_context, write_numbered
 
@@ -238,12 +237,7 @@ def test_generate_obeys_while_it_waits_for_a_server(number: int, server: str, tm
         connection.close()
 
     fake = Fake(answer)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clt_plugins", "generate", "recipe.toml", "--out", "data", "--to", fake.url],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("-m", "clt_plugins", "generate", "recipe.toml", "--out", "data", "--to", fake.url, cwd=tmp_path)
     assert reached.wait(60)
     time.sleep(0.3)
     begun = time.monotonic()

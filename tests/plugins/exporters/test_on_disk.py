@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.support.commands import python
 from tests.support.exports import ACTIVATIONS, circuit_tracer_forward, close, export, inputs, load, make
 
 
@@ -60,6 +58,7 @@ print(most())
 """
     most = {}
     for lazy in (True, False):
-        command = [sys.executable, "-c", script.replace("LAZY", str(lazy))]
-        most[lazy] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        done = python("-c", script.replace("LAZY", str(lazy)))
+        assert done.returncode == 0, done.stderr
+        most[lazy] = float(done.stdout.split()[-1])
     assert most[True] < most[False] - 0.6 * decoder, f"MB: {most}, decoder {decoder:.0f}"

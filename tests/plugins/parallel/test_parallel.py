@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,30 +15,10 @@ from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.distributed.topk import among_best
 from clt_plugins.files.sliced import SlicedTensors
 from tests.support import ranks
+from tests.support.commands import free_port, on_ranks
 from tests.support.helpers import plugins, tables
 from tests.support.ranks import CASES, GRIDS, RUN, RUNS, STORED, STORED_RUNS, TRAINED
 from tests.support.stored_data import write_numbered
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def spawn(world: int, *arguments: str, timeout: float = 580) -> None:
-    """Run a module in several processes that can find each other; all must end well."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
-    environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", *arguments], env={**environment, "RANK": str(rank)}, stderr=-1, text=True
-        )
-        for rank in range(world)
-    ]
-    errors = [process.communicate(timeout=timeout)[1] for process in started]
-    for process, text in zip(started, errors, strict=True):
-        assert process.returncode == 0, text[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +26,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     """The results of each rank of each grid."""
     folder = tmp_path_factory.mktemp("ranks")
     write_numbered(folder / STORED, [40, 25, 35], layers=3, d_model=6)
-    spawn(4, "tests.support.ranks", str(folder), *(str(free_port()) for _ in [*RUNS, *STORED_RUNS]))
+    ports = [free_port() for _ in [*RUNS, *STORED_RUNS]]
+    for done in on_ranks(4, "-m", "tests.support.ranks", folder, *ports):
+        assert done.returncode == 0, done.stderr[-3000:]
     results: dict[str, Any] = {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(data * tensor)]
         for name, (data, tensor) in GRIDS.items()
