@@ -15,6 +15,7 @@ from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused
 if TYPE_CHECKING:
     from clt_plugins.cli.options import verbose, with_plugins, with_recipe, with_trained
     from clt_plugins.contract.abilities import (
+        BothGradients,
         Buffered,
         Checks,
         Closable,
@@ -77,6 +78,7 @@ _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
     "contract.abilities": [
         "Buffered",
+        "BothGradients",
         "Checks",
         "Closable",
         "HasModel",

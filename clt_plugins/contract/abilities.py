@@ -1,6 +1,6 @@
 """Abilities that a plugin's object may have besides its protocol; the engine asks by `isinstance`.
 
-Shapes: L layers, D d_model, F features per layer.
+Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows of a weight.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.contract.interfaces import Best, Imported, LanguageModel
+    from clt_plugins.data.features import Pairs
+    from clt_plugins.data.layout import Layout
 
 
 @runtime_checkable
@@ -111,6 +113,35 @@ class Selects(Protocol):
 
     def best(self, rows: int, k: int) -> Best:
         """Start on a batch: the k best of each of `rows` rows."""
+
+
+@runtime_checkable
+class BothGradients(Protocol):
+    """Kernels that compute both gradients of a product in one pass over the tokens' side."""
+
+    def gradients(
+        self,
+        values: Tensor,
+        pairs: Pairs,
+        layout: Layout,
+        weight: Tensor,
+        dense: Tensor,
+        grad_values: Tensor | None,
+        grad_rows: Tensor,
+        *,
+        overwrite: bool,
+        squares: Tensor | None = None,
+        sums: Tensor | None = None,
+    ) -> None:
+        """What `Kernels.grad_values` and `Kernels.grad_rows` write, of the same dense tensor [B, L, D].
+
+        Args:
+            grad_values: [N], or [N, L] as `values`; None if only rows are wanted.
+            grad_rows: [R, D].
+            squares: [R] float32; gets the sum of squares of each row of `grad_rows` as it is stored afterwards. Without
+                `overwrite`, those of rows that no pair touches stay.
+            sums: [L * F] in at least float32; gets the sum of the values [N] of each feature: a bias's gradient.
+        """
 
 
 @runtime_checkable

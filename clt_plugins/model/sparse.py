@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import BothGradients
 from clt_plugins.data.layout import Layout
 
 if TYPE_CHECKING:
@@ -55,21 +56,77 @@ def reuse_gradients(parameters: Any) -> None:
         parameter.reuses_gradient = True
 
 
-def _row_gradient(weight: Tensor, values: Tensor, pairs: Pairs, layout: Layout, dense: Tensor, kernels: Kernels):
-    """The gradient of a weight's rows: returned, or put in place (then None) where the weight has a buffer."""
-    rows = weight.view(layout.rows, -1)
+def row_squares(parameter: Any) -> Tensor | None:
+    """The sum of squares of each row of a parameter's gradient, [R] float32, which kernels left while they wrote it.
+
+    None where they did not, or where torch changed the gradient since then: a term that autograd added, a factor. An
+    average over data ranks may go unnoticed: with several of them, do not ask.
+    """
+    squares = getattr(parameter, "grad_squares", None)
+    same = squares is not None and parameter.grad is not None and parameter.grad_seen == _seen(parameter.grad)
+    return squares if same else None
+
+
+def _seen(grad: Tensor) -> tuple[int, int]:
+    """Which tensor it is, and how often torch changed it in place."""
+    return grad.data_ptr(), grad._version
+
+
+def own_gradient(weight: Any) -> tuple[Tensor, bool]:
+    """The gradient of a weight to write into, and whether it holds nothing yet: then it is to be overwritten.
+
+    It is the weight's `.grad` in its buffer where the weight has one (`reuse_gradients`), else a new tensor.
+    """
     if not getattr(weight, "reuses_gradient", False):
-        grad = torch.empty_like(rows)
-        kernels.grad_rows(values, pairs, layout, dense, grad, overwrite=True)
-        return grad.view_as(weight)
+        return torch.empty_like(weight), True
     fresh = weight.grad is None
     if fresh:
         if not hasattr(weight, "grad_buffer"):
-            weight.grad_buffer = torch.empty_like(weight)  # type: ignore[attr-defined]
-        weight.grad = weight.grad_buffer  # type: ignore[attr-defined]
-    assert weight.grad is not None
-    kernels.grad_rows(values, pairs, layout, dense, weight.grad.view_as(rows), overwrite=fresh)
-    return None
+            weight.grad_buffer = torch.empty_like(weight)
+        weight.grad = weight.grad_buffer
+    return weight.grad, fresh
+
+
+def _gradients(
+    weight: Any,
+    values: Tensor,
+    pairs: Pairs,
+    layout: Layout,
+    dense: Tensor,
+    kernels: Kernels,
+    grad_values: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> Tensor | None:
+    """The gradient of a weight's rows: returned, or put in place (then None) where the weight has a buffer.
+
+    Args:
+        grad_values, sums: filled too, where given: see `BothGradients`.
+    """
+    grad, overwrite = own_gradient(weight)
+    in_place = grad is weight.grad
+    shape = layout.rows, weight.shape[-1]
+    if isinstance(kernels, BothGradients):
+        squares = None
+        if in_place and not hasattr(weight, "squares_buffer"):
+            weight.squares_buffer = torch.empty(layout.rows, dtype=torch.float32, device=weight.device)
+        if in_place and (overwrite or row_squares(weight) is not None):
+            squares = weight.squares_buffer
+        kernels.gradients(
+            values, pairs, layout, weight.view(shape), dense, grad_values, grad.view(shape),
+            overwrite=overwrite, squares=squares, sums=sums,
+        )  # fmt: skip
+        weight.grad_squares, weight.grad_seen = squares, _seen(grad)
+    else:
+        if grad_values is not None:
+            kernels.grad_values(dense, pairs, layout, weight.view(shape), grad_values)
+        kernels.grad_rows(values, pairs, layout, dense, grad.view(shape), overwrite=overwrite)
+        if sums is not None:
+            # A sum over a feature's pairs is its row of a product with ones. The order of the sum is the kernels', and
+            # fixed; that of `index_add` is not, on a GPU.
+            ones = torch.ones(pairs.tokens, pairs.n_layers, 1, dtype=sums.dtype, device=sums.device)
+            kernels.grad_rows(values, pairs, layout, ones, sums[:, None], overwrite=True)
+        weight.grad_squares = None
+    return None if in_place else grad
 
 
 class _Decode(torch.autograd.Function):
@@ -93,23 +150,24 @@ class _Decode(torch.autograd.Function):
         # product per pair and target, and a weighted sum of gradient rows per weight row.
         if ctx.needs_input_grad[0]:
             grad_values = torch.empty_like(values)
-            kernels.grad_values(grad, pairs, layout, weight.view(layout.rows, -1), grad_values)
         if ctx.needs_input_grad[1]:
-            grad_weight = _row_gradient(ctx.weight, values, pairs, layout, grad, kernels)
+            grad_weight = _gradients(ctx.weight, values, pairs, layout, grad, kernels, grad_values)
+        elif grad_values is not None:
+            kernels.grad_values(grad, pairs, layout, weight.view(layout.rows, -1), grad_values)
         return grad_values, grad_weight, None, None, None
 
 
 class _PreActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kept, inputs, weight, bias, pairs, kernels):
-        ctx.save_for_backward(inputs, weight)
+        ctx.save_for_backward(inputs, weight, bias)
         ctx.sparse = pairs, Layout.own_layer(pairs.n_layers, pairs.n_features), kernels
         ctx.weight = weight
         return kept.clone()
 
     @staticmethod
     def backward(ctx, grad):
-        inputs, weight = ctx.saved_tensors
+        inputs, weight, bias = ctx.saved_tensors
         pairs, layout, kernels = ctx.sparse
         grad = grad.contiguous()
         grad_inputs = grad_weight = grad_bias = None
@@ -117,9 +175,16 @@ class _PreActivations(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_inputs = torch.empty_like(inputs)
             kernels.decode(grad, pairs, layout, weight.view(layout.rows, -1), grad_inputs)
-        if ctx.needs_input_grad[2]:
-            grad_weight = _row_gradient(ctx.weight, grad, pairs, layout, inputs, kernels)
+        sums = None
         if ctx.needs_input_grad[3]:
-            zeros = grad.new_zeros(pairs.n_layers * pairs.n_features)
-            grad_bias = zeros.index_add(0, pairs.feature, grad).view(pairs.n_layers, pairs.n_features)
+            # In float32 at least: bfloat16 does not count beyond 256.
+            wide = torch.promote_types(bias.dtype, torch.float32)
+            sums = torch.empty(pairs.n_layers * pairs.n_features, dtype=wide, device=grad.device)
+        if ctx.needs_input_grad[2]:
+            grad_weight = _gradients(ctx.weight, grad, pairs, layout, inputs, kernels, sums=sums)
+        elif sums is not None:
+            ones = inputs.new_ones(*inputs.shape[:2], 1)
+            kernels.grad_rows(grad, pairs, layout, ones, sums[:, None], overwrite=True)
+        if sums is not None:
+            grad_bias = sums.view(pairs.n_layers, pairs.n_features).to(bias.dtype)
         return None, grad_inputs, grad_weight, grad_bias, None, None

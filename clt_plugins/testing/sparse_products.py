@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import BothGradients
 from clt_plugins.contract.interfaces import Kernels
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
@@ -65,9 +66,11 @@ class Problem:
         return cls(pairs, layout, values.to(wide), draw(layout.rows, d_model).to(dtype), dense)
 
     def touches(self) -> Iterator[tuple[int, int, int, int]]:
-        """Each (pair, token, target, row), by the definition of a layout."""
+        """Each (pair, token, target, row), by the definition of a layout; empty places touch nothing."""
         layout = self.layout
-        for n, (b, feature) in enumerate(zip(self.pairs.token.tolist(), self.pairs.feature.tolist(), strict=True)):
+        count = None if self.pairs.count is None else int(self.pairs.count)
+        both = zip(self.pairs.token.tolist()[:count], self.pairs.feature.tolist()[:count], strict=True)
+        for n, (b, feature) in enumerate(both):
             s, f = divmod(feature, layout.n_features)
             for j in range(layout.count[s]):
                 yield n, b, s + j, layout.first[s] + f * layout.step[s] + j * layout.stride[s]
@@ -92,6 +95,36 @@ class Problem:
         kernels.grad_rows(self.values, self.pairs, self.layout, self.dense, rows, overwrite=overwrite)
         return decoded, grad_values, rows
 
+    def at_once(
+        self, kernels: BothGradients, start: Tensor, *, overwrite: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """grad_values, grad_rows, squares [R] and sums [L * F] by kernels that compute them together."""
+        wide = torch.promote_types(self.values.dtype, torch.float32)
+        grad_values, rows = torch.full_like(self.values, torch.nan), start.clone()
+        squares = start.double().square().sum(1).float()
+        if overwrite:
+            rows, squares = torch.full_like(rows, torch.nan), torch.full_like(squares, torch.nan)
+        features = self.layout.n_layers * self.layout.n_features
+        sums = torch.full((features,), torch.nan, dtype=wide) if self.values.dim() == 1 else None
+        kernels.gradients(
+            self.values, self.pairs, self.layout, self.weight, self.dense, grad_values, rows,
+            overwrite=overwrite, squares=squares, sums=sums,
+        )  # fmt: skip
+        return grad_values, rows, squares, torch.zeros(features) if sums is None else sums
+
+    def with_empty_places(self, number: int) -> Problem:
+        """The same pairs with some empty places at the end, whose values are 0."""
+        pairs = self.pairs
+        last = pairs.tokens - 1, pairs.n_layers * pairs.n_features - 1
+        token, feature = (
+            torch.cat([x, x.new_full((number,), end)])
+            for x, end in zip((pairs.token, pairs.feature), last, strict=True)
+        )
+        count = torch.tensor(len(pairs.token))
+        padded = Pairs(token, feature, pairs.tokens, pairs.n_layers, pairs.n_features, count)
+        values = torch.cat([self.values, self.values.new_zeros(number, *self.values.shape[1:])])
+        return attrs.evolve(self, pairs=padded, values=values)
+
     def __str__(self) -> str:
         shape = f"B {self.pairs.tokens}, L {self.layout.n_layers}, F {self.layout.n_features}, D {self.weight.shape[1]}"
         kind = "a value per target" if self.values.dim() == 2 else "one value per pair"
@@ -101,6 +134,8 @@ class Problem:
 
 def assert_conforms(kernels: Kernels, problem: Problem, tolerance: float, rows_tolerance: float | None = None) -> None:
     """All three products, with and without `overwrite`, within `tolerance` of the largest number of each result.
+
+    Kernels that compute `BothGradients` are compared in that too.
 
     Args:
         rows_tolerance: for grad_rows, whose result has the weight's type; `tolerance` if None.
@@ -119,6 +154,36 @@ def assert_conforms(kernels: Kernels, problem: Problem, tolerance: float, rows_t
             unwritten = (~torch.isfinite(result)).nonzero()[:1].tolist()
             expect(not unwritten, f"every number of {name} written", f"none or not a finite one at {unwritten}", look)
             same(result.double(), right, f"{name} as by explicit loops", look, bound)
+        if isinstance(kernels, BothGradients):
+            _assert_at_once(kernels, problem, computed, start, allowed, overwrite=overwrite)
+
+
+def _assert_at_once(
+    kernels: BothGradients,
+    problem: Problem,
+    apart: tuple[Tensor, Tensor, Tensor],
+    start: Tensor,
+    allowed: dict[str, float],
+    *,
+    overwrite: bool,
+) -> None:
+    """Both gradients at once are those of the single products; squares and sums are those of the results.
+
+    Args:
+        apart: what the single products gave.
+    """
+    look = f"`gradients` for {problem}" + (", overwrite=False" if not overwrite else "")
+    _, grad_values, rows = apart
+    at_once = problem.at_once(kernels, start, overwrite=overwrite)
+    for name, right, result in zip(("grad_values", "grad_rows"), (grad_values, rows), at_once, strict=False):
+        same(result.double(), right.double(), f"{name} as by the single product", look, allowed[name])
+    stored = at_once[1].double().square().sum(1)
+    same(at_once[2].double(), stored, "squares of the rows as stored", look, 1e-5)
+    if problem.values.dim() == 1:
+        sums = torch.zeros(len(at_once[3]), dtype=torch.float64)
+        sums.index_add_(0, problem.pairs.feature, problem.values.double())
+        bound = 1e-12 if at_once[3].dtype == torch.float64 else 1e-5
+        same(at_once[3].double(), sums, "sums of a feature's values", look, bound)
 
 
 def random_mask(tokens: int, layers: int, features: int, share: float, seed: int = 0) -> Tensor:

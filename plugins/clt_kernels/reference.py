@@ -33,6 +33,8 @@ def _touched(pairs: Pairs, layout: Layout, target: Tensor | int) -> tuple[Tensor
     by_pair = {name: x[pairs.layer] for name, x in _constants(layout, pairs.layer.device).items()}
     j = target - pairs.layer
     valid = (j >= 0) & (j < by_pair["count"])
+    if pairs.count is not None:
+        valid &= torch.arange(len(valid), device=valid.device) < pairs.count  # not the empty places
     f = pairs.feature - pairs.layer * pairs.n_features
     row = by_pair["first"] + f * by_pair["step"] + j * by_pair["stride"]
     return torch.where(valid, row, 0), valid

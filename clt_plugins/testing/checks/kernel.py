@@ -80,20 +80,22 @@ def edges(bench: Bench) -> None:
 
 @check("kernels")
 def rows(bench: Bench) -> None:
-    """Rows of no feature become zero; a pair may occur twice, and out of order within its token.
-
-    (A selection with too few candidates fills up with pairs whose value is zero.)
-    """
+    """Rows of no feature become zero; a pair may occur twice; empty places at the end touch nothing."""
     kernels = built(bench)
     layout = attrs.evolve(Layout.own_layer(2, 3), first=(1, 5), rows=9)
     problem = Problem.random(layout, random_mask(4, 2, 3, 0.6), 5, torch.float64, per_target=False)
     assert_conforms(kernels, problem, 1e-12)
-    token, feature = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([7, 0, 0, 3, 0])
+    token, feature = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([0, 0, 7, 0, 3])
     problem = Problem.random(Layout.untied(3, 4), random_mask(1, 3, 4, 1.0), 5, torch.float64, per_target=False)
-    values = torch.tensor([1.5, 0.0, 0.0, -2.0, 0.0], dtype=torch.float64)
+    values = torch.tensor([1.5, 0.5, 0.0, -2.0, 0.0], dtype=torch.float64)
     dense = torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     changed = attrs.evolve(problem, pairs=Pairs(token, feature, 3, 3, 4), values=values, dense=dense)
     assert_conforms(kernels, changed, 1e-12)
+    for make in LAYOUTS.values():
+        for per_target in (False, True):
+            mask = random_mask(6, 3, 4, 0.4)
+            full = Problem.random(make(3, 4), mask, 5, torch.float64, per_target=per_target)
+            assert_conforms(kernels, full.with_empty_places(7), 1e-12)
 
 
 @check("kernels")

@@ -86,8 +86,8 @@ class NumbaKernels:
             _width(grad),
             threads,
         )
-        result = np.empty_like(columns)
-        result[order] = columns
+        result = np.zeros_like(columns)
+        result[order] = columns[: len(order)]
         out.copy_(torch.from_numpy(result).view(out.shape))
 
     def grad_rows(
@@ -121,12 +121,13 @@ class NumbaKernels:
             out.copy_(result)
 
     def _group(self, pairs: Pairs) -> tuple[Any, Any, Any]:
-        """The pairs in feature order: order [N], tokens [N], where features begin [L * F + 1].
+        """The pairs in feature order, without empty places: order, tokens, where features begin [L * F + 1].
 
         Computed once for the three products of a step.
         """
         if pairs not in self.grouped:
-            token, feature = pairs.token.numpy(), pairs.feature.numpy()
+            count = None if pairs.count is None else int(pairs.count)  # without the empty places
+            token, feature = pairs.token[:count].numpy(), pairs.feature[:count].numpy()
             self.grouped[pairs] = loops.group_by_feature(token, feature, pairs.n_layers * pairs.n_features)
         return self.grouped[pairs]
 
