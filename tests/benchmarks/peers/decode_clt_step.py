@@ -19,8 +19,10 @@ def main():
     parser = argparse.ArgumentParser()
     for name in ("layers", "d-model", "features", "batch", "k", "threads"):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
     torch.manual_seed(0)
     config = CLTConfig(
         num_features=options.features,
@@ -38,7 +40,7 @@ def main():
         sparsity_lambda=0.0,
         preactivation_coef=0.0,
     )
-    model = CrossLayerTranscoder(config, process_group=None, device=torch.device("cpu"))
+    model = CrossLayerTranscoder(config, process_group=None, device=torch.device(options.device))
     losses = LossManager(training)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     shape = options.batch, options.d_model
@@ -62,6 +64,8 @@ def main():
             break
         start = time.perf_counter()
         step()
+        if options.device != "cpu":
+            torch.cuda.synchronize()
         print("seconds", time.perf_counter() - start, flush=True)
     print("peak_rss_gb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, flush=True)
 

@@ -17,8 +17,10 @@ def main():
     parser = argparse.ArgumentParser()
     for name in ("layers", "d-model", "features", "batch", "k", "threads"):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
     torch.manual_seed(0)
     inputs = [f"in.{layer}" for layer in range(options.layers)]
     outputs = [f"out.{layer}" for layer in range(options.layers)]
@@ -32,7 +34,7 @@ def main():
         norm_activation="inference",
         sparsity_include_decoder_norm=False,
         decode_with_csr=True,
-        device="cpu",
+        device=options.device,
         dtype=torch.float32,
     )
     model = CrossLayerTranscoder(config)
@@ -53,6 +55,8 @@ def main():
             break
         start = time.perf_counter()
         step()
+        if options.device != "cpu":
+            torch.cuda.synchronize()
         print("seconds", time.perf_counter() - start, flush=True)
     print("peak_rss_gb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, flush=True)
 
