@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         Preferred,
         ReadsBack,
         Scheduled,
-        Selects,
         Settable,
         Shifted,
         Thresholded,
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.interfaces import (
         Activation,
-        Best,
         Exporter,
         Forward,
         Imported,
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
         Tying,
     )
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Above, Top
     from clt_plugins.model.sparse import sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -82,7 +82,6 @@ _LAZY = {
         "Preferred",
         "ReadsBack",
         "Scheduled",
-        "Selects",
         "Settable",
         "Shifted",
         "Thresholded",
@@ -90,7 +89,6 @@ _LAZY = {
     "contract.context": ["Context"],
     "contract.interfaces": [
         "Activation",
-        "Best",
         "Exporter",
         "Forward",
         "Imported",
@@ -104,6 +102,7 @@ _LAZY = {
         "Tying",
     ],
     "contract.recipe": ["Recipe"],
+    "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
     "data.batch": ["Batch"],
     "data.features": ["Features", "Pairs"],
@@ -118,6 +117,7 @@ _LAZY = {
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.parameters": ["parameter", "uniform"],
+    "model.select.reference": ["TorchSelect"],
     "model.selection": ["Above", "Top"],
     "model.sparse": ["sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
