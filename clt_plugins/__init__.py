@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Preferred,
         ReadsBack,
         Scheduled,
-        Selects,
         Settable,
         Shifted,
         Thresholded,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.interfaces import (
         Activation,
-        Best,
         Exporter,
         Forward,
         Imported,
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
         Tying,
     )
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Above, Top
     from clt_plugins.model.sparse import sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -86,7 +86,6 @@ _LAZY = {
         "Preferred",
         "ReadsBack",
         "Scheduled",
-        "Selects",
         "Settable",
         "Shifted",
         "Thresholded",
@@ -94,7 +93,6 @@ _LAZY = {
     "contract.context": ["Context"],
     "contract.interfaces": [
         "Activation",
-        "Best",
         "Exporter",
         "Forward",
         "Imported",
@@ -108,6 +106,7 @@ _LAZY = {
         "Tying",
     ],
     "contract.recipe": ["Recipe"],
+    "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
     "data.batch": ["Batch"],
     "data.features": ["Features", "Pairs"],
@@ -122,6 +121,7 @@ _LAZY = {
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.parameters": ["parameter", "uniform"],
+    "model.select.reference": ["TorchSelect"],
     "model.selection": ["Above", "Top"],
     "model.sparse": ["sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],

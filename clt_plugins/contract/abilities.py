@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clt_plugins.contract.interfaces import Best, Imported, LanguageModel
+    from clt_plugins.contract.interfaces import Imported, LanguageModel
     from clt_plugins.data.features import Pairs
     from clt_plugins.data.layout import Layout
 
@@ -105,14 +105,6 @@ class Preferred(Protocol):
 
     def preference(self, device: torch.device) -> int:
         """How well they suit a device; the highest number is taken. Kernels without this method count as 0."""
-
-
-@runtime_checkable
-class Selects(Protocol):
-    """Kernels that find the best of many numbers; for others the engine does it by torch's operations."""
-
-    def best(self, rows: int, k: int) -> Best:
-        """Start on a batch: the k best of each of `rows` rows."""
 
 
 @runtime_checkable

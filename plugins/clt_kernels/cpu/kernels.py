@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from clt_kernels.cpu import loops
-from clt_kernels.cpu.select import NumbaBest
+from clt_kernels.cpu.select import NumbaSelect
 from clt_kernels.cpu.threads import use_threads
-from clt_plugins import Layout, Pairs, Refused
+from clt_plugins import Layout, Pairs, Per, Refused
 
 Plan = tuple[Any, Any, Any, Any]
 """(block_start, blocks, source_start, sources): blocks of rows by target.
@@ -46,9 +46,9 @@ class NumbaKernels:
         """Faster than `torch` on the CPU, the only device that they are built for."""
         return 10
 
-    def best(self, rows: int, k: int) -> NumbaBest:
-        """See `Selects.best`."""
-        return NumbaBest(rows, k, torch.get_num_threads())
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> NumbaSelect:
+        """See `Kernels.select`."""
+        return NumbaSelect(tokens, n_layers, n_features, k, per=per, threads=torch.get_num_threads())
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""

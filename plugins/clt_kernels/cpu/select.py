@@ -15,7 +15,7 @@ Shapes: B tokens, F features, k kept per row, R rows, C candidates in a row, T t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ from torch import Tensor
 
 from clt_kernels.cpu.bits import compiled
 from clt_kernels.cpu.threads import use_threads
+from clt_plugins import TorchSelect
+
+if TYPE_CHECKING:
+    from clt_plugins import Kept, Per, Ranks
 
 STRETCH, SHORT_STRETCH = 2048, 256
 """Numbers whose keys are made at a time: they stay in the first cache. A pool has room for as many more than 2 k; where
@@ -164,25 +168,41 @@ def _finish(k, keys, ids, values, count):
             count[row] = k
 
 
-class NumbaBest:
-    """`Best` on a CPU, for float32, bfloat16 and float64 scores.
+class NumbaSelect(TorchSelect):
+    """`Select` on a CPU, for float32, bfloat16 and float64 scores.
 
     Args:
         threads: how many loops may run at a time.
     """
 
-    def __init__(self, rows: int, k: int, threads: int):
-        self.rows, self.k = rows, k
+    def __init__(self, *shape: int, per: Per, threads: int):
+        super().__init__(*shape, per=per)
+        self.rows, self.k = self.places.rows, self.places.k
         self.threads = threads
-        self.pools = threads if rows == 1 else rows
+        self.pools = threads if self.rows == 1 else self.rows
         self.firsts: list[int] = []
         """The first id of each block."""
         self.keys: Any = None
+        self.bound: Any = None
 
-    def see(self, score: Tensor, pre: Tensor, first_id: int) -> None:
-        """See `Best.see`."""
-        wide = torch.promote_types(score.dtype, torch.float32)
-        scores, values = (x.detach().to(wide).contiguous().numpy() for x in (score, pre))
+    def see(
+        self,
+        layer: int,
+        pre: Tensor,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        score: Tensor | None = None,
+    ) -> None:
+        """See `Select.see`."""
+        if score is None:
+            score = pre if scale is None else pre * scale
+            score = score if shift is None else score + shift
+        shape = self.rows, self.places.columns
+        score, pre = score.reshape(shape), pre.reshape(shape)
+        first_id = layer * self.places.columns
+        wide, kept_wide = (torch.promote_types(x.dtype, torch.float32) for x in (score, pre))
+        scores, values = score.detach().to(wide).contiguous().numpy(), pre.detach().to(kept_wide).contiguous().numpy()
         bits = scores.view(np.int32 if wide == torch.float32 else np.int64)
         if self.keys is None:
             self._allocate(bits.dtype, values.dtype, pre.dtype)
@@ -201,11 +221,11 @@ class NumbaBest:
         self.keys, self.ids, self.values = (np.empty(room, x) for x in (key_type, np.int64, value_type))
         self.count = np.zeros(self.pools, np.int64)
         # The key of -inf, which is never kept.
-        lowest = np.array(-np.inf, value_type).view(key_type)
+        lowest = np.array(-np.inf, f"f{np.dtype(key_type).itemsize}").view(key_type)
         self.bound = np.full(self.pools, lowest ^ np.iinfo(key_type).max, key_type)
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Best.finish`."""
+    def finish(self, ranks: Ranks | None = None) -> Kept:
+        """See `Select.finish`."""
         if self.rows == 1:
             self._join()
         _finish(self.k, self.keys, self.ids, self.values, self.count)
@@ -213,10 +233,14 @@ class NumbaBest:
         inside = np.arange(width) < self.count[:, None]
         keys = self.keys[:, :width]
         magnitude = np.iinfo(keys.dtype).max
-        scores = (keys ^ ((keys >> (8 * keys.itemsize - 1)) & magnitude)).view(self.values.dtype)
+        scores = (keys ^ ((keys >> (8 * keys.itemsize - 1)) & magnitude)).view(f"f{keys.dtype.itemsize}")
         columns = np.where(inside, scores, -np.inf), np.where(inside, self.values[:, :width], 0)
-        score, pre = (torch.from_numpy(x).to(self.dtype) for x in columns)
-        return score, pre, torch.from_numpy(np.where(inside, self.ids[:, :width], 0))
+        score, pre = torch.from_numpy(columns[0]), torch.from_numpy(columns[1]).to(self.dtype)
+        ids = torch.from_numpy(np.where(inside, self.ids[:, :width], 0))
+        keep = score > -torch.inf
+        if ranks is not None:
+            keep = ranks.among(score, ids, self.places.k)
+        return self.places.narrow(ids, pre, keep)
 
     def _join(self) -> None:
         """Make one pool of those of all threads, in the order of ids: each has a stretch of every block."""
