@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.contract.interfaces import Best, Imported, LanguageModel
+    from clt_plugins.data.update import AdamUpdate
 
 
 @runtime_checkable
@@ -102,6 +103,17 @@ class Selects(Protocol):
 
     def best(self, rows: int, k: int) -> Best:
         """Start on a batch: the k best of each of `rows` rows."""
+
+
+@runtime_checkable
+class Updates(Protocol):
+    """Kernels that update weights by Adam, each number read once; for others the engine does it by torch's operations."""
+
+    def update_rows(self, update: AdamUpdate) -> None:
+        """One step of Adam for some rows; `AdamUpdate` says what becomes of every number, but for the last digit.
+
+        Nothing is read back from a GPU. Results do not depend on the number of threads.
+        """
 
 
 @runtime_checkable

@@ -214,8 +214,8 @@ class Kernels(Protocol):
     which layers of a dense [B, L, D] they belong to; `values` are [N], or [N, L] with a column per target layer.
 
     Sums are accumulated in at least float32 whatever the weight's type. Results do not depend on the number of
-    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them), and `Selects` (then they
-    select features too).
+    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them), `Selects` (then they
+    select features too), and `Updates` (then they compute Adam's update of bfloat16 weights and moments too).
     """
 
     name: str
