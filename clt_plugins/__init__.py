@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Settable,
         Shifted,
         Thresholded,
+        Updates,
     )
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.interfaces import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from clt_plugins.data.layout import Layout
     from clt_plugins.data.moments import Moments
     from clt_plugins.data.random import generator
+    from clt_plugins.data.update import AdamUpdate
     from clt_plugins.distributed.single import Single
     from clt_plugins.files.hdf5 import open_hdf5
     from clt_plugins.files.locks import Lock
@@ -89,6 +91,7 @@ _LAZY = {
         "Settable",
         "Shifted",
         "Thresholded",
+        "Updates",
     ],
     "contract.context": ["Context"],
     "contract.interfaces": [
@@ -113,6 +116,7 @@ _LAZY = {
     "data.layout": ["Layout"],
     "data.moments": ["Moments"],
     "data.random": ["generator"],
+    "data.update": ["AdamUpdate"],
     "distributed.single": ["Single"],
     "files.hdf5": ["open_hdf5"],
     "files.locks": ["Lock"],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Imported, LanguageModel
     from clt_plugins.data.features import Pairs
     from clt_plugins.data.layout import Layout
+    from clt_plugins.data.update import AdamUpdate
 
 
 @runtime_checkable
@@ -133,6 +134,17 @@ class BothGradients(Protocol):
             squares: [R] float32; gets the sum of squares of each row of `grad_rows` as it is stored afterwards. Without
                 `overwrite`, those of rows that no pair touches stay.
             sums: [L * F] in at least float32; gets the sum of the values [N] of each feature: a bias's gradient.
+        """
+
+
+@runtime_checkable
+class Updates(Protocol):
+    """Kernels that update weights by Adam, each number read once; for others the engine does it by torch's operations."""
+
+    def update_rows(self, update: AdamUpdate) -> None:
+        """One step of Adam for some rows; `AdamUpdate` says what becomes of every number, but for the last digit.
+
+        Nothing is read back from a GPU. Results do not depend on the number of threads.
         """
 
 

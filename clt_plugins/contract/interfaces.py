@@ -198,8 +198,8 @@ class Kernels(Protocol):
     and which layers of a dense [B, L, D] they belong to; `values` are [N], or [N, L] with a column per target layer.
 
     Sums are accumulated in at least float32 whatever the weight's type. Results do not depend on the number of
-    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them), and compute `BothGradients`
-    at once.
+    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them), compute `BothGradients` at
+    once, and be `Updates` (then they compute Adam's update of bfloat16 weights and moments too).
     """
 
     name: str

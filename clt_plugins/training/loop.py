@@ -11,8 +11,8 @@ One step, from left to right through the code, with the file of each part:
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
     guard                  stop before a NaN reaches a weight             _guard
-    clip                   scale gradients to a norm                      training/optimizer
-    step                   Adam at the scheduled rate                     training/optimizer
+    clip                   scale gradients to a norm, as Adam reads them  training/optimizers/clip
+    step                   Adam at the scheduled rate                     training/optimizers
 
 Nothing in a step reads a number back from a GPU, except at the log interval. On a CPU, where reading is free, a loss
 that is not finite stops the run at its own step.
@@ -38,7 +38,8 @@ from clt_plugins.model.scores import Scores, score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.objective import Outcome, objective
-from clt_plugins.training.optimizer import clip_gradients, gradient_norm, learning_rate
+from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
+from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Logger
@@ -96,10 +97,10 @@ def train(
 
         # The rate and the activation's schedule depend on the step alone: a checkpoint need not hold them.
         lr = learning_rate(config, progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(optimizer, lr)
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
+        forget_squares(parameters)
         done = min(1.0, progress.step / (config.schedule_steps or config.steps))
         if schedule is not None:
             schedule(done)
@@ -107,13 +108,15 @@ def train(
         outcome.total.backward()
         # Tensor ranks have different rows and need no reduction; data ranks average theirs.
         parallel.reduce_gradients(parameters)
+        if parallel.data_ranks > 1:
+            forget_squares(parameters)
         norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
         # Before the clip: a NaN norm would make every gradient NaN, and the message could not name where it began. On a
         # GPU the loss is read only where the step reads numbers anyway, and always before a file is written.
         if device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]:
             _guard(parts, outcome, norm, batch, progress.step, saved_step)
         if config.clip_norm is not None and norm is not None:
-            clip_gradients(parameters, norm, config.clip_norm)
+            clip_gradients(parameters, norm, config.clip_norm, optimizer)
         optimizer.step()
 
         # A feature that was active for another data rank's tokens is not idle, so counts are summed over tokens.

@@ -16,6 +16,7 @@ from clt_plugins.files.records import as_data
 from clt_plugins.finished.stages import check_stages
 from clt_plugins.model.assemble import Parts, assemble, close
 from clt_plugins.model.transcoder import DENSE_ABOVE
+from clt_plugins.training.optimizers.make import state_bytes
 
 if TYPE_CHECKING:
     from clt_plugins.registry.plugins import Plugins
@@ -33,7 +34,7 @@ class Memory:
     gradients: int
     """One for each parameter."""
     optimizer: int
-    """Adam's two moments of each parameter."""
+    """Adam's two moments of each parameter; and the lower halves of bfloat16 weights (`train.bf16_weights`)."""
     batch: int
     """Inputs and targets, raw and normalised; the reconstruction, its error, and two gradients of it."""
     pre_activations: int
@@ -105,11 +106,10 @@ def estimate(parts: Parts, recipe: Recipe) -> Plan:
     # A dense pass keeps the pre-activations, the features, and the gradient of each.
     dense = transcoder.runs_dense or any(loss.needs_pre for loss in parts.losses)
     pairs = _pairs(parts, tokens)
-    moment = 2 if train.states == "bf16" else parts.context.dtype.itemsize
     memory = Memory(
         parameters=parameter_bytes,
         gradients=parameter_bytes,
-        optimizer=2 * count * moment,
+        optimizer=count * state_bytes(train, parts.context.dtype),
         batch=8 * tokens * n_layers * d_model * compute,
         pre_activations=(4 * n_layers if dense else 2) * tokens * local_features * compute,
         pairs=0 if transcoder.runs_dense else pairs * PAIR_BYTES,

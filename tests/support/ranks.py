@@ -32,7 +32,8 @@ from clt_plugins.files.sliced import SUFFIX
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.devices import make_parallel
 from clt_plugins.training.objective import objective
-from clt_plugins.training.optimizer import clip_gradients, gradient_norm, make_optimizer
+from clt_plugins.training.optimizers.clip import clip_gradients, gradient_norm
+from clt_plugins.training.optimizers.make import make_optimizer
 from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir, tables
 
 GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2)}
@@ -171,7 +172,7 @@ def steps(case: Case, built: Parts, count: int = 50) -> dict[str, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
         objective(transcoder, built.losses, batch, idle, step / count).total.backward()
         parallel.reduce_gradients(parameters)
-        clip_gradients(parameters, gradient_norm(parameters, parallel), 0.5)
+        clip_gradients(parameters, gradient_norm(parameters, parallel), 0.5, optimizer)
         optimizer.step()
     return {name: value.clone() for name, value in cut(transcoder).items()}
 
