@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Selects,
         Settable,
         Shifted,
+        SumsLater,
         Thresholded,
     )
     from clt_plugins.contract.context import Context
@@ -89,6 +90,7 @@ _LAZY = {
         "Selects",
         "Settable",
         "Shifted",
+        "SumsLater",
         "Thresholded",
     ],
     "contract.context": ["Context"],
