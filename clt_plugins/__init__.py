@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Scheduled,
         Settable,
         Shifted,
+        SumsLater,
         Thresholded,
         Updates,
     )
@@ -90,6 +91,7 @@ _LAZY = {
         "Scheduled",
         "Settable",
         "Shifted",
+        "SumsLater",
         "Thresholded",
         "Updates",
     ],

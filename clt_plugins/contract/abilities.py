@@ -5,7 +5,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clt_plugins.contract.interfaces import Imported, LanguageModel
+    from clt_plugins.contract.interfaces import Imported, LanguageModel, Over
     from clt_plugins.data.features import Pairs
     from clt_plugins.data.layout import Layout
     from clt_plugins.data.update import AdamUpdate
@@ -98,6 +98,14 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Release them; called when the run ends."""
+
+
+@runtime_checkable
+class SumsLater(Protocol):
+    """A `Parallel` whose ranks can go on while a sum is under way; others wait for it at once."""
+
+    def total_later(self, x: Tensor, over: Over = "features", what: str = "metrics") -> Callable[[], Tensor]:
+        """`Parallel.total`, started now; calling the result waits for the sum."""
 
 
 @runtime_checkable

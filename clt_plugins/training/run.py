@@ -13,7 +13,8 @@ import attrs
 import torch
 
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
+from clt_plugins.distributed.agree import all_or_none, anyone, same_everywhere
+from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.finished.stages import after_training, check_stages
@@ -207,7 +208,7 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
         parallel = parts.context.parallel
-        batches = (read(source, parallel) for _ in range(count))
-        statistics = estimate(batches, source.n_layers, source.d_model, parallel)
+        reading = Reading(source, parallel, torch.device("cpu"))
+        statistics = estimate(reading.batches(count), source.n_layers, source.d_model, parallel)
         source.load_state(state)
     parts.transcoder.normaliser.fit(settings.normalisation, statistics)

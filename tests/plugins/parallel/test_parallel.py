@@ -100,10 +100,16 @@ def test_weights_after_fifty_steps_are_those_of_one_process(results, name, case)
     "trial, first, others",
     [
         ("failed read", "Faults : rank 3: source.text: 'corpus' is gone", "Stopped 2: "),
+        ("failed later", "Faults : rank 3: source.text: 'corpus' is gone", "Stopped 2: "),
         ("failed everywhere", "Refused : source.text: 'corpus' is gone", "Stopped 2: "),
         (
             "other order",
             "Refused : source: ranks 0 and 1 share the tokens, but read different batches",
+            "Stopped 2: ",
+        ),
+        (
+            "other number",
+            "Refused : source: ranks 2 and 3 share the tokens, but read different batches",
             "Stopped 2: ",
         ),
         (
@@ -122,7 +128,8 @@ def test_a_failure_of_one_rank_stops_all_with_one_message(results, trial, first,
 
 def test_ranks_agree_when_all_is_well_and_when_one_is_asked_to_stop(results):
     for by_rank in results["agreements"]:
-        assert (by_rank["well"], by_rank["stop"], by_rank["go on"]) == ("False", "True", "nobody")
+        assert (by_rank["well"], by_rank["stop"], by_rank["go on"]) == ("True", "True", "nobody")
+        assert by_rank["asked"] == str([False, False, True, True]), "all ranks stop after the same step"
 
 
 def test_a_folder_lists_what_slow_ranks_have_written(results):
