@@ -145,8 +145,8 @@ class TorchKernels:
         # The first sum of a block of rows overwrites it, unless it holds something to add to.
         started: set[Block] = set() if overwrite or shared else set(blocks)
         width = max(1, CHUNK // (layout.n_layers * layout.n_features))
-        for columns in torch.arange(dense.shape[-1]).split(width):
-            part = slice(int(columns[0]), int(columns[-1]) + 1)
+        for low in range(0, dense.shape[-1], width):
+            part = slice(low, low + width)
             self._grad_columns(values.to(wide), pairs, layout, dense[..., part], sums[:, part], set(started))
         if shared:
             out.copy_(sums if overwrite else sums.add_(out))
