@@ -175,6 +175,26 @@ class Source(Protocol):
         """Continue from `state()`: the next batch is the one that would have come next, bit for bit."""
 
 
+@attrs.frozen(kw_only=True)
+class Outline:
+    """What a plan has to know of a source; see `Spec.outline`. All numbers are those of one rank."""
+
+    n_layers: int
+    d_model: int
+    row_bytes: int = 0
+    """Bytes of one token in a batch, inputs and targets; 0 if it is not known."""
+    buffer_bytes: Mapping[str, int] = attrs.field(factory=dict)
+    """See `Buffered.buffer_bytes`."""
+    model_bytes: int = 0
+    """Weights of the language model on the transcoder's device."""
+    pass_bytes: int = 0
+    """What one of its forward passes needs besides, while no training step is under way."""
+    model_parameters: int = 0
+    """Numbers of the language model that each token is multiplied by; 0 without a model, or if it is not known."""
+    model_dtype: str = "float32"
+    """The type that it runs in."""
+
+
 class Logger(Protocol):
     """A sink of metrics. Only rank 0 has one. Must not block the training step for long."""
 
