@@ -13,11 +13,11 @@ class Memory:
     """Bytes of a rank's device, by what they hold. The last five are not all alive at the same time."""
 
     parameters: int
-    """The transcoder's parameters, with what `train.states` keeps beside them in full precision."""
+    """The transcoder's parameters."""
     gradients: int
     """One for each parameter."""
     optimizer: int
-    """Adam's two moments of each parameter."""
+    """Adam's two moments of each parameter; and the lower halves of bfloat16 weights (`train.bf16_weights`)."""
     source: int
     """The block of activations and the held-out rows of the source."""
     language_model: int

@@ -48,7 +48,7 @@ class Work:
     weight_bytes: int
     """Of each parameter."""
     state_bytes: int
-    """Of each parameter: moments, and the lower half of a split weight."""
+    """Of each parameter: moments, and the lower halves of weights (`train.bf16_weights`)."""
     compute_bytes: int
     """Of each normalised activation."""
     row_bytes: int
