@@ -24,15 +24,15 @@ if TYPE_CHECKING:
         Preferred,
         ReadsBack,
         Scheduled,
-        Selects,
         Settable,
         Shifted,
+        SumsLater,
         Thresholded,
+        Updates,
     )
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.interfaces import (
         Activation,
-        Best,
         Exporter,
         Forward,
         Imported,
@@ -40,18 +40,21 @@ if TYPE_CHECKING:
         LanguageModel,
         Logger,
         Loss,
+        Outline,
         Parallel,
         Selection,
         Source,
         Tying,
     )
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
     from clt_plugins.data.layout import Layout
     from clt_plugins.data.moments import Moments
     from clt_plugins.data.random import generator
+    from clt_plugins.data.update import AdamUpdate
     from clt_plugins.distributed.single import Single
     from clt_plugins.files.hdf5 import open_hdf5
     from clt_plugins.files.locks import Lock
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Above, Top
     from clt_plugins.model.sparse import sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -86,15 +90,15 @@ _LAZY = {
         "Preferred",
         "ReadsBack",
         "Scheduled",
-        "Selects",
         "Settable",
         "Shifted",
+        "SumsLater",
         "Thresholded",
+        "Updates",
     ],
     "contract.context": ["Context"],
     "contract.interfaces": [
         "Activation",
-        "Best",
         "Exporter",
         "Forward",
         "Imported",
@@ -102,18 +106,21 @@ _LAZY = {
         "LanguageModel",
         "Logger",
         "Loss",
+        "Outline",
         "Parallel",
         "Selection",
         "Source",
         "Tying",
     ],
     "contract.recipe": ["Recipe"],
+    "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
     "data.batch": ["Batch"],
     "data.features": ["Features", "Pairs"],
     "data.layout": ["Layout"],
     "data.moments": ["Moments"],
     "data.random": ["generator"],
+    "data.update": ["AdamUpdate"],
     "distributed.single": ["Single"],
     "files.hdf5": ["open_hdf5"],
     "files.locks": ["Lock"],
@@ -122,6 +129,7 @@ _LAZY = {
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.parameters": ["parameter", "uniform"],
+    "model.select.reference": ["TorchSelect"],
     "model.selection": ["Above", "Top"],
     "model.sparse": ["sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],

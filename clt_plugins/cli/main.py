@@ -132,10 +132,10 @@ def run(
     from clt_plugins.training import run as training
 
     if dry_run:
-        from clt_plugins.training.plan import as_table
-        from clt_plugins.training.plan import plan as measure
+        from clt_plugins.training.plan.build import plan as predict
+        from clt_plugins.training.plan.table import as_table
 
-        click.echo(as_table(measure(recipe, plugins)))
+        click.echo(as_table(predict(recipe, plugins, built=True)))
         return
     if accept and resume is None:
         raise Refused("--accept", "says what may differ on --resume; without it there is nothing to differ from")
@@ -144,15 +144,20 @@ def run(
 
 @main_group.command()
 @with_recipe
+@click.option("--n-layers", type=int, metavar="N", help="Layers of the language model, where it is not at hand.")
+@click.option("--d-model", type=int, metavar="D", help="Its width.")
+@click.option("--gpu", metavar="NAME", help="Times and memory on a GPU, by a model of it: h100, a100, 4090, ...")
+@click.option("--gpus", type=int, metavar="N", help="How many of them share the features.")
+@click.option("--measure", "measured", is_flag=True, help="Times on this machine, measured in some seconds.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def plan(recipe: Recipe, plugins: Plugins, as_json: bool) -> None:
-    """Predict what RECIPE needs: parameters, bytes, arithmetic per step. Builds everything, trains nothing."""
+def plan(recipe: Recipe, plugins: Plugins, as_json: bool, **options: Any) -> None:
+    """Predict what RECIPE needs: memory, disk, time, and what would be faster. Trains nothing, loads no weights."""
     from clt_plugins.files.records import json_text
-    from clt_plugins.training.plan import as_table
-    from clt_plugins.training.plan import plan as measure
+    from clt_plugins.training.plan.build import plan as predict
+    from clt_plugins.training.plan.table import as_table
 
-    sizes = measure(recipe, plugins)
-    click.echo(json_text(sizes) if as_json else as_table(sizes))
+    needs = predict(recipe, plugins, **options)
+    click.echo(json_text(needs) if as_json else as_table(needs))
 
 
 @main_group.command()

@@ -5,7 +5,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clt_plugins.contract.interfaces import Best, Imported, LanguageModel
+    from clt_plugins.contract.interfaces import Imported, LanguageModel, Over
     from clt_plugins.data.features import Pairs
     from clt_plugins.data.layout import Layout
+    from clt_plugins.data.update import AdamUpdate
 
 
 @runtime_checkable
@@ -100,19 +101,19 @@ class Closable(Protocol):
 
 
 @runtime_checkable
+class SumsLater(Protocol):
+    """A `Parallel` whose ranks can go on while a sum is under way; others wait for it at once."""
+
+    def total_later(self, x: Tensor, over: Over = "features", what: str = "metrics") -> Callable[[], Tensor]:
+        """`Parallel.total`, started now; calling the result waits for the sum."""
+
+
+@runtime_checkable
 class Preferred(Protocol):
     """Kernels that `kernels = "auto"` may take."""
 
     def preference(self, device: torch.device) -> int:
         """How well they suit a device; the highest number is taken. Kernels without this method count as 0."""
-
-
-@runtime_checkable
-class Selects(Protocol):
-    """Kernels that find the best of many numbers; for others the engine does it by torch's operations."""
-
-    def best(self, rows: int, k: int) -> Best:
-        """Start on a batch: the k best of each of `rows` rows."""
 
 
 @runtime_checkable
@@ -141,6 +142,17 @@ class BothGradients(Protocol):
             squares: [R] float32; gets the sum of squares of each row of `grad_rows` as it is stored afterwards. Without
                 `overwrite`, those of rows that no pair touches stay.
             sums: [L * F] in at least float32; gets the sum of the values [N] of each feature: a bias's gradient.
+        """
+
+
+@runtime_checkable
+class Updates(Protocol):
+    """Kernels that update weights by Adam, each number read once; else the engine does it by torch's operations."""
+
+    def update_rows(self, update: AdamUpdate) -> None:
+        """One step of Adam for some rows; `AdamUpdate` says what becomes of every number, but for the last digit.
+
+        Nothing is read back from a GPU. Results do not depend on the number of threads.
         """
 
 

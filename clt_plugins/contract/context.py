@@ -35,7 +35,7 @@ class Context:
     dead_after_tokens: int = 0
     """A feature that was not active for this many tokens is dead."""
     kernels: Kernels = None  # type: ignore[assignment]
-    """The sparse products for this device; None while kernels are built."""
+    """Selection and sparse products for this device; None while kernels are built."""
     parallel: Parallel = None  # type: ignore[assignment]
     """How features and tokens are split over ranks; None while it is built."""
     folder: Path | None = None

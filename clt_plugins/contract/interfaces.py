@@ -19,6 +19,7 @@ import attrs
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clt_plugins.contract.select import Per, Select
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
     from clt_plugins.data.layout import Layout
@@ -174,6 +175,26 @@ class Source(Protocol):
         """Continue from `state()`: the next batch is the one that would have come next, bit for bit."""
 
 
+@attrs.frozen(kw_only=True)
+class Outline:
+    """What a plan has to know of a source; see `Spec.outline`. All numbers are those of one rank."""
+
+    n_layers: int
+    d_model: int
+    row_bytes: int = 0
+    """Bytes of one token in a batch, inputs and targets; 0 if it is not known."""
+    buffer_bytes: Mapping[str, int] = attrs.field(factory=dict)
+    """See `Buffered.buffer_bytes`."""
+    model_bytes: int = 0
+    """Weights of the language model on the transcoder's device."""
+    pass_bytes: int = 0
+    """What one of its forward passes needs besides, while no training step is under way."""
+    model_parameters: int = 0
+    """Numbers of the language model that each token is multiplied by; 0 without a model, or if it is not known."""
+    model_dtype: str = "float32"
+    """The type that it runs in."""
+
+
 class Logger(Protocol):
     """A sink of metrics. Only rank 0 has one. Must not block the training step for long."""
 
@@ -192,33 +213,26 @@ class Logger(Protocol):
         """Called at the end and after an error, with "finished", "interrupted" or "failed"; write what is buffered."""
 
 
-class Best(Protocol):
-    """Finds the k best of each of R rows of numbers, which come in blocks. Exact: of equal scores the lower id is kept,
-    whatever the number of threads."""
-
-    def see(self, score: Tensor, pre: Tensor, first_id: int) -> None:
-        """Consider a block [R, C] with ids first_id + column; ids ascend from block to block.
-
-        Args:
-            score: what is compared, [R, C]; NaN counts as +inf, so that it is seen and not lost; -inf is never kept.
-            pre: what is kept with each, [R, C]; may be `score` itself. Both are overwritten after the call.
-        """
-
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """After the last block: score, pre and id of the best, each [R, k] or narrower, in the order of ids.
-        A score of -inf marks an empty column."""
-
-
 class Kernels(Protocol):
-    """Sparse products for one kind of device. `layout` says which rows of a weight [R, D] a pair touches, and
-    which layers of a dense [B, L, D] they belong to; `values` are [N], or [N, L] with a column per target layer.
+    """Selection and sparse products for one kind of device. `layout` says which rows of a weight [R, D] a pair touches,
+    and which layers of a dense [B, L, D] they belong to; `values` are [N], or [N, L] with a column per target layer.
 
     Sums are accumulated in at least float32 whatever the weight's type. Results do not depend on the number of
-    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them), `Selects` (then they select
-    features too), and compute `BothGradients` at once.
+    threads. They may also be `Preferred` (then `kernels = "auto"` knows when to take them), compute `BothGradients` at
+    once, and be `Updates` (then they compute Adam's update of bfloat16 weights and moments too).
     """
 
     name: str
+
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
+        """Start on a batch of B tokens.
+
+        Args:
+            n_features: F of this rank.
+            k: how many are kept of each token (per "token") or of the whole batch (per "batch"); of all ranks together.
+            room: places in a result of fixed size, where k needs fewer: B times as many per "token". So a k that
+                falls from step to step changes no shape. Without meaning where a result is as long as what is kept.
+        """
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value * their row for t. `out` [B, L, D] is overwritten."""

@@ -118,6 +118,10 @@ class TrainConfig:
     """The type of the encoder's matrix product; values and gradients are float32 in either case."""
     states: Literal["fp32", "bf16"] = "fp32"
     """The type of Adam's moments."""
+    bf16_weights: Literal["stochastic", "split"] | None = None
+    """How bfloat16 weights (`transcoder.dtype`) keep updates that are smaller than their last place: they are rounded
+    up or down at random, in proportion (`stochastic`, the default for them); or each is the upper half of a float32,
+    whose lower half takes 2 bytes more (`split`)."""
     log_every: int = field(default=50, validator=positive, metadata=FREE_ON_RESUME)
     """Steps between lines of the log."""
     eval_every: int = field(default=500, validator=positive, metadata=FREE_ON_RESUME)
@@ -256,6 +260,12 @@ class Recipe:
     evaluate: EvaluateConfig | None = field(default=None, metadata={"example": None})
     """After that, the transcoder is evaluated on held-out text and inside the language model; without this table it is
     not."""
+
+    def __attrs_post_init__(self) -> None:
+        dtype = self.transcoder.dtype
+        if self.train.bf16_weights is not None and dtype != "bfloat16":
+            text = f'weights are {dtype}: leave it out, or set transcoder.dtype = "bfloat16"'
+            raise Refused("train.bf16_weights", text)
 
     if TYPE_CHECKING:
         # The slots' fields, which a type checker does not see.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.interfaces import Outline
 
 __version__ = "0.1.0"
 
@@ -32,6 +35,10 @@ class Spec:
     """Older names that recipes may still use."""
     reader: Callable[[], Any] | None = None
     """Of an exporter whose format can be read back: makes a `ReadsBack`, for which no settings are needed."""
+    outline: Callable[..., Outline] | None = None
+    """Of a source that is heavy to build: `outline(config, context)` says what `plan` has to know of it, without data
+    or weights. Where `context.n_layers` and `d_model` are not 0, the user has given them. A source without it is built
+    for a plan too."""
 
 
 @attrs.frozen

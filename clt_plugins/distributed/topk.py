@@ -10,36 +10,58 @@ Shapes: R rows, C candidates of this rank in each row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+import attrs
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from clt_plugins.contract.select import Per
 
-def among_best(
-    scores: Sequence[Tensor], ids: Sequence[Tensor], k: int, ids_end: int, total: Callable[[Tensor], Tensor]
-) -> list[Tensor]:
-    """Which of this rank's candidates are among the k best of all ranks in each row: masks [R, C].
+
+@attrs.define(eq=False, kw_only=True)
+class Together:
+    """`Ranks`: the ranks that select together."""
+
+    per: Per
+    n_layers: int
+    own_tokens: int
+    own_features: int
+    """Of each layer."""
+    sum: Callable[[Tensor], Tensor]
+    tokens: int
+    first_token: int
+    features: int
+    first_feature: int
+
+    def total(self, counts: Tensor) -> Tensor:
+        """See `Ranks.total`."""
+        return self.sum(counts)
+
+    def among(self, score: Tensor, ids: Tensor, k: int) -> Tensor:
+        """See `Ranks.among`."""
+        place, feature = ids // self.own_features, ids % self.own_features
+        rows = self.n_layers
+        if self.per == "batch":
+            rows *= self.tokens
+            place = (place // self.own_tokens) * self.tokens + self.first_token + place % self.own_tokens
+        everywhere = place * self.features + self.first_feature + feature
+        return among_best(score, everywhere, k, rows * self.features, self.total)
+
+
+def among_best(score: Tensor, ids: Tensor, k: int, ids_end: int, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """Which of this rank's candidates are among the k best of all ranks in each row: a mask [R, C].
 
     Args:
-        scores: blocks [R, C] (C may differ); higher is better, NaN is highest; -inf marks an empty column, never kept.
-        ids: int64, of the same shapes, unique over all ranks within a row; of equal scores the lower id is better.
+        score: [R, C] (C may differ between ranks); higher is better, NaN is highest; -inf marks an empty column, never
+            kept.
+        ids: [R, C] int64, unique over all ranks within a row; of equal scores the lower id is better.
         k: how many are kept in each row, of all ranks together; all where there are fewer.
         ids_end: all ids are below it.
         total: the sum of a tensor over the ranks.
     """
-    widths = [block.shape[1] for block in scores]
-    score = torch.cat([_widened(block, max(widths), -torch.inf) for block in scores])
-    keep = _among_best(score, torch.cat([_widened(block, max(widths), 0) for block in ids]), k, ids_end, total)
-    blocks = keep.split([block.shape[0] for block in scores])
-    return [block[:, :width] for block, width in zip(blocks, widths, strict=True)]
-
-
-def _widened(block: Tensor, width: int, fill: float) -> Tensor:
-    return torch.nn.functional.pad(block, (0, width - block.shape[1]), value=fill)
-
-
-def _among_best(score: Tensor, ids: Tensor, k: int, ids_end: int, total: Callable[[Tensor], Tensor]) -> Tensor:
     rows = score.shape[0]
     score = score.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     width = _digit_bits(rows)

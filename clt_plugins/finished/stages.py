@@ -51,11 +51,12 @@ class Export:
     """The transcoder, and the settings of the export."""
 
 
-def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
+def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool = True) -> None:
     """Before training, refuse settings that would make training or a later stage fail.
 
     Args:
         parts: as built; the transcoder may be on the device "meta".
+        data: whether the source is there, to be asked for held-out rows.
 
     Raises:
         Faults: all of them.
@@ -77,12 +78,12 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
         collect(lambda: conversion.check_convertible(transcoder))
         collect(lambda: config.targets(transcoder.n_layers, transcoder.n_features))
         exported = collect(lambda: conversion.with_thresholds(transcoder, thresholds, config.activation, plugins))
-    if recipe.evaluate is not None:
+    if recipe.evaluate is not None and data:
         evaluate_config = recipe.evaluate
         collect(lambda: evaluation.model_tokens(source, evaluate_config))
     # Training needs held-out text too. A plan alone (device "meta") does not ask for it, since a source may have to
     # run a language model to answer.
-    if recipe.convert is not None or recipe.evaluate is not None or not transcoder.W_enc.is_meta:
+    if data and (recipe.convert is not None or recipe.evaluate is not None or not transcoder.W_enc.is_meta):
         collect(lambda: evaluation.check_held_out(source))
     for index, chosen in enumerate(recipe.exports):
         exporter: Exporter | None = collect(lambda chosen=chosen: build(chosen, parts.context))  # type: ignore[misc]

@@ -44,7 +44,13 @@ def assemble(
     """
     context = make_context(recipe, folder, device, parallel)
     # The source first: only it knows how many layers and dimensions the model has.
-    source = build(recipe.source, context)
+    return assemble_around(build(recipe.source, context), context)
+
+
+def assemble_around(source: Source, context: Context) -> Parts:
+    """The rest of what the context's recipe names, for a source that is built already."""
+    recipe = context.recipe
+    assert recipe is not None
     context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
     transcoder = build_transcoder(context)
     losses = [build(loss, context) for loss in recipe.losses]

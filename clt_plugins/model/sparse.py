@@ -62,14 +62,10 @@ def row_squares(parameter: Any) -> Tensor | None:
     None where they did not, or where torch changed the gradient since then: a term that autograd added, a factor. An
     average over data ranks may go unnoticed: with several of them, do not ask.
     """
-    squares = getattr(parameter, "grad_squares", None)
-    same = squares is not None and parameter.grad is not None and parameter.grad_seen == _seen(parameter.grad)
-    return squares if same else None
-
-
-def _seen(grad: Tensor) -> tuple[int, int]:
-    """Which tensor it is, and how often torch changed it in place."""
-    return grad.data_ptr(), grad._version
+    squares, grad = getattr(parameter, "grad_squares", None), parameter.grad
+    if squares is None or grad is not parameter.grad_buffer or grad._version != parameter.grad_version:
+        return None
+    return squares
 
 
 def own_gradient(weight: Any) -> tuple[Tensor, bool]:
@@ -115,7 +111,8 @@ def _gradients(
             values, pairs, layout, weight.view(shape), dense, grad_values, grad.view(shape),
             overwrite=overwrite, squares=squares, sums=sums,
         )  # fmt: skip
-        weight.grad_squares, weight.grad_seen = squares, _seen(grad)
+        # Torch counts how often it changed a tensor in place; kernels that write by themselves are not counted.
+        weight.grad_squares, weight.grad_version = squares, grad._version
     else:
         if grad_values is not None:
             kernels.grad_values(dense, pairs, layout, weight.view(shape), grad_values)

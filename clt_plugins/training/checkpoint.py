@@ -273,7 +273,7 @@ def _set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedT
         state = optimizer.state[parameter]
         if count:
             # Fused optimizers keep the count of steps beside the parameter.
-            state[key] = stored.read(full).to(parameter.device)
+            state[key] = stored.read(full).to(state[key].device if key in state else parameter.device)
             continue
         _, view, axis = views[name]
         saved = _read(stored, full, axis, parts)

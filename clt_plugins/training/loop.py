@@ -2,7 +2,7 @@
 
 One step, from left to right through the code, with the file of each part:
 
-    source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/agree.read
+    source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/reading
     normalise              shift and scale per layer and dimension        model/normaliser
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
@@ -10,9 +10,10 @@ One step, from left to right through the code, with the file of each part:
     losses                 scalar terms of one forward pass, added up     training/objective; a plugin's Loss
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
+    check                  stop if a rank could not read                  distributed/reading
     guard                  stop before a NaN reaches a weight             _guard
-    clip                   scale gradients to a norm                      training/optimizer
-    step                   Adam at the scheduled rate                     training/optimizer
+    clip                   scale gradients to a norm, as Adam reads them  training/optimizers/clip
+    step                   Adam at the scheduled rate                     training/optimizers
 
 Nothing in a step reads a number back from a GPU, except at the log interval. On a CPU, where reading is free, a loss
 that is not finite stops the run at its own step.
@@ -32,13 +33,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clt_plugins.contract.abilities import Scheduled
-from clt_plugins.distributed.agree import anyone, read
+from clt_plugins.distributed.reading import Reading
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.model.scores import Scores, score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.objective import Outcome, objective
-from clt_plugins.training.optimizer import clip_gradients, gradient_norm, learning_rate
+from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
+from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Logger
@@ -60,7 +62,8 @@ def train(
 
     Args:
         folder: where checkpoints go.
-        wants_stop: asked after each step; if so, a checkpoint is written and the run stops.
+        wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
+            perhaps after the next.
 
     Raises:
         Stopped: interrupted (after a checkpoint), or the loss was not finite (the last good checkpoint stays).
@@ -71,6 +74,7 @@ def train(
     activation = transcoder.activation
     schedule = activation.schedule if isinstance(activation, Scheduled) else None
     parameters = list(learned.parameters(parts).values())
+    reading = Reading(source, parallel, device, wants_stop)
     watch = Stopwatch()
     evaluated: Scores | None = None
     saved_step = progress.step
@@ -90,16 +94,16 @@ def train(
         due = _due(config, progress.step + 1)
         before = parallel.sent()
 
-        batch = read(source, parallel).to(device)
+        batch = reading.next()
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
 
         # The rate and the activation's schedule depend on the step alone: a checkpoint need not hold them.
         lr = learning_rate(config, progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(optimizer, lr)
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
+        forget_squares(parameters)
         done = min(1.0, progress.step / (config.schedule_steps or config.steps))
         if schedule is not None:
             schedule(done)
@@ -107,13 +111,17 @@ def train(
         outcome.total.backward()
         # Tensor ranks have different rows and need no reduction; data ranks average theirs.
         parallel.reduce_gradients(parameters)
+        if parallel.data_ranks > 1:
+            forget_squares(parameters)
+        # The host has queued all of the pass by now. So it waits here for hosts that are slower, not for its device.
+        reading.check()
         norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
         # Before the clip: a NaN norm would make every gradient NaN, and the message could not name where it began. On a
         # GPU the loss is read only where the step reads numbers anyway, and always before a file is written.
         if device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]:
             _guard(parts, outcome, norm, batch, progress.step, saved_step)
         if config.clip_norm is not None and norm is not None:
-            clip_gradients(parameters, norm, config.clip_norm)
+            clip_gradients(parameters, norm, config.clip_norm, optimizer)
         optimizer.step()
 
         # A feature that was active for another data rank's tokens is not idle, so counts are summed over tokens.
@@ -127,6 +135,8 @@ def train(
         bar.update()
         watch.lap("step_s")
 
+        if any(due.values()) or reading.stops():
+            reading.compare()
         if due["log"]:
             metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
             metrics.update(watch.means(tokens))
@@ -138,8 +148,8 @@ def train(
         if due["eval"]:
             evaluated = score(transcoder, source.held_out(config.eval_tokens))
             log({f"eval/{name}": value for name, value in evaluated.as_metrics().items()})
-        # A signal reaches ranks at different steps: all stop at the step at which the first one heard it.
-        stopping = progress.step < config.steps and anyone(parallel, wants_stop())
+        # A signal reaches ranks at different steps: all stop after the same one.
+        stopping = progress.step < config.steps and reading.stops()
         if due["checkpoint"] or stopping:
             checkpoint()
         if stopping:

@@ -13,7 +13,8 @@ import attrs
 import torch
 
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.distributed.agree import all_or_none, anyone, read, same_everywhere
+from clt_plugins.distributed.agree import all_or_none, anyone, same_everywhere
+from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.finished.stages import after_training, check_stages
@@ -28,7 +29,8 @@ from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, set_aside
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
 from clt_plugins.training.loop import train
-from clt_plugins.training.optimizer import is_matrix, make_optimizer, with_rate
+from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
+from clt_plugins.training.optimizers.schedule import with_rate
 from clt_plugins.training.resume import changes, check_identity, identity_of
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def _train(
     rate = with_rate(start.recipe.train, transcoder.n_layers * transcoder.n_features)
     recipe = attrs.evolve(start.recipe, train=rate)
     own = {id(p) for p in transcoder.parameters()}
-    extra = [p for p in learned.parameters(parts).values() if id(p) not in own]
+    extra = {name: p for name, p in learned.parameters(parts).items() if id(p) not in own}
     optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
@@ -206,7 +208,7 @@ def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
         state = source.state()
         count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
         parallel = parts.context.parallel
-        batches = (read(source, parallel) for _ in range(count))
-        statistics = estimate(batches, source.n_layers, source.d_model, parallel)
+        reading = Reading(source, parallel, torch.device("cpu"))
+        statistics = estimate(reading.batches(count), source.n_layers, source.d_model, parallel)
         source.load_state(state)
     parts.transcoder.normaliser.fit(settings.normalisation, statistics)

@@ -48,12 +48,12 @@ class TopK(nn.Module):
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:
         """Selects the k best; in eval mode k is not annealed."""
-        score = None
+        affine: Callable[[int, Tensor], tuple[Tensor | None, Tensor | None]] | None = None
         if self.config.ranking == "norm":
             by_layer = norms()
-            score = lambda layer, pre: pre * by_layer[layer]  # noqa: E731
+            affine = lambda layer, pre: (by_layer[layer], None)  # noqa: E731
         elif self.config.ranking == "zscore":
-            score = self._standardise
+            affine = self._standardise
         return Top(
             self.training_k if self.training else self.k,
             tokens,
@@ -61,7 +61,7 @@ class TopK(nn.Module):
             self.context.n_features,
             per=self.per,
             scope=self.config.scope,
-            score=score,
+            affine=affine,
             kernels=self.context.kernels,
             parallel=self.context.parallel,
         )
@@ -70,17 +70,21 @@ class TopK(nn.Module):
         """Kept pre-activations below 0 become 0."""
         return pre.relu()
 
-    def _standardise(self, layer: int, pre: Tensor) -> Tensor:
-        """(pre - mean) / std of each feature over the tokens of the batch, as the reference library ranks.
+    def _standardise(self, layer: int, pre: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift of (pre - mean) / std of each feature over the tokens of the batch, as the reference library
+        ranks.
 
         The deviation of a single token is 0 / 0. Its pre-activations are compared as they are.
         """
         parallel = self.context.parallel
         count = pre.shape[0] * parallel.batch_ranks
         if count == 1:
-            return pre
+            return None, None
         if parallel.batch_ranks == 1:
-            return (pre - pre.mean(0)) / (pre.std(0) + EPSILON)
-        centred = pre - parallel.total(pre.sum(0), over="tokens", what="selection") / count
-        squares = parallel.total(centred.square().sum(0), over="tokens", what="selection")
-        return centred / ((squares / (count - 1)).sqrt() + EPSILON)
+            mean, std = pre.mean(0), pre.std(0)
+        else:
+            mean = parallel.total(pre.sum(0), over="tokens", what="selection") / count
+            squares = parallel.total((pre - mean).square().sum(0), over="tokens", what="selection")
+            std = (squares / (count - 1)).sqrt()
+        scale = 1 / (std + EPSILON)
+        return scale, -mean * scale

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clt_plugins import Layout, Pairs
+from clt_plugins import Layout, Pairs, Per, TorchSelect
 
 CHUNK = 2**24
 """Numbers in a temporary block, at most (64 MB of float32)."""
@@ -81,13 +81,24 @@ def _bags(row: Tensor, source: Tensor, value: Tensor, start: Tensor) -> Tensor:
 
 
 class TorchKernels:
-    """`Kernels` for any device and any floating type."""
+    """`Kernels` for any device and any floating type.
+
+    Args:
+        fixed: whether the selection has fixed sizes and reads nothing back, as it must on a GPU.
+    """
 
     name = "torch"
+
+    def __init__(self, *, fixed: bool = False):
+        self.fixed = fixed
 
     def preference(self, device: torch.device) -> int:
         """Any faster kernels are preferred."""
         return 0
+
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> TorchSelect:
+        """See `Kernels.select`."""
+        return TorchSelect(tokens, n_layers, n_features, k, per=per, room=room, fixed=self.fixed)
 
     @torch.no_grad()
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
@@ -134,8 +145,8 @@ class TorchKernels:
         # The first sum of a block of rows overwrites it, unless it holds something to add to.
         started: set[Block] = set() if overwrite or shared else set(blocks)
         width = max(1, CHUNK // (layout.n_layers * layout.n_features))
-        for columns in torch.arange(dense.shape[-1]).split(width):
-            part = slice(int(columns[0]), int(columns[-1]) + 1)
+        for low in range(0, dense.shape[-1], width):
+            part = slice(low, low + width)
             self._grad_columns(values.to(wide), pairs, layout, dense[..., part], sums[:, part], set(started))
         if shared:
             out.copy_(sums if overwrite else sums.add_(out))

@@ -39,18 +39,14 @@ class AuxK:
         # On a CPU, reading this number to skip the work costs nothing; on a GPU the step would wait for it.
         if dead.device.type == "cpu" and not bool(self.parallel.total(dead.sum()) > 0):
             return None
-        excluded = torch.where(dead, 0.0, -torch.inf)
-
-        def score(layer: int, pre: Tensor) -> Tensor:
-            return pre + excluded[layer].to(pre.dtype)
-
+        shift = torch.where(dead, 0.0, -torch.inf)
         return Top(
             self.k,
             tokens,
             self.n_layers,
             self.n_features,
             per="token",
-            score=score,
+            affine=lambda layer, pre: (None, shift[layer]),
             kernels=self.kernels,
             parallel=self.parallel,
         )

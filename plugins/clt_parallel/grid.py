@@ -68,10 +68,14 @@ class Grid:
         return lambda: _Summed.apply(x, self._wait(work, total))
 
     def total(self, x: Tensor, over: str = "features", what: str = "metrics") -> Tensor:
+        return self.total_later(x, over, what)()
+
+    def total_later(self, x: Tensor, over: str = "features", what: str = "metrics") -> Callable[[], Tensor]:
         if self._alone(over):
-            return x.detach()
+            return lambda: x.detach()
         total = x.detach().clone(memory_format=torch.contiguous_format)
-        return self._wait(self._start(total, over, what), total)
+        work = self._start(total, over, what)
+        return lambda: self._wait(work, total)
 
     def reduce_gradients(self, parameters: list[Any]) -> None:
         """Large gradients are reduced in place, small ones in one bucket; all are started before any is awaited."""

@@ -9,7 +9,7 @@ from attrs import field, frozen, validators
 from clt_plugins import FREE_ON_RESUME, HubOrPath, Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context, Recipe
+    from clt_plugins import Context, Outline, Recipe
 
 
 @frozen(kw_only=True)
@@ -73,9 +73,15 @@ def build_stream(config: StreamConfig, context: Context) -> Any:
     return Stream(config, context)
 
 
+def outline_stream(config: StreamConfig, context: Context) -> Outline:
+    from clt_stream.outline import outline
+
+    return outline(config, context)
+
+
 @hookimpl
 def clt_sources() -> list[Spec]:
-    return [Spec("stream", StreamConfig, build_stream)]
+    return [Spec("stream", StreamConfig, build_stream, outline=outline_stream)]
 
 
 @hookimpl

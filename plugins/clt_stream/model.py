@@ -29,11 +29,11 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
     """
     from transformers import AutoModelForCausalLM
 
-    path, options = _locate(settings)
+    path, options = locate(settings)
     tokenizer = _load_tokenizer(settings, path, options)
     dtype = getattr(torch, settings.dtype)
     options |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
-    model, info = _loaded(lambda: AutoModelForCausalLM.from_pretrained(path, **options), settings.path, "model.path")
+    model, info = loaded(lambda: AutoModelForCausalLM.from_pretrained(path, **options), settings.path, "model.path")
     check_weights(model, info, str(settings.path))
     # In training mode a model with dropout would give random activations.
     model.eval().requires_grad_(False)
@@ -51,7 +51,7 @@ def load_model(settings: Any, device: torch.device) -> tuple[PreTrainedModel, An
     return model, tokenizer
 
 
-def _locate(settings: Any) -> tuple[str, dict[str, Any]]:
+def locate(settings: Any) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` is called with: a folder or hub id, and options.
 
     Raises:
@@ -100,7 +100,7 @@ def _load_tokenizer(settings: Any, path: str, options: dict[str, Any]) -> Any:
     if folder.is_dir() and "gguf_file" not in options and not any(map(_is_of_tokenizer, folder.iterdir())):
         raise nothing
     try:
-        tokenizer = _loaded(lambda: AutoTokenizer.from_pretrained(path, **options), name, setting, "the tokenizer of ")
+        tokenizer = loaded(lambda: AutoTokenizer.from_pretrained(path, **options), name, setting, "the tokenizer of ")
     except Refused as refused:
         if "instantiate the backend tokenizer" in str(refused.__cause__):
             raise nothing from refused
@@ -132,7 +132,7 @@ def _need_gguf(setting: str) -> None:
         raise Refused(setting, text) from error
 
 
-def _loaded(load: Callable[[], Any], name: str, setting: str, part: str = "") -> Any:
+def loaded(load: Callable[[], Any], name: str, setting: str, part: str = "") -> Any:
     """What `load` returns.
 
     Args:

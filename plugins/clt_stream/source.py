@@ -24,6 +24,7 @@ from clt_stream.finite import check_rows
 from clt_stream.identity import model_identity, text_identity, tokenizer_identity
 from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
+from clt_stream.outline import block_rows
 from clt_stream.reader import Reader, packs
 from clt_stream.rows import Rows
 from clt_stream.sites import find_sites
@@ -170,7 +171,7 @@ class Stream:
     def buffer_bytes(self) -> Mapping[str, int]:
         """A block, and the held-out rows of an evaluation; each is read to the end of its last forward pass."""
         same = self.config.buffer_device == "auto"
-        rows = self.size + self.eval_tokens + 2 * self.config.model_batch * self.config.context
+        rows = block_rows(self.config, self.batch_tokens, self.eval_tokens)
         row = 2 * self.n_layers * self.d_model * self.reader.dtype.itemsize
         return {self.settings.device if same else self.config.buffer_device: rows * row}
 

@@ -47,7 +47,7 @@ class Step:
         from clt_plugins.model.sparse import reuse_gradients
         from clt_plugins.recipe.read import read_recipe
         from clt_plugins.registry.plugins import load_plugins
-        from clt_plugins.training.optimizer import is_matrix, make_optimizer
+        from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 
         torch.set_num_threads(1)
         plugins = load_plugins()
@@ -69,24 +69,27 @@ class Step:
         generator = torch.Generator().manual_seed(0)
         shape = options.batch, options.layers, options.d_model
         self.batch = Batch(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+        self.reading: Any = None
         self.idle = torch.zeros(self.transcoder.b_enc.shape, dtype=torch.int64)
 
     def __call__(self) -> float:
         """Seconds of one step."""
-        from clt_plugins.distributed.agree import anyone, read
+        from clt_plugins.distributed.reading import Reading
         from clt_plugins.training.objective import objective
 
         class Ready:
             next = staticmethod(lambda: self.batch)
 
+        if self.reading is None:
+            self.reading = Reading(Ready(), self.parallel, torch.device("cpu"))  # type: ignore[arg-type]
         start = time.perf_counter()
-        batch = read(Ready(), self.parallel)  # type: ignore[arg-type]
+        batch = self.reading.next()
         self.optimizer.zero_grad(set_to_none=True)
         outcome = objective(self.transcoder, self.parts.losses, batch, self.idle, 0.5)
         outcome.total.backward()
         self.parallel.reduce_gradients(self.parameters)
+        self.reading.check()
         self.optimizer.step()
-        anyone(self.parallel, False)
         return time.perf_counter() - start
 
 

@@ -59,7 +59,7 @@ class Own:
         from clt_plugins.model.sparse import reuse_gradients
         from clt_plugins.recipe.read import read_recipe
         from clt_plugins.registry.plugins import load_plugins
-        from clt_plugins.training.optimizer import is_matrix, make_optimizer
+        from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 
         torch.set_num_threads(options.threads)
         plugins = load_plugins()

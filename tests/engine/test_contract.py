@@ -241,6 +241,7 @@ from clt_plugins.templates.kernel import Example
 
 class Kernels:
     name = "mine"
+    select = Example.select
     decode, grad_values, grad_rows = Example.decode, Example.grad_values, Example.grad_rows
 
 @hookimpl

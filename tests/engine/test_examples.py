@@ -13,7 +13,7 @@ from clt_plugins.model.assemble import Parts, build_transcoder
 from clt_plugins.model.devices import make_kernels, make_parallel
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
-from clt_plugins.training.plan import estimate
+from clt_plugins.training.plan.build import estimate
 from tests.support.helpers import parts, plugins
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

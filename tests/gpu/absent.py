@@ -48,8 +48,8 @@ class Ops(TorchDispatchMode):
         """An operation of torch, to be done by `func(*args, **kwargs)`."""
         return func(*args, **kwargs)
 
-    def launch(self, kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        """A Triton kernel is launched."""
+    def launch(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        """A Triton kernel (a `JITFunction`) is launched."""
 
     def waits(self, what: str) -> None:
         """The host waits for the device."""
@@ -188,7 +188,7 @@ def _launcher(ops: Ops) -> Callable[..., None]:
     def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
         arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
         chosen = grid(arguments) if callable(grid) else grid
-        ops.launch(self.__name__, tuple(int(n) for n in chosen), arguments)
+        ops.launch(self, tuple(int(n) for n in chosen), arguments)
 
     return run
 

@@ -28,7 +28,8 @@ from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
 from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
-from clt_plugins.training.optimizer import is_matrix, make_optimizer, with_rate
+from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
+from clt_plugins.training.optimizers.schedule import with_rate
 from tests.gpu.absent import CUDA
 
 NEVER = 10**9

@@ -62,10 +62,10 @@ class Watch(Ops):
     def waits(self, what: str) -> None:
         self.note("waits", what)
 
-    def launch(self, kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    def launch(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         for name, value in arguments.items():
             if isinstance(value, Tensor) and not on_gpu(value):
-                self.note("mixes devices", f"{kernel}: {name}")
+                self.note("mixes devices", f"{kernel.__name__}: {name}")
 
     # -- one operation ------------------------------------------------------------------------------------------
 

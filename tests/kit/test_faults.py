@@ -40,7 +40,7 @@ class Activation(torch.nn.Module):
         # The features of all ranks where `Top` knows of ranks, else this rank's.
         features = context.n_features if PARALLEL else len(context.parallel.shard(context.n_features))
         parallel = context.parallel if PARALLEL else None
-        return Top(8, tokens, context.n_layers, features, per="token", parallel=parallel)
+        return Top(8, tokens, context.n_layers, features, per="token", kernels=context.kernels, parallel=parallel)
 
     def forward(self, pre, feature):
         return pre.relu()
@@ -149,6 +149,9 @@ class Kernels:
 
     def preference(self, device):
         return -1
+
+    def select(self, *shape, per, room=0):
+        return SELECT
 
     def decode(self, values, pairs, layout, weight, out):
         self.inner.decode(values, pairs, layout, weight, out)
@@ -324,7 +327,8 @@ class Activation(torch.nn.Module):
         context = self.context
         if self.training and torch.is_grad_enabled():
             self.seen += 1
-        top = Top(K, tokens, context.n_layers, context.n_features, per="token", parallel=context.parallel)
+        shape = tokens, context.n_layers, context.n_features
+        top = Top(K, *shape, per="token", kernels=context.kernels, parallel=context.parallel)
         SEE
         return top
 
@@ -367,8 +371,9 @@ import torch
 class Loss(torch.nn.Module):
     needs_pre = False
 
-    def __init__(self):
+    def __init__(self, context):
         super().__init__()
+        self.context = context
         STATE
 
     def selection(self, tokens, idle_tokens):
@@ -382,7 +387,7 @@ class Loss(torch.nn.Module):
 
 @hookimpl
 def clt_losses():
-    return [Spec("mine", Config, lambda config, context: Loss())]
+    return [Spec("mine", Config, lambda config, context: Loss(context))]
 """
 BUFFER = {
     "STATE": 'self.register_buffer("running", torch.zeros(()))',
@@ -400,11 +405,11 @@ def test_a_loss_with_a_state_that_no_checkpoint_holds(failures: Any) -> None:
 
 
 def test_a_loss_whose_selection_changes_what_it_sees(failures: Any) -> None:
-    selection = """Selecting(tokens)
+    selection = """Selecting(tokens, self.context.kernels)
 
 class Selecting:
-    def __init__(self, tokens):
-        self.top = Top(2, tokens, 3, 41, per="token")
+    def __init__(self, tokens, kernels):
+        self.top = Top(2, tokens, 3, 41, per="token", kernels=kernels)
 
     def see(self, layer, pre):
         self.top.see(layer, pre.clone())

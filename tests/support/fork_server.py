@@ -23,6 +23,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ IMPORTED_LATE = (
 
 def import_all() -> None:
     """Every module of the project that can be imported here, and what these import when they are called."""
+    # First, as in a new process: nnsight gives every object an attribute, and a plugin of pytest stumbles over it.
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
     for package in PACKAGES:
         found = importlib.import_module(package)
         for module in pkgutil.walk_packages(found.__path__, f"{package}."):

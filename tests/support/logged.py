@@ -72,8 +72,7 @@ def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     start = f"""
         import os, resource, signal, sys
         from pathlib import Path
-        from tests.support.commands import python
-from tests.support.helpers import parts
+        from tests.support.helpers import parts
         from tests.support.logged import *
         context, folder = parts().context, Path({str(folder)!r})
         """

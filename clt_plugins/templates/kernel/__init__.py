@@ -1,4 +1,4 @@
-"""The kernels `example`: the three sparse products in a few lines of PyTorch, to start from.
+"""The kernels `example`: the sparse products in a few lines of PyTorch, to start from.
 
 Shapes: B tokens, L layers, D d_model, N pairs, R rows of a weight.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clt_plugins import Context, Layout, Pairs
+    from clt_plugins import Context, Layout, Pairs, Per, Select
 
 
 @frozen(kw_only=True)
@@ -32,6 +32,15 @@ class Example:
     def preference(self, device: torch.device) -> int:
         """The kernels with the highest number are chosen; the built-in reference has 0."""
         return -1
+
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
+        """Finds the k best pre-activations. The engine has one in PyTorch's operations; here you can have a faster one.
+
+        On a GPU give `fixed=True` and `room=room`: then nothing is read back.
+        """
+        from clt_plugins import TorchSelect
+
+        return TorchSelect(tokens, n_layers, n_features, k, per=per)
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` is [B, L, D]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from unittest import SkipTest
 
@@ -9,15 +10,18 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Preferred, Selects
+from clt_plugins.contract.abilities import Preferred
+from clt_plugins.contract.select import Kept, Per
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
+from clt_plugins.distributed.topk import Together
 from clt_plugins.errors import Faults
 from clt_plugins.model.devices import bare_context
 from clt_plugins.model.sparse import sparse_decode
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
+from clt_plugins.testing.selection import KINDS, assert_kept, by_ranks, expected, numbers
 from clt_plugins.testing.sparse_products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 
 EDGES = [
@@ -127,59 +131,99 @@ def threads(bench: Bench) -> None:
                 same(on_two, on_one, what, "sums that several threads share: give each sum one owner and one order")
 
 
+SELECTIONS: list[tuple[int, int, int, int, Per]] = [
+    (5, 3, 900, 700, "batch"),
+    (4, 3, 10, 7, "batch"),
+    (2, 2, 3, 12, "batch"),  # all
+    (4, 3, 1000, 3, "token"),
+    (9, 3, 60, 11, "token"),
+    (3, 3, 4, 99, "token"),  # more than there are
+]
+"""Tokens, layers, features, k, and of what."""
+
+
 @check("kernels")
-def best(bench: Bench) -> None:
-    """The best of many numbers are exactly those of a stable sort, on one thread and on two.
-
-    Skipped where the kernels have no `best`.
-    """
+def select(bench: Bench) -> None:
+    """What is selected is exactly what a stable sort selects: ties, NaN, infinities, any score, one thread and two."""
     kernels, before = built(bench), torch.get_num_threads()
-    if not isinstance(kernels, Selects):
-        raise SkipTest("the kernels have no `best`")
-    for dtype in TOLERANCES:
-        for kind in ("normal", "ties", "negative", "special", "rising"):
-            for rows, columns, k in ((1, 9000, 700), (1, 40, 7), (6, 5000, 3), (9, 60, 11), (3, 4, 99)):
-                blocks = list(_scores(kind, rows, columns).to(dtype))
-                for count in (1, 2):
-                    torch.set_num_threads(count)
-                    try:
-                        search = kernels.best(rows, min(k, 3 * columns))
-                        for number, block in enumerate(blocks):
-                            search.see(block.clone(), block.clone() + 1, number * columns)
-                        kept = search.finish()
-                    finally:
-                        torch.set_num_threads(before)
-                    what = f"{kind} {dtype}, the {k} best of {rows} x {3 * columns} on {count} threads"
-                    _assert_best(kept, torch.cat(blocks, 1), k, what)
+    for kind in KINDS:
+        for shape in SELECTIONS:
+            for dtype in TOLERANCES:
+                _assert_selects(kernels, kind, dtype, shape, "plain")
+            try:
+                torch.set_num_threads(2)
+                _assert_selects(kernels, kind, torch.float32, shape, "plain")
+            finally:
+                torch.set_num_threads(before)
+            if kind in ("ties", "special"):
+                for by in ("scale", "shift", "scale and shift", "score"):
+                    for dtype in TOLERANCES:
+                        _assert_selects(kernels, kind, dtype, shape, by)
 
 
-def _scores(kind: str, rows: int, columns: int) -> Tensor:
-    """Three blocks, [3, R, C]."""
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(3, rows, columns, generator=random)
-    if kind == "ties":
-        return (x * 2).round() / 2
-    if kind == "negative":
-        return -x.abs()
-    if kind == "rising":  # each block beats the one before
-        return x + 8 * torch.arange(3)[:, None, None]
-    if kind == "special":
-        for value in (torch.nan, -torch.inf, torch.inf, -0.0, 0.0):
-            x.view(-1)[torch.randperm(x.numel(), generator=random)[: max(1, x.numel() // 20)]] = value
-    return x
+@check("kernels")
+def select_by_ranks(bench: Bench) -> None:
+    """Ranks with unequal shares of the features, or with parts of the batch, keep what one process keeps."""
+    kernels = built(bench)
+    for kind in KINDS:
+        for tokens, layers, features, k, per in SELECTIONS[1:]:
+            pre = numbers(kind, tokens, layers, features)
+            cut = max(1, features // 4)
+            shares = [(range(tokens), range(cut)), (range(tokens), range(cut, features))]
+            if per == "batch":
+                half = tokens // 2
+                shares = [(part, own) for part in (range(half), range(half, tokens)) for _, own in shares]
+
+            def run(rank: int, total: Callable[[Tensor], Tensor], shares=shares, pre=pre, k=k, per=per) -> Kept:
+                own_tokens, own = shares[rank]
+                search = kernels.select(len(own_tokens), pre.shape[0], len(own), k, per=per)
+                for layer, block in enumerate(pre):
+                    search.see(layer, block[own_tokens.start : own_tokens.stop, own.start : own.stop].clone())
+                tokens, first = (pre.shape[1], own_tokens.start) if per == "batch" else (len(own_tokens), 0)
+                return search.finish(
+                    Together(
+                        per=per,
+                        n_layers=pre.shape[0],
+                        own_tokens=len(own_tokens),
+                        own_features=len(own),
+                        sum=total,
+                        tokens=tokens,
+                        first_token=first,
+                        features=pre.shape[2],
+                        first_feature=own.start,
+                    )
+                )
+
+            mask = expected(pre, k, per)
+            for rank, kept in enumerate(by_ranks(len(shares), run)):
+                own_tokens, own = shares[rank]
+                part = slice(own_tokens.start, own_tokens.stop), slice(own.start, own.stop)
+                what = f"{kind} numbers, the {k} best per {per} of {list(pre.shape)}, rank {rank} of {len(shares)}"
+                assert_kept(kept, mask[:, *part], pre[:, *part], what)
 
 
-def _assert_best(best: tuple[Tensor, Tensor, Tensor], score: Tensor, k: int, what: str) -> None:
-    """Compare with a stable sort of everything, row by row."""
-    hint = "`best`: of equal scores the lower id, NaN as +inf, never -inf; results in the order of ids"
-    clean = score.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    for row, numbers in enumerate(clean):
-        order = numbers.sort(descending=True, stable=True).indices
-        ids = order[numbers[order] > -torch.inf][:k].sort().values
-        full = best[0][row] > -torch.inf
-        same(best[2][row][full], ids, f"ids of {what}", hint)
-        same(best[0][row][full], numbers[ids], f"scores of {what}", hint)
-        same(best[1][row][full], score[row, ids] + 1, f"pre-activations of {what}", hint)
+def _assert_selects(kernels: Any, kind: str, dtype: torch.dtype, shape: tuple[Any, ...], by: str) -> None:
+    """By the pre-activations themselves ("plain"), by scale and shift, or by a score of the caller's."""
+    tokens, layers, features, k, per = shape
+    pre = numbers(kind, tokens, layers, features).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    # Powers of two and small multiples of them: the scores are exact, however they are rounded.
+    scale = torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat(features)[:features].to(wide)
+    shift = torch.tensor([0.0, 0.5, -torch.inf, -1.0, 0.0]).repeat(features)[:features].to(wide)
+    score = numbers("ties", tokens, layers, features).to(dtype) if by == "score" else pre
+    given = {name: x for name, x in {"scale": scale, "shift": shift}.items() if name in by}
+    search = kernels.select(tokens, layers, features, k, per=per)
+    for layer in range(layers):
+        block = pre[layer].t().contiguous().t() if by == "plain" else pre[layer].clone()  # not contiguous
+        search.see(layer, block, **({"score": score[layer].clone()} if by == "score" else given))
+        block.fill_(torch.nan)  # the encoder writes the next layer there
+    if "scale" in given:
+        score = score * scale
+    if "shift" in given:
+        score = score + shift
+    threads = torch.get_num_threads()
+    what = f"{kind} {dtype}, by {by}, the {k} best per {per} of {tokens, layers, features}, {threads} threads"
+    assert_kept(search.finish(), expected(score, k, per), pre, what)
 
 
 @check("kernels")

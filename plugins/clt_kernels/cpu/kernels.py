@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from clt_kernels.cpu import loops
-from clt_kernels.cpu.select import NumbaBest
+from clt_kernels.cpu import update as adam
+from clt_kernels.cpu.select import NumbaSelect
 from clt_kernels.cpu.threads import use_threads
-from clt_plugins import Layout, Pairs, Refused
+from clt_plugins import AdamUpdate, Layout, Pairs, Per, Refused
 
 Plan = tuple[Any, Any, Any, Any]
 """(block_start, blocks, source_start, sources): blocks of rows by target.
@@ -46,9 +47,9 @@ class NumbaKernels:
         """Faster than `torch` on the CPU, the only device that they are built for."""
         return 10
 
-    def best(self, rows: int, k: int) -> NumbaBest:
-        """See `Selects.best`."""
-        return NumbaBest(rows, k, torch.get_num_threads())
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> NumbaSelect:
+        """See `Kernels.select`."""
+        return NumbaSelect(tokens, n_layers, n_features, k, per=per, threads=torch.get_num_threads())
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""
@@ -119,6 +120,26 @@ class NumbaKernels:
         )
         if result is not out:
             out.copy_(result)
+
+    def update_rows(self, update: AdamUpdate) -> None:
+        """See `Updates.update_rows`; results have the bits of the engine's own."""
+        threads = use_threads(update.weight.numel() // PER_THREAD)
+        scalars = update.scalars.numpy()
+        key = (update.key + int(scalars[4]) * int(adam.GOLDEN)) & 0xFFFFFFFF
+        flat = [_array(x).reshape(-1) for x in (update.weight, update.grad, update.mean, update.square)]
+        low = np.zeros(1, np.bool_) if update.low is None else _array(update.low).reshape(-1)
+        settings = [1 - update.beta1, update.beta2, 1 - update.beta2, update.eps, update.weight_decay]
+        adam.update(
+            flat[0],
+            low,
+            *flat[1:],
+            scalars,
+            np.array(settings, np.float32),
+            update.weight.shape[1],
+            np.array([update.first, update.period, update.stride]),
+            np.uint32(key),
+            threads,
+        )
 
     def _group(self, pairs: Pairs) -> tuple[Any, Any, Any]:
         """The pairs in feature order, without empty places: order, tokens, where features begin [L * F + 1].

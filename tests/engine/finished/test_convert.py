@@ -29,7 +29,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 def trained(name: str) -> Parts:
     """A transcoder trained for a few steps on sparse ground truth."""
     from clt_plugins.training.objective import objective
-    from clt_plugins.training.optimizer import make_optimizer
+    from clt_plugins.training.optimizers.make import make_optimizer
 
     built = parts(
         activation=SELECTIONS[name],

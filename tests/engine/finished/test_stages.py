@@ -160,7 +160,7 @@ def test_a_source_that_holds_out_nothing_is_refused_before_training(stage, tmp_p
     source = {"name": "stream", "text": str(tmp_path / "text.jsonl"), "context": 32, "held_out": 0.0}
     stages: dict[str, Any] = {} if stage == "training alone" else {stage: {}}
     file = write(tmp_path, model={"path": str(tmp_path / "model")}, source=source, **stages)
-    commands = [["run", file, "--out", tmp_path / "run"], ["plan", file]]
+    commands = [["run", file, "--out", tmp_path / "run"], ["run", file, "--dry-run"]]
     refused(
         commands if stages else commands[:1],
         file,

@@ -32,7 +32,9 @@ class Activation(torch.nn.Module):
     def selection(self, tokens, norms):
         context = self.context
         if FIXED:
-            return Top(5, tokens, context.n_layers, context.n_features, per="token", parallel=context.parallel)
+            n_layers, n_features = context.n_layers, context.n_features
+            kernels, parallel = context.kernels, context.parallel
+            return Top(5, tokens, n_layers, n_features, per="token", kernels=kernels, parallel=parallel)
         return Above(0.0, tokens, context.n_layers, context.n_features)
 
     def forward(self, pre, feature):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,11 @@ from clt_plugins import Above, Top, load_plugins
 from clt_plugins.model.devices import make_kernels
 
 SHAPES = [(7, 3, 11, 2), (5, 2, 64, 3), (64, 4, 256, 5), (3, 2, 4, 6), (16, 3, 2000, 4), (1, 1, 1, 1), (2, 3, 5, 99)]
+
+
+@cache
+def made(kernels: str) -> Any:
+    return make_kernels(kernels, torch.device("cpu"), load_plugins())
 
 
 def sorted_top(flat: torch.Tensor, k: int) -> torch.Tensor:
@@ -43,8 +50,7 @@ def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties, kern
     if ties:
         pre = (pre * 3).round() / 3
     room = features * (layers if scope == "global" else 1)
-    best = make_kernels(kernels, torch.device("cpu"), load_plugins())
-    top = Top(k, tokens, layers, features, per=per, scope=scope, kernels=best)
+    top = Top(k, tokens, layers, features, per=per, scope=scope, kernels=made(kernels))
     for layer in range(layers):
         top.see(layer, pre[:, layer])
     pairs, values = top.finish()
@@ -57,29 +63,13 @@ def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties, kern
     assert (place.diff() > 0).all(), "pairs must be sorted by token, then feature"
 
 
-@pytest.mark.parametrize("per", ["token", "batch"])
-def test_the_fixed_shape_form_for_gpus_keeps_the_same(per):
-    """The two forms are chosen by the device's type; there is no GPU here, so its steps are taken by hand."""
-    from clt_plugins.model.selection import Candidates, Pool
-
-    pre = (torch.randn(2, 9, 40, generator=torch.Generator().manual_seed(0)) * 3).round()
-    rows = 9 if per == "token" else 1
-    narrow, fixed = Pool(rows, 6), Pool(rows, 6)
-    for layer, block in enumerate(pre):
-        block = block.reshape(rows, -1)
-        first = layer * block.shape[1]
-        narrow.see(block, block, first)
-        ids = (torch.arange(block.shape[1]) + first).expand_as(block)
-        fixed.parts = [fixed._best(Candidates(block, block, ids)), *fixed.parts][::-1]
-        fixed.parts = [fixed.finish()]
-    for one, other in zip(narrow.finish(), fixed.finish(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_a_score_of_minus_infinity_is_never_kept():
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+@pytest.mark.parametrize("form", ["score", "affine"])
+def test_a_score_of_minus_infinity_is_never_kept(form, kernels):
     pre = torch.ones(4, 6)
     closed = torch.tensor([0.0, -torch.inf, -torch.inf, 0.0, -torch.inf, -torch.inf])
-    top = Top(3, 4, 1, 6, per="token", score=lambda layer, pre: pre + closed)
+    forms = {"score": lambda layer, pre: pre + closed, "affine": lambda layer, pre: (None, closed)}
+    top = Top(3, 4, 1, 6, per="token", kernels=made(kernels), **{form: forms[form]})
     top.see(0, pre)
     pairs, values = top.finish()
     assert pairs.token.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -87,11 +77,12 @@ def test_a_score_of_minus_infinity_is_never_kept():
     assert values.tolist() == [1.0] * 8
 
 
-def test_a_nan_is_kept_so_that_the_loss_shows_it():
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+def test_a_nan_is_kept_so_that_the_loss_shows_it(kernels):
     pre = torch.zeros(4, 50)
     pre[2, 7] = torch.nan
     for per in ("token", "batch"):
-        top = Top(1, 4, 1, 50, per=per)
+        top = Top(1, 4, 1, 50, per=per, kernels=made(kernels))
         top.see(0, pre)
         _, values = top.finish()
         assert values.isnan().sum() == 1

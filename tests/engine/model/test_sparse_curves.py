@@ -12,7 +12,7 @@ from clt_plugins.model.assemble import assemble, close
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.training.objective import objective
-from clt_plugins.training.optimizer import make_optimizer
+from clt_plugins.training.optimizers.make import make_optimizer
 from tests.support.helpers import ACTIVATIONS, TYINGS, plugins
 
 STEPS, TOKENS = 200, 64

@@ -9,7 +9,7 @@ import pytest
 
 from clt_plugins import run
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizer import with_rate
+from clt_plugins.training.optimizers.schedule import with_rate
 from tests.support.helpers import tables
 
 

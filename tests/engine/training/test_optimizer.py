@@ -5,21 +5,27 @@ from __future__ import annotations
 import torch
 
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizer import AdamBF16, make_optimizer, round_stochastically
+from clt_plugins.training.optimizers.adam import AdamBF16
+from clt_plugins.training.optimizers.make import make_optimizer
+from clt_plugins.training.optimizers.reference import store
 from tests.support.helpers import parts, random_batch
 
 
 def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
     generator = torch.Generator().manual_seed(0)
+
+    def bits(count: int) -> torch.Tensor:
+        return torch.randint(-(2**31), 2**31, (count,), generator=generator).int()
+
     x = torch.full((100_000,), 1.0 + 0.25 * 2**-7)  # a quarter of the way between two bfloat16 numbers
     out = torch.empty_like(x, dtype=torch.bfloat16)
-    round_stochastically(x, out, generator)
+    store(x, out, bits(len(x)))
     assert set(out.float().tolist()) == {1.0, 1.0 + 2**-7}
     share = (out.float() > 1).float().mean()
     assert abs(share - 0.25) < 0.006, "four standard deviations of 100,000 draws"
     exact = torch.tensor([0.0, -1.5, 3.0, 2.0**-120])
     out = torch.empty(4, dtype=torch.bfloat16)
-    round_stochastically(exact, out, generator)
+    store(exact, out, bits(4))
     assert torch.equal(out.float(), exact)
 
 

@@ -10,7 +10,10 @@ from click.testing import CliRunner
 from clt_plugins.cli.main import main_group
 from clt_plugins.files.records import as_data, from_data, json_text
 from clt_plugins.recipe.read import as_toml
-from clt_plugins.training.plan import Plan, as_table, estimate, plan
+from clt_plugins.training.plan.build import estimate, plan
+from clt_plugins.training.plan.memory import LASTING, PHASES
+from clt_plugins.training.plan.records import Plan
+from clt_plugins.training.plan.table import as_table
 from tests.support.helpers import TYINGS, parts, plugins, recipe
 
 B, L, D, F = 16, 3, 6, 10
@@ -30,8 +33,14 @@ def test_a_plan_without_memory_is_that_of_the_built_parts(tying):
     needs = plan(changed, plugins())
     assert needs == estimate(parts(tying=TYINGS[tying]), changed)
     assert sum(needs.parameters_by_name.values()) == needs.parameters
-    assert needs.total_bytes == sum(as_data(needs.bytes).values())
     assert needs.total_flops == sum(as_data(needs.flops).values())
+
+
+def test_the_peak_is_what_lasts_and_the_largest_phase():
+    sizes = as_data(plan(recipe(), plugins()).bytes)
+    assert sorted({*LASTING, *(name for phase in PHASES for name in phase)}) == sorted(sizes), "each has its place"
+    phases = [sum(sizes[name] for name in phase) for phase in PHASES]
+    assert plan(recipe(), plugins()).total_bytes == sum(sizes[name] for name in LASTING) + max(phases)
 
 
 def test_settings_change_what_they_should():
@@ -46,6 +55,17 @@ def test_settings_change_what_they_should():
     assert double.bytes.batch == 2 * base.bytes.batch and double.bytes.parameters == base.bytes.parameters
     more = plan(recipe(activation={"name": "batchtopk", "k": 10}), plugins())
     assert more.bytes.pairs == 2 * base.bytes.pairs, "k of the activation is the number of pairs per token"
+    two = plan(recipe(parallel={"name": "tensor", "tensor": 2}), plugins())
+    assert two.ranks == 2 and two.bytes.pairs == base.bytes.pairs / 2, "features are split, and pairs with them"
+
+
+def test_disk_by_hand():
+    disk = plan(recipe(), plugins()).disk
+    rows = L * F * (1 + 2)  # of D numbers: the encoder's, and L (L + 1) / 2 * F = 2 L F of the decoder
+    numbers = rows * D + L * F + L * D  # with the biases
+    assert disk.checkpoint == 3 * 4 * numbers + 8 * L * F, "weights and two moments; idle tokens of each feature"
+    assert disk.run == 11 * disk.checkpoint + 4 * numbers, "keep_checkpoints is 10"
+    assert disk.activations == (12 * B + 64) * 2 * L * D * 2, "bfloat16; 64 held-out tokens"
 
 
 def test_the_command_prints_the_keys_that_users_read(tmp_path):
@@ -56,13 +76,14 @@ def test_the_command_prints_the_keys_that_users_read(tmp_path):
     printed = json.loads(done.stdout)
     assert printed == json.loads(json_text(needs)) and from_data(Plan, printed) == needs
     assert list(printed) == [
-        *("layers", "d_model", "features", "parameters", "parameters_by_name"),
-        *("bytes", "total_bytes", "flops", "total_flops"),
+        *("layers", "d_model", "features", "parameters", "parameters_by_name", "ranks"),
+        *("bytes", "total_bytes", "host_bytes", "flops", "total_flops", "tokens", "disk", "speed"),
     ]
-    assert list(printed["bytes"]) == ["parameters", "gradients", "optimizer", "batch", "pre_activations", "pairs"]
+    assert list(printed["bytes"]) == [*LASTING, "batch", "pre_activations", "selection", "pairs", "model_pass"]
     assert list(printed["flops"]) == ["encoder", "sparse", "optimizer"]
     for command in (["plan"], ["run", "--dry-run"]):
         done = CliRunner().invoke(main_group, [*command, str(tmp_path / "r.toml")])
         assert done.stdout == as_table(needs) + "\n"
     lines = as_table(needs).splitlines()
     assert lines[:2] == ["layers 3, d_model 6, features 10 per layer", f"parameters {needs.parameters:,}"]
+    assert lines[-1] == "times: --gpu NAME, or --measure here"

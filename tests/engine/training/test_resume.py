@@ -15,7 +15,7 @@ from clt_plugins.errors import Faults, Stopped
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.registry.plugins import load_plugins
-from clt_plugins.training.optimizer import learning_rate
+from clt_plugins.training.optimizers.schedule import learning_rate
 from clt_plugins.training.resume import changes
 from tests.support.helpers import recipe, tables
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizer import clip_gradients, gradient_norm, learning_rate, make_optimizer
+from clt_plugins.training.optimizers.adam import AdamBF16
+from clt_plugins.training.optimizers.clip import clip_gradients, gradient_norm
+from clt_plugins.training.optimizers.make import make_optimizer
+from clt_plugins.training.optimizers.schedule import learning_rate
 from tests.support.helpers import parts
 
 STEPS = 40
@@ -38,28 +41,44 @@ def test_the_learning_rate_of_every_step(schedule: str, warmup: int) -> None:
         assert learning_rate(config, step) == pytest.approx(expected, rel=1e-12), step
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("limit", [0.5, 3.0, 1e9])
-def test_clipping_multiplies_every_gradient_by_limit_over_norm_where_the_norm_is_larger(limit: float) -> None:
+def test_clipping_multiplies_every_gradient_by_limit_over_norm_where_the_norm_is_larger(
+    limit: float, dtype: str
+) -> None:
+    """Seen by what the optimizer makes of it; with beta1 of 0.9 a first moment is a tenth of the gradient."""
     numbers = torch.Generator().manual_seed(0)
-    parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((3, 4), (5,), (2, 2, 2))]
-    for p in parameters[:2]:
-        p.grad = torch.randn(p.shape, generator=numbers, dtype=torch.float64)
-    before = [p.grad.flatten().tolist() for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(x**2 for gradient in before for x in gradient))
-    assert float(gradient_norm(parameters)) == pytest.approx(norm, rel=1e-12)
-    clip_gradients(parameters, gradient_norm(parameters), limit)
-    factor = limit / norm if norm > limit else 1.0
-    for p, gradient in zip(parameters, before, strict=False):
-        assert p.grad is not None
-        assert p.grad.flatten().tolist() == pytest.approx([x * factor for x in gradient], rel=1e-12)
-    assert parameters[2].grad is None
+    kind = getattr(torch, dtype)
+    parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=kind)) for shape in ((3, 4), (5,), (2, 2, 2))]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(parameters, fused=True)]
+    if dtype == "float32":
+        optimizers.append(
+            AdamBF16(parameters, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, decoupled=False, seed=0, moments=torch.float32)
+        )
+    # The factor is float32 but for float64 parameters: two roundings of it, and two of the gradient.
+    tolerance = 1e-12 if dtype == "float64" else 4 * 2**-24
+    for optimizer in optimizers:
+        for p in parameters[:2]:
+            p.grad = torch.randn(p.shape, generator=numbers, dtype=kind)
+        before = [p.grad.flatten().tolist() for p in parameters if p.grad is not None]
+        norm = math.sqrt(sum(x**2 for gradient in before for x in gradient))
+        assert float(gradient_norm(parameters)) == pytest.approx(norm, rel=tolerance)
+        clip_gradients(parameters, gradient_norm(parameters), limit, optimizer)
+        optimizer.step()
+        factor = limit / norm if norm > limit else 1.0
+        for p, gradient in zip(parameters, before, strict=False):
+            expected = [x * factor / 10 for x in gradient]
+            moment = optimizer.state[p]["exp_avg"].flatten().tolist()
+            assert moment == pytest.approx(expected, rel=2 * tolerance), type(optimizer)
 
 
 def test_a_gradient_of_zero_stays_zero() -> None:
-    p = torch.nn.Parameter(torch.zeros(3))
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([p], fused=True)
     p.grad = torch.zeros(3)
-    clip_gradients([p], gradient_norm([p]), 1.0)
-    assert p.grad.tolist() == [0.0, 0.0, 0.0]
+    clip_gradients([p], gradient_norm([p]), 1.0, optimizer)
+    optimizer.step()
+    assert p.tolist() == [1.0, 1.0, 1.0]
 
 
 class ByHand:

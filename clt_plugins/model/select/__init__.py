@@ -1,0 +1,1 @@
+"""The selection in PyTorch's own operations, for kernels that have none of their own."""

@@ -1,0 +1,73 @@
+"""The norm of all gradients, and clipping to it, without reading a number back from a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.interfaces import Parallel
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None = None) -> Tensor:
+    """The 2-norm of all gradients together, of all ranks, a scalar on their device.
+
+    Where the product that made a gradient left the sums of squares of its rows (`parameter.grad_squares`, [R] float32),
+    the gradient is not read again.
+    """
+    with_grad = [p for p in parameters if p.grad is not None]
+    unknown = [p for p in with_grad if grad_squares(p) is None]
+    norms: dict[int, Tensor] = {}
+    if unknown:
+        # One fused call for all norms: a loop over parameters would be a kernel launch each.
+        grads = [p.grad for p in unknown if p.grad is not None]
+        wide = torch.promote_types(grads[0].dtype, torch.float32)
+        norms = {id(p): norm for p, norm in zip(unknown, torch._foreach_norm(grads, 2, wide), strict=True)}
+    for p in with_grad:
+        if (squares := grad_squares(p)) is not None:
+            norms[id(p)] = squares.sum().sqrt()
+    if parallel is None or parallel.tensor_ranks == 1:
+        return torch.stack([norms[id(p)] for p in with_grad]).norm()
+    # A parameter that every rank has all of counts once; of the others each rank has its own rows.
+    whole, split = (
+        torch.stack([norms[id(p)] for p in with_grad if _is_split(p) == cut] or [norms[id(with_grad[0])] * 0])
+        for cut in (False, True)
+    )
+    return (parallel.total(split.square().sum()) + whole.square().sum()).sqrt()
+
+
+def grad_squares(parameter: nn.Parameter) -> Tensor | None:
+    """The sum of squares of each row of a gradient, [R] float32; None where it is not known."""
+    return getattr(parameter, "grad_squares", None)
+
+
+def forget_squares(parameters: Iterable[nn.Parameter]) -> None:
+    """The gradients change, or there are none: what is known of their rows holds no longer."""
+    for p in parameters:
+        if grad_squares(p) is not None:
+            p.grad_squares = None  # type: ignore[attr-defined]
+
+
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], norm: Tensor, limit: float, optimizer: torch.optim.Optimizer
+) -> None:
+    """Let the optimizer's next step scale all gradients by limit / norm where the norm is larger.
+
+    Adam divides each gradient by a number as it reads it, so that no pass over the gradients is needed (torch's fused
+    Adam: `grad_scale`, made for mixed precision). That number is float32. The gradients of float64 parameters are
+    scaled here.
+    """
+    # The factor stays on the device: an `if norm > limit` would wait for it.
+    with_grad = [p for p in parameters if p.grad is not None]
+    scale = (norm / limit).clamp_min(1.0)
+    if any(p.dtype == torch.float64 for p in with_grad):
+        torch._foreach_div_([p.grad for p in with_grad if p.grad is not None], scale)
+    else:
+        optimizer.grad_scale = scale.float()  # type: ignore[attr-defined]
+
+
+def _is_split(parameter: nn.Parameter) -> bool:
+    return getattr(parameter, "feature_axis", None) is not None

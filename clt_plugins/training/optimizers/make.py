@@ -1,0 +1,92 @@
+"""The optimizer of a run, from the recipe's settings.
+
+Kingma & Ba 2015 (arXiv 1412.6980); Loshchilov & Hutter 2019 (arXiv 1711.05101).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from clt_plugins.training.optimizers.adam import AdamBF16, Piece
+from clt_plugins.training.optimizers.schedule import with_rate
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.recipe import TrainConfig
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
+
+
+def make_optimizer(
+    model: CrossLayerTranscoder, config: TrainConfig, seed: int = 0, extra: Mapping[str, nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """Adam or AdamW over a model's parameters: torch's fused one, or `AdamBF16` where weights or moments are bfloat16.
+
+    Weight decay applies to matrices, not to biases and thresholds. The learning rate is set anew in every step, by
+    `set_rate`. On a GPU it is a tensor there, as is the count of steps: a CUDA graph of a step can be captured.
+
+    Args:
+        extra: parameters of losses, by name.
+    """
+    extra = extra or {}
+    parameters = [*model.parameters(), *extra.values()]
+    matrices = [p for p in parameters if is_matrix(p, model.d_model)]
+    others = [p for p in parameters if not is_matrix(p, model.d_model)]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    # The loop sets the rate before every step; the optimizer only needs some number to start with.
+    config = with_rate(config, model.n_layers * model.n_features)
+    assert config.lr is not None
+    on_gpu = model.W_enc.device.type == "cuda"
+    lr: float | Tensor = torch.tensor(config.lr, device=model.W_enc.device) if on_gpu else config.lr
+    beta1, beta2 = config.betas
+    moments = torch.bfloat16 if config.states == "bf16" else torch.float32
+    # torch's fused optimizers keep moments in the parameters' type, and round both to the nearest.
+    if moments == torch.bfloat16 or any(p.dtype == torch.bfloat16 for p in parameters):
+        return AdamBF16(
+            groups,
+            lr=lr,
+            betas=(beta1, beta2),
+            eps=config.eps,
+            decoupled=config.optimizer == "adamw",
+            seed=seed,
+            moments=moments,
+            split=config.bf16_weights == "split",
+            pieces=_pieces(model, extra),
+            kernels=model.context.kernels,
+        )
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=lr, betas=(beta1, beta2), eps=config.eps, fused=True, capturable=on_gpu)
+
+
+def state_bytes(config: TrainConfig, dtype: torch.dtype) -> int:
+    """Bytes that the optimizer keeps for each parameter of a type: two moments, and the weight's lower half."""
+    if config.states == "bf16":
+        moment = 2
+    else:
+        moment = torch.promote_types(dtype, torch.float32).itemsize
+    return 2 * moment + (2 if config.bf16_weights == "split" and dtype == torch.bfloat16 else 0)
+
+
+def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
+    """Whether a parameter holds rows of d_model numbers, of features or between dimensions; not a bias or threshold."""
+    per_feature = getattr(parameter, "feature_axis", None) is not None
+    return parameter.dim() >= (2 if per_feature else 3) and parameter.shape[-1] == d_model
+
+
+def _pieces(model: CrossLayerTranscoder, extra: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[Piece]]:
+    """How parameters are cut: as in files, where they are the same for any number of ranks."""
+    by_name = {**dict(model.named_parameters()), **extra}
+    found: dict[nn.Parameter, list[Piece]] = {p: [] for p in by_name.values()}
+    for name, (owner, view, axis) in model.views().items():
+        found[by_name[owner]].append(Piece(name, view, axis, model.own, model.n_features))
+    for name, p in by_name.items():
+        parts = [piece.view(p.detach()) for piece in found[p]]
+        # A plugin's view may be transposed or leave something out; and losses have none.
+        if sum(x.numel() for x in parts) != p.numel() or not all(x.is_contiguous() for x in parts):
+            found[p] = [Piece(name, axis=getattr(p, "feature_axis", None), own=model.own, features=model.n_features)]
+    return found

@@ -1,0 +1,79 @@
+"""Bytes of a rank at the peak of a training step, by part; and bytes on disk.
+
+The parts in `LASTING` are there all the time. The others belong to phases that follow each other: while features are
+selected, while gradients flow back, while the language model reads. The peak is the largest phase.
+
+Shapes: B tokens, L layers, D d_model, F features per layer of this rank, N active pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from clt_plugins.files.records import as_data
+from clt_plugins.training.plan.records import Disk, Memory
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.interfaces import Outline
+    from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.training.plan.work import Work
+
+PAIR_BYTES = 96
+"""Per active pair: token, feature and feature-order numbers (int64), values and their gradients, sorting's scratch."""
+CANDIDATES = 4
+"""Candidates that a selection holds for each pair that it keeps in the end."""
+CANDIDATE_BYTES = 16
+"""Of each: score, pre-activation, id."""
+NORMALISED = 6
+"""[B, L, D] in normalised units that are alive at once: inputs, targets, reconstruction, its error, two gradients."""
+LASTING = ("parameters", "gradients", "optimizer", "source", "language_model", "libraries")
+PHASES = (("batch", "pre_activations", "selection"), ("batch", "pre_activations", "pairs"), ("model_pass",))
+
+
+def memory(work: Work, parameter_bytes: int, outline: Outline, buffer: int = 0, libraries: int = 0) -> Memory:
+    """The parts of a rank's memory.
+
+    Args:
+        parameter_bytes: of all parameters.
+        buffer: what the source keeps on the device.
+        libraries: what a process on a GPU needs besides.
+    """
+    activations = work.tokens * work.n_layers * work.d_model
+    block = work.tokens * work.n_features
+    layers = 4 * work.n_layers if work.dense or work.keeps_pre else 2
+    # A dense pass keeps the pre-activations, the features, and the gradient of each; a sparse one a layer's block.
+    pairs = 0 if work.dense else work.pairs + work.extra
+    return Memory(
+        parameters=parameter_bytes,
+        gradients=parameter_bytes,
+        optimizer=work.parameters * work.state_bytes,
+        source=buffer,
+        language_model=outline.model_bytes,
+        libraries=libraries,
+        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes,
+        pre_activations=layers * block * work.compute_bytes,
+        selection=pairs * CANDIDATES * CANDIDATE_BYTES,
+        pairs=pairs * PAIR_BYTES,
+        model_pass=outline.pass_bytes,
+    )
+
+
+def peak(parts: Memory) -> int:
+    """What is needed at the peak."""
+    sizes = as_data(parts)
+    return sum(sizes[name] for name in LASTING) + max(sum(sizes[name] for name in phase) for phase in PHASES)
+
+
+def disk(work: Work, recipe: Recipe) -> Disk:
+    """What a run writes, of all ranks together."""
+    numbers = work.parameters * work.tensor_ranks
+    weights = numbers * work.weight_bytes
+    checkpoint = weights + numbers * work.state_bytes + 8 * work.n_layers * recipe.transcoder.features
+    rows = recipe.train.steps * recipe.train.batch_tokens + recipe.train.eval_tokens
+    return Disk(
+        checkpoint=checkpoint,
+        run=(recipe.train.keep_checkpoints + 1) * checkpoint + weights,
+        activations=rows * 2 * work.n_layers * work.d_model * torch.bfloat16.itemsize,
+    )

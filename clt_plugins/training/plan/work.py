@@ -1,0 +1,153 @@
+"""What a training step has to do, in numbers that neither the device nor the kernels change.
+
+Shapes: B tokens, L layers, D d_model, F features per layer of this rank, N active pairs, R rows of all matrices.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+
+from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.model.transcoder import DENSE_ABOVE
+from clt_plugins.training.optimizers.make import is_matrix, state_bytes
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.interfaces import Loss
+    from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.model.assemble import Parts
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """A training step of one rank."""
+
+    tokens: int
+    """B."""
+    n_layers: int
+    d_model: int
+    n_features: int
+    """F of this rank."""
+    pairs: int
+    """N: active pairs of this rank."""
+    extra: int
+    """Pairs that losses select besides, if enough features are dead."""
+    targets: float
+    """Rows that a pair reads of the decoder, on average."""
+    selections: int
+    """How many selections look at each pre-activation: the activation's, and those of losses."""
+    dense: bool
+    """Whether pre-activations and features are dense."""
+    keeps_pre: bool
+    """Whether all pre-activations are kept for a loss."""
+    parameters: int
+    rows: int
+    """R: rows of D numbers, of the encoder and the decoder."""
+    weight_bytes: int
+    """Of each parameter."""
+    state_bytes: int
+    """Of each parameter: moments, and the lower halves of weights (`train.bf16_weights`)."""
+    compute_bytes: int
+    """Of each normalised activation."""
+    row_bytes: int
+    """Of a token as the source gives it."""
+    product: str
+    """The type of the encoder's product: "float32" or "bfloat16"."""
+    exact: bool
+    """Whether pre-activations of the product are those of the features; otherwise they are computed again."""
+    clips: bool
+    tensor_ranks: int
+    data_ranks: int
+
+    @property
+    def active(self) -> int:
+        """Pairs that are decoded: all of them where the transcoder is dense."""
+        return self.tokens * self.n_layers * self.n_features if self.dense else self.pairs
+
+    @property
+    def visits(self) -> float:
+        """Rows that all pairs read, rows read several times included."""
+        return self.active * self.targets
+
+
+class Sizes:
+    """A source of which nothing is known but sizes; it has no data."""
+
+    def __init__(self, n_layers: int, d_model: int):
+        self.n_layers, self.d_model = n_layers, d_model
+
+    def __getattr__(self, name: str) -> Any:
+        # `next` and the like are there for who looks whether they are.
+        if name.startswith("_") or name not in ("next", "held_out", "statistics", "state", "load_state"):
+            raise AttributeError(name)
+        raise NotImplementedError(f"{name}: a plan has no data")
+
+
+def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int = 0) -> Work:
+    """What a step of these parts has to do.
+
+    Args:
+        progress: the share of the run that is done: k may fall over it.
+        row_bytes: bytes of a token in a batch; as normalised activations if 0.
+    """
+    transcoder, train, parallel = parts.transcoder, recipe.train, parts.context.parallel
+    tokens, n_layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.n_layers, transcoder.d_model
+    compute = transcoder.normaliser.input_shift.element_size()
+    extra = [_extra_pairs(loss, tokens, n_layers, transcoder.W_enc.shape[1]) for loss in parts.losses]
+    dtype = parts.context.dtype
+    product = transcoder.product or dtype
+    sparse = not transcoder.runs_dense
+    matrices = [p for p in transcoder.parameters() if is_matrix(p, d_model)]
+    return Work(
+        tokens=tokens,
+        n_layers=n_layers,
+        d_model=d_model,
+        n_features=transcoder.W_enc.shape[1],
+        pairs=_pairs(parts, tokens, progress),
+        extra=sum(extra),
+        targets=_targets(transcoder),
+        selections=(1 if transcoder.activation.fixed_size or sparse else 0) + sum(count > 0 for count in extra),
+        dense=transcoder.runs_dense,
+        keeps_pre=any(loss.needs_pre for loss in parts.losses),
+        parameters=sum(p.numel() for p in transcoder.parameters()),
+        rows=sum(p.numel() for p in matrices) // d_model,
+        weight_bytes=dtype.itemsize,
+        state_bytes=state_bytes(train, dtype),
+        compute_bytes=compute,
+        row_bytes=row_bytes or 2 * n_layers * d_model * compute,
+        product=str(product if sparse else torch.promote_types(product, torch.float32)).removeprefix("torch."),
+        exact=product.itemsize == compute,
+        clips=train.clip_norm is not None,
+        tensor_ranks=parallel.tensor_ranks,
+        data_ranks=parallel.data_ranks,
+    )
+
+
+def _pairs(parts: Parts, tokens: int, progress: float) -> int:
+    """N, where the activation fixes it; else as many as make a transcoder change from dense to sparse."""
+    transcoder = parts.transcoder
+    at_change = int(DENSE_ABOVE * tokens * transcoder.n_layers * transcoder.W_enc.shape[1])
+    if not transcoder.activation.fixed_size:
+        return at_change
+    if isinstance(transcoder.activation, Scheduled):
+        transcoder.activation.schedule(progress)
+    # The engine's `Top` knows its size; a plugin's selection may not.
+    return getattr(transcoder.activation.selection(tokens, transcoder.tying.norms), "size", at_change)
+
+
+def _extra_pairs(loss: Loss, tokens: int, n_layers: int, n_features: int) -> int:
+    """How many pairs a loss selects if all features are dead."""
+    idle = torch.full((n_layers, n_features), torch.iinfo(torch.int64).max)
+    selection = loss.selection(tokens, idle)
+    return getattr(selection, "size", 0) if selection is not None else 0
+
+
+def _targets(transcoder: Any) -> float:
+    """Rows that a feature reads of the decoder, on average over layers."""
+    layout = getattr(transcoder.tying, "layout", None)
+    if layout is None:
+        # A feature of layer s writes to L - s layers.
+        return (transcoder.n_layers + 1) / 2
+    return sum(layout.count) / len(layout.count)
