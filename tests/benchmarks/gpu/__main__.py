@@ -60,10 +60,7 @@ def sections(device: torch.device, plugins: Plugins, name: str) -> dict[str, Cal
         "kernels": lambda: right.kernels(device, plugins, name),
         "selection": lambda: right.selection(device, plugins, name, small=small),
         "steps": lambda: right.steps(device, plugins),
-        **{
-            f"shapes: {key}": lambda shape=shape: pieces.measure(shape, plugins, device)
-            for key, shape in shapes.items()
-        },
+        **{f"shapes: {key}": partial(pieces.measure, shape, plugins, device) for key, shape in shapes.items()},
         "peers": lambda: peers(device, peer_shape),
         "quickstart": lambda: quickstart(device),
     }

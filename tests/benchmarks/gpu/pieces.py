@@ -15,7 +15,7 @@ import attrs
 import torch
 
 from clt_plugins.registry.plugins import Plugins
-from clt_plugins.training.plan import estimate
+from clt_plugins.training.plan.build import estimate
 from tests.benchmarks.gpu.steps import Step, small_tables
 from tests.benchmarks.gpu.timing import Clock
 

@@ -24,7 +24,8 @@ from clt_plugins.registry.plugins import Plugins
 from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
 from clt_plugins.training.objective import objective
-from clt_plugins.training.optimizer import is_matrix, make_optimizer, with_rate
+from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
+from clt_plugins.training.optimizers.schedule import with_rate
 
 NEVER = 10**9
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.benchmarks.gpu.predictions import PREDICTED
+from tests.benchmarks.gpu.predictions import predicted
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -50,10 +50,9 @@ def _steps(value: Mapping[str, Any]) -> list[str]:
 
 
 def _shape(name: str, value: Mapping[str, Any]) -> list[str]:
-    predicted = PREDICTED.get(name, {})
     head = f"{name}: {value['step_ms']:.2f} ms a step"
-    if "step" in predicted:
-        head += f" (model {predicted['step']:.1f})"
+    if name in predicted():
+        head += f" (model {predicted()[name]:.1f})"
     head += f", {value['tokens_per_s']:,.0f} tokens/s, plan {value['planned_bytes'] / 1e9:.2f} GB"
     if "peak_bytes" in value:
         head += f", peak {value['peak_bytes'] / 1e9:.2f} GB"
