@@ -7,27 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from threading import Barrier, BrokenBarrierError, Lock
 
 import torch
 from torch import Tensor
 
 from clt_plugins.contract.select import Kept, Per
-from clt_plugins.testing.report import expect, same
+from clt_plugins.testing.report import complain, same
 
 KINDS = ("normal", "ties", "negative", "special", "rising", "equal")
 
 
+@cache
 def numbers(kind: str, tokens: int, layers: int, features: int) -> Tensor:
-    """Pre-activations of a hard kind, [L, B, F], float32; all of them exact in bfloat16, so that ties are the same."""
+    """Pre-activations of a hard kind, [L, B, F] float64. To be copied: the next call returns the same tensor."""
     random = torch.Generator().manual_seed(0)
-    x = torch.randn(layers, tokens, features, generator=random).bfloat16().float()
+    x = torch.randn(layers, tokens, features, generator=random, dtype=torch.float64)
     if kind == "ties":
         return (x * 2).round() / 2
     if kind == "negative":
         return -x.abs()
     if kind == "rising":  # each layer beats the one before
-        return (x + 8 * torch.arange(layers)[:, None, None]).bfloat16().float()
+        return x + 8 * torch.arange(layers)[:, None, None]
     if kind == "equal":
         return torch.full_like(x, 0.5)
     if kind == "special":
@@ -62,7 +64,8 @@ def assert_kept(kept: Kept, mask: Tensor, pre: Tensor, what: str) -> None:
     empty = kept.token[count:], kept.feature[count:], kept.pre[count:]
     filled = tokens - 1, layers * features - 1, -torch.inf
     right = all(bool((x == value).all()) for x, value in zip(empty, filled, strict=True))
-    expect(right, f"empty places of {what}: last token, last feature, -inf", repr(empty)[:200], "`finish`: see `Kept`")
+    if not right:
+        complain(f"empty places of {what}: last token, last feature, -inf", repr(empty)[:200], "`finish`: see `Kept`")
 
 
 def by_ranks(ranks: int, run: Callable[[int, Callable[[Tensor], Tensor]], Kept]) -> list[Kept]:

@@ -151,7 +151,7 @@ class Kernels:
         return -1
 
     def select(self, *shape, per, room=0):
-        return SELECT
+        return self.inner.select(*shape, per=per, room=room)
 
     def decode(self, values, pairs, layout, weight, out):
         self.inner.decode(values, pairs, layout, weight, out)
@@ -468,6 +468,49 @@ def test_a_config_with_an_untyped_or_silent_field(failures: Any, body: str, chec
     found = failures(header + LOSS, only=check, DETACH="")
     assert len(found) == 1
     assert text in next(iter(found.values()))
+
+
+WRONG_SELECT = """
+import torch
+
+class Wrong:
+    def __init__(self, right):
+        self.right = right
+
+    def see(self, layer, pre, **given):
+        SEE
+        self.right.see(layer, pre, **given)
+
+    def finish(self, ranks=None):
+        return self.right.finish(RANKS)
+
+@hookimpl
+def clt_kernels()"""
+
+
+@pytest.mark.parametrize(
+    ("see", "ranks", "check", "text"),
+    [
+        ("pass", "ranks", "", ""),
+        ("pre.nan_to_num_(nan=float('-inf'))", "ranks", "select", "special numbers"),
+        # Of equal scores the higher feature.
+        (
+            "given['score'] = given.get('score', pre).double() + 1e-9 * torch.arange(pre.shape[1])",
+            "ranks",
+            "select",
+            "normal numbers",
+        ),
+        ("pre = pre.bfloat16().to(pre.dtype)", "ranks", "select", "normal numbers"),
+        ("given.pop('shift', None)", "ranks", "select", "by shift"),
+        ("pass", "None", "select_by_ranks", "rank 0 of 4"),
+    ],
+)
+def test_kernels_whose_selection_is_wrong(failures: Any, see: str, ranks: str, check: str, text: str) -> None:
+    source = KERNELS.replace("return self.inner.select(*shape", "return Wrong(self.inner.select(*shape")
+    source = source.replace("room=room)", "room=room))").replace("@hookimpl\ndef clt_kernels()", WRONG_SELECT)
+    found = failures(HEADER + source, only="mine/select", CUT="", SEE=see, RANKS=ranks)
+    assert f"mine/{check}" in found if check else not found
+    assert text in found.get(f"mine/{check}", "")
 
 
 def test_kernels_that_are_wrong_at_ragged_shapes(failures: Any) -> None:
