@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.products.dense import dense_decode
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Above, Top
     from clt_plugins.model.sparse import sparse_decode
@@ -128,6 +129,7 @@ _LAZY = {
     "files.untrusted": ["load_json", "parse_json", "read_small"],
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
+    "model.products.dense": ["dense_decode"],
     "model.parameters": ["parameter", "uniform"],
     "model.select.reference": ["TorchSelect"],
     "model.selection": ["Above", "Top"],

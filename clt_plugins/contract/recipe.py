@@ -114,8 +114,9 @@ class TrainConfig:
     """Steps over which the learning rate rises to `lr`; a tenth of all if not given."""
     clip_norm: float | None = field(default=None, validator=validators.optional(positive))
     """Gradients are scaled down to this 2-norm; not clipped if not given."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """The type of the encoder's matrix product; values and gradients are float32 in either case."""
+    precision: Literal["fp32", "tf32", "bf16", "fp8"] = "fp32"
+    """The type of the encoder's matrix product; values and gradients are float32 in any case. `tf32` and `fp8` are for
+    GPUs that have it. With weights in bfloat16 (`transcoder.dtype`) the product is never wider than they are."""
     states: Literal["fp32", "bf16"] = "fp32"
     """The type of Adam's moments."""
     bf16_weights: Literal["stochastic", "split"] | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from clt_plugins.model.encoder import encode_dense
+from clt_plugins.model.products.dense import encode_dense
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import ConvertConfig

@@ -11,6 +11,7 @@ from clt_plugins.contract.abilities import Closable
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.interfaces import Loss, Parallel, Source
 from clt_plugins.model.devices import connect, make_device, with_kernels
+from clt_plugins.model.products.matrix import check_product
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.registry.build import build
 
@@ -97,8 +98,10 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
         context, recipe.activation, recipe.tying, normalisation=settings.normalisation, path=settings.path
     )
     # Only the encoder's product: values of selected features are computed again in float32.
-    if recipe.train.precision == "bf16":
-        transcoder.product = torch.bfloat16
+    if recipe.train.precision != "fp32":
+        sizes = {"d_model": transcoder.d_model, "n_features": len(transcoder.own)}
+        check_product(recipe.train.precision, context.device, **sizes)
+        transcoder.product = recipe.train.precision
     return transcoder
 
 

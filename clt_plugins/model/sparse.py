@@ -68,19 +68,19 @@ def row_squares(parameter: Any) -> Tensor | None:
     return squares
 
 
-def own_gradient(weight: Any) -> tuple[Tensor, bool]:
-    """The gradient of a weight to write into, and whether it holds nothing yet: then it is to be overwritten.
+def own_gradient(weight: Any) -> tuple[Tensor, bool, bool]:
+    """The gradient of a weight to write into; whether it is to be overwritten; whether it is the weight's `.grad`.
 
-    It is the weight's `.grad` in its buffer where the weight has one (`reuse_gradients`), else a new tensor.
+    It is, in the weight's buffer, where the weight has one (`reuse_gradients`): then nothing is left to return.
     """
     if not getattr(weight, "reuses_gradient", False):
-        return torch.empty_like(weight), True
+        return torch.empty_like(weight), True, False
     fresh = weight.grad is None
     if fresh:
         if not hasattr(weight, "grad_buffer"):
             weight.grad_buffer = torch.empty_like(weight)
         weight.grad = weight.grad_buffer
-    return weight.grad, fresh
+    return weight.grad, fresh, True
 
 
 def _gradients(
@@ -98,8 +98,7 @@ def _gradients(
     Args:
         grad_values, sums: filled too, where given: see `BothGradients`.
     """
-    grad, overwrite = own_gradient(weight)
-    in_place = grad is weight.grad
+    grad, overwrite, in_place = own_gradient(weight)
     shape = layout.rows, weight.shape[-1]
     if isinstance(kernels, BothGradients):
         squares = None

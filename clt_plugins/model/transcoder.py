@@ -20,9 +20,11 @@ from clt_plugins.contract.context import Context
 from clt_plugins.contract.spec import Selected
 from clt_plugins.data.features import Features
 from clt_plugins.errors import PluginError, Refused
-from clt_plugins.model.encoder import encode_dense, encode_selected
+from clt_plugins.model.encoder import encode_selected
 from clt_plugins.model.normaliser import Normaliser
 from clt_plugins.model.parameters import parameter, uniform
+from clt_plugins.model.products.dense import encode_dense
+from clt_plugins.model.products.matrix import Product
 from clt_plugins.model.saved import load_transcoder, save_transcoder
 from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
@@ -94,7 +96,7 @@ class CrossLayerTranscoder(nn.Module):
         """Training steps done; None if it is not known."""
         self.tokens: int | None = None
         """Tokens trained on; None if it is not known."""
-        self.product: torch.dtype | None = None
+        self.product: Product | None = None
         """The type of the encoder's matrix product; that of its weights if None."""
         self.runs_dense = path == "dense" or (path == "auto" and not self.activation.fixed_size)
 

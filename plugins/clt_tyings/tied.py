@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from clt_plugins import Context, Features, Layout, Refused, parameter, sparse_decode, uniform
+from clt_plugins import Context, Features, Layout, Refused, dense_decode, parameter, sparse_decode, uniform
 from clt_tyings.decoder import Decoder, View, unchanged
 
 if TYPE_CHECKING:
@@ -119,14 +120,20 @@ class PerSource(Tied):
             out = sparse_decode(self._values(features), features.pairs, self.weight, layout, self.kernels)
             return out.cumsum(1) if plain else out
         acts = features.dense()
-        weight = self.weight.to(acts.dtype)
         if plain:
-            return torch.einsum("bsf,sfd->bsd", acts, weight).cumsum(1)
-        targets = [
-            torch.einsum("bsf,sfd->bd", self._dense_values(acts[:, : t + 1], t), weight[: t + 1])
-            for t in range(self.n_layers)
-        ]
-        return torch.stack(targets, 1)
+            own = Layout.own_layer(self.n_layers, self.n_features)
+            return dense_decode(acts, self.weight, own).cumsum(1)
+        out = acts.new_zeros(acts.shape[0], self.n_layers, self.weight.shape[-1])
+        for source in range(self.n_layers):
+            # A product per source layer, with the targets as further tokens: each row of the weight is used once.
+            targets = range(source, self.n_layers)
+            values = torch.stack([self._dense_values(acts[:, source], t) for t in targets], 1)
+            one = Layout(
+                self.n_features, (source * self.n_features,), (1,), (0,), (1,), self.n_layers * self.n_features
+            )
+            written = dense_decode(values.flatten(0, 1)[:, None], self.weight, one)
+            out = out + pad(written.view(-1, len(targets), out.shape[-1]), (0, 0, source, 0))
+        return out
 
     def _rows(self, layer: int) -> Tensor:
         return self.weight.detach()[layer][:, None].expand(-1, self.n_layers - layer, -1)
@@ -140,10 +147,11 @@ class PerTarget(Tied):
         if features.pairs is not None:
             layout = Layout.per_target(self.n_layers, self.n_features)
             return sparse_decode(self._values(features), features.pairs, self.weight, layout, self.kernels)
-        acts = features.dense()
-        weight = self.weight.to(acts.dtype)
-        targets = [self._dense_values(acts[:, : t + 1], t).sum(1) @ weight[t] for t in range(self.n_layers)]
-        return torch.stack(targets, 1)
+        acts, own = features.dense(), Layout.own_layer(self.n_layers, self.n_features)
+        if self.offset is None and self.scale is None:
+            return dense_decode(acts.cumsum(1), self.weight, own)
+        sums = [self._dense_values(acts[:, : t + 1], t).sum(1) for t in range(self.n_layers)]
+        return dense_decode(torch.stack(sums, 1), self.weight, own)
 
     def _rows(self, layer: int) -> Tensor:
         return self.weight.detach()[layer:].transpose(0, 1)

@@ -6,9 +6,9 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clt_plugins import Context, Features, Layout, parameter, sparse_decode, uniform
+from clt_plugins import Context, Features, Layout, dense_decode, parameter, sparse_decode, uniform
 from clt_tyings.decoder import Decoder, View
 
 
@@ -48,13 +48,7 @@ class Untied(Decoder):
         """What the features write, [B, L, D]."""
         if features.pairs is not None:
             return sparse_decode(features.values, features.pairs, self.weight, self.layout, self.kernels)
-        acts = features.dense()
-        out = acts.new_zeros(acts.shape[0], self.n_layers, self.weight.shape[1])
-        for source in range(self.n_layers):
-            rows = self._rows(self.weight, source).to(acts.dtype)
-            written = (acts[:, source] @ rows.flatten(1)).view(-1, *rows.shape[1:])  # [B, L - s, D]
-            out = out + nn.functional.pad(written, (0, 0, source, 0))
-        return out
+        return dense_decode(features.dense(), self.weight, self.layout)
 
     def norms(self) -> Tensor:
         """sqrt(sum over t >= s of |W_{s->t}|²), [L, F], detached."""

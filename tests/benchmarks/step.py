@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from clt_plugins.model.encoder import affine
+from clt_plugins.model.products.matrix import affine
 from tests.benchmarks.timing import alternate, median_seconds, peak_rss_gb, read_bandwidth
 
 PEERS = Path(__file__).parent / "peers"
@@ -138,10 +138,7 @@ class Own:
 
         def run() -> None:
             for layer in range(weight.shape[0]):
-                if model.product is None:
-                    affine(x[:, layer], weight[layer], bias[layer])
-                else:
-                    x[:, layer].to(model.product) @ weight[layer].to(model.product).T
+                affine(x[:, layer], weight[layer], bias[layer], model.product)
 
         return median_seconds(run)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from clt_plugins.model.sparse import row_squares
+
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Parallel
 
@@ -41,7 +43,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None 
 
 def grad_squares(parameter: nn.Parameter) -> Tensor | None:
     """The sum of squares of each row of a gradient, [R] float32; None where it is not known."""
-    return getattr(parameter, "grad_squares", None)
+    return row_squares(parameter)
 
 
 def forget_squares(parameters: Iterable[nn.Parameter]) -> None:

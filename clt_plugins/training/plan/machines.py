@@ -129,7 +129,9 @@ def gpu_rates(name: str) -> Rates:
         basis="a model by published ceilings, not measured on a device",
         memory=gpu.bandwidth * 1e9 * MEMORY_SHARE,
         products={
+            "float8": 2 * gpu.bf16 * 1e12 * PRODUCT_SHARE,
             "bfloat16": gpu.bf16 * 1e12 * PRODUCT_SHARE,
+            "tf32": gpu.bf16 / 2 * 1e12 * PRODUCT_SHARE,
             "float16": gpu.bf16 * 1e12 * PRODUCT_SHARE,
             "float32": gpu.fp32 * 1e12 * FP32_SHARE,
         },

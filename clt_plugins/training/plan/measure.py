@@ -21,7 +21,8 @@ from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.single import Single
 from clt_plugins.model.assemble import assemble_around, make_context
-from clt_plugins.model.encoder import affine, encode_selected
+from clt_plugins.model.encoder import encode_selected
+from clt_plugins.model.products.matrix import affine
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
@@ -141,11 +142,10 @@ def _step(parts: Parts, recipe: Recipe) -> tuple[dict[str, float], Work]:
     done = work(parts, recipe, progress=0.5)
     x = transcoder.normaliser.inputs(batch.inputs)
     weight, bias = transcoder.W_enc.detach(), transcoder.b_enc.detach()
-    kind = transcoder.product or weight.dtype
 
     def product() -> None:
         for layer in range(context.n_layers):
-            affine(x[:, layer].to(kind), weight[layer].to(kind), bias[layer].to(kind))
+            affine(x[:, layer], weight[layer], bias[layer], transcoder.product)
 
     def encode() -> None:
         selection = transcoder.activation.selection(len(x), transcoder.tying.norms)

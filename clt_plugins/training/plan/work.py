@@ -11,6 +11,7 @@ import attrs
 import torch
 
 from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.model.products.matrix import is_exact
 from clt_plugins.model.transcoder import DENSE_ABOVE
 from clt_plugins.training.optimizers.make import is_matrix, state_bytes
 
@@ -85,6 +86,10 @@ class Sizes:
         raise NotImplementedError(f"{name}: a plan has no data")
 
 
+NARROW = {"bf16": "bfloat16", "fp8": "float8", "tf32": "tf32"}
+"""`train.precision` -> the name of the product's rate."""
+
+
 def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int = 0) -> Work:
     """What a step of these parts has to do.
 
@@ -94,10 +99,12 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     """
     transcoder, train, parallel = parts.transcoder, recipe.train, parts.context.parallel
     tokens, n_layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.n_layers, transcoder.d_model
-    compute = transcoder.normaliser.input_shift.element_size()
+    compute_type = transcoder.normaliser.input_shift.dtype
+    compute = compute_type.itemsize
     extra = [_extra_pairs(loss, tokens, n_layers, transcoder.W_enc.shape[1]) for loss in parts.losses]
     dtype = parts.context.dtype
-    product = transcoder.product or dtype
+    product = transcoder.product or "fp32"
+    narrow = NARROW.get(product, str(dtype).removeprefix("torch."))
     sparse = not transcoder.runs_dense
     matrices = [p for p in transcoder.parameters() if is_matrix(p, d_model)]
     return Work(
@@ -117,8 +124,8 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         state_bytes=state_bytes(train, dtype),
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
-        product=str(product if sparse else torch.promote_types(product, torch.float32)).removeprefix("torch."),
-        exact=product.itemsize == compute,
+        product=narrow if sparse or parts.context.device.type == "cuda" else str(compute_type).removeprefix("torch."),
+        exact=is_exact(transcoder.product, transcoder.W_enc, transcoder.normaliser.input_shift),
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
         data_ranks=parallel.data_ranks,

@@ -1,0 +1,1 @@
+"""Matrix products: of numbers of different types, and of the dense path."""

@@ -1,0 +1,131 @@
+"""Matrix products of numbers of different types: the encoder's, and those of the dense path.
+
+The encoder's product only chooses pairs, unless it is as precise as the weights: their values are computed again. So it
+may run in TF32, bfloat16 or 8 bits. Where torch can (on CUDA, from version 2.8 on), its results are float32 all the
+same: rounded to bfloat16, pre-activations tie, and of a tie the first layers win.
+
+Shapes: B tokens, D d_model, F features per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clt_plugins.errors import Refused
+
+Product = Literal["fp32", "tf32", "bf16", "fp8"]
+
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+"""What torch's compiler calls for a linear layer on a CPU; torch in eager mode calls it for bfloat16 only. A private
+operator: where a version of torch lacks it, `addmm` is used."""
+
+FLOAT8 = torch.float8_e4m3fn
+"""Three bits of mantissa; up to 448."""
+
+
+def wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a · b in the type of `a`, [M, N]; no gradient.
+
+    Where `b` is bfloat16, a GPU multiplies bfloat16 numbers and sums in float32; a CPU widens `b`.
+
+    Args:
+        a: [M, K], in float32 at least; b: [K, N].
+    """
+    if a.dtype == b.dtype:
+        return a @ b
+    if _sums_wide(a, b):
+        return torch.mm(a.to(b.dtype), b, out_dtype=a.dtype)
+    return a @ b.to(a.dtype)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor, product: Product | None = None) -> Tensor:
+    """x · weightᵀ + bias, [B, F]; no gradient. On a CPU by oneDNN, twice as fast as MKL where the CPU is not Intel's.
+
+    Args:
+        x: [B, D], in float32 at least; weight: [F, D]; bias: [F].
+        product: the type to multiply in, that of the weights if None.
+    """
+    if product == "fp8":
+        return _affine_fp8(x, weight, bias)
+    narrow = torch.bfloat16 if product == "bf16" else weight.dtype
+    if narrow != x.dtype:
+        a, b = x.to(narrow), weight.to(narrow).T
+        if _sums_wide(x, b):
+            return torch.mm(a, b, out_dtype=x.dtype).add_(bias)
+        return torch.addmm(bias, a, b) if bias.dtype == narrow else a @ b + bias
+    if x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN is not None:
+        return ONEDNN(x, weight, bias, "none", [], "")
+    with _tf32(product == "tf32"):
+        return torch.addmm(bias, x, weight.T)
+
+
+def is_exact(product: Product | None, weight: Tensor, inputs: Tensor) -> bool:
+    """Whether `affine` gives pre-activations as exact as weights and inputs allow."""
+    return product in (None, "fp32") and weight.dtype == inputs.dtype
+
+
+def check_product(product: Product, device: torch.device, *, d_model: int, n_features: int) -> None:
+    """Refuse a product that the device does not have.
+
+    Args:
+        n_features: F of this rank.
+
+    Raises:
+        Refused: says what to choose instead.
+    """
+    if device.type == "meta":
+        return  # nothing is computed there
+    if product == "tf32" and (device.type != "cuda" or _capability(device) < (8, 0)):
+        raise Refused("train.precision", f'"tf32" needs an NVIDIA GPU of Ampere or later, not {device}: use "fp32"')
+    if product == "fp8":
+        if d_model % 16 or n_features % 16:
+            raise Refused(
+                "train.precision",
+                f'"fp8" needs sizes divisible by 16: d_model is {d_model}, features of a rank {n_features}: use "bf16"',
+            )
+        if device.type == "cuda" and _capability(device) < (8, 9):
+            raise Refused("train.precision", '"fp8" needs an NVIDIA GPU of Ada, Hopper or later: use "bf16"')
+        if device.type not in ("cpu", "cuda"):
+            raise Refused("train.precision", f'"fp8" is not there on {device}: use "bf16"')
+
+
+def _affine_fp8(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """By 8-bit numbers with one scale for each of the two tensors, as large as their largest number allows."""
+    (a, scale_a), (b, scale_b) = (_to_float8(t) for t in (x, weight))
+    return torch._scaled_mm(a, b.T, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.float32).add_(bias)
+
+
+def _to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers in 8 bits, and what to multiply them by, a scalar on the device."""
+    largest = torch.finfo(FLOAT8).max
+    scale = (x.abs().amax().float() / largest).clamp_min(torch.finfo(torch.float32).tiny)
+    return (x.float() / scale).clamp(-largest, largest).to(FLOAT8), scale
+
+
+def _sums_wide(a: Tensor, b: Tensor) -> bool:
+    """Whether torch can sum products of half-precision numbers into float32 results on this device."""
+    half = b.dtype in (torch.bfloat16, torch.float16)
+    return half and a.dtype == torch.float32 and a.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype")
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@contextmanager
+def _tf32(on: bool) -> Iterator[None]:
+    """Products of float32 numbers on a GPU with 10 bits of mantissa: several times faster, and nowhere else."""
+    if not on:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
