@@ -1,7 +1,8 @@
 """A CUDA device that is not there: the project's code runs as if on a GPU, on a build of torch without CUDA.
 
-Tensors are torch's `FakeTensor`s. They carry shapes, types and devices, and nothing is computed. Two things would need
-a CUDA build all the same, and are done here instead:
+Its tensors are torch's `FakeTensor`s. They carry shapes, types and devices, and nothing is computed. What the host
+computes on its own is true where it is small. Two things would need a CUDA build all the same, and are done here
+instead:
 
 - Autograd asks each tensor for its device, to find the device's streams. It is told "meta", a device without any, which
   every build has. Only C++ asks in this way; Python code reads the true device, "cuda:0".
@@ -12,6 +13,7 @@ Triton's kernels are not compiled; each launch is handed to `Ops.launch`.
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -21,16 +23,21 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CUDA, META = torch.device("cuda:0"), torch.device("meta")
+LARGEST_TRUE = 2**16
+"""Numbers of a tensor on the host that is a true one; what is larger has no content."""
 
 
 class Ops(TorchDispatchMode):
     """Sees every operation of the device. What watches or counts is a subclass."""
+
+    to_meta = False
+    """Whether Python code is asking for "meta" itself."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -38,14 +45,24 @@ class Ops(TorchDispatchMode):
             device = args[0].fake_device
             return META if device.type == "cuda" else device
         # C++ makes a tensor on the device of another one, of which it was told "meta".
-        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == "meta" and not self.to_meta:
             kwargs["device"] = CUDA
         if "generator" in kwargs:
             kwargs["generator"] = None
+        if _on_host(args, kwargs):
+            with torch._C._DisableTorchDispatch():
+                return func(*args, **kwargs)
         return self.op(func, args, kwargs)
 
     def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operation of torch, to be done by `func(*args, **kwargs)`."""
+        """An operation of torch, to be done by `do`."""
+        return self.do(func, args, kwargs)
+
+    def do(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Shapes, types and devices of an operation's results."""
+        if func._schema.name.startswith("aten::_fused_adam"):
+            return None  # changes its arguments; with a rate on the device it has no rule for fake tensors
         return func(*args, **kwargs)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
@@ -53,6 +70,16 @@ class Ops(TorchDispatchMode):
 
     def waits(self, what: str) -> None:
         """The host waits for the device."""
+
+
+def _on_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation is the host's alone and small: then it is done, and its result is true."""
+    inputs = tensors((args, kwargs))
+    device = kwargs.get("device")
+    if any(isinstance(x, FakeTensor) for x in inputs) or (device is not None and torch.device(device).type != "cpu"):
+        return False
+    sizes = [math.prod(x) for x in args if isinstance(x, list | tuple) and all(isinstance(n, int) for n in x)]
+    return max([0, *sizes, *(x.numel() for x in inputs)]) <= LARGEST_TRUE
 
 
 def on_gpu(x: Tensor) -> bool:
@@ -65,8 +92,18 @@ def tensors(tree: Any) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
+class _Fake(FakeTensorMode):
+    """Never touches a CUDA device, even where `torch.cuda` says that there is one."""
+
+    avoid_device_init = True
+
+
 class _Devices(TorchFunctionMode):
     """Names the device where C++ would ask a CUDA build which one is current, or compare with "meta"."""
+
+    def __init__(self, ops: Ops):
+        super().__init__()
+        self.ops = ops
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -90,6 +127,12 @@ class _Devices(TorchFunctionMode):
                 device = torch.device(kwargs.pop("device"))
                 device = CUDA if device.type == "cuda" else device
                 dtype = kwargs.get("dtype") or x.dtype
+                if device == META:
+                    self.ops.to_meta = True
+                    try:
+                        return func(x, device)
+                    finally:
+                        self.ops.to_meta = False
                 if device != x.device or kwargs.get("copy"):
                     return func(x, device, dtype, **{k: v for k, v in kwargs.items() if k != "dtype"})
                 kwargs.pop("non_blocking", None)
@@ -211,12 +254,11 @@ def absent_gpu(ops: Ops | None = None) -> Iterator[Ops]:
         patches.append(mock.patch.object(JITFunction, "run", _launcher(ops)))
     _forget_tensors()
     try:
-        # Tensors of the host are fake too. This mode asks whether torch has CUDA as it begins: before the stand-ins.
-        with FakeTensorMode(allow_non_fake_inputs=True), ExitStack() as stack:
+        with _Fake(allow_non_fake_inputs=True), ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)
             stack.enter_context(ops)
-            stack.enter_context(_Devices())
+            stack.enter_context(_Devices(ops))
             yield ops
     finally:
         _forget_tensors()

@@ -110,7 +110,7 @@ class Count(Watch):
         self.peak = self.bytes
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        out = func(*args, **kwargs)
+        out = self.do(func, args, kwargs)
         outputs = tensors(out)
         if any(map(on_gpu, outputs)) or any(map(on_gpu, tensors((args, kwargs)))):
             moved = traffic(func, args, kwargs, outputs)

@@ -22,6 +22,7 @@ from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.single import Single
 from clt_plugins.model.assemble import Parts, build_transcoder, make_context
+from clt_plugins.model.parameters import give_memory
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
@@ -30,7 +31,7 @@ from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.schedule import with_rate
-from tests.gpu.absent import CUDA
+from tests.gpu.absent import CUDA, META
 
 NEVER = 10**9
 
@@ -63,8 +64,11 @@ class Rows:
         self.index = torch.empty(tokens, dtype=torch.int64, device=CUDA)
         shape = max(sizes.buffer, tokens), sizes.n_layers, sizes.d_model
         self.rows = [torch.empty(shape, dtype=sizes.dtype, device=CUDA) for _ in range(2)]
+        self.begins: Callable[[], None] = lambda: None
+        """Called when a step begins."""
 
     def next(self) -> Batch:
+        self.begins()
         return Batch(*(rows.index_select(0, self.index) for rows in self.rows))
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
@@ -114,27 +118,37 @@ def joined(ranks: Ranks) -> Iterator[Any]:
         dist.destroy_process_group()
 
 
-def assembled(chosen: Recipe, sizes: Sizes, parallel: Any) -> Parts:
-    """What a run builds, around `Rows`."""
+def assembled(chosen: Recipe, sizes: Sizes, parallel: Any, *, drawn: bool = True) -> Parts:
+    """What a run builds, around `Rows`.
+
+    Args:
+        drawn: go through the drawing of first weights, which takes many small operations where they are large.
+    """
     context = make_context(chosen, None, CUDA, parallel)
     context = attrs.evolve(context, n_layers=sizes.n_layers, d_model=sizes.d_model)
-    transcoder = build_transcoder(context)
+    if drawn:
+        transcoder = build_transcoder(context)
+    else:
+        transcoder = build_transcoder(attrs.evolve(context, device=META))
+        give_memory(transcoder, CUDA)
+        transcoder.context = context
     losses = [build(loss, context) for loss in chosen.losses]
     return Parts(context, Rows(sizes, context.batch_share()), transcoder, losses)
 
 
-class _Enough(Exception):
-    """The steps asked for are done."""
+class _Enough(BaseException):
+    """The steps asked for are done. Not an `Exception`: no failure of the source."""
 
 
-def run(parts: Parts, chosen: Recipe, steps: int, after: Callable[[int], None], *, done: float = 0.1) -> None:
+def run(parts: Parts, chosen: Recipe, steps: int, begins: Callable[[int], None], *, done: float = 0.1) -> None:
     """Run some steps of the real training loop; none of them logs.
 
     Args:
-        after: called after each step with its number, from 1.
+        begins: called with each step's number, from 1.
         done: the share of all steps that went before: k and the learning rate depend on it.
     """
-    transcoder = parts.transcoder
+    transcoder, source = parts.transcoder, parts.source
+    assert isinstance(source, Rows)
     config = with_rate(chosen.train, transcoder.n_layers * transcoder.n_features)
     config = attrs.evolve(config, log_every=NEVER, eval_every=NEVER, checkpoint_every=NEVER)
     optimizer = make_optimizer(transcoder, config, chosen.seed)
@@ -144,17 +158,17 @@ def run(parts: Parts, chosen: Recipe, steps: int, after: Callable[[int], None], 
     progress = Progress(step=int(done * config.steps), tokens=0, idle_tokens=idle)
     number = 0
 
-    def wants_stop() -> bool:
+    def begin() -> None:
         nonlocal number
         number += 1
-        after(number)
-        if number == steps:
+        if number > steps:
             raise _Enough
-        return False
+        begins(number)
 
+    source.begins = begin
     with tempfile.TemporaryDirectory() as folder:
         try:
-            train(parts, config, optimizer, progress, [], Path(folder), wants_stop)
+            train(parts, config, optimizer, progress, [], Path(folder), lambda: False)
         except _Enough:
             return
     raise AssertionError("the loop ended before the steps asked for")

@@ -11,6 +11,8 @@ from clt_plugins.registry.plugins import load_plugins
 from tests.gpu.model import BUDGETS
 from tests.gpu.shapes import Counted, counted, shapes
 
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+
 ROOM = 1.02
 """Versions of torch differ a little in what they allocate."""
 

@@ -16,7 +16,10 @@ from tests.gpu.count import Launch, Place
 from tests.gpu.shapes import counted, shapes
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="triton's assembler for GPUs is for x86-64")
+pytestmark = [
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="triton's assembler for GPUs is for x86-64"),
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
+]
 
 ROWS = {"_decode", "_grad_values", "_grad_rows"}
 """Kernels that read rows of a weight or of activations."""

@@ -55,7 +55,8 @@ SCATTERS |= {"index_copy", "index_copy_", "scatter", "scatter_"}
 def traffic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]) -> Traffic:
     """What an operation with these arguments and results moves."""
     namespace, _, name = func._schema.name.partition("::")
-    if func.is_view or name in NOTHING or namespace == "prim":
+    shapes_only = bool(outputs) and all(x.device.type == "meta" for x in outputs)
+    if func.is_view or name in NOTHING or namespace == "prim" or shapes_only:
         return Traffic(launches=0)
     inputs = tensors((args, kwargs))
     if namespace == "c10d":

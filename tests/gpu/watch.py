@@ -79,8 +79,7 @@ class Watch(Ops):
         if func is aten._local_scalar_dense.default:
             if there:
                 self.note("reads a number", func)
-            # Of a CPU tensor nothing is known here either: no rank has failed, none is asked to stop.
-            return {torch.bool: False}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
+            return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
         if func in (aten._to_copy.default, aten.copy_.default):
             self._copy(func, args, kwargs)
         elif there:
@@ -98,7 +97,7 @@ class Watch(Ops):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do the operation; for subclasses that count."""
-        return func(*args, **kwargs)
+        return self.do(func, args, kwargs)
 
     def _pin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         out = args[0].clone() if func in (aten._pin_memory.default, aten.pin_memory.default) else func(*args, **kwargs)
@@ -118,7 +117,7 @@ class Watch(Ops):
             target, source = None, args[0]
             target_device = torch.device(kwargs.get("device") or source.device)
             asked = bool(kwargs.get("non_blocking"))
-        if source.device.type == target_device.type:
+        if source.device.type == target_device.type or target_device.type == "meta":
             return
         if target_device.type == "cpu":
             # Torch copies `x.to("cpu", non_blocking=True)` into pinned memory of its own.
@@ -164,9 +163,7 @@ class Watch(Ops):
     def _guess(self, func: Any, args: tuple[Any, ...]) -> Any:
         x = args[0]
         if func is aten.nonzero.default:
-            # Nothing is said to differ between ranks, which is asked on the host.
-            kept = min(self.kept, x.numel()) if on_gpu(x) else 0
-            return x.new_empty(kept, x.dim(), dtype=torch.int64)
+            return x.new_empty(min(self.kept, x.numel()), x.dim(), dtype=torch.int64)
         if func in (aten.masked_select.default, aten.bincount.default):
             return x.new_empty(min(self.kept, x.numel()))
         if func is aten.repeat_interleave.Tensor:
