@@ -206,7 +206,7 @@ def test_options_that_make_no_sense_are_refused(case):
 
 
 def test_a_number_of_gpus_that_the_recipe_cannot_use():
-    with pytest.raises(Refused, match="--gpus: 3 is no multiple of parallel.tensor, which is 2"):
+    with pytest.raises(Refused, match=r"--gpus: 3 is no multiple of parallel\.tensor, which is 2"):
         plan(recipe(parallel={"name": "tensor", "tensor": 2}), plugins(), gpu="h100", gpus=3)
 
 
