@@ -22,20 +22,25 @@ if TYPE_CHECKING:
 
 PAIR_BYTES = 96
 """Per active pair: token, feature and feature-order numbers (int64), values and their gradients, sorting's scratch."""
-CANDIDATES = 4
-"""Candidates that a selection holds for each pair that it keeps in the end."""
-CANDIDATE_BYTES = 16
-"""Of each: score, pre-activation, id."""
+SELECTED_BYTES = 84
+"""For each pair that a selection keeps: key, id and pre-activation of an eighth more than it keeps, twice; places and
+keys of twice as many in a block; and sorting the result."""
 NORMALISED = 6
 """[B, L, D] in normalised units that are alive at once: inputs, targets, reconstruction, its error, two gradients."""
+OF_EXTRA = 3
+"""The same for each loss that selects pairs: what they write, the residual, its error."""
 LASTING = ("parameters", "gradients", "optimizer", "source", "language_model", "libraries")
 PHASES = (("batch", "pre_activations", "selection"), ("batch", "pre_activations", "pairs"), ("model_pass",))
 
 
-def memory(work: Work, parameter_bytes: int, outline: Outline, buffer: int = 0, libraries: int = 0) -> Memory:
+def memory(
+    work: Work, parameter_bytes: int, outline: Outline, *, buffer: int = 0, libraries: int = 0, fixed: bool = False
+) -> Memory:
     """The parts of a rank's memory.
 
     Args:
+        fixed: sizes do not follow the numbers, as on a GPU: each tensor rank has places for all pairs, since any of
+            them may be its own.
         parameter_bytes: of all parameters.
         buffer: what the source keeps on the device.
         libraries: what a process on a GPU needs besides.
@@ -44,7 +49,8 @@ def memory(work: Work, parameter_bytes: int, outline: Outline, buffer: int = 0, 
     block = work.tokens * work.n_features
     layers = 4 * work.n_layers if work.dense or work.keeps_pre else 2
     # A dense pass keeps the pre-activations, the features, and the gradient of each; a sparse one a layer's block.
-    pairs = 0 if work.dense else work.pairs + work.extra
+    pairs = 0 if work.dense else (work.pairs + work.extra) * (work.tensor_ranks if fixed else 1)
+    normalised = NORMALISED + OF_EXTRA * (work.extra > 0)
     return Memory(
         parameters=parameter_bytes,
         gradients=parameter_bytes,
@@ -52,9 +58,9 @@ def memory(work: Work, parameter_bytes: int, outline: Outline, buffer: int = 0, 
         source=buffer,
         language_model=outline.model_bytes,
         libraries=libraries,
-        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes,
+        batch=work.tokens * work.row_bytes + normalised * activations * work.compute_bytes,
         pre_activations=layers * block * work.compute_bytes,
-        selection=pairs * CANDIDATES * CANDIDATE_BYTES,
+        selection=pairs * SELECTED_BYTES,
         pairs=pairs * PAIR_BYTES,
         model_pass=outline.pass_bytes,
     )

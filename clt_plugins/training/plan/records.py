@@ -70,7 +70,7 @@ class Device:
     """How many of them work together; 1 for a machine that was measured."""
     basis: str
     """Where its speed is from: published ceilings and assumed efficiencies, or a measurement."""
-    memory: int | None
+    memory: int | None = None
     """Bytes of each; None if it is not known."""
 
 
@@ -124,7 +124,7 @@ class Speed:
     """Of all training steps, the source's work included; without evaluations and checkpoints."""
     if_dead: float
     """Seconds that a step takes longer at most while features are dead (AuxK)."""
-    fits: bool | None
+    fits: bool | None = None
     """Whether the device's memory holds it; None if that is not known."""
     smallest_gpus: int | None = None
     """How many of these GPUs hold the recipe if its features are split over them (`parallel.tensor`); None if not even
