@@ -109,6 +109,18 @@ class SumsLater(Protocol):
 
 
 @runtime_checkable
+class Sends(Protocol):
+    """A `Parallel` whose ranks that share the features of a batch can each compute a part of what all of them need."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there are other ranks: not in a plan, and not after `close`."""
+
+    def send_later(self, x: Tensor, tensor_rank: int) -> Callable[[], None]:
+        """Start to copy one rank's x into that of all that share features; calling the result waits for it."""
+
+
+@runtime_checkable
 class Preferred(Protocol):
     """Kernels that `kernels = "auto"` may take."""
 

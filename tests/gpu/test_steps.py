@@ -49,10 +49,6 @@ KNOWN: dict[tuple[str, str], tuple[Combination, str]] = {
         {"ranks": Ranks(tensor=2)},
         "each of several ranks drops what is not among the best of all",
     ),
-    ("copies to the host", "clt_plugins/distributed/agree.py fingerprint"): (
-        {"ranks": Ranks(tensor=2)},
-        "ranks compare their batches on the host",
-    ),
     ("copies from pageable memory", "clt_plugins/training/optimizer.py gradient_norm"): (
         {"ranks": Ranks(tensor=2)},
         "which parameters are split is sent to the device in each step",
