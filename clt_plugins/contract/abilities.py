@@ -129,6 +129,14 @@ class Preferred(Protocol):
 
 
 @runtime_checkable
+class FixedSizes(Protocol):
+    """Kernels that can select with sizes that do not follow the numbers; a plugin's selection need not look."""
+
+    fixed: bool
+    """Whether they do: on a GPU, where the host would have to wait for the number of what is kept."""
+
+
+@runtime_checkable
 class BothGradients(Protocol):
     """Kernels that compute both gradients of a product in one pass over the tokens' side."""
 

@@ -41,10 +41,6 @@ Combination = dict[str, Any]
 PLAIN: Combination = {name: levels[0] for name, levels in LEVELS.items()} | {"activation": "batchtopk"}
 
 KNOWN: dict[tuple[str, str], tuple[Combination, str]] = {
-    ("size depends on data", "clt_plugins/model/selection.py Above.see"): (
-        {"activation": "relu"},
-        "thresholds keep as many features as there are: one synchronisation per layer",
-    ),
     ("size depends on data", "clt_plugins/model/selection.py Top.finish"): (
         {"ranks": Ranks(tensor=2)},
         "each of several ranks drops what is not among the best of all",

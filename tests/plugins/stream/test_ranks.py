@@ -96,6 +96,5 @@ def test_reading_ahead_runs_the_model_a_few_times_in_every_step_and_never_a_bloc
         runs.clear()
         source.next()
         by_step.append(len(runs))
-    passes = sum(by_step) / 3
-    assert passes >= 6, "a block takes several"
-    assert max(by_step) <= -(-passes // 9) + 1
+    assert sum(by_step) / 3 >= 4, "a block takes several"
+    assert max(by_step) == 1
