@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Preferred,
         ReadsBack,
         Scheduled,
+        Sends,
         Settable,
         Shifted,
         SumsLater,
@@ -64,8 +65,9 @@ if TYPE_CHECKING:
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.parameters import parameter, uniform
     from clt_plugins.model.products.dense import dense_decode
+    from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
-    from clt_plugins.model.selection import Above, Top
+    from clt_plugins.model.selection import Top
     from clt_plugins.model.sparse import sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.recipe.read import read_recipe, recipe_data
@@ -86,11 +88,13 @@ _LAZY = {
         "BothGradients",
         "Checks",
         "Closable",
+        "FixedSizes",
         "HasModel",
         "Identified",
         "Preferred",
         "ReadsBack",
         "Scheduled",
+        "Sends",
         "Settable",
         "Shifted",
         "SumsLater",
@@ -132,7 +136,8 @@ _LAZY = {
     "model.products.dense": ["dense_decode"],
     "model.parameters": ["parameter", "uniform"],
     "model.select.reference": ["TorchSelect"],
-    "model.selection": ["Above", "Top"],
+    "model.select.above": ["Above"],
+    "model.selection": ["Top"],
     "model.sparse": ["sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
     "recipe.read": ["read_recipe", "recipe_data"],

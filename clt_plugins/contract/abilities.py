@@ -109,11 +109,31 @@ class SumsLater(Protocol):
 
 
 @runtime_checkable
+class Sends(Protocol):
+    """A `Parallel` whose ranks that share the features of a batch can each compute a part of what all of them need."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there are other ranks: not in a plan, and not after `close`."""
+
+    def send_later(self, x: Tensor, tensor_rank: int) -> Callable[[], None]:
+        """Start to copy one rank's x into that of all that share features; calling the result waits for it."""
+
+
+@runtime_checkable
 class Preferred(Protocol):
     """Kernels that `kernels = "auto"` may take."""
 
     def preference(self, device: torch.device) -> int:
         """How well they suit a device; the highest number is taken. Kernels without this method count as 0."""
+
+
+@runtime_checkable
+class FixedSizes(Protocol):
+    """Kernels that can select with sizes that do not follow the numbers; a plugin's selection need not look."""
+
+    fixed: bool
+    """Whether they do: on a GPU, where the host would have to wait for the number of what is kept."""
 
 
 @runtime_checkable

@@ -45,12 +45,14 @@ def tell(parallel: Parallel, error: Exception | None) -> None:
     """
     told = [json.loads(text) for text in parallel.gather(json.dumps(_described(error)))]
     # The first rank that failed speaks for all, so that the user reads one message and not one per rank.
-    failed = next((rank for rank, fault in enumerate(told) if fault is not None), None)
-    if failed is None:
+    # One without a text only follows another.
+    faults = [rank for rank, fault in enumerate(told) if fault is not None]
+    if not faults:
         return
+    failed = next((rank for rank in faults if told[rank][2]), faults[0])
     if parallel.rank > 0:
         raise Stopped(ExitCode(told[failed][1]), "") from error
-    if error is not None:
+    if error is not None and failed == 0:
         raise error
     kind, code, text = told[failed]
     text = f"rank {failed}: {text}"

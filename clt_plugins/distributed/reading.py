@@ -34,13 +34,10 @@ class Reading:
 
     Args:
         device: where batches go.
-        wants_stop: whether this process is asked to stop.
     """
 
-    def __init__(
-        self, source: Source, parallel: Parallel, device: torch.device, wants_stop: Callable[[], bool] = lambda: False
-    ):
-        self.source, self.parallel, self.device, self.wants_stop = source, parallel, device, wants_stop
+    def __init__(self, source: Source, parallel: Parallel, device: torch.device):
+        self.source, self.parallel, self.device = source, parallel, device
         self.alone = parallel.world == 1
         self.shape: Batch | None = None
         """The last batch without its numbers."""
@@ -49,7 +46,8 @@ class Reading:
         self.answer: Callable[[], Tensor] | None = None
         """Waits for the exchange under way: a row for each rank, whether it failed and whether it is asked to stop."""
         self.sums = torch.zeros((), dtype=torch.int64, device=device)
-        self.asked = False
+        self.asks = self.asked = False
+        """Whether this rank is asked to stop, and whether any is."""
 
     def next(self) -> Batch:
         """The next batch, on the device. `check` must follow.
@@ -65,7 +63,7 @@ class Reading:
         except Exception as error:
             self.error = error
         table = torch.zeros(self.parallel.world, 2, dtype=torch.int64)
-        table[self.parallel.rank] = torch.tensor([self.error is not None, self.wants_stop()])
+        table[self.parallel.rank] = torch.tensor([self.error is not None, self.asks])
         self.answer = _later(self.parallel, table)
         if self.shape is None:
             self.check()  # nobody knows yet what zeros would have to look like
@@ -102,10 +100,14 @@ class Reading:
             tell(self.parallel, self.error)
         self.asked = asked
 
-    def stops(self) -> bool:
-        """Whether to stop after this step: the same on all ranks. Of several, one that was asked after it had read is
-        heard at the next step."""
-        return self.wants_stop() if self.alone else self.asked
+    def stops(self, asked: bool) -> bool:
+        """Whether to stop after this step: the same on all ranks, of which several hear in the next step who was asked.
+
+        Args:
+            asked: whether this rank is asked to stop.
+        """
+        self.asks = asked
+        return asked if self.alone else self.asked
 
     def compare(self) -> None:
         """Whether ranks that share the tokens have read the same. Reads one number from the device.

@@ -1,4 +1,4 @@
-"""Selecting features while the encoder's blocks go by: exact top-k in one pass, and everything above a bound.
+"""Selecting features while the encoder's blocks go by: exact top-k in one pass.
 
 `Top` says what is selected and by what score; the kernels find it (`Kernels.select`).
 
@@ -156,34 +156,3 @@ def _with_empty_last(kept: Kept, tokens: int) -> Tensor:
         return kept.token
     empty = torch.arange(len(kept.token), device=kept.token.device) >= kept.count
     return kept.token.masked_fill(empty, tokens)
-
-
-class Above:
-    """Keeps every pre-activation above a bound: as many as there are.
-
-    Args:
-        bound: [L, F], or one number.
-    """
-
-    def __init__(self, bound: Tensor | float, tokens: int, n_layers: int, n_features: int):
-        self.bound = bound
-        self.shape = tokens, n_layers, n_features
-        self.kept: list[tuple[Tensor, Tensor]] = []
-        """Of each layer: the pair as one number, (token * L + layer) * F + f, and its pre-activation."""
-
-    def see(self, layer: int, pre: Tensor) -> None:
-        """Consider the pre-activations [B, F] of a layer."""
-        _, n_layers, n_features = self.shape
-        bound = self.bound[layer] if isinstance(self.bound, Tensor) else self.bound
-        # "not <=" instead of ">": NaN passes, and stops the run instead of vanishing.
-        token, feature = (~(pre <= bound)).nonzero(as_tuple=True)
-        number = token * (n_layers * n_features) + layer * n_features + feature
-        self.kept.append((number, pre[token, feature]))
-
-    def finish(self) -> tuple[Pairs, Tensor]:
-        """The pairs and their pre-activations, [N]."""
-        tokens, n_layers, n_features = self.shape
-        order, permutation = torch.cat([number for number, _ in self.kept]).sort()
-        pre = torch.cat([values for _, values in self.kept])[permutation]
-        width = n_layers * n_features
-        return Pairs(order // width, order % width, tokens, n_layers, n_features), pre

@@ -74,7 +74,7 @@ def train(
     activation = transcoder.activation
     schedule = activation.schedule if isinstance(activation, Scheduled) else None
     parameters = list(learned.parameters(parts).values())
-    reading = Reading(source, parallel, device, wants_stop)
+    reading = Reading(source, parallel, device)
     watch = Stopwatch()
     evaluated: Scores | None = None
     saved_step = progress.step
@@ -87,6 +87,7 @@ def train(
 
     def checkpoint() -> None:
         nonlocal saved_step
+        reading.compare()
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
@@ -135,12 +136,15 @@ def train(
         bar.update()
         watch.lap("step_s")
 
-        if any(due.values()) or reading.stops():
+        if due["log"] or due["eval"]:
             reading.compare()
         if due["log"]:
             metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
             metrics.update(watch.means(tokens))
             metrics.update(_traffic(before, sent))
+            without_room = transcoder.room.read(parallel)
+            if without_room is not None:
+                metrics["train/pairs_without_room"] = without_room
             # Sparse or dense is chosen by measured density, and only here, where the number is read anyway.
             transcoder.settle(metrics["train/l0"] / (transcoder.n_layers * transcoder.n_features))
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
@@ -149,7 +153,7 @@ def train(
             evaluated = score(transcoder, source.held_out(config.eval_tokens))
             log({f"eval/{name}": value for name, value in evaluated.as_metrics().items()})
         # A signal reaches ranks at different steps: all stop after the same one.
-        stopping = progress.step < config.steps and reading.stops()
+        stopping = reading.stops(wants_stop()) and progress.step < config.steps
         if due["checkpoint"] or stopping:
             checkpoint()
         if stopping:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -51,8 +51,16 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
     try:
         dist.init_process_group(backends, timeout=timedelta(seconds=config.timeout_s))
         mesh = init_device_mesh(device.type, (config.data, tensor), mesh_dim_names=("data", "tensor"))
+        # Rows of a source travel beside a step: in the group of its sums they would wait for each other.
+        rows = [dist.new_group(range(first, first + tensor)) for first in range(0, world, tensor) if tensor > 1]
     except (RuntimeError, dist.DistError) as error:
         reason = str(error).splitlines()[0]
         raise ConnectionError(f"parallel: rank {rank} of {world} cannot connect to the others: {reason}") from error
-    groups = {"features": mesh.get_group("tensor"), "tokens": mesh.get_group("data"), "all": dist.group.WORLD}
+    groups: dict[str, Any] = {
+        "features": mesh.get_group("tensor"),
+        "tokens": mesh.get_group("data"),
+        "all": dist.group.WORLD,
+    }
+    if tensor > 1:
+        groups["rows"] = rows[rank // tensor]
     return Grid(rank, tensor, config.data, groups)

@@ -77,6 +77,22 @@ class Grid:
         work = self._start(total, over, what)
         return lambda: self._wait(work, total)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there are other ranks: not in a plan, and not after `close`."""
+        return bool(self.groups)
+
+    def send_later(self, x: Tensor, tensor_rank: int) -> Callable[[], None]:
+        if self._alone("features"):
+            return lambda: None
+        group = self.groups.get("rows", self.groups["features"])
+        if tensor_rank == self.tensor_rank:
+            sent = x.numel() * x.element_size()
+            self.bytes["rows"] = self.bytes.get("rows", 0) + sent
+        with self._lost_ranks():
+            work = dist.broadcast(x, self.data_rank * self.tensor_ranks + tensor_rank, group=group, async_op=True)
+        return lambda: self._wait(work, None)
+
     def reduce_gradients(self, parameters: list[Any]) -> None:
         """Large gradients are reduced in place, small ones in one bucket; all are started before any is awaited."""
         partial = [p.grad for p in parameters if p.grad is not None and getattr(p, "partial_gradient", False)]
@@ -130,7 +146,8 @@ class Grid:
         self.total(torch.zeros(1), "all", "agreement")
 
     def close(self) -> None:
-        if self.groups and dist.is_initialized():
+        connected, self.groups = self.connected, {}
+        if connected and dist.is_initialized():
             dist.destroy_process_group()
 
     # -- collectives --------------------------------------------------------------------------------------------
@@ -144,19 +161,21 @@ class Grid:
         # In a ring of W ranks each number is sent 2 (W - 1) / W times: once to be summed, once to be distributed.
         sent = 2 * (ranks - 1) * x.numel() * x.element_size() // ranks
         self.bytes[what] = self.bytes.get(what, 0) + sent
-        try:
+        with self._lost_ranks():
             return dist.all_reduce(x, group=self.groups[over], async_op=True)
-        except RuntimeError as error:
-            self._raise_lost(error)
-            raise
 
-    def _wait(self, work: Any, x: Tensor) -> Tensor:
-        try:
+    def _wait(self, work: Any, x: Any) -> Any:
+        with self._lost_ranks():
             work.wait()
+        return x
+
+    @contextmanager
+    def _lost_ranks(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             self._raise_lost(error)
             raise
-        return x
 
     def _raise_lost(self, error: RuntimeError) -> None:
         """Raise `ConnectionError` if an error comes from the process group; others, such as a full memory, are not the

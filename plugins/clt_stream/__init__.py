@@ -21,8 +21,12 @@ class StreamConfig:
     on `buffer_device`. A row has 2 x layers x d_model numbers in the model's dtype: in float32, 65536 rows of GPT-2
     small are 4.8 GB.
 
-    With `data = N` every data rank has a block and held-out rows of its own. The forward passes are divided among the
-    ranks, but every rank tokenises all of the text.
+    On a GPU the block has two halves: the model reads into one while the other is trained on, a few passes in each
+    step, on a CUDA stream of its own. (Tokens are then shuffled within a half.)
+
+    Forward passes are divided among all ranks, but every rank tokenises all of the text. Tensor ranks send each other
+    the rows, and have the same ones. With `data = N` every data rank has a block and held-out rows of its own; the
+    held-out rows are read by each rank.
     """
 
     text: HubOrPath = field(default=HubOrPath("python-stdlib"))
@@ -62,7 +66,8 @@ class StreamConfig:
     model_batch: int = field(default=16, validator=validators.gt(0), metadata=FREE_ON_RESUME)
     """Context windows in one forward pass of the model. The rows do not depend on it, but for the rounding of sums."""
     buffer_tokens: int = field(default=65536, validator=validators.gt(0))
-    """Rows in a block, on each data rank. Tokens are shuffled within a block. At least a batch."""
+    """Rows in a block, on each data rank. Tokens are shuffled within a block, on a GPU within each half of it. At least
+    a batch."""
     buffer_device: str = field(default="auto", metadata=FREE_ON_RESUME)
     """Where the block and the held-out rows are kept: "auto" is the model's device, "cpu" saves the memory of a GPU."""
 

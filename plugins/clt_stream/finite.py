@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,12 +27,28 @@ def check_rows(rows: Batch, layers: list[int]) -> None:
     Args:
         layers: the numbers in the model of the layers that are read.
     """
-    for values in (rows.inputs, rows.targets):
-        # The largest and least of each layer: one pass over the memory each, and nothing is allocated.
-        ends = torch.stack([values.amax((0, 2)), values.amin((0, 2))])
-        finite = torch.isfinite(ends).all(0)
-        if not bool(finite.all()):
-            raise _not_finite(layers[int(finite.to(torch.uint8).argmin())], values.dtype)
+    finite_later(rows, layers)()
+
+
+def finite_later(rows: Batch, layers: list[int]) -> Callable[[], None]:
+    """The same, begun now; calling the result waits for the answer, and only for that."""
+    values = rows.inputs, rows.targets
+    # The largest and least of each layer: one pass over the memory each, and nothing is allocated.
+    finite = torch.stack([torch.isfinite(torch.stack([x.amax((0, 2)), x.amin((0, 2))])).all(0) for x in values])
+    done = None
+    if finite.is_cuda:
+        answer = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True)
+        finite, done = answer.copy_(finite, non_blocking=True), torch.cuda.Event()
+        done.record()
+
+    def check() -> None:
+        if done is not None:
+            done.synchronize()
+        for x, good in zip(values, finite, strict=True):
+            if not bool(good.all()):
+                raise _not_finite(layers[int(good.to(torch.uint8).argmin())], x.dtype)
+
+    return check
 
 
 def _not_finite(layer: int, dtype: torch.dtype) -> Refused:

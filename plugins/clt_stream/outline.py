@@ -63,10 +63,14 @@ def outline(config: StreamConfig, context: Context) -> Outline:
     )
 
 
-def block_rows(config: StreamConfig, batch_tokens: int, eval_tokens: int) -> int:
-    """Rows in memory at the peak: a block and the held-out rows, each read to the end of its last forward pass."""
-    block = config.buffer_tokens // batch_tokens * batch_tokens
-    return block + eval_tokens + 2 * config.model_batch * config.context
+def block_rows(config: StreamConfig, batch_tokens: int, eval_tokens: int, *, parts: int = 1) -> int:
+    """Rows in memory at the peak: a block and the held-out rows, each read to the end of its last forward pass.
+
+    Args:
+        parts: blocks that share the buffer.
+    """
+    block = config.buffer_tokens // parts // batch_tokens * batch_tokens
+    return parts * block + eval_tokens + (parts + 1) * config.model_batch * config.context
 
 
 def _given(settings: Any, context: Context) -> Model:

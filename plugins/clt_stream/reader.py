@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clt_stream.contexts import Contexts
 from clt_stream.finite import check_rows
-from clt_stream.rows import Rows
+from clt_stream.rows import Rows, moved
 from clt_stream.taps import Site, Tap, Trace, find_order
 
 if TYPE_CHECKING:
@@ -44,20 +44,22 @@ class Reader:
             rows: indices into C * T, [R].
         """
         target = slice(begin, begin + len(rows))
-        into.token_ids[target] = contexts.ids.flatten()[rows].to(into.token_ids.device)
-        into.positions[target] = contexts.positions(rows).to(into.positions.device)
-        rows = rows.to(self.device)
-        kwargs: dict[str, Any] = {"position_ids": contexts.position_ids, "use_cache": False}
+        into.label(contexts, rows, target)
+        rows = moved(rows, self.device)
+        kwargs: dict[str, Any] = {"position_ids": moved(contexts.position_ids, self.device), "use_cache": False}
         if contexts.attention_mask is not None:
-            kwargs["attention_mask"] = contexts.attention_mask
+            kwargs["attention_mask"] = moved(contexts.attention_mask, self.device)
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
         def copy(tap: Tap, value: Tensor) -> None:
             out = (into.inputs if tap.is_input else into.targets)[target, tap.layer]
-            _copy(value, rows, out)
-            if tap.site.scale != 1:
-                out *= tap.site.scale
+            # nnsight may call this in a thread of its own, and each thread has its own current stream.
+            with torch.cuda.stream(stream):
+                _copy(value, rows, out)
+                if tap.site.scale != 1:
+                    out *= tap.site.scale
 
-        self.trace.run(copy, contexts.ids, **kwargs)
+        self.trace.run(copy, moved(contexts.ids, self.device), **kwargs)
 
 
 def _copy(value: Tensor, rows: Tensor, out: Tensor) -> None:

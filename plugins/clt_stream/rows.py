@@ -5,11 +5,16 @@ Shapes: R rows, L layers, D d_model.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from clt_plugins import Batch, Refused
+
+if TYPE_CHECKING:
+    from clt_stream.contexts import Contexts
 
 
 class Rows:
@@ -38,12 +43,29 @@ class Rows:
     def pick(self, index: Tensor) -> Batch:
         """Copies of the rows at `index`, [B]."""
         # Three times as fast as `x[index]`, since it copies whole rows.
-        return Batch(*(x.index_select(0, index) for x in (self.inputs, self.targets, self.token_ids, self.positions)))
+        return Batch(*(x.index_select(0, index) for x in self._tensors()))
 
-    def move(self, rows: slice, to: int) -> None:
-        """Copy rows to the rows from `to` on; the two may overlap."""
-        for x in (self.inputs, self.targets, self.token_ids, self.positions):
-            x[to : to + rows.stop - rows.start] = x[rows].clone()
+    def take(self, source: Rows, rows: slice, to: int) -> None:
+        """Copy rows of some memory, which may be this one, to the rows from `to` on."""
+        for x, other in zip(self._tensors(), source._tensors(), strict=True):
+            x[to : to + rows.stop - rows.start] = other[rows].clone() if x is other else other[rows]
+
+    def label(self, contexts: Contexts, rows: Tensor, at: slice) -> None:
+        """Write which tokens some rows are of.
+
+        Args:
+            rows: indices into C * T, [R].
+        """
+        self.token_ids[at] = moved(contexts.ids.flatten()[rows], self.token_ids.device)
+        self.positions[at] = moved(contexts.positions(rows), self.positions.device)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.inputs, self.targets, self.token_ids, self.positions
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on another device. No copy waits for what a GPU still has to do."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -4,6 +4,8 @@ Contexts form one endless sequence that depends only on the text, the settings a
 are dealt to the data ranks in blocks (`Deal`). Each rank needs a part of a block, and runs only the forward passes that
 have rows in that part. (It tokenises all of the text, since the contexts before its part must be counted.)
 
+Tensor ranks divide the passes of a block among them (`blocks`).
+
 So the position in the stream is small, and the same on every rank: a context at which to begin, the number of its rows
 to leave out, and how many rows were dealt. To resume, the block is computed again.
 """
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Batch, Deal, Refused, check_data
+from clt_stream.blocks import Block, Filling, Start, Turns, plan
 from clt_stream.contexts import Cursor, Packer
 from clt_stream.finite import check_rows
 from clt_stream.identity import model_identity, text_identity, tokenizer_identity
@@ -26,7 +29,7 @@ from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
 from clt_stream.outline import block_rows
 from clt_stream.reader import Reader, packs
-from clt_stream.rows import Rows
+from clt_stream.rows import Rows, moved
 from clt_stream.sites import find_sites
 from clt_stream.text import open_texts
 from clt_stream.text.documents import check_split, nothing_held_out
@@ -36,16 +39,6 @@ if TYPE_CHECKING:
     from clt_stream import StreamConfig
 
 log = logging.getLogger(__name__)
-
-
-@attrs.frozen
-class Start:
-    """Where a block begins: `skip` rows after a context, which begins a forward pass."""
-
-    cursor: Cursor
-    skip: int
-    row: int
-    """The number of the block's first row."""
 
 
 class Stream:
@@ -63,12 +56,10 @@ class Stream:
         self.eval_tokens = context.recipe.train.eval_tokens
         self.rank, self.ranks = context.parallel.data_rank, context.parallel.data_ranks
         self.batch_tokens = context.batch_share()
-        if config.buffer_tokens < self.batch_tokens:
-            raise Refused(
-                "source.buffer_tokens", f"{config.buffer_tokens} is less than a batch of {self.batch_tokens} tokens"
-            )
-        self.size = config.buffer_tokens // self.batch_tokens * self.batch_tokens
-        """Rows of a block on this rank: whole batches."""
+        size = config.buffer_tokens
+        if size < self.batch_tokens:
+            raise Refused("source.buffer_tokens", f"{size} is less than a batch of {self.batch_tokens} tokens")
+        self.turns = Turns(context.parallel)
 
         # Before the model, which takes longer to load.
         self.texts = open_texts(config, self.seed)
@@ -84,6 +75,10 @@ class Stream:
         self.n_layers, self.d_model = self.reader.n_layers, self.reader.d_model
         same = config.buffer_device == "auto"
         self.buffer_device = self.reader.device if same else usable_device(config.buffer_device, "source.buffer_device")
+        self.ahead = reads_ahead(self.reader.device, self.buffer_device) and size >= 2 * self.batch_tokens
+        """Whether the next block is read while this one is used: on a GPU, in two halves of the buffer."""
+        self.size = size // (1 + self.ahead) // self.batch_tokens * self.batch_tokens
+        """Rows of a block on this rank: whole batches."""
         self.packed = config.pack and packs(self.reader)
         if config.pack and not self.packed:
             name = type(self.model).__name__
@@ -94,17 +89,18 @@ class Stream:
         self.deal = Deal(self.seed, self.size * self.ranks, self.rank, self.ranks)
         self.position = 0
         """Rows that were yielded on this rank, since the number of ranks was last changed."""
-        self.group: Group | None = None
-        """Which rows `block` holds."""
         self.start = self.following = Start(self.packer.cursor(), 0, 0)
-        """Where this block and the next one begin; `following` is known once the block is filled."""
-        self.block: Rows | None = None
-        """This rank's part of a block of all ranks."""
+        """Where the block in use and the next one begin."""
+        self.block: Block | None = None
+        """The block in use; None before the first one, and after a failure."""
+        self.rows: Rows | None = None
+        """This rank's part of it."""
+        self.spare: Rows | None = None
+        """Memory for the next block, if it is read ahead."""
+        self.next_block: Filling | None = None
+        on_gpu = self.reader.device.type == "cuda"
+        self.queue = torch.cuda.Stream(self.reader.device) if self.ahead and on_gpu else None
         self.order = torch.empty(0, dtype=torch.int64)
-        self.passed = 0
-        """Rows of the last forward pass."""
-        self.carried: int | None = None
-        """How many of them lie after the end of the block, for the next one; None if they must be computed again."""
         self._identity: dict[str, str] | None = None
         self.evaluation: list[Batch] = []
         self.evaluation_tokens = 0
@@ -118,11 +114,14 @@ class Stream:
         missing = self.batch_tokens
         while missing:  # once, unless the rows that other ranks have left end within the batch
             group = self._fill()
-            assert self.block is not None
+            assert self.rows is not None
             offset = self.position - group.start
             index = self.order[offset : offset + missing]
-            parts.append(self.block.pick(index))
+            parts.append(self.rows.pick(index))
             self.position, missing = self.position + len(index), missing - len(index)
+        if self.next_block is not None:
+            # Evenly over the steps of this block, so that none waits for the model.
+            self.next_block.advance(-(-self.next_block.rounds() // max(1, self.size // self.batch_tokens - 1)))
         return parts[0] if len(parts) == 1 else _join(parts)
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
@@ -169,9 +168,9 @@ class Stream:
         return self._identity
 
     def buffer_bytes(self) -> Mapping[str, int]:
-        """A block, and the held-out rows of an evaluation; each is read to the end of its last forward pass."""
+        """Blocks, and the held-out rows of an evaluation; each is read to the end of its last forward pass."""
         same = self.config.buffer_device == "auto"
-        rows = block_rows(self.config, self.batch_tokens, self.eval_tokens)
+        rows = block_rows(self.config, self.batch_tokens, self.eval_tokens, parts=1 + self.ahead)
         row = 2 * self.n_layers * self.d_model * self.reader.dtype.itemsize
         return {self.settings.device if same else self.config.buffer_device: rows * row}
 
@@ -197,54 +196,57 @@ class Stream:
         self.position = self.deal.load_state(state)
         row = self.deal.at(self.position).begin
         self.start = self.following = Start(Cursor(**state["cursor"]), state["skip"], row)
-        self.group, self.carried = None, None
+        self._forget()
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
     def _start_of(self, group: Group) -> Start:
-        """Where the block of all ranks begins that has a group: that of `block`, or the one after."""
+        """Where the block of all ranks begins that has a group: that in use, or the one after."""
         start = self.start if group.begin == self.start.row else self.following
         assert group.begin == start.row, "blocks follow each other"
         return start
 
     def _fill(self) -> Group:
-        """Read the group at the position, this rank's part of a block, if `block` does not hold it."""
+        """Read the group at the position, this rank's part of a block, if it is not the one in use."""
         group = self.deal.at(self.position)
-        if self.group is not None and self.group.start == group.start:
-            return self.group
-        follows = group.begin != self.start.row
-        self.start, self.group = self._start_of(group), None
-        if self.block is None:
-            # The last pass is read to its end, which may be after that of the block.
-            self.block = self._rows(self.size + self.config.model_batch * self.config.context, "source.buffer_tokens")
-        cursor, filled = self.start.cursor, 0
-        if self.carried is None or not follows:
-            self.packer.seek(cursor)
-            row = group.begin - self.start.skip  # the number of the first row of the next pass
-        else:
-            self.block.move(slice(self.size, self.size + self.carried), 0)
-            row, filled = group.begin + self.carried, self.carried
-        # Alone, a rank goes on to the next block with the rows of the last pass that are after the end of this one.
-        # What earlier ranks have left has gaps; its block is read from its start again.
-        alone = self.ranks == 1 and isinstance(group.rows, range)
-        while row < group.end:
-            cursor, contexts = self.packer.cursor(), self.packer.next()
-            assert contexts is not None, "the trained part of a text never ends"
-            self.passed = len(contexts.rows)
-            chosen = group.among(row, row + self.passed)
-            rows = contexts.rows[chosen.start :] if alone and isinstance(chosen, slice) else contexts.rows[chosen]
-            if len(rows):
-                self.reader.read(contexts, rows, self.block, filled)
-                filled += len(rows)
-            row += self.passed
-        check_rows(self.block.view(slice(0, group.count)), self.reader.layers)
-        beyond = row - group.end
-        skip = self.passed - beyond if beyond else 0
-        self.following = Start(cursor if beyond else self.packer.cursor(), skip, group.end)
-        self.carried = beyond if alone else None
-        self.order = group.order(self.seed).to(self.block.inputs.device)
-        self.group = group
+        if self.block is not None and self.block.group.start == group.start:
+            return group
+        filling, self.next_block = self.next_block, None
+        if filling is None:
+            filling = self._begin(group)
+        self.block = None
+        filling.finish()
+        self.rows, self.spare = filling.into, self.rows if self.ahead else None
+        self.block = block = filling.block
+        self.start, self.following = block.start, block.following
+        self.order = moved(group.order(self.seed), self.rows.inputs.device)
+        if self.ahead:
+            self.next_block = self._begin(self.deal.at(group.start + group.count))
         return group
+
+    def _begin(self, group: Group) -> Filling:
+        """Begin to read a group into the memory that is free: which passes it needs is known afterwards."""
+        start, before = self._start_of(group), self.block
+        if before is not None and before.following.row != group.begin:
+            before = None
+        self.block = self.block if self.ahead else None  # its memory is written from here on
+        with self.turns.all_or_none():
+            into = self.spare if self.ahead else self.rows
+            if into is None:
+                # The last pass is read to its end, which may be after that of the block.
+                into = self._rows(self.size + self.config.model_batch * self.config.context, "source.buffer_tokens")
+            block = plan(self.packer, group, start, before, alone=self.ranks == 1)
+        filling = Filling(block, self.reader, into, self.turns, self.queue)
+        if before is not None and before.carried:
+            assert self.rows is not None
+            filling.carry_over(self.rows, self.size, before.carried)
+        return filling
+
+    def _forget(self) -> None:
+        """Blocks that are in memory."""
+        if self.next_block is not None:
+            self.next_block.drop()
+        self.block = self.next_block = None
 
     def _read_held_out(self, tokens: int) -> list[Batch]:
         """The first rows of the held-out documents, cut into batches."""
@@ -285,6 +287,11 @@ class Stream:
                 f"a batch of {batch_tokens} tokens is larger than the data: the trained part of "
                 f"{self.config.text!r} has {rows}",
             )
+
+
+def reads_ahead(model: torch.device, buffer: torch.device) -> bool:
+    """Whether the model can read the next block while this one is trained on: a GPU does two things at a time."""
+    return model.type == buffer.type == "cuda"
 
 
 def _join(parts: list[Batch]) -> Batch:

@@ -211,13 +211,13 @@ def agreements(grid: Grid, folder: Path) -> dict[str, str]:
         return True
 
     def asked() -> list[bool]:
-        """Rank 1 is asked to stop in the second of four steps, after it has read."""
-        stops: list[bool] = []
-        reading = Reading(Listed(*[good] * 4), grid, torch.device("cpu"), lambda: rank == 1 and len(stops) > 1)
-        for _ in range(4):
+        """Rank 1 is asked to stop in the second of four steps."""
+        reading = Reading(Listed(*[good] * 4), grid, torch.device("cpu"))
+        stops = []
+        for step in range(4):
             reading.next()
             reading.check()
-            stops.append(reading.stops())
+            stops.append(reading.stops(rank == 1 and step >= 1))
         return stops
 
     def disk_full() -> None:

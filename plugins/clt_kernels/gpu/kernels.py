@@ -63,6 +63,7 @@ class TritonKernels:
     """`Kernels` for CUDA GPUs: float32, float64, bfloat16 and float16 weights."""
 
     name = "triton"
+    fixed = True
 
     def __init__(self) -> None:
         self.grouped: WeakKeyDictionary[Pairs, Grouped] = WeakKeyDictionary()
