@@ -167,7 +167,7 @@ class BothGradients(Protocol):
 
 @runtime_checkable
 class Updates(Protocol):
-    """Kernels that update weights by Adam, each number read once; else the engine does it by torch's operations."""
+    """Kernels that update weights by Adam and read each number once; for others torch's operations do it."""
 
     def update_rows(self, update: AdamUpdate) -> None:
         """One step of Adam for some rows; `AdamUpdate` says what becomes of every number, but for the last digit.

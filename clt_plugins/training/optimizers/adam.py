@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from clt_plugins.contract.abilities import Updates
 from clt_plugins.data.random import digest
 from clt_plugins.data.update import AdamUpdate
+from clt_plugins.model.sparse import row_squares
 from clt_plugins.training.optimizers import reference
-from clt_plugins.training.optimizers.clip import grad_squares
 
 if TYPE_CHECKING:
     from clt_plugins.contract.interfaces import Kernels
@@ -36,7 +36,7 @@ class Piece:
     def numbering(self, shape: torch.Size) -> dict[str, int]:
         """`first`, `period` and `stride` of an `AdamUpdate` of the piece, whose rows are along its last axis."""
         if self.axis is None:
-            return {"first": 0, "period": max(1, shape.numel()), "stride": 0}
+            return {"first": 0, "period": max(1, shape[:-1].numel()), "stride": 0}
         inner = shape[self.axis + 1 :].numel()
         period = len(self.own) * inner // shape[-1] if self.axis < len(shape) - 1 else 1
         return {"first": self.own.start * inner, "period": period, "stride": self.features * inner}
@@ -104,7 +104,7 @@ class AdamBF16(torch.optim.Optimizer):
             steps = [self.state[p]["step"] for p in with_grad]
             torch._foreach_add_(steps, 1)
             # By a few operations for all parameters, in float64: 1 - beta2^step is small at first.
-            scalars = self._scalars(torch.stack(steps).double(), group).float()
+            scalars = self._scalars(torch.stack(steps).double(), group)
             for p, numbers in zip(with_grad, scalars, strict=True):
                 for update in self._updates(p, numbers.to(p.device), group):
                     # Kernels compute in float32.
@@ -117,10 +117,12 @@ class AdamBF16(torch.optim.Optimizer):
         scale = torch.ones_like(steps) if self.grad_scale is None else self.grad_scale.to(steps).expand_as(steps)
         bias1, bias2 = 1 - torch.pow(beta1, steps), 1 - torch.pow(beta2, steps)
         decay = lr * (group["weight_decay"] if self.decoupled else 0.0)
-        return torch.stack([1 / scale, lr / bias1, bias2.rsqrt(), decay, steps], 1)
+        numbers = [1 / scale, lr / bias1, bias2.rsqrt(), decay, steps]
+        # Rows of 32 bytes: Triton compiles a kernel anew for addresses of another alignment.
+        return torch.stack([*numbers, *[steps] * 3], 1).float()[:, :5]
 
     def _updates(self, parameter: nn.Parameter, scalars: Tensor, group: Mapping[str, Any]) -> Iterable[AdamUpdate]:
-        state, squares = self.state[parameter], grad_squares(parameter)
+        state, squares = self.state[parameter], row_squares(parameter)
         assert parameter.grad is not None
         grad = parameter.grad.contiguous()
         beta1, beta2 = group["betas"]

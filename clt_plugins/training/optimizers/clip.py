@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None = None) -> Tensor:
     """The 2-norm of all gradients together, of all ranks, a scalar on their device.
 
-    Where the product that made a gradient left the sums of squares of its rows (`parameter.grad_squares`, [R] float32),
-    the gradient is not read again.
+    Where the product that made a gradient left the sums of squares of its rows (`row_squares`), it is not read again.
     """
     with_grad = [p for p in parameters if p.grad is not None]
-    unknown = [p for p in with_grad if grad_squares(p) is None]
+    unknown = [p for p in with_grad if row_squares(p) is None]
     norms: dict[int, Tensor] = {}
     if unknown:
         # One fused call for all norms: a loop over parameters would be a kernel launch each.
@@ -29,7 +28,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None 
         wide = torch.promote_types(grads[0].dtype, torch.float32)
         norms = {id(p): norm for p, norm in zip(unknown, torch._foreach_norm(grads, 2, wide), strict=True)}
     for p in with_grad:
-        if (squares := grad_squares(p)) is not None:
+        if (squares := row_squares(p)) is not None:
             norms[id(p)] = squares.sum().sqrt()
     if parallel is None or parallel.tensor_ranks == 1:
         return torch.stack([norms[id(p)] for p in with_grad]).norm()
@@ -41,16 +40,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None 
     return (parallel.total(split.square().sum()) + whole.square().sum()).sqrt()
 
 
-def grad_squares(parameter: nn.Parameter) -> Tensor | None:
-    """The sum of squares of each row of a gradient, [R] float32; None where it is not known."""
-    return row_squares(parameter)
-
-
-def forget_squares(parameters: Iterable[nn.Parameter]) -> None:
-    """The gradients change, or there are none: what is known of their rows holds no longer."""
+def forget_squares(parameters: Iterable[Any]) -> None:
+    """What is known of the rows of gradients holds no longer: they were averaged over ranks."""
     for p in parameters:
-        if grad_squares(p) is not None:
-            p.grad_squares = None  # type: ignore[attr-defined]
+        p.grad_squares = None
 
 
 def clip_gradients(

@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from clt_kernels.gpu import products
+from clt_kernels.gpu import update as adam
 from clt_kernels.reference import TorchKernels
-from clt_plugins import Layout, Pairs, Per, TorchSelect
+from clt_plugins import AdamUpdate, Layout, Pairs, Per, TorchSelect
 
 DECODE_PAIRS, DECODE_COLUMNS = 8, 64
 """Rows that a program of `decode` has in flight, and how much of each: 1 KB of bfloat16."""
@@ -29,6 +30,8 @@ NUMBERS = 2048
 """Numbers of the tokens' side that a warp of `gradients` has in flight: 64 registers of each thread."""
 SORTED = 256
 """Pairs of a program that adds up dot products."""
+UPDATED = 256
+"""Numbers of a program that updates weights, a warp: 16 bytes of bfloat16 for each thread."""
 
 
 @attrs.frozen(eq=False)
@@ -189,6 +192,34 @@ class TritonKernels:
                 L=layers, F=layout.n_features, PER_TARGET=per_target, COUNTED=pairs.count is not None, TILE=SORTED,
                 WIDE=number,
             )  # fmt: skip
+
+    def update_rows(self, update: AdamUpdate) -> None:
+        """See `Updates.update_rows`."""
+        rows, columns = update.weight.shape
+        width = min(UPDATED, triton.next_power_of_2(columns))
+        weight = update.weight
+        adam.update[(rows * triton.cdiv(columns, width),)](
+            weight,
+            weight if update.low is None else update.low,
+            update.grad,
+            update.mean,
+            update.square,
+            weight if update.grad_squares is None else update.grad_squares,
+            update.scalars,
+            update.key - 2**32 if update.key >= 2**31 else update.key,
+            update.first,
+            update.period,
+            update.stride,
+            beta1=update.beta1,
+            beta2=update.beta2,
+            eps=update.eps,
+            weight_decay=update.weight_decay,
+            SPLIT=update.low is not None,
+            USED=update.grad_squares is not None,
+            C=columns,
+            WIDTH=width,
+            num_warps=1,
+        )
 
     def _group(self, pairs: Pairs) -> Grouped:
         if pairs not in self.grouped:
