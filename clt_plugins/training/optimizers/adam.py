@@ -58,7 +58,7 @@ class AdamBF16(torch.optim.Optimizer):
         self,
         params: Iterable[Any],
         *,
-        lr: float | Tensor,
+        lr: float,
         betas: tuple[float, float],
         eps: float,
         decoupled: bool,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clt_plugins.training.optimizers.adam import AdamBF16, Piece
 from clt_plugins.training.optimizers.schedule import with_rate
@@ -41,15 +41,15 @@ def make_optimizer(
     # The loop sets the rate before every step; the optimizer only needs some number to start with.
     config = with_rate(config, model.n_layers * model.n_features)
     assert config.lr is not None
-    on_gpu = model.W_enc.device.type == "cuda"
-    lr: float | Tensor = torch.tensor(config.lr, device=model.W_enc.device) if on_gpu else config.lr
+    device = model.W_enc.device
     beta1, beta2 = config.betas
+    optimizer: torch.optim.Optimizer
     moments = torch.bfloat16 if config.states == "bf16" else torch.float32
     # torch's fused optimizers keep moments in the parameters' type, and round both to the nearest.
     if moments == torch.bfloat16 or any(p.dtype == torch.bfloat16 for p in parameters):
-        return AdamBF16(
+        optimizer = AdamBF16(
             groups,
-            lr=lr,
+            lr=config.lr,
             betas=(beta1, beta2),
             eps=config.eps,
             decoupled=config.optimizer == "adamw",
@@ -59,8 +59,14 @@ def make_optimizer(
             pieces=_pieces(model, extra),
             kernels=model.context.kernels,
         )
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=lr, betas=(beta1, beta2), eps=config.eps, fused=True, capturable=on_gpu)
+    else:
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        capturable = device.type == "cuda"
+        optimizer = kind(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True, capturable=capturable)
+    if device.type == "cuda":
+        for group in optimizer.param_groups:  # not at once: torch reads the first rate back to check it
+            group["lr"] = torch.full((), config.lr, device=device)
+    return optimizer
 
 
 def state_bytes(config: TrainConfig, dtype: torch.dtype) -> int:
