@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
 ]
 
-ROWS = {"_decode", "_grad_values", "_grad_rows"}
+ROWS = {"_decode", "_grad_values", "_grad_rows", "adam"}
 """Kernels that read rows of a weight or of activations."""
 
 STACK = {"_grad_rows": 16}

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from clt_kernels.gpu import products
-from clt_kernels.gpu import update as adam
+from clt_kernels.gpu.update import adam
 from clt_kernels.reference import TorchKernels
 from clt_plugins import AdamUpdate, Layout, Pairs, Per, TorchSelect
 
@@ -198,7 +198,7 @@ class TritonKernels:
         rows, columns = update.weight.shape
         width = min(UPDATED, triton.next_power_of_2(columns))
         weight = update.weight
-        adam.update[(rows * triton.cdiv(columns, width),)](
+        adam[(rows * triton.cdiv(columns, width),)](
             weight,
             weight if update.low is None else update.low,
             update.grad,

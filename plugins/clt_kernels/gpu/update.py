@@ -27,7 +27,7 @@ def _rounded(x, random):
 
 
 @triton.jit(do_not_specialize=["key", "first", "period", "stride"])
-def update(
+def adam(
     weight, low, grad, mean, square, squares, scalars,
     key: tl.int32, first: tl.int64, period: tl.int32, stride: tl.int64,
     beta1: tl.constexpr, beta2: tl.constexpr, eps: tl.constexpr, weight_decay: tl.constexpr,
