@@ -5,6 +5,7 @@ Instructions are those of the loops that `ptxas` made for sm_90; `test_compiled`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import attrs
@@ -33,4 +34,19 @@ def work_of(launch: Launch, load: Load) -> tuple[Work, bool]:
     return Work(sum(x.bytes for x in launch.arguments.values() if isinstance(x, Place))), False
 
 
-KERNELS: dict[str, Callable[[Launch, Load], Work]] = {}
+def _adam(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    weight, grad, mean = given["weight"], given["grad"], given["mean"]
+    moved = 2 * (weight.bytes + 2 * mean.bytes) + (2 * given["low"].bytes if given["SPLIT"] else 0)
+    # A row that no pair of the step touches has no gradient to be read.
+    used = 1.0
+    if given["USED"]:
+        untied = math.prod(given["squares"].shape) != load.n_layers * load.n_features
+        used = load.rows(untied) / max(1.0, float((load.targets if untied else load.targets * 0 + 1).sum()))
+    return Work(moved + used * grad.bytes, instructions=ADAM * launch.grid[0])
+
+
+ADAM = 456
+"""Of a warp for 256 numbers."""
+
+KERNELS: dict[str, Callable[[Launch, Load], Work]] = {"adam": _adam}
