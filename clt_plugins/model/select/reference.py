@@ -39,7 +39,8 @@ class TorchSelect:
     """`Select` for any device and any floating type; arguments as of `Kernels.select`.
 
     Args:
-        fixed: whether sizes are fixed and nothing is read back, as it must be on a GPU; None: by the device of the numbers.
+        fixed: whether sizes are fixed and nothing is read back, as it must be on a GPU. None: as the device
+            of the numbers needs it.
     """
 
     def __init__(
