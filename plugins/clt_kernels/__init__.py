@@ -30,7 +30,7 @@ class TritonConfig:
 def build_torch(config: TorchConfig, context: Context) -> Any:
     from clt_kernels.reference import TorchKernels
 
-    return TorchKernels()
+    return TorchKernels(fixed=context.device.type != "cpu")
 
 
 def build_numba(config: NumbaConfig, context: Context) -> Any:
