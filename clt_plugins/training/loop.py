@@ -109,7 +109,9 @@ def train(
         if schedule is not None:
             schedule(done)
         outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done)
-        outcome.total.backward()
+        # Losses of which none has a gradient in this step (AuxK alone, while no feature is dead) change no weight.
+        if outcome.total.requires_grad:
+            outcome.total.backward()
         # Tensor ranks have different rows and need no reduction; data ranks average theirs.
         parallel.reduce_gradients(parameters)
         if parallel.data_ranks > 1:

@@ -47,7 +47,12 @@ class TopK(nn.Module):
         self.training_k = min(self.available, round(self.k * (1 + (self.config.anneal_from - 1) * left)))
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:
-        """Selects the k best; in eval mode k is not annealed."""
+        """Selects the k best; in eval mode k is not annealed.
+
+        While k falls, it falls by a little in each step. A GPU's results have a fixed size: k rounded up to a multiple
+        of an eighth of the last k. So shapes change some 16 times in a run and not with each step. k itself is exact.
+        """
+        step = -(-self.k // 8)
         affine: Callable[[int, Tensor], tuple[Tensor | None, Tensor | None]] | None = None
         if self.config.ranking == "norm":
             by_layer = norms()
@@ -63,6 +68,7 @@ class TopK(nn.Module):
             scope=self.config.scope,
             affine=affine,
             kernels=self.context.kernels,
+            room=-(-self.training_k // step) * step if self.training else self.k,
             parallel=self.context.parallel,
         )
 

@@ -84,7 +84,7 @@ class TorchKernels:
     """`Kernels` for any device and any floating type.
 
     Args:
-        fixed: whether the selection has fixed sizes and reads nothing back, as it must on a GPU.
+        fixed: whether the selection has fixed sizes and reads nothing back on a CPU too, as it does on a GPU.
     """
 
     name = "torch"
@@ -98,7 +98,7 @@ class TorchKernels:
 
     def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> TorchSelect:
         """See `Kernels.select`."""
-        return TorchSelect(tokens, n_layers, n_features, k, per=per, room=room, fixed=self.fixed)
+        return TorchSelect(tokens, n_layers, n_features, k, per=per, room=room, fixed=self.fixed or None)
 
     @torch.no_grad()
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:

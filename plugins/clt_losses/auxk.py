@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clt_losses.late import LATE, Late
 from clt_plugins import Context, Features, Forward, Top
 
 if TYPE_CHECKING:
@@ -31,15 +32,17 @@ class AuxK:
         self.config = config
         self.k = config.k or max(1, context.d_model // 2)
         self.dead_after = context.dead_after_tokens
+        self.batch_tokens = context.batch_tokens
         self.n_layers, self.n_features = context.n_layers, context.n_features
         self.kernels, self.parallel = context.kernels, context.parallel
+        self.late = Late()
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:
-        dead = idle_tokens >= self.dead_after
-        # On a CPU, reading this number to skip the work costs nothing; on a GPU the step would wait for it.
-        if dead.device.type == "cpu" and not bool(self.parallel.total(dead.sum()) > 0):
+        """Selects among the dead features alone; None while none is dead."""
+        width = self._width(idle_tokens)
+        if width == 0:
             return None
-        shift = torch.where(dead, 0.0, -torch.inf)
+        columns, shift = _listed(idle_tokens >= self.dead_after, width)
         return Top(
             self.k,
             tokens,
@@ -47,9 +50,30 @@ class AuxK:
             self.n_features,
             per="token",
             affine=lambda layer, pre: (None, shift[layer]),
+            columns=columns,
             kernels=self.kernels,
             parallel=self.parallel,
         )
+
+    def _width(self, idle_tokens: Tensor) -> int:
+        """How many features of a layer are looked at: at least as many as are dead; 0 where no rank has a dead one.
+
+        On a CPU, that number. A GPU's host knows only what was true some steps ago: it counts the features that can be
+        dead by now. So the result is exact, and the same for a run that was resumed and knows nothing yet: it looks at
+        all. Powers of two, so that few sizes occur.
+        """
+        on_cpu = idle_tokens.device.type == "cpu"
+        soon = idle_tokens >= self.dead_after - (0 if on_cpu else LATE * self.batch_tokens)
+        most = soon.sum(1).max()
+        known = self.late.exchange(torch.stack([most, self.parallel.total(most)]))
+        if known is None:
+            return idle_tokens.shape[1]
+        here, anywhere = known
+        if anywhere == 0:
+            return 0
+        # Ranks select together: one without dead features takes part.
+        width = max(1, here)
+        return width if on_cpu else min(idle_tokens.shape[1], 1 << (width - 1).bit_length())
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         residual = (forward.targets - forward.reconstruction).detach()
@@ -72,3 +96,20 @@ class AuxK:
     def _mean(self, x: Tensor) -> Tensor:
         """The mean over the data ranks, which have equal parts of the batch."""
         return self.parallel.total(x, over="tokens") / self.parallel.data_ranks
+
+
+def _listed(dead: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The dead features of each layer, ascending: their numbers and what is added to their score, each [L, width].
+
+    Places without one have the last feature and -inf. Nothing is read back.
+
+    Args:
+        dead: [L, F] bool; at most `width` of a layer are.
+    """
+    n_layers, n_features = dead.shape
+    # The last column takes those that are not dead.
+    place = torch.where(dead, dead.cumsum(1) - 1, width)
+    number = torch.arange(n_features, device=dead.device).expand(n_layers, n_features)
+    columns = number.new_zeros(n_layers, width + 1).scatter_(1, place, number)[:, :width]
+    filled = torch.arange(width, device=dead.device) < dead.sum(1, keepdim=True)
+    return columns.where(filled, n_features - 1), torch.where(filled, 0.0, -torch.inf)

@@ -39,11 +39,12 @@ class TorchSelect:
     """`Select` for any device and any floating type; arguments as of `Kernels.select`.
 
     Args:
-        fixed: whether sizes are fixed and nothing is read back, as it must be on a GPU.
+        fixed: whether sizes are fixed and nothing is read back, as it must be on a GPU. None: as the device
+            of the numbers needs it.
     """
 
     def __init__(
-        self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0, fixed: bool = False
+        self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0, fixed: bool | None = None
     ):
         self.places = Places.of(tokens, n_layers, n_features, k, per, room)
         self.fixed = fixed
@@ -62,6 +63,8 @@ class TorchSelect:
     ) -> None:
         """See `Select.see`."""
         score = scored(pre, scale, shift) if score is None else score
+        if self.fixed is None:
+            self.fixed = pre.device.type != "cpu"
         shape = self.places.rows, self.places.columns
         first = layer * self.places.columns
         self._see(score.reshape(shape), pre.reshape(shape), first)
