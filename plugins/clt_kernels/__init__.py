@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
@@ -25,6 +25,10 @@ class NumbaConfig:
 @frozen(kw_only=True)
 class TritonConfig:
     """Compiled for CUDA GPUs by Triton. Tested under Triton's interpreter, not yet run on a GPU."""
+
+    gradients_from: Literal["float32", "bfloat16"] = "float32"
+    """The type in which gradients of bfloat16 weights read the gradient of the reconstruction and the encoder's inputs.
+    bfloat16 halves the largest part of what they read, and rounds as storing the gradient in bfloat16 does."""
 
 
 def build_torch(config: TorchConfig, context: Context) -> Any:
@@ -50,7 +54,7 @@ def build_triton(config: TritonConfig, context: Context) -> Any:
         from clt_kernels.gpu.kernels import TritonKernels
     except ModuleNotFoundError as error:
         raise Refused("kernels", f'"triton" cannot be imported ({error}): install it, or use "torch"') from error
-    return TritonKernels()
+    return TritonKernels(narrow=config.gradients_from == "bfloat16")
 
 
 @hookimpl

@@ -68,7 +68,12 @@ class TritonKernels:
     name = "triton"
     fixed = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, narrow: bool = False) -> None:
+        """
+        Args:
+            narrow: `gradients` reads the tokens' side in bfloat16 where weights are.
+        """
+        self.narrow = narrow
         self.grouped: WeakKeyDictionary[Pairs, Grouped] = WeakKeyDictionary()
         """For pairs that are alive."""
         self.placed: WeakKeyDictionary[Pairs, Tensor] = WeakKeyDictionary()
@@ -127,6 +132,8 @@ class TritonKernels:
         sums: Tensor | None = None,
     ) -> None:
         """`grad_values` and `grad_rows` in one pass; see `BothGradients`."""
+        if self.narrow and weight.dtype == torch.bfloat16:
+            dense = dense.to(torch.bfloat16)
         self._gradients(
             values, pairs, layout, weight, dense, grad_values, grad_rows, overwrite=overwrite, squares=squares
         )
