@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
 
 
+PRODUCTS = {"tf32": "tf32", "bf16": "bfloat16", "fp8": "float8"}
+"""What `train.precision` calls a product, and what `Rates.products` does."""
+
+
 @attrs.frozen(kw_only=True)
 class Work:
     """A training step of one rank."""
@@ -55,7 +59,7 @@ class Work:
     row_bytes: int
     """Of a token as the source gives it."""
     product: str
-    """The type of the encoder's product: "float32" or "bfloat16"."""
+    """The type of the encoder's product; where it is dense, of all products."""
     exact: bool
     """Whether pre-activations of the product are those of the features; otherwise they are computed again."""
     clips: bool
