@@ -133,7 +133,7 @@ def gpu_rates(name: str) -> Rates:
         basis="a model by published ceilings, not measured on a device",
         memory=gpu.bandwidth * 1e9 * MEMORY_SHARE,
         products={
-            "float8": 2 * gpu.bf16 * 1e12 * PRODUCT_SHARE,
+            "float8": (2 if gpu.fp8 else 1) * gpu.bf16 * 1e12 * PRODUCT_SHARE,
             "bfloat16": gpu.bf16 * 1e12 * PRODUCT_SHARE,
             "tf32": gpu.bf16 / 2 * 1e12 * PRODUCT_SHARE,
             "float16": gpu.bf16 * 1e12 * PRODUCT_SHARE,

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
 
 
-PRODUCTS = {"tf32": "tf32", "bf16": "bfloat16", "fp8": "float8"}
-"""What `train.precision` calls a product, and what `Rates.products` does."""
-
-
 @attrs.frozen(kw_only=True)
 class Work:
     """A training step of one rank."""
@@ -128,7 +124,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         state_bytes=state_bytes(train, dtype),
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
-        product=narrow if sparse or parts.context.device.type == "cuda" else str(compute_type).removeprefix("torch."),
+        product=narrow if sparse or parts.context.device.type != "cpu" else str(compute_type).removeprefix("torch."),
         exact=is_exact(transcoder.product, transcoder.W_enc, transcoder.normaliser.input_shift),
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
