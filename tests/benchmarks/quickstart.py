@@ -1,4 +1,5 @@
-"""The quickstart by the sparse and by the dense path: seconds of the whole run, and held-out NMSE.
+"""The quickstart by the sparse and by the dense path: seconds of the whole run, and held-out NMSE; and the parts of a
+step, the share of selection among them.
 
     python -m tests.benchmarks.quickstart --json
 
@@ -39,6 +40,16 @@ def measure(path: str, steps: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def pieces() -> dict[str, Any]:
+    """The parts of a step at the quickstart's shape, with all that a run does in it, in the middle of the run."""
+    shape = ["--layers=6", "--d-model=128", "--features=1024", "--batch=1024", "--k=96", "--whole", "--json"]
+    command = [sys.executable, "-m", "tests.benchmarks.step", *shape]
+    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    told = json.loads(done.stdout)
+    parts = told["pieces"]
+    return {"machine": told["machine"], "pieces": parts, "selection_share": parts["selection"] / parts["step"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quickstart", description=__doc__)
     parser.add_argument("--steps", type=int, default=600)
@@ -50,6 +61,7 @@ def main() -> None:
     found["times_faster"] = dense["seconds"] / sparse["seconds"]
     found["step_times_faster"] = dense["step_s"] / sparse["step_s"]
     found["nmse_ratio"] = sparse["nmse"] / dense["nmse"]
+    found["step"] = pieces()
     print(json.dumps(found, indent=None if options.json else 2))
 
 

@@ -2,6 +2,8 @@
 
     python -m tests.benchmarks.step --layers 12 --d-model 768 --features 3072 --batch 512 --k 200 --json
     python -m tests.benchmarks.step ... --against decode-clt --against-python path/to/its/environment/bin/python
+    python -m tests.benchmarks.step ... --whole     # with a k that falls, AuxK, normalisation and data, as in runs
+    python -m tests.benchmarks.step ... --noisy     # beside a busy process for each core
 
 Every system runs in a process of its own and takes its steps in turn with the others. The roofline is the encoder's
 matrix product, as measured here; one read of the active rows for each of the three sparse passes at the read bandwidth
@@ -24,9 +26,12 @@ from typing import Any
 import torch
 
 from clt_plugins.model.products.matrix import affine
-from tests.benchmarks.timing import alternate, median_seconds, peak_rss_gb, read_bandwidth
+from tests.benchmarks.timing import alternate, machine, median_seconds, neighbours, peak_rss_gb, read_bandwidth, threads
 
 PEERS = Path(__file__).parent / "peers"
+
+STEPS = 5
+"""Steps whose parts are timed."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -41,7 +46,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--path", default="sparse", choices=["sparse", "dense"])
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"], help="of the encoder's matrix product")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=threads(), help="OMP_NUM_THREADS, else one for each core")
+    parser.add_argument("--whole", action="store_true", help="with a k that falls, AuxK, normalisation and data")
+    parser.add_argument("--progress", type=float, default=0.4, help="with --whole: the share of the run that is done")
+    parser.add_argument("--dead", type=float, default=0.05, help="with --whole: the share of features that are dead")
+    parser.add_argument("--noisy", action="store_true", help="beside a busy process for each core")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--against", action="append", default=[], help="dense, decode-clt, llamascopium")
     parser.add_argument("--against-python", default=sys.executable, help="interpreter that has the other system")
@@ -65,12 +74,15 @@ class Own:
         plugins = load_plugins()
         activation: dict[str, Any] = {"name": options.activation}
         if "topk" in options.activation:
-            activation["k"] = options.k
+            activation |= {"k": options.k} if options.whole else {"k": options.k, "anneal_from": 1}
+        losses = [{"name": "mse"}, {"name": "auxk"}] if options.whole else [{"name": "mse"}]
+        normalisation = "mean_std" if options.whole else "none"
         tables = {
             "name": "benchmark",
             "source": {"name": "synthetic", "layers": options.layers, "d_model": options.d_model, "features": 64},
-            "transcoder": {"features": options.features, "path": options.path, "normalisation": "none"},
+            "transcoder": {"features": options.features, "path": options.path, "normalisation": normalisation},
             "activation": activation,
+            "losses": losses,
             "tying": {"name": options.tying},
             "kernels": {"name": options.kernels},
             "train": {"steps": 1000, "batch_tokens": options.batch, "precision": options.dtype, "lr": 1e-4},
@@ -85,50 +97,75 @@ class Own:
         shape = options.batch, options.layers, options.d_model
         self.batch = Batch(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
         self.idle = torch.zeros(options.layers, options.features, dtype=torch.int64)
+        self.whole = options.whole
+        if self.whole:
+            # Rows of a block in random order, as sources give them; a share of the features stays dead.
+            self.block = [torch.cat([x] * 4) for x in (self.batch.inputs, self.batch.targets)]
+            self.order = torch.randperm(4 * options.batch, generator=generator)[: options.batch]
+            self.dead = torch.rand(self.idle.shape, generator=generator) < options.dead
+            self.limit = recipe.train.dead_after_tokens
+            self.transcoder.activation.schedule(options.progress)
 
     def step(self) -> Any:
+        from clt_plugins.data.batch import Batch
         from clt_plugins.training.objective import objective
 
+        if self.whole:
+            self.batch = Batch(*(rows.index_select(0, self.order) for rows in self.block))
+            self.idle = torch.where(self.dead, self.limit, self.idle)
         self.optimizer.zero_grad(set_to_none=True)
         outcome = objective(self.transcoder, self.parts.losses, self.batch, self.idle, 0.5)
         outcome.total.backward()
         self.optimizer.step()
+        if self.whole:
+            active = outcome.features.counts() > 0
+            self.idle = torch.where(active, 0, self.idle + self.batch.tokens)
         return outcome
 
     def pieces(self) -> tuple[dict[str, float], Any]:
-        """The seconds of each part of one step (medians), by timers around them; and the step's outcome."""
+        """The seconds of each part of a step (means of a few), by timers around them; and the last step's outcome.
+
+        `gradients` are those of values and rows together, where the kernels compute both at once.
+        """
         kernels = self.parts.context.kernels
         spent: dict[str, list[float]] = {}
+        inside: list[str] = []
 
         def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 start = time.perf_counter()
+                inside.append(name)
                 result = function(*args, **kwargs)
-                spent.setdefault(name, []).append(time.perf_counter() - start)
+                inside.pop()
+                if inside in ([], ["step"]):  # what a part calls is counted with it
+                    spent.setdefault(name, []).append(time.perf_counter() - start)
                 return result
 
             return call
 
-        originals = {name: getattr(kernels, name) for name in ("decode", "grad_values", "grad_rows")}
-        step = self.optimizer.step
+        # Methods of the instance come before those of its class; deleting them brings those back.
+        products = [name for name in ("decode", "grad_values", "grad_rows", "gradients") if hasattr(kernels, name)]
+        select, step = kernels.select, self.optimizer.step
+
+        def timed_select(*args: Any, **kwargs: Any) -> Any:
+            one = timed("selection", select)(*args, **kwargs)
+            one.see, one.finish = timed("selection", one.see), timed("selection", one.finish)
+            return one
+
         try:
-            for name, function in originals.items():
-                setattr(kernels, name, timed(name, function))
+            for name in products:
+                setattr(kernels, name, timed(name, getattr(kernels, name)))
+            kernels.select = timed_select
             self.optimizer.step = timed("optimizer", step)  # type: ignore[method-assign]
-            for _ in range(5):
+            for _ in range(STEPS):
                 outcome = timed("step", self.step)()
         finally:
-            for name, function in originals.items():
-                setattr(kernels, name, function)
+            for name in (*products, "select"):
+                delattr(kernels, name)
             self.optimizer.step = step  # type: ignore[method-assign]
-        out = {name: statistics.median(seconds) for name, seconds in spent.items() if name != "grad_rows"}
-        rows = spent.get("grad_rows", [])
-        if rows:  # per step: first the decoder's, then the encoder's
-            out["grad_rows_decoder"] = statistics.median(rows[0::2])
-            out["grad_rows_encoder"] = statistics.median(rows[1::2])
+        out = {name: sum(seconds) / STEPS for name, seconds in spent.items()}
         out["encoder_product"] = self.product()
-        parts = sum(value for name, value in out.items() if name != "step")
-        out["selection_and_rest"] = out["step"] - parts
+        out["rest"] = out["step"] - sum(value for name, value in out.items() if name != "step")
         return out, outcome
 
     def product(self) -> float:
@@ -160,6 +197,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     roofline = pieces["encoder_product"] + 3 * rows_bytes / bandwidth + pieces["optimizer"]
     weights = sum(p.numel() * p.element_size() for p in own.transcoder.parameters())
     return {
+        "machine": machine(),
         "tokens_per_s": options.batch / seconds,
         "seconds": seconds,
         "peak_rss_gb": peak,
@@ -229,6 +267,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     """This project and others in turn: tokens per second of each, and how many times faster this one is."""
     base = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in SHAPE]
     own = [*base, f"--tying={options.tying}", f"--activation={options.activation}", f"--dtype={options.dtype}"]
+    if options.whole:
+        own += ["--whole", f"--progress={options.progress}", f"--dead={options.dead}"]
     workers = {"clt-plugins": _own_worker([*own, f"--kernels={options.kernels}"])}
     for name in options.against:
         if name == "dense":
@@ -267,9 +307,10 @@ def main() -> None:
     if options.worker:
         serve(Own(options).step)
         return
-    # Comparing first: a peer then has the machine's memory to itself and to one process of ours.
-    against = compare(options) if options.against else None
-    result = report(options)
+    with neighbours(len(os.sched_getaffinity(0)) if options.noisy else 0):
+        # Comparing first: a peer then has the machine's memory to itself and to one process of ours.
+        against = compare(options) if options.against else None
+        result = report(options)
     if against is not None:
         result["against"] = against
     print(json.dumps(result, indent=None if options.json else 2))

@@ -7,7 +7,10 @@ from functools import lru_cache
 
 import pytest
 
+from clt_plugins.contract.interfaces import Outline
 from clt_plugins.registry.plugins import load_plugins
+from clt_plugins.training.plan.build import estimate
+from clt_plugins.training.plan.machines import gpu_rates
 from tests.gpu.model import BUDGETS
 from tests.gpu.shapes import Counted, counted, shapes
 
@@ -39,3 +42,16 @@ def test_no_part_of_a_step_grows(name):
         peak = f"the peak is {step.peak / 1e9:.2f} GB, allowed are {budget['peak'] / 1e9:.2f}"
         grown.append(f"{peak}: {step.count.peak_place}")
     assert not grown, "\n".join(grown)
+
+
+@pytest.mark.parametrize("name", shapes())
+def test_a_plan_is_within_a_tenth_of_the_peak(name):
+    step, sizes = _step(name), shapes()[name].sizes
+    outline = Outline(
+        n_layers=sizes.n_layers,
+        d_model=sizes.d_model,
+        row_bytes=2 * sizes.n_layers * sizes.d_model * sizes.dtype.itemsize,
+    )
+    planned = estimate(step.parts, step.recipe, outline, gpu_rates("h100"))
+    total = planned.total_bytes - planned.bytes.libraries
+    assert step.peak / 1.1 < total < step.peak * 1.1, (planned.bytes, step.peak, step.count.peak_place)

@@ -48,11 +48,13 @@ def _changes(needs: Plan, recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
     Some belong to plugins of this project. A recipe that has others refuses them, and they are passed over.
     """
     table = recipe_data(recipe)
-    batch = recipe.train.batch_tokens
+    batch, device = recipe.train.batch_tokens, recipe.transcoder.device
     for factor in (2, 4):
         yield f"train.batch_tokens={factor * batch}", f"one update for {factor} times as many tokens", False
     if recipe.train.precision == "fp32" and recipe.transcoder.dtype == "float32":
         yield "train.precision=bf16", "features are selected by a product in bfloat16", False
+        if device != "cpu":
+            yield "train.precision=tf32", "features are selected by a product in TF32", False
     if recipe.train.states == "fp32":
         yield "train.states=bf16", "moments are rounded", False
     if recipe.transcoder.dtype == "float32":

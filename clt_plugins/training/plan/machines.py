@@ -41,7 +41,9 @@ class Gpu:
     cache: float
     """The last level of cache, 10^6 bytes."""
     bf16: float
-    """Tensor cores, 10^12 operations/s in bfloat16."""
+    """Tensor cores, 10^12 operations/s in bfloat16; in TF32 half as many, in 8 bits twice as many."""
+    fp8: bool = True
+    """Whether they have 8-bit numbers."""
     fp32: float
     """Without tensor cores, 10^12 operations/s in float32."""
     cores: int
@@ -56,13 +58,15 @@ GPUS = {
     "h100": Gpu(memory=80, bandwidth=3350, cache=50, bf16=989, fp32=67, cores=132, clock=1.83, link=450),
     "h100-pcie": Gpu(memory=80, bandwidth=2000, cache=50, bf16=756, fp32=51, cores=114, clock=1.755, link=64),
     "h200": Gpu(memory=141, bandwidth=4800, cache=50, bf16=989, fp32=67, cores=132, clock=1.83, link=450),
-    "a100": Gpu(memory=80, bandwidth=2039, cache=40, bf16=312, fp32=19.5, cores=108, clock=1.41, link=300),
-    "a100-40": Gpu(memory=40, bandwidth=1555, cache=40, bf16=312, fp32=19.5, cores=108, clock=1.41, link=300),
+    "a100": Gpu(memory=80, bandwidth=2039, cache=40, bf16=312, fp32=19.5, cores=108, clock=1.41, link=300, fp8=False),
+    "a100-40": Gpu(
+        memory=40, bandwidth=1555, cache=40, bf16=312, fp32=19.5, cores=108, clock=1.41, link=300, fp8=False
+    ),
     "l40s": Gpu(memory=48, bandwidth=864, cache=96, bf16=362, fp32=91.6, cores=142, clock=2.52, link=32),
-    "a6000": Gpu(memory=48, bandwidth=768, cache=6, bf16=155, fp32=38.7, cores=84, clock=1.8, link=32),
+    "a6000": Gpu(memory=48, bandwidth=768, cache=6, bf16=155, fp32=38.7, cores=84, clock=1.8, link=32, fp8=False),
     "4090": Gpu(memory=24, bandwidth=1008, cache=72, bf16=165, fp32=82.6, cores=128, clock=2.52, link=32),
     "l4": Gpu(memory=24, bandwidth=300, cache=48, bf16=121, fp32=30.3, cores=58, clock=2.04, link=32),
-    "3090": Gpu(memory=24, bandwidth=936, cache=6, bf16=71, fp32=35.6, cores=82, clock=1.695, link=32),
+    "3090": Gpu(memory=24, bandwidth=936, cache=6, bf16=71, fp32=35.6, cores=82, clock=1.695, link=32, fp8=False),
 }
 
 
@@ -129,7 +133,7 @@ def gpu_rates(name: str) -> Rates:
         basis="a model by published ceilings, not measured on a device",
         memory=gpu.bandwidth * 1e9 * MEMORY_SHARE,
         products={
-            "float8": 2 * gpu.bf16 * 1e12 * PRODUCT_SHARE,
+            "float8": (2 if gpu.fp8 else 1) * gpu.bf16 * 1e12 * PRODUCT_SHARE,
             "bfloat16": gpu.bf16 * 1e12 * PRODUCT_SHARE,
             "tf32": gpu.bf16 / 2 * 1e12 * PRODUCT_SHARE,
             "float16": gpu.bf16 * 1e12 * PRODUCT_SHARE,

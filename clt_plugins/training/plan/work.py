@@ -55,7 +55,7 @@ class Work:
     row_bytes: int
     """Of a token as the source gives it."""
     product: str
-    """The type of the encoder's product: "float32" or "bfloat16"."""
+    """The type of the encoder's product; where it is dense, of all products."""
     exact: bool
     """Whether pre-activations of the product are those of the features; otherwise they are computed again."""
     clips: bool
@@ -124,7 +124,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         state_bytes=state_bytes(train, dtype),
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
-        product=narrow if sparse or parts.context.device.type == "cuda" else str(compute_type).removeprefix("torch."),
+        product=narrow if sparse or parts.context.device.type != "cpu" else str(compute_type).removeprefix("torch."),
         exact=is_exact(transcoder.product, transcoder.W_enc, transcoder.normaliser.input_shift),
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
