@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,15 @@ class Loss:
 
 
 @pytest.fixture
-def tensor_parallel(distributions: Distributions) -> Any:
+def tensor_parallel(distributions: Distributions, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the check `tensor_parallel` on a loss that does something on rank 1."""
     if "tensor" not in load_plugins().choices("parallel"):
         pytest.skip("no choice 'tensor' for [parallel] is installed")
+    # Killed processes are replaced in no time by forks of one that has imported torch.
+    multiprocessing.set_forkserver_preload(
+        ["clt_plugins.testing.checks.tensor_parallel", "clt_parallel.grid", "clt_kernels.cpu.kernels"]
+    )
+    monkeypatch.setattr(pool, "START", "forkserver")
 
     def run(fault: str) -> None:
         distributions.forget("plugin_under_test")

@@ -28,10 +28,10 @@ from tests.support.helpers import plugins, tables
 
 
 def make_recipe(model: str | None, text: str | None) -> Recipe:
-    """About a second of work, in many chunks."""
+    """Some tenths of a second of work, in many chunks."""
     if model is None:
-        source = {"name": "synthetic", "layers": 4, "d_model": 256, "features": 64, "noise": 0.1}
-        train = {"batch_tokens": 64, "steps": 100, "eval_tokens": 400}
+        source = {"name": "synthetic", "layers": 4, "d_model": 128, "features": 64, "noise": 0.1}
+        train = {"batch_tokens": 64, "steps": 30, "eval_tokens": 200}
         return read_recipe(tables(source=source, train=train), plugins=plugins())
     source = {"name": "stream", "text": text, "context": 24, "model_batch": 3, "buffer_tokens": 320, "held_out": 0.3}
     train = {"batch_tokens": 32, "steps": 60, "eval_tokens": 200}

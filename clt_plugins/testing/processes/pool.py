@@ -23,6 +23,8 @@ RANKS = (2, 3)
 """The world sizes that the checks try."""
 TIMEOUT_S = 240
 """Of one call: ranks that need longer wait for each other."""
+START = "spawn"
+"""How a process starts (see `multiprocessing`): with imports and a hash of text of its own, as `torchrun` starts it."""
 GRACE_S = 1
 """How long the answers of other ranks are awaited after one failed."""
 
@@ -31,8 +33,8 @@ class Ranks:
     """One process for each rank."""
 
     def __init__(self, world: int):
-        spawn = multiprocessing.get_context("spawn")
-        self.executors = [ProcessPoolExecutor(1, spawn, start, (rank, world)) for rank in range(world)]
+        context = multiprocessing.get_context(START)
+        self.executors = [ProcessPoolExecutor(1, context, start, (rank, world)) for rank in range(world)]
         self.pids = [executor.submit(os.getpid) for executor in self.executors]
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -77,7 +77,7 @@ def test_the_run_of_a_transcoder_is_found_from_any_working_directory(trained, in
     assert (trained / folder / "evaluation.json").is_file()
 
 
-REST = {"convert": CALIBRATION, "evaluate": [], "export": ["--format", "plain"]}
+REST = {"convert": CALIBRATION, "evaluate": ["--set", "evaluate.tokens=256"], "export": ["--format", "plain"]}
 
 PLAIN_EXPORTER = '''
 from attrs import frozen

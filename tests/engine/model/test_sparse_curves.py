@@ -19,14 +19,17 @@ STEPS, TOKENS = 200, 64
 ACTIVATION_K = {"topk": 24, "batchtopk": 24}
 
 
-def tables(activation: str, tying: str, kernels: str, path: str) -> dict:
+STREAM = {"name": "stream", "text": "python-stdlib", "context": 128, "buffer_tokens": STEPS * TOKENS}
+
+
+def tables(activation: str, tying: str, kernels: str, path: str, source: dict) -> dict:
     chosen = dict(ACTIVATIONS[activation])
     if activation in ACTIVATION_K:
         chosen["k"] = ACTIVATION_K[activation]
     return {
         "name": "curve",
         "model": {"path": "examples/models/stdlib-gpt2"},
-        "source": {"name": "stream", "text": "python-stdlib", "context": 128, "buffer_tokens": STEPS * TOKENS},
+        "source": source,
         "transcoder": {"features": 96, "path": path},
         "activation": chosen,
         "tying": TYINGS[tying],
@@ -39,7 +42,7 @@ def tables(activation: str, tying: str, kernels: str, path: str) -> dict:
 @cache
 def batches() -> tuple[list[Batch], dict]:
     """Real activations, gathered once."""
-    recipe = read_recipe(tables("topk", "untied", "torch", "dense"), plugins=plugins())
+    recipe = read_recipe(tables("topk", "untied", "torch", "dense", STREAM), plugins=plugins())
     parts = assemble(recipe)
     found = [parts.source.next() for _ in range(STEPS)]
     close(parts)
@@ -49,7 +52,9 @@ def batches() -> tuple[list[Batch], dict]:
 def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
     """The loss of each step, [STEPS]."""
     found, statistics = batches()
-    recipe = read_recipe(tables(activation, tying, kernels, path), plugins=plugins())
+    # The batches are at hand: a source of their shape is enough.
+    shape = {"name": "synthetic", "layers": found[0].inputs.shape[1], "d_model": found[0].inputs.shape[2]}
+    recipe = read_recipe(tables(activation, tying, kernels, path, shape), plugins=plugins())
     parts = assemble(recipe)
     close(parts)
     transcoder = parts.transcoder

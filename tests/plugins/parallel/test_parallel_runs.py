@@ -1,4 +1,4 @@
-"""Runs started by `torchrun`: a lost rank, and what is refused."""
+"""Runs on two ranks: one is lost; what is refused; and the stages after training, started by `torchrun`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,20 @@ import torch
 from safetensors.torch import load_file
 
 from clt_plugins import run
+from clt_plugins.errors import ExitCode
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
+from tests.support.commands import on_ranks, python
 from tests.support.helpers import SMALL, tables
 from tests.support.ranks import RUN
 
 INTERRUPTING = "tests.support.interrupting"
 
 
-def torchrun(ranks: int, recipe: Path, out: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "clt_plugins", "run", str(recipe), "--out", str(out), "-p", INTERRUPTING, *flags]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=580)
+def run_on_two(recipe: Path, out: Path, *flags: str, **environment: str) -> list[subprocess.CompletedProcess[str]]:
+    command = ["-m", "clt_plugins", "run", recipe, "--out", out, "-p", INTERRUPTING, *flags]
+    return on_ranks(2, *command, **environment)
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_message_and_the_resumed_run_is_the_undisturbed_one(tmp_path):
@@ -37,17 +37,18 @@ def test_a_rank_that_dies_ends_the_run_with_a_message_and_the_resumed_run_is_the
     recipe = tmp_path / "r.toml"
     recipe.write_text(as_toml(typed))
     at = random.Random(0).randrange(5, 12)
-    died = torchrun(2, recipe, tmp_path / "run", DIE_RANK="1", DIE_AT=str(at))
-    assert died.returncode != 0
-    assert "rank 0: another of the 2 ranks died or hangs" in died.stderr, died.stderr
-    assert "start all ranks again with --resume" in died.stderr
+    left, died = run_on_two(recipe, tmp_path / "run", DIE_RANK="1", DIE_AT=str(at))
+    assert died.returncode == -signal.SIGKILL
+    assert left.returncode == ExitCode.FAILED
+    assert "rank 0: another of the 2 ranks died or hangs" in left.stderr, left.stderr
+    assert "start all ranks again with --resume" in left.stderr
     names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert names == [f"step_{step:06}" for step in (4, 8) if step <= at], "only complete ones"
-    done = torchrun(2, recipe, tmp_path / "run", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("transcoder saved in") == 1, "only rank 0 prints"
-    whole = torchrun(2, recipe, tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    for out, flags in (("run", ["--resume"]), ("whole", [])):
+        ranks = run_on_two(recipe, tmp_path / out, *flags)
+        assert [rank.returncode for rank in ranks] == [0, 0], ranks
+        printed = ["transcoder saved in" in rank.stderr for rank in ranks]
+        assert printed == [True, False], "only rank 0 prints"
     for stem in ("transcoder", "training"):
         one, other = (
             SlicedTensors.find(tmp_path / name / "checkpoints/step_000012", stem) for name in ("run", "whole")
@@ -87,7 +88,9 @@ def test_the_stages_after_training_come_out_of_two_tensor_ranks_as_of_one_proces
     changes = {**RUN, "source": source, "loggers": [{"name": "jsonl"}], **stages}
     recipe = tmp_path / "r.toml"
     recipe.write_text(as_toml(read_recipe(tables(**changes, parallel={"name": "tensor"}), plugins=load_plugins())))
-    done = torchrun(2, recipe, tmp_path / "two")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    command += ["-m", "clt_plugins", "run", recipe, "--out", tmp_path / "two"]
+    done = python(*command, env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("exported to") == 2, "only rank 0 prints"
     run(tables(**changes), out=tmp_path / "one")
