@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Buffered,
         Checks,
         Closable,
+        FixedSizes,
         HasModel,
         Identified,
         Preferred,
