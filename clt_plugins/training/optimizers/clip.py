@@ -19,7 +19,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None 
 
     Where the product that made a gradient left the sums of squares of its rows (`row_squares`), it is not read again.
     """
+    parameters = list(parameters)
     with_grad = [p for p in parameters if p.grad is not None]
+    if not with_grad:  # on no rank: a loss has a gradient on all or none
+        return torch.zeros((), device=parameters[0].device)
     unknown = [p for p in with_grad if row_squares(p) is None]
     norms: dict[int, Tensor] = {}
     if unknown:
