@@ -59,6 +59,7 @@ def test_triton_cuts_features_of_many_tokens(triton, cuts_features, layout):
     """Pieces of 2 pairs: the last one full, or half full; features of 4, 5 and 6 pairs."""
     mask = random_mask(6, 2, 3, 0.2)
     mask[:, 0, 0] = mask[:5, 1, 1] = mask[2:, 1, 2] = True
+    mask[5, 1, 1] = mask[:2, 1, 2] = False
     problem = Problem.random(LAYOUTS[layout](2, 3), mask, 5, torch.float64, per_target=False)
     assert_conforms(triton, problem.with_empty_places(2), 1e-12)
 
