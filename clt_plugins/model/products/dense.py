@@ -41,13 +41,13 @@ class _Encode(torch.autograd.Function):
         ctx.save_for_backward(inputs, weight, bias)
         ctx.weight = weight
         # Layer by layer in memory: selections and losses read a layer at a time.
-        by_layer = inputs.new_empty(weight.shape[0], inputs.shape[0], weight.shape[1])
-        for layer, out in enumerate(by_layer):
-            if weight.dtype == inputs.dtype:
-                torch.addmm(bias[layer], inputs[:, layer], weight[layer].T, out=out)
-            else:
-                _multiply(inputs[:, layer], weight[layer].T, out, add=False)
-                out += bias[layer]
+        if weight.dtype == inputs.dtype:
+            by_layer = torch.baddbmm(bias[:, None], inputs.transpose(0, 1), weight.transpose(1, 2))
+        else:
+            by_layer = inputs.new_empty(weight.shape[0], inputs.shape[0], weight.shape[1])
+            for layer in range(weight.shape[0]):
+                _multiply(inputs[:, layer], weight[layer].T, by_layer[layer], add=False)
+            by_layer += bias[:, None]
         return by_layer.transpose(0, 1)
 
     @staticmethod
