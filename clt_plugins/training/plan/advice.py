@@ -61,6 +61,8 @@ def _changes(needs: Plan, recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
         yield "transcoder.dtype=bfloat16", "weights are rounded", False
     if recipe.model is not None and recipe.model.dtype == "float32":
         yield "model.dtype=bfloat16", "activations are rounded", False
+    if needs.bytes.pairs == 0 and table["transcoder"]["path"] == "auto":
+        yield "transcoder.path=sparse", "as it is once less than 4 % of the features are active; slower before", False
     if table["activation"].get("anneal_from", 1) > 1:
         yield "activation.anneal_from=1", "more features die", False
     for index, loss in enumerate(table["losses"]):

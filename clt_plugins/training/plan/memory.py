@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.training.plan.work import Work
 
-PAIR_BYTES = 96
-"""Per active pair: token, feature and feature-order numbers (int64), values and their gradients, sorting's scratch."""
+PAIR_BYTES = 80
+"""Per active pair: token, feature, layer and feature-order numbers (int64), values and their gradients, places of the
+products, sorting's scratch."""
 SELECTED_BYTES = 84
 """For each pair that a selection keeps: key, id and pre-activation of an eighth more than it keeps, twice; places and
 keys of twice as many in a block; and sorting the result."""
 NORMALISED = 6
 """[B, L, D] in normalised units that are alive at once: inputs, targets, reconstruction, its error, two gradients."""
 OF_EXTRA = 3
-"""The same for each loss that selects pairs: what they write, the residual, its error."""
+"""The same for losses that select pairs: what those write, the residual, its error."""
+DENSE = 5
+"""[B, L, F] that are alive at once in a dense pass: pre-activations, features, and three gradients."""
 LASTING = ("parameters", "gradients", "optimizer", "source", "language_model", "libraries")
-PHASES = (("batch", "pre_activations", "selection"), ("batch", "pre_activations", "pairs"), ("model_pass",))
+PHASES = (("batch", "pre_activations", "selection"), ("batch", "pairs"), ("model_pass",))
 
 
 def memory(
@@ -47,10 +50,10 @@ def memory(
     """
     activations = work.tokens * work.n_layers * work.d_model
     block = work.tokens * work.n_features
-    layers = 4 * work.n_layers if work.dense or work.keeps_pre else 2
-    # A dense pass keeps the pre-activations, the features, and the gradient of each; a sparse one a layer's block.
+    # A dense pass keeps the pre-activations, the features, and gradients of them; a sparse one a layer's block.
+    layers = DENSE * work.n_layers if work.dense or work.keeps_pre else 2
     pairs = 0 if work.dense else (work.pairs + work.extra) * (work.tensor_ranks if fixed else 1)
-    normalised = NORMALISED + OF_EXTRA * (work.extra > 0)
+    of_extra = OF_EXTRA * activations * work.compute_bytes if work.extra and not work.dense else 0
     return Memory(
         parameters=parameter_bytes,
         gradients=parameter_bytes,
@@ -58,10 +61,10 @@ def memory(
         source=buffer,
         language_model=outline.model_bytes,
         libraries=libraries,
-        batch=work.tokens * work.row_bytes + normalised * activations * work.compute_bytes,
+        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes,
         pre_activations=layers * block * work.compute_bytes,
         selection=pairs * SELECTED_BYTES,
-        pairs=pairs * PAIR_BYTES,
+        pairs=pairs * PAIR_BYTES + of_extra,
         model_pass=outline.pass_bytes,
     )
 

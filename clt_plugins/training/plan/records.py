@@ -31,7 +31,8 @@ class Memory:
     selection: int
     """Candidates among the pre-activations, of all selections."""
     pairs: int
-    """Indices and values of active pairs, and of those of losses; 0 where the transcoder runs dense."""
+    """Indices and values of active pairs, and of those that losses select, with what these write; 0 where the
+    transcoder runs dense."""
     model_pass: int
     """A forward pass of the language model."""
 

@@ -44,9 +44,9 @@ def _times(needs: Plan, speed: Speed) -> Iterator[str]:
     hours = f"{speed.hours:,.1f} hours" if speed.hours >= 1 else f"{speed.hours * 60:,.0f} minutes"
     yield f"  {speed.tokens_per_s:,.0f} tokens/s, {hours} for {needs.tokens:,} tokens"
     largest = max(speed.last.pieces, key=lambda piece: piece.seconds)
-    for number, advice in enumerate(speed.advice[:4]):
-        most = f"{largest.name} is {largest.share:.0%} of the last step: " if number == 0 else ""
-        yield f"  {most}{advice.set} gives {advice.times:.2g} x tokens/s ({advice.cost})"
+    yield f"  {largest.name} is {largest.share:.0%} of {'the last' if changes else 'a'} step"
+    for advice in speed.advice[:4]:
+        yield f"  {advice.set} gives {advice.times:.2g} x tokens/s ({advice.cost})"
     if speed.fits is False:
         yield f"  does not fit: {refusal(needs, speed)}"
     elif speed.smallest_gpus is not None and device.gpus > speed.smallest_gpus:

@@ -50,7 +50,7 @@ def test_settings_change_what_they_should():
     dense = plan(recipe(transcoder={"path": "dense"}), plugins())
     assert dense.bytes.pairs == 0 < base.bytes.pairs
     assert dense.flops.encoder == 3 * base.flops.encoder
-    assert dense.bytes.pre_activations == 2 * L * base.bytes.pre_activations
+    assert dense.bytes.pre_activations == 2.5 * L * base.bytes.pre_activations
     double = plan(recipe(train={"batch_tokens": 2 * B}), plugins())
     assert double.bytes.batch == 2 * base.bytes.batch and double.bytes.parameters == base.bytes.parameters
     more = plan(recipe(activation={"name": "batchtopk", "k": 10}), plugins())
