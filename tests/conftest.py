@@ -30,6 +30,27 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+LONG = (
+    "faults/test_short.py",
+    "kit/test_built_in_plugins.py",
+    "plugins/parallel/test_parallel.py",
+    "engine/finished/test_evaluate_training.py",
+    "plugins/kernels/test_kernels.py",
+    "kit/test_new.py",
+    "kit/test_guide.py",
+    "kit/test_faults.py",
+    "gpu/test_compiled.py",
+    "plugins/parallel/test_parallel_runs.py",
+    "plugins/datasets/test_generate.py",
+)
+"""Files that take long, which come first: else one process would wait at the end for another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {str(ROOT / "tests" / name): place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(str(item.path), len(LONG)))
+
+
 @pytest.fixture
 def plugins() -> Plugins:
     """All installed plugins, freshly loaded."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import pytest
 import torch
 
 from clt_plugins import Single
-from tests.support.commands import Python
+from tests.support.commands import on_ranks
 from tests.support.language_models import save_text
 from tests.support.stream_ranks import STEPS, stream
 from tests.support.streams import build, equal, join
@@ -28,18 +25,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=[2, 3])
 def by_rank(request: pytest.FixtureRequest, gpt2: Path, words: Path, tmp_path_factory: Any) -> list[dict[str, Any]]:
     world, folder = request.param, tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = ("-m", "tests.support.stream_ranks", gpt2, words, folder)
-    started = [
-        Python(*arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, **shared, "RANK": str(rank)})
-        for rank in range(world)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
+    for done in on_ranks(world, "-m", "tests.support.stream_ranks", gpt2, words, folder):
+        assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
 
 
