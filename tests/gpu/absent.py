@@ -50,7 +50,7 @@ class Ops(TorchDispatchMode):
             kwargs["device"] = CUDA
         if "generator" in kwargs:
             kwargs["generator"] = None
-        if _on_host(args, kwargs):
+        if "pin" not in func._schema.name and not kwargs.get("pin_memory") and _on_host(args, kwargs):
             with torch._C._DisableTorchDispatch():
                 return func(*args, **kwargs)
         return self.op(func, args, kwargs)

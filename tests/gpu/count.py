@@ -18,7 +18,7 @@ from tests.gpu.watch import Watch, where
 
 PARTS = (
     (r"distributed/(agree|reading)\.py ", "data"),
-    (r"/model/selection\.py|clt_kernels/\S*(select|topk|among|places|keys|batch|token)\S*\.py", "selection"),
+    (r"/model/select|clt_kernels/\S*(select|topk|among|places|keys|batch|token)\S*\.py", "selection"),
     (r"AuxK\.selection|distributed/topk\.py|contract/select\.py", "selection"),
     (r"/model/encoder\.py", "encoder product"),
     (r"gradient_norm|clip|/norm\.py", "norm and clip"),

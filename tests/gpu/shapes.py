@@ -108,7 +108,7 @@ def counted(shape: Shape, plugins: Plugins) -> Counted:
     with absent_gpu(Count()) as mode, joined(shape.ranks) as parallel:
         count = cast(Count, mode)
         chosen = recipe(plugins, shape.tables)
-        parts = assembled(chosen, shape.sizes, parallel, drawn=False)
+        parts = assembled(chosen, shape.sizes, parallel)
         rows = sum(x.untyped_storage().nbytes() for x in parts.source.rows)
         count.kept = int(0.02 * chosen.train.batch_tokens * chosen.transcoder.features)
         run(parts, chosen, 2, begins, done=shape.done)
