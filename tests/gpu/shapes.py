@@ -12,6 +12,7 @@ from typing import Any, cast
 import attrs
 import torch
 
+from clt_losses.auxk import AuxK
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.model.assemble import Parts
 from clt_plugins.registry.plugins import Plugins
@@ -86,6 +87,11 @@ class Counted:
     def n_features(self) -> int:
         """Of this rank."""
         return self.parts.transcoder.W_enc.shape[1]
+
+    @property
+    def empty(self) -> frozenset[int]:
+        """Lengths of lists of pairs that have none, since no feature is dead in a step that is counted."""
+        return frozenset(loss.k * self.tokens for loss in self.parts.losses if isinstance(loss, AuxK))
 
     def bytes(self) -> dict[str, int]:
         """By part, of torch's operations."""
