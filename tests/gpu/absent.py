@@ -52,7 +52,7 @@ class Ops(TorchDispatchMode):
             kwargs["device"] = CUDA
         if "generator" in kwargs:
             kwargs["generator"] = None
-        if _on_host(args, kwargs):
+        if "pin" not in func._schema.name and not kwargs.get("pin_memory") and _on_host(args, kwargs):
             with torch._C._DisableTorchDispatch():
                 return func(*args, **kwargs)
         return self.op(func, args, kwargs)
@@ -65,6 +65,12 @@ class Ops(TorchDispatchMode):
         """Shapes, types and devices of an operation's results."""
         if func._schema.name.startswith("aten::_fused_adam"):
             return None  # changes its arguments; with a rate on the device it has no rule for fake tensors
+        if isinstance(out := kwargs.get("out"), Tensor):
+            # Fake tensors compute such a result and copy it, which needs a CUDA build.
+            name = func._overloadname.removesuffix("out").removesuffix("_") or "default"
+            made = getattr(func.overloadpacket, name)(*args, **{k: v for k, v in kwargs.items() if k != "out"})
+            assert made.shape == out.shape and made.device == out.device, (func, made.shape, out.shape)
+            return out
         return func(*args, **kwargs)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:

@@ -18,9 +18,10 @@ from tests.gpu.watch import Watch, where
 
 PARTS = (
     (r"distributed/(agree|reading)\.py ", "data"),
-    (r"/model/selection\.py|clt_kernels/\S*(select|topk|among|places|keys|batch|token)\S*\.py", "selection"),
+    (r"/model/select|clt_kernels/\S*(select|topk|among|places|keys|batch|token)\S*\.py", "selection"),
     (r"AuxK\.selection|distributed/topk\.py|contract/select\.py", "selection"),
-    (r"/model/encoder\.py", "encoder product"),
+    (r"/model/(encoder|products/matrix)\.py", "encoder product"),
+    (r"/model/products/", "dense products"),
     (r"gradient_norm|clip|/norm\.py", "norm and clip"),
     (r"/training/optimizer|update_rows", "optimizer"),
     (r"clt_kernels/|/model/sparse\.py|/data/features\.py Pairs", "sparse products"),
@@ -79,7 +80,7 @@ class Part:
     launches: int = 0
     flops: int = 0
     operations: list[tuple[str, str, Traffic, str]] = attrs.field(factory=list)
-    """Name, place, traffic, type of the result."""
+    """Name, place, traffic, type."""
 
 
 def part_of(place: str, operation: str) -> str:
@@ -121,8 +122,9 @@ class Count(Watch):
                 part.bytes += moved.bytes
                 part.launches += moved.launches
                 part.flops += moved.flops
-                of = outputs[0] if outputs else args[0]
-                part.operations.append((str(func), place, moved, str(getattr(of, "dtype", ""))))
+                # The type that a product multiplies, whatever it adds up in.
+                of = [x for x in tensors(args) if x.dim() >= 2][-1:] if moved.flops else outputs or tensors(args)
+                part.operations.append((str(func), place, moved, str(of[0].dtype) if of else ""))
         return out
 
     def launch(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:

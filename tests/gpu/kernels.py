@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
+from tests.gpu import ceilings
 from tests.gpu.count import Launch, Place
 from tests.gpu.load import Load
 
@@ -46,7 +48,79 @@ def _adam(launch: Launch, load: Load) -> Work:
     return Work(moved + used * grad.bytes, instructions=ADAM * launch.grid[0])
 
 
+def _decode(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    load, untied = load.of_places(given["place"].shape[0]), not given["OWN"]
+    row = given["D"] * given["weight"].dtype.itemsize
+    visits = load.visits(untied)
+    columns = -(-given["D"] // given["COLUMNS"])
+    # Programs that run together share a target and some columns: if all these rows fit, each is read once.
+    fits = load.n_features * load.n_layers * row / columns < ceilings.L2_BYTES
+    programs = math.prod(launch.grid)
+    loops = (visits / given["PAIRS"] + 0.5 * programs / columns) * columns
+    once = (load.rows(untied) if fits else visits) * row
+    return Work(once + given["out"].bytes, visits * row, DECODE * loops + BEGIN * programs)
+
+
+def _pieces(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    load = load.of_places(given["token"].shape[0])
+    row = given["D"] * given["dense"].dtype.itemsize
+    visits = load.visits(given["J"] > 1, above=given["PIECE"] * 2)
+    sums = visits / given["PIECE"] * given["D"] * 4 if given["ROWS"] else 0
+    return Work(sums, visits * row, _walked(given) * visits + EXIT * math.prod(launch.grid))
+
+
+def _gradients(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    load, untied = load.of_places(given["token"].shape[0]), given["J"] > 1
+    row, rows = given["D"] * given["weight"].dtype.itemsize, load.rows(untied)
+    hot = load.visits(untied, above=given["HOT"]) if given["HOT"] else 0.0
+    visits = load.visits(untied) - hot
+    programs = math.prod(launch.grid)
+    # Without pairs a row is overwritten by zeros, or left alone where it is added to.
+    written = programs if given["OVERWRITE"] else 2 * rows
+    moved = row * ((written if given["ROWS"] else 0) + (rows if given["DOTS"] else 0))
+    moved += given["dense"].bytes if visits else 0
+    moved += 4 * (visits + hot) if given["DOTS"] else 0
+    cached = visits * given["D"] * given["dense"].dtype.itemsize
+    instructions = _walked(given) * visits + ROW * rows + EXIT * programs
+    return Work(moved, cached, instructions)
+
+
+def _walked(given: dict[str, Any]) -> float:
+    """Instructions for a row of the tokens' side."""
+    return (WALK_BOTH if given["ROWS"] and given["DOTS"] else WALK_ONE) * max(1, given["WIDTH"] // 1024)
+
+
+def _add_dots(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    load = load.of_places(given["order"].shape[0])
+    moved = given["order"].bytes + given["feature"].bytes + given["out"].bytes + 4 * load.visits(True)
+    return Work(moved, instructions=DOT * math.prod(launch.grid))
+
+
+def _add_values(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    return Work(given["values"].bytes + given["out"].bytes, instructions=BEGIN * math.prod(launch.grid))
+
+
 ADAM = 456
 """Of a warp for 256 numbers."""
+DECODE = 77
+"""For 8 rows of 64 columns."""
+WALK_BOTH, WALK_ONE = 141, 61
+"""For 1024 columns of a token's side, of which both gradients or one are made."""
+DOT = 4 * 450
+"""For 256 pairs, by four warps."""
+ROW, BEGIN, EXIT = 330, 60, 20
+"""Of a program that has something to do, besides its loops; of a short one; of one that exits at once."""
 
-KERNELS: dict[str, Callable[[Launch, Load], Work]] = {"adam": _adam}
+KERNELS: dict[str, Callable[[Launch, Load], Work]] = {
+    "adam": _adam,
+    "decode": _decode,
+    "pieces": _pieces,
+    "gradients": _gradients,
+    "add_dots": _add_dots,
+    "add_values": _add_values,
+}

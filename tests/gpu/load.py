@@ -24,7 +24,13 @@ class Load:
     n_features: int
     pairs: int
     density: np.ndarray
-    """The share of the tokens at which each feature is active, [L · F], descending within a layer."""
+    """The share of the tokens at which each feature is active, [L · F]."""
+    empty: frozenset[int] = frozenset()
+    """Lists of so many places have no pairs: those of losses that select dead features while none is dead."""
+
+    def of_places(self, places: int) -> Load:
+        """The pairs in a list of so many places."""
+        return attrs.evolve(self, pairs=0, density=self.density * 0) if places in self.empty else self
 
     @classmethod
     def of(cls, tokens: int, n_layers: int, n_features: int, pairs: int) -> Load:
@@ -45,9 +51,14 @@ class Load:
         """The chance that a feature is active at some token of the batch, [L · F]."""
         return 1 - (1 - self.density) ** self.tokens
 
-    def visits(self, untied: bool) -> float:
-        """Rows that a product reads: one for each pair and target."""
-        return float((self.density * (self.targets if untied else 1)).sum() * self.tokens)
+    def visits(self, untied: bool, *, above: int = 0) -> float:
+        """Rows that a product reads: one for each pair and target.
+
+        Args:
+            above: only those of features with more pairs.
+        """
+        density = np.where(self.density * self.tokens > above, self.density, 0)
+        return float((density * (self.targets if untied else 1)).sum() * self.tokens)
 
     def rows(self, untied: bool) -> float:
         """Different rows that a product reads."""

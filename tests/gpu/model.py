@@ -68,7 +68,7 @@ def pieces(step: Counted) -> dict[str, Piece]:
         piece.launches += part.launches
         for operation, _, moved, dtype in part.operations:
             piece.seconds += seconds(operation, moved, dtype)
-    load = Load.of(step.tokens, step.n_layers, step.n_features, step.pairs)
+    load = attrs.evolve(Load.of(step.tokens, step.n_layers, step.n_features, step.pairs), empty=step.empty)
     for launch in step.count.launched:
         work, known = work_of(launch, load)
         name = launch.part if launch.part != "sparse products" else f"sparse products: {launch.kernel}"

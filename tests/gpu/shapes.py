@@ -12,6 +12,7 @@ from typing import Any, cast
 import attrs
 import torch
 
+from clt_losses.auxk import AuxK
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.model.assemble import Parts
 from clt_plugins.registry.plugins import Plugins
@@ -87,6 +88,11 @@ class Counted:
         """Of this rank."""
         return self.parts.transcoder.W_enc.shape[1]
 
+    @property
+    def empty(self) -> frozenset[int]:
+        """Lengths of lists of pairs that have none, since no feature is dead in a step that is counted."""
+        return frozenset(loss.k * self.tokens for loss in self.parts.losses if isinstance(loss, AuxK))
+
     def bytes(self) -> dict[str, int]:
         """By part, of torch's operations."""
         return {name: part.bytes for name, part in self.count.parts.items()}
@@ -108,7 +114,7 @@ def counted(shape: Shape, plugins: Plugins) -> Counted:
     with absent_gpu(Count()) as mode, joined(shape.ranks) as parallel:
         count = cast(Count, mode)
         chosen = recipe(plugins, shape.tables)
-        parts = assembled(chosen, shape.sizes, parallel, drawn=False)
+        parts = assembled(chosen, shape.sizes, parallel)
         rows = sum(x.untyped_storage().nbytes() for x in parts.source.rows)
         count.kept = int(0.02 * chosen.train.batch_tokens * chosen.transcoder.features)
         run(parts, chosen, 2, begins, done=shape.done)

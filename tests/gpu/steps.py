@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 import torch
@@ -22,7 +23,6 @@ from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.single import Single
 from clt_plugins.model.assemble import Parts, build_transcoder, make_context
-from clt_plugins.model.parameters import give_memory
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
@@ -31,7 +31,7 @@ from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.schedule import with_rate
-from tests.gpu.absent import CUDA, META
+from tests.gpu.absent import CUDA
 
 NEVER = 10**9
 
@@ -118,20 +118,13 @@ def joined(ranks: Ranks) -> Iterator[Any]:
         dist.destroy_process_group()
 
 
-def assembled(chosen: Recipe, sizes: Sizes, parallel: Any, *, drawn: bool = True) -> Parts:
-    """What a run builds, around `Rows`.
-
-    Args:
-        drawn: go through the drawing of first weights, which takes many small operations where they are large.
-    """
+def assembled(chosen: Recipe, sizes: Sizes, parallel: Any) -> Parts:
+    """What a run builds, around `Rows`."""
     context = make_context(chosen, None, CUDA, parallel)
     context = attrs.evolve(context, n_layers=sizes.n_layers, d_model=sizes.d_model)
-    if drawn:
+    # First weights are drawn in pieces, to save memory; here nothing is drawn, and one piece is quicker.
+    with mock.patch("clt_plugins.model.parameters.CHUNK", NEVER * NEVER):
         transcoder = build_transcoder(context)
-    else:
-        transcoder = build_transcoder(attrs.evolve(context, device=META))
-        give_memory(transcoder, CUDA)
-        transcoder.context = context
     losses = [build(loss, context) for loss in chosen.losses]
     return Parts(context, Rows(sizes, context.batch_share()), transcoder, losses)
 

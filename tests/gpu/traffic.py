@@ -58,7 +58,7 @@ def traffic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: l
     shapes_only = bool(outputs) and all(x.device.type == "meta" for x in outputs)
     if func.is_view or name in NOTHING or namespace == "prim" or shapes_only:
         return Traffic(launches=0)
-    inputs = tensors((args, kwargs))
+    inputs = tensors((args, {name: value for name, value in kwargs.items() if name != "out"}))
     if namespace == "c10d":
         # In a ring each number is read and written about twice; it passes the links, not only memory.
         moved = 2 * sum(touched(x) for x in inputs)
@@ -68,7 +68,7 @@ def traffic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: l
     if name in FILLS:
         return Traffic(0, written)
     if name in PRODUCTS:
-        a, b = [x for x in inputs if x.dim() >= 2][-2:]
+        a, b = [x for x in inputs if x.dim() >= 2][-2:]  # a bias may stand first
         return Traffic(read, written, flops=2 * a.numel() * b.shape[-1])
     if name in SORTS:
         return _sort(inputs[0])
