@@ -46,7 +46,9 @@ def encode_selected(
         pairs, kept_pre = selection.finish()
         with torch.no_grad():
             if not exact:
-                # The low-precision product only chose the pairs; their values come from the weights themselves.
+                # The low-precision product only chose the pairs; their values come from the weights themselves, in the
+                # inputs' type: so all sums that follow, also those over ranks, are in float32 where weights are not.
+                kept_pre = kept_pre.to(inputs.dtype)
                 layout = Layout.own_layer(pairs.n_layers, pairs.n_features)
                 empty = kept_pre == -torch.inf
                 # In the inputs' type, whatever the product's and the weights': so is all that is computed from them.

@@ -46,6 +46,15 @@ def pre_activations(
     return _PreActivations.apply(kept, inputs, weight, bias, pairs, kernels)
 
 
+def release_gradients(parameters: Any) -> None:
+    """Release gradients and the memory that `reuse_gradients` keeps for them."""
+    for parameter in parameters:
+        parameter.grad, parameter.reuses_gradient = None, False
+        for name in ("grad_buffer", "squares_buffer", "grad_squares"):
+            if hasattr(parameter, name):
+                delattr(parameter, name)
+
+
 def reuse_gradients(parameters: Any) -> None:
     """Let the sparse products write these parameters' gradients into one buffer, kept from step to step.
 

@@ -129,13 +129,16 @@ def train(
 
         # A feature that was active for another data rank's tokens is not idle, so counts are summed over tokens.
         counts = parallel.total(outcome.features.counts(), over="tokens")
-        progress.idle_tokens = torch.where(counts > 0, 0, progress.idle_tokens + tokens)
+        progress.idle_tokens.add_(tokens).masked_fill_(counts > 0, 0)
         progress.tokens += tokens
         progress.step += 1
         # Saved with the transcoder, so that reports can say what they judge.
         transcoder.step, transcoder.tokens = progress.step, progress.tokens
         sent = parallel.sent()
         bar.update()
+        if any(due.values()):
+            # What was queued is the time of these steps. The device is waited for where numbers are read anyway.
+            torch.get_device_module(device).synchronize()
         watch.lap("step_s")
 
         if due["log"] or due["eval"]:

@@ -21,7 +21,7 @@ from clt_plugins.finished.stages import after_training, check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.normaliser import estimate
 from clt_plugins.model.saved import save_transcoder
-from clt_plugins.model.sparse import reuse_gradients
+from clt_plugins.model.sparse import release_gradients, reuse_gradients
 from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
 from clt_plugins.registry.build import build, naming_plugins
 from clt_plugins.registry.plugins import Plugins, load_plugins
@@ -139,6 +139,10 @@ def _train(
         signals.phase = f"interrupted after training: {folder / 'transcoder'} is saved, --resume does the rest"
         if stopping:
             raise Stopped(ExitCode.INTERRUPTED, signals.phase if parallel.rank == 0 else "")
+    release_gradients(learned.parameters(parts).values())
+    optimizer.state.clear()
+    # What follows is rank 0's alone and may take hours: no other rank waits for it.
+    parallel.close()
     if parallel.rank > 0:
         return transcoder.eval()
     if scores is not None:
@@ -149,23 +153,24 @@ def _train(
     logger.info("transcoder saved in %s", folder / "transcoder")
     transcoder.eval()
     if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
-        # The other ranks have ended: what follows is this one's, with all features.
+        # With all features; this rank's own are in the file.
+        transcoder.to_empty(device="meta")
         device = str(parts.context.device)
         transcoder = type(transcoder).load(folder / "transcoder", device=device, plugins=plugins)
     return after_training(transcoder, source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder)
 
 
 def _data(parts: Parts, start: Start, accept: Collection[str]) -> tuple[dict[str, str], bool]:
-    """What the data are made from, on rank 0; and, on all ranks, whether the source starts anew, as the user accepted
-    other data than the checkpoint's."""
+    """What the data are made from; and whether the source starts anew, as the user accepted other data than the
+    checkpoint's."""
     parallel = parts.context.parallel
     identity: dict[str, str] = {}
     anew = False
     with all_or_none(parallel):
-        if parallel.rank == 0:
-            identity = identity_of(parts.source)
-            if start.before is not None:
-                anew = check_identity(start.before, identity, start.recipe, accept)
+        # Each rank needs it for its checkpoints. It may take long: no rank waits for another that does it alone.
+        identity = identity_of(parts.source)
+        if parallel.rank == 0 and start.before is not None:
+            anew = check_identity(start.before, identity, start.recipe, accept)
     return identity, anyone(parallel, anew)
 
 

@@ -130,8 +130,8 @@ class Room:
     def _counted(self, passed: Tensor) -> None:
         if self.most is None or self.lost is None:
             self.most, self.lost = torch.zeros_like(passed), torch.zeros_like(passed)
-        self.most = torch.maximum(self.most, passed)
-        self.lost = self.lost + (passed - self.places).clamp_min(0)
+        torch.maximum(self.most, passed, out=self.most)
+        self.lost += (passed - self.places).clamp_min(0)
 
     def state(self, parallel: Parallel) -> RoomState | None:
         """What a checkpoint holds; None where nothing was limited. Reads numbers from the device; all ranks call it."""

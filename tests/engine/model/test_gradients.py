@@ -9,6 +9,8 @@ from clt_kernels.reference import TorchKernels
 from clt_plugins import Layout, Pairs
 from clt_plugins.model.sparse import pre_activations, reuse_gradients, row_squares, sparse_decode
 from clt_plugins.testing.sparse_products import Problem, random_mask
+from clt_plugins.training.objective import objective
+from tests.support.helpers import parts, random_batch, stir
 
 
 class AtOnce(TorchKernels):
@@ -99,3 +101,32 @@ def test_squares_are_known_while_the_kernels_alone_wrote_the_gradient():
     assert row_squares(weight) is not None
     weight.grad.mul_(2)  # clipped, say
     assert row_squares(weight) is None
+
+
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+def test_with_bfloat16_weights_features_reconstruction_and_losses_are_those_of_float32(kernels):
+    """Of the same weights: only they are rounded, not what is computed from them."""
+    results, weights = [], []
+    # All are kept: a product in bfloat16 would choose others.
+    activation = {"name": "topk", "k": 4, "scope": "layer", "anneal_from": 1.0}
+    for dtype in ("bfloat16", "float32"):
+        built = parts(activation=activation, transcoder={"dtype": dtype, "features": 4}, kernels={"name": kernels})
+        stir(built.transcoder)
+        with torch.no_grad():
+            weights = weights or [p.float() for p in built.transcoder.parameters()]
+            for parameter, weight in zip(built.transcoder.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+        transcoder = built.transcoder.train()
+        batch = random_batch(16, transcoder.n_layers, transcoder.d_model)
+        idle = torch.zeros(transcoder.b_enc.shape, dtype=torch.int64)
+        outcome = objective(transcoder, built.losses, batch, idle, 0.5)
+        outcome.total.backward()
+        results.append((outcome, [p.grad for p in transcoder.parameters()]))
+    (low, low_grads), (full, full_grads) = results
+    assert low.features.values.dtype == low.reconstruction.dtype == torch.float32
+    # Up to the order of sums, which differs between products of different types.
+    torch.testing.assert_close(low.reconstruction, full.reconstruction, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(low.total, full.total, rtol=1e-5, atol=0)
+    for one, two in zip(low_grads, full_grads, strict=True):
+        # Gradients are kept in the weights' type: eight bits.
+        assert (one.float() - two).norm() <= 2**-8 * two.norm()
