@@ -104,7 +104,6 @@ def train(
         set_rate(optimizer, lr)
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
-        forget_squares(parameters)
         done = min(1.0, progress.step / (config.schedule_steps or config.steps))
         if schedule is not None:
             schedule(done)

@@ -15,6 +15,7 @@ from clt_plugins.contract.interfaces import Kernels
 from clt_plugins.model.devices import bare_context, make_kernels
 from clt_plugins.model.sparse import reuse_gradients, row_squares, sparse_decode
 from clt_plugins.registry.plugins import load_plugins
+from clt_plugins.testing.adam_update import assert_updates
 from clt_plugins.testing.sparse_products import LAYOUTS, TOLERANCES, Problem, assert_conforms, random_mask
 
 ROWS = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -140,3 +141,7 @@ def test_gradients_from_bfloat16_are_rounded_and_nothing_else_is():
             off = (both.double() - single.double()).norm() / single.double().norm()
             assert off < bound, name
             assert name != "grad_values" or dtype != torch.bfloat16 or off > 1e-5  # it is rounded
+
+
+def test_triton_updates_weights_by_the_same_bits_as_the_engine(triton):
+    assert_updates(triton)

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Preferred
+from clt_plugins.contract.abilities import Preferred, Updates
 from clt_plugins.contract.select import Kept, Per
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
@@ -18,6 +18,7 @@ from clt_plugins.distributed.topk import Together
 from clt_plugins.errors import Faults
 from clt_plugins.model.devices import bare_context
 from clt_plugins.model.sparse import sparse_decode
+from clt_plugins.testing.adam_update import assert_updates
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
@@ -226,6 +227,23 @@ def _assert_selects(kernels: Any, kind: str, dtype: torch.dtype, shape: tuple[An
     threads = torch.get_num_threads()
     what = f"{kind} numbers, {dtype}, by {by}, the {k} best per {per} of {tokens, layers, features}, {threads} threads"
     assert_kept(search.finish(), expected(score, k, per), pre, what)
+
+
+@check("kernels")
+def update(bench: Bench) -> None:
+    """Adam's update as the engine computes it, with the same random bits, on one thread and on two.
+
+    Skipped where the kernels have no `update_rows`.
+    """
+    kernels, before = built(bench), torch.get_num_threads()
+    if not isinstance(kernels, Updates):
+        raise SkipTest("the kernels have no `update_rows`")
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            assert_updates(kernels)
+        finally:
+            torch.set_num_threads(before)
 
 
 @check("kernels")
