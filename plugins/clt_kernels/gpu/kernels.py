@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from clt_kernels.gpu import products
+from clt_kernels.gpu.select import select
 from clt_kernels.reference import TorchKernels
-from clt_plugins import Layout, Pairs, Per, TorchSelect
+from clt_plugins import Layout, Pairs, Per, Select
 
 DECODE_PAIRS, DECODE_COLUMNS = 8, 64
 """Rows that a program of `decode` has in flight, and how much of each: 1 KB of bfloat16."""
@@ -75,9 +76,9 @@ class TritonKernels:
         """Faster than `torch` on a GPU; on a CPU only the interpreter runs them."""
         return 10 if device.type == "cuda" else -1
 
-    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> TorchSelect:
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
         """See `Kernels.select`."""
-        return TorchSelect(tokens, n_layers, n_features, k, per=per, room=room, fixed=True)
+        return select(tokens, n_layers, n_features, k, per=per, room=room)
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""
