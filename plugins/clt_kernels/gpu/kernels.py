@@ -18,7 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from clt_kernels.gpu import products
-from clt_kernels.gpu.select import select
+from clt_kernels.gpu.select.batch_select import BatchSelect
+from clt_kernels.gpu.select.blocks import Shape
+from clt_kernels.gpu.select.token_select import TokenSelect
 from clt_kernels.reference import TorchKernels
 from clt_plugins import Layout, Pairs, Per, Select
 
@@ -78,7 +80,8 @@ class TritonKernels:
 
     def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
         """See `Kernels.select`."""
-        return select(tokens, n_layers, n_features, k, per=per, room=room)
+        kind = BatchSelect if per == "batch" else TokenSelect
+        return kind(Shape(tokens, n_layers, n_features), k, room)
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""

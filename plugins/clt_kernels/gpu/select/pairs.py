@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clt_kernels.gpu.batch import CHUNK, KEPT, new_places, settle
-from clt_kernels.gpu.keys import unsigned
+from clt_kernels.gpu.select.batch import CHUNK, KEPT, new_places, settle
+from clt_kernels.gpu.select.keys import unsigned
 
 
 @triton.jit(do_not_specialize=["k", "end", "digits", "last_of_id", "last_low"])

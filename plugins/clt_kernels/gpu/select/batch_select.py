@@ -1,7 +1,7 @@
-"""The k best of a batch or of each token, found by counting digits on a CUDA GPU: `Select` by the kernels of Triton.
+"""The k best of a batch, found by counting digits: `Select` by the kernels of `batch`.
 
-The number of launches depends on shapes alone, and nothing is read back. Tested under Triton's interpreter; not yet run
-on a GPU.
+The number of launches depends on shapes alone, and nothing is read back. Tested under Triton's interpreter and compiled
+ahead of time; not yet run on a GPU.
 
 Shapes: B tokens, L layers, F features per layer, N places of a result.
 """
@@ -9,71 +9,25 @@ Shapes: B tokens, L layers, F features per layer, N places of a result.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 from attrs import frozen
 from torch import Tensor
 
-from clt_kernels.gpu import batch, pairs, tokens
-from clt_kernels.gpu.keys import LOWEST
+from clt_kernels.gpu.select import batch, marks, pairs
+from clt_kernels.gpu.select.blocks import Block, Shape
+from clt_kernels.gpu.select.keys import LOWEST
 from clt_plugins import Kept
 
 if TYPE_CHECKING:
-    from clt_plugins import Per, Ranks
+    from clt_plugins import Ranks
 
 LARGEST = 2**30
 """Numbers of a block that are seen at a time: places in it have 32 bits."""
 TILE = 4096
 """Numbers of a block that a program looks at together."""
-
-
-def select(n_tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> BatchSelect | TokenSelect:
-    """See `Kernels.select`."""
-    kind = BatchSelect if per == "batch" else TokenSelect
-    return kind(Shape(n_tokens, n_layers, n_features), k, room)
-
-
-class Shape(NamedTuple):
-    tokens: int
-    n_layers: int
-    n_features: int
-    """Of this rank."""
-
-
-class Block(NamedTuple):
-    """A layer, as kernels read it."""
-
-    numbers: Tensor
-    """What scores are made of, [B, F]."""
-    scale: Tensor | None
-    shift: Tensor | None
-    pre: Tensor
-    """What is kept, [B, F]."""
-
-    @classmethod
-    def of(cls, pre: Tensor, scale: Tensor | None, shift: Tensor | None, score: Tensor | None) -> Block:
-        numbers = pre if score is None else score
-        vectors = [x for x in (scale, shift) if x is not None]
-        wide = torch.float64 if any(x.dtype == torch.float64 for x in (numbers, *vectors)) else torch.float32
-        if wide == torch.float64:
-            numbers = numbers.double()
-        scale, shift = (x if x is None else x.to(wide).contiguous() for x in (scale, shift))
-        return cls(_rows(numbers), scale, shift, _rows(pre))
-
-    @property
-    def wide(self) -> torch.dtype:
-        """The type of scores."""
-        return torch.float64 if self.numbers.dtype == torch.float64 else torch.float32
-
-    @property
-    def key(self) -> torch.dtype:
-        return torch.int64 if self.wide == torch.float64 else torch.int32
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 @frozen
@@ -197,7 +151,7 @@ class BatchSelect:
         tile = min(TILE, max(32, triton.next_power_of_2(width)))
         tiles = -(-width // tile)
         words_of_row = tiles * tile // 32
-        marks = torch.empty(-(-size // width) * words_of_row, dtype=torch.int32, device=self.bound.device)
+        bits = torch.empty(-(-size // width) * words_of_row, dtype=torch.int32, device=self.bound.device)
         grid = (-(-self.programs // tiles) * tiles,)
         end = first_id + size - 1
         now = State(_digits(self.key_bits, end + 1), self.bound.device)
@@ -207,12 +161,12 @@ class BatchSelect:
         options = {"enable_fp_fusion": False}  # a product and a sum, each rounded: as torch does
 
         def mark(digits: int, which: int) -> None:
-            batch.mark[grid](
-                *scores, self.bound, now.state, now.counts, marks.view(torch.uint8), *limits, digits, *now.last, *shape,
+            marks.mark[grid](
+                *scores, self.bound, now.state, now.counts, bits.view(torch.uint8), *limits, digits, *now.last, *shape,
                 TILE=tile, **options,
             )  # fmt: skip
-            batch.list_marked[(self.programs,)](
-                marks, self.found_at, now.counts, len(marks), words_of_row, width, which, self.listed
+            marks.list_marked[(self.programs,)](
+                bits, self.found_at, now.counts, len(bits), words_of_row, width, which, self.listed
             )
 
         mark(0, 1)
@@ -273,79 +227,6 @@ class BatchSelect:
             found, order, values, now.counts, token, feature, pre, count, self.size, n_tokens, columns
         )
         return Kept(token, feature, pre, count)
-
-
-class TokenSelect:
-    """`Select` of each token.
-
-    Memory, besides the result: 20 bytes per number kept (B times k, or `room` if it is more).
-    """
-
-    def __init__(self, shape: Shape, k: int, room: int):
-        self.shape = shape
-        available = shape.n_layers * shape.n_features
-        self.k = k
-        self.places = min(max(k, room), available)
-        self.room = max(2 * self.places, 512)
-        self.keys: Tensor | None = None
-
-    def see(
-        self,
-        layer: int,
-        pre: Tensor,
-        *,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-        score: Tensor | None = None,
-    ) -> None:
-        """See `Select.see`."""
-        block = Block.of(pre, scale, shift, score)
-        if self.keys is None:
-            self._allocate(block)
-        tile = min(TILE, max(32, triton.next_power_of_2(self.shape.n_features)))
-        tokens.see[(self.shape.tokens,)](
-            *block, self.keys, self.ids, self.values, self.counts, self.bounds, self.listed,
-            self.k, layer * self.shape.n_features, self.shape.n_features, block.numbers.stride(0), block.pre.stride(0),
-            self.places, self.room, TILE=tile, enable_fp_fusion=False,
-        )  # fmt: skip
-
-    def _allocate(self, block: Block) -> None:
-        device, self.dtype = block.pre.device, block.pre.dtype
-        n_tokens, size = self.shape.tokens, (self.shape.tokens, self.places)
-        self.keys = torch.empty(size, dtype=block.key, device=device)
-        self.ids = torch.zeros(size, dtype=torch.int32, device=device)
-        self.values = torch.empty(size, dtype=torch.promote_types(self.dtype, torch.float32), device=device)
-        self.counts = torch.zeros(n_tokens, dtype=torch.int32, device=device)
-        self.bounds = torch.full((n_tokens,), LOWEST[torch.iinfo(block.key).bits], dtype=block.key, device=device)
-        self.listed = torch.empty(n_tokens, self.room, dtype=torch.int32, device=device)
-
-    def finish(self, ranks: Ranks | None = None) -> Kept:
-        """See `Select.finish`."""
-        assert self.keys is not None, "finish() before see()"
-        n_tokens, n_layers, n_features = self.shape
-        device, size = self.keys.device, n_tokens * self.places
-        mask, number = None, self.counts.long()
-        if ranks is not None:
-            full = torch.arange(self.places, device=device) < self.counts[:, None]
-            score = torch.where(full, _number_of(self.keys), -torch.inf)
-            mask = ranks.among(score, self.ids.long(), self.k)
-            number = mask.sum(1)
-        ends = number.cumsum(0)
-        token = torch.full((size,), n_tokens - 1, device=device)
-        feature = torch.full((size,), n_layers * n_features - 1, device=device)
-        pre = torch.full((size,), -torch.inf, dtype=self.dtype, device=device)
-        tokens.pack[(n_tokens,)](
-            self.ids, self.values, self.ids if mask is None else mask.view(torch.uint8), self.counts, ends - number,
-            token, feature, pre, self.places, MASKED=mask is not None,
-        )  # fmt: skip
-        return Kept(token, feature, pre, ends[-1])
-
-
-def _number_of(keys: Tensor) -> Tensor:
-    """The numbers that have these keys: see `keys.number_of`."""
-    info = torch.iinfo(keys.dtype)
-    bits = keys ^ ((keys >> (info.bits - 1)) & info.max)
-    return bits.view(torch.float64 if info.bits == 64 else torch.float32)
 
 
 @lru_cache(maxsize=64)

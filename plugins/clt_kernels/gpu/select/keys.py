@@ -15,28 +15,31 @@ def ordered(x):
     x = tl.where(x == x, x, float("inf")) + 0.0
     if x.dtype == tl.float64:
         bits = x.to(tl.int64, bitcast=True)
-        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
+        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
     else:
         bits = x.to(tl.int32, bitcast=True)
-        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return key
 
 
 @triton.jit
 def number_of(key):
     """The number that has a key."""
     if key.dtype == tl.int64:
-        return (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
+        number = (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
     else:
-        return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        number = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return number
 
 
 @triton.jit
 def unsigned(key):
     """A key's bits, of which higher ones are better read as an unsigned number. The same function leads back."""
     if key.dtype == tl.int64:
-        return key ^ -9223372036854775808
+        bits = key ^ -9223372036854775808
     else:
-        return key ^ -2147483648
+        bits = key ^ -2147483648
+    return bits
 
 
 LOWEST = {32: -2139095040, 64: -9218868437227405312}
@@ -49,27 +52,28 @@ LOWEST_64: tl.constexpr = tl.constexpr(LOWEST[64])
 def lowest(key):
     """The key, of the type of `key`, of the lowest finite number."""
     if key.dtype == tl.int64:
-        return tl.full([], LOWEST_64, tl.int64)
+        least = tl.full([], LOWEST_64, tl.int64)
     else:
-        return tl.full([], LOWEST_32, tl.int32)
+        least = tl.full([], LOWEST_32, tl.int32)
+    return least
 
 
 @triton.jit
 def highest(key):
     """The key, of the type of `key`, of +inf."""
     if key.dtype == tl.int64:
-        return tl.full([], 0x7FF0000000000000, tl.int64)
+        most = tl.full([], 0x7FF0000000000000, tl.int64)
     else:
-        return tl.full([], 0x7F800000, tl.int32)
+        most = tl.full([], 0x7F800000, tl.int32)
+    return most
 
 
 @triton.jit
 def wide(x):
     """In the type to compare in: float64 stays, all else becomes float32."""
-    if x.dtype == tl.float64:
-        return x
-    else:
-        return x.to(tl.float32)
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32)
+    return x
 
 
 @triton.jit

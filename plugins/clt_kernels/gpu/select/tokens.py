@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clt_kernels.gpu.keys import (
+from clt_kernels.gpu.select.keys import (
     bits_set,
     highest,
     kth_digit,
@@ -88,11 +88,11 @@ def see(
 
 @triton.jit
 def _column(listed, start, stop, LISTED: tl.constexpr, SIZE: tl.constexpr):
-    n = start + tl.arange(0, SIZE)
+    column = start + tl.arange(0, SIZE)
+    inside = column < stop
     if LISTED:
-        return tl.load(listed + n, mask=n < stop, other=0), n < stop
-    else:
-        return n, n < stop
+        column = tl.load(listed + column, mask=inside, other=0)
+    return column, inside
 
 
 @triton.jit

@@ -24,18 +24,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clt_kernels.gpu.keys import (
-    bits_set,
+from clt_kernels.gpu.select.keys import (
     highest,
     kth_digit,
-    lowest,
-    marks_of,
-    number_of,
     ordered,
     scores,
     unsigned,
     wide,
-    write_down,
 )
 
 DIGIT_BITS = 6
@@ -101,84 +96,17 @@ def settle(state, counts, number, k, slack, last_of_id, last_low):
 
 
 @triton.jit
-def _tile(size, width, TILE: tl.constexpr):
-    """Which part of a block a program looks at: (number of a tile in its row, columns [TILE], first row, step, rows)."""
+def tile_of(size, width, TILE: tl.constexpr):
+    """Which part of a block a program looks at: (tile of a row, its columns [TILE], first row, step, rows)."""
     tiles = tl.cdiv(width, TILE)
     tile = tl.program_id(0) % tiles
-    return tile, tile * TILE + tl.arange(0, TILE), tl.program_id(0) // tiles, tl.num_programs(0) // tiles, tl.cdiv(size, width)
-
-
-@triton.jit(do_not_specialize=["k", "slack", "first_id", "end", "digits", "last_of_id", "last_low", "room"])
-def mark(
-    block, scale, shift, bound, state, counts, marks, k, slack, first_id, end, digits, last_of_id, last_low, size, width, room,
-    TILE: tl.constexpr,
-):  # fmt: skip
-    """Set a bit for each number that reaches the bound; after the digits were counted, that which they gave.
-
-    Args:
-        marks: [rows, tiles · TILE / 8] bytes.
-        digits: how many were counted; 0: none yet.
-    """
-    first_id = tl.cast(first_id, tl.int64)
-    least = tl.load(bound)
-    back_so_far = tl.full([], 0, tl.int64)
-    todo = least > lowest(least)
-    if digits > 0:
-        todo = tl.load(counts + MARKED) > room
-        if todo:
-            key_so_far, back_so_far, _, _ = settle(state, counts, digits, k, slack, last_of_id, last_low)
-            least = tl.maximum(least, unsigned(key_so_far.to(least.dtype)))
-    elif not todo:
-        # There is no bound yet: all would be marked.
-        if tl.program_id(0) == 0:
-            tl.store(counts + MARKED, room + 1)
-    if todo:
-        if back_so_far > 0:
-            _mark(block, scale, shift, marks, least, back_so_far, first_id, end, size, width, True, TILE)
-        else:
-            _mark(block, scale, shift, marks, least, back_so_far, first_id, end, size, width, False, TILE)
-
-
-@triton.jit
-def _mark(
-    block, scale, shift, marks, least, back_so_far, first_id, end, size, width,
-    TIES: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    tile, column, first, step, rows = _tile(size, width, TILE)
-    # Compared as numbers, NaN is not below anything, and is marked.
-    threshold = number_of(least)
-    marks += tile * (TILE // 8) + tl.arange(0, TILE // 8)
-    bytes_of_row = tl.cdiv(width, TILE) * (TILE // 8)
-    for row in range(first, rows, step):
-        at = row * width + column
-        inside = (column < width) & (at < size)
-        score = scores(block, scale, shift, at, column, inside)
-        marked = (score < threshold) == 0
-        if TIES:
-            marked &= (ordered(score) > least) | (end - (first_id + at) >= back_so_far)
-        tl.store(marks + row * bytes_of_row, marks_of(marked, TILE).to(tl.uint8))
-
-
-@triton.jit(do_not_specialize=["of", "room"])
-def list_marked(marks, found_at, counts, words, words_of_row, width, of, room):
-    """Write down where the marked numbers stand, as far as there is room, and count all.
-
-    Args:
-        marks: [words], 32-bit. of: which count, MARKED or AGAIN.
-    """
-    SOME: tl.constexpr = CHUNK // 2
-    done = (of == MARKED) & (tl.load(counts + MARKED) > room)
-    if (of == AGAIN) & (tl.load(counts + MARKED) <= room):
-        done = True
-    if not done:
-        for start in range(tl.program_id(0) * SOME, words, tl.num_programs(0) * SOME):
-            n = start + tl.arange(0, SOME)
-            bits = tl.load(marks + n, mask=n < words, other=0)
-            number = bits_set(bits)
-            total = tl.sum(number)
-            if total > 0:
-                places = tl.atomic_add(counts + of, total, sem="relaxed") + tl.cumsum(number, 0) - number
-                write_down(bits, (n // words_of_row) * width + (n % words_of_row) * 32, places, room, found_at)
+    return (
+        tile,
+        tile * TILE + tl.arange(0, TILE),
+        tl.program_id(0) // tiles,
+        tl.num_programs(0) // tiles,
+        tl.cdiv(size, width),
+    )
 
 
 @triton.jit
@@ -240,7 +168,7 @@ def count_digit(
                 total += tl.histogram(digit, BINS, mask=inside & is_open)
         else:
             least = tl.load(bound)
-            tile, column, first, step, rows = _tile(size, width, TILE)
+            tile, column, first, step, rows = tile_of(size, width, TILE)
             for row in range(first, rows, step):
                 at = row * width + column
                 inside = (column < width) & (at < size)
@@ -260,7 +188,9 @@ def new_places(keep, counts):
     return tl.atomic_add(counts + KEPT, number, sem="relaxed") + tl.cumsum(keep.to(tl.int32), 0) - 1
 
 
-@triton.jit(do_not_specialize=["k", "slack", "first_id", "end", "digits", "key_digits", "last_of_id", "last_low", "room"])
+@triton.jit(
+    do_not_specialize=["k", "slack", "first_id", "end", "digits", "key_digits", "last_of_id", "last_low", "room"]
+)
 def keep(
     block, scale, shift, pre, bound, kept_keys, kept_ids, kept_values, kept, found_at,
     state, counts, new_keys, new_ids, new_values, new_bound,
