@@ -18,9 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from clt_kernels.gpu import products
+from clt_kernels.gpu.select.batch_select import BatchSelect
+from clt_kernels.gpu.select.blocks import Shape
+from clt_kernels.gpu.select.token_select import TokenSelect
 from clt_kernels.gpu.update import adam
 from clt_kernels.reference import TorchKernels
-from clt_plugins import AdamUpdate, Layout, Pairs, Per, TorchSelect
+from clt_plugins import AdamUpdate, Layout, Pairs, Per, Select
 
 DECODE_PAIRS, DECODE_COLUMNS = 8, 64
 """Rows that a program of `decode` has in flight, and how much of each: 1 KB of bfloat16."""
@@ -83,9 +86,10 @@ class TritonKernels:
         """Faster than `torch` on a GPU; on a CPU only the interpreter runs them."""
         return 10 if device.type == "cuda" else -1
 
-    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> TorchSelect:
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
         """See `Kernels.select`."""
-        return TorchSelect(tokens, n_layers, n_features, k, per=per, room=room, fixed=True)
+        kind = BatchSelect if per == "batch" else TokenSelect
+        return kind(Shape(tokens, n_layers, n_features), k, room)
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""

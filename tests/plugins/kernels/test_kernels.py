@@ -38,14 +38,32 @@ def test_each_kind_of_kernels_says_how_well_it_suits_a_device():
         assert isinstance(make_kernels(name, torch.device("cpu"), load_plugins()), Preferred)
 
 
-def test_triton_computes_the_right_numbers_under_its_interpreter():
+@pytest.mark.parametrize("file", ["triton_interpreted.py", "triton_select_interpreted.py"])
+def test_triton_computes_the_right_numbers_under_its_interpreter(file):
     """In its own process, because Triton looks for the interpreter once, when it is first imported."""
+    _interpreted(file)
+
+
+@pytest.mark.slow
+def test_triton_selects_every_kind_of_numbers_under_its_interpreter():
+    _interpreted("triton_select_interpreted.py", "-m", "slow")
+
+
+def _interpreted(file: str, *options: str) -> None:
     pytest.importorskip("triton")
     root = Path(__file__).parents[3]
-    file = root / "tests" / "support" / "triton_interpreted.py"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            str(root / "tests" / "support" / file),
+            *options,
+        ],
         env=environment,
         cwd=root,
         capture_output=True,
