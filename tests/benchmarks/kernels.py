@@ -1,10 +1,12 @@
-"""Seconds of each sparse product by each kernels plugin, against one read of the rows that it needs.
+"""Seconds of selection and of each sparse product by each kernels plugin, products against one read of their rows.
 
     python -m tests.benchmarks.kernels --layers 12 --d-model 768 --features 3072 --batch 512 --k 200 --json
 
 Two rooflines, at the read bandwidth measured here: `each_row_once` reads (for grad_rows, writes) every row that is
 active at any token once; `row_per_pair` reads each pair's rows anew, as a product does that keeps no row in a cache.
-Pairs are random and even over features. Kernels take turns, medians count.
+Pairs are random and even over features. Kernels take turns, medians count. `processor_seconds` are those of all
+threads. `select_batch` and `select_token` choose k per token among numbers whose spread differs between features and
+grows from layer to layer.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import json
 import os
 import statistics
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from clt_plugins import Layout, Pairs
+from clt_plugins import Layout, Pairs, Top
 from clt_plugins.contract.interfaces import Kernels
 from clt_plugins.model.devices import make_kernels
 from clt_plugins.registry.plugins import load_plugins
@@ -45,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kernels", nargs="+", default=["numba", "torch"])
+    parser.add_argument("--only", choices=["products", "select"])
     parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
     return parser
 
@@ -58,6 +61,25 @@ def random_pairs(options: argparse.Namespace) -> Pairs:
     flat = flat[torch.randperm(len(flat), generator=generator)[:wanted]].sort().values.to(options.device)
     per_token = options.layers * options.features
     return Pairs(flat // per_token, flat % per_token, options.batch, options.layers, options.features)
+
+
+def selections(options: argparse.Namespace, kernels: Kernels) -> dict[str, Any]:
+    """A batch's selection, per batch and per token."""
+    random = torch.Generator().manual_seed(0)
+    spread = torch.rand(options.layers, 1, options.features, generator=random) + 0.5
+    blocks = torch.randn(options.layers, options.batch, options.features, generator=random) * spread
+    blocks = (blocks * torch.linspace(0.7, 1.4, options.layers)[:, None, None] - 0.5).to(options.device)
+
+    def of(per: Literal["token", "batch"]) -> Any:
+        def select() -> None:
+            top = Top(options.k, options.batch, options.layers, options.features, per=per, kernels=kernels)
+            for layer, block in enumerate(blocks):
+                top.see(layer, block)
+            top.finish()
+
+        return select
+
+    return {"select_batch": of("batch"), "select_token": of("token")}
 
 
 class Timed:
@@ -103,7 +125,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     calls, first = {}, {}
     for name in options.kernels:
         timed = Timed(make_kernels(name, device, plugins), layout, pairs, weight)
-        for product, function in timed.products().items():
+        functions = timed.products() if options.only != "select" else {}
+        functions |= selections(options, timed.kernels) if options.only != "products" else {}
+        for product, function in functions.items():
             calls[name, product] = _seconds(function, device)
             first[name, product] = calls[name, product]()  # compiles
     labels = {f"{name} {product}": call for (name, product), call in calls.items()}
@@ -125,13 +149,29 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             name: {
                 product: statistics.median(seconds[f"{name} {product}"]) / (per_pair * (3 if "all" in product else 1))
                 for other, product in calls
-                if other == name
+                if other == name and not product.startswith("select")
             }
             for name in options.kernels
         },
-        "first_call": {name: first[name, "decode"] for name in options.kernels},
+        "processor_seconds": {
+            name: {
+                product: _processor(call, options.rounds) for (other, product), call in calls.items() if other == name
+            }
+            for name in options.kernels
+        },
+        "first_call": {f"{name} {product}": seconds for (name, product), seconds in first.items()},
         "settings": {key: value for key, value in vars(options).items() if key != "json"},
     }
+
+
+def _processor(call: Any, rounds: int) -> float:
+    """Median processor time of all threads."""
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
 def _seconds(function: Any, device: torch.device) -> Any:

@@ -15,8 +15,9 @@ from numba import prange
 
 from clt_kernels.cpu.bits import compiled, widen
 
-STRETCH = 1024
-"""Numbers that are looked at together: they stay in the first cache. A pool has room for as many more than 2 k."""
+STRETCH, SHORT_STRETCH = 1024, 256
+"""Numbers that are looked at together: they stay in the first cache. A pool has room for as many more than 2 k, and is
+cut between stretches; so a pool of a token, in which k is small, has short ones."""
 
 
 @compiled(fastmath=False)  # each operation is rounded, as torch does it: the same numbers are kept
@@ -125,8 +126,8 @@ def cut(keys, ids, values, count, k, counts, same):
 def _see(pre, score, begin, end, first, scale, shift, k, keys, ids, values, count, bound, numbers, at, counts, same):
     """Add what beats the bound among score[begin:end] to a pool; returns its number of candidates and its bound."""
     made = numbers.view(keys.dtype)
-    for low in range(begin, end, STRETCH):
-        high = min(low + STRETCH, end)
+    for low in range(begin, end, len(numbers)):
+        high = min(low + len(numbers), end)
         _scores(score, low, high, scale, shift, numbers)
         _make_keys(made, high - low)
         passed = 0
@@ -163,7 +164,7 @@ def see_tokens(pre, score, tokens, first, scale, shift, k, keys, ids, values, co
     """Show a block, B · F numbers, to a pool for each token."""
     n_features = len(pre) // tokens
     for thread in prange(threads):
-        numbers, at = np.empty(STRETCH, values.dtype), np.empty(STRETCH + 1, np.int32)
+        numbers, at = np.empty(SHORT_STRETCH, values.dtype), np.empty(SHORT_STRETCH + 1, np.int32)
         counts, same = np.empty(512, np.int32), np.empty(keys.shape[1], keys.dtype)
         for token in range(tokens * thread // threads, tokens * (thread + 1) // threads):
             begin, end = token * n_features, (token + 1) * n_features

@@ -70,7 +70,8 @@ class NumbaSelect:
         numbers = self.n_layers * self.n_features * (1 if self.per_token else self.tokens)
         number = self.tokens if self.per_token else self.threads
         # A pool is cut after each stretch.
-        shape = number, min(2 * self.k, numbers) + pools.STRETCH
+        stretch = pools.SHORT_STRETCH if self.per_token else pools.STRETCH
+        shape = number, min(2 * self.k, numbers) + stretch
         key_type = np.dtype(f"i{wide.itemsize}")
         self.keys, self.values = np.empty(shape, key_type), np.empty(shape, wide)
         self.ids = np.empty(shape, np.int32 if numbers < 2**31 else np.int64)
