@@ -78,8 +78,10 @@ def _touches(pairs: Pairs, layout: Layout) -> Iterator[tuple[Tensor, Tensor, Ten
 
     of = {name: torch.tensor(getattr(layout, name))[pairs.layer] for name in ("first", "step", "stride", "count")}
     feature = pairs.feature - pairs.layer * pairs.n_features
+    count = len(feature) if pairs.count is None else pairs.count
+    filled = torch.arange(len(feature)) < count  # what follows are empty places
     for j in range(max(layout.count)):
-        touched = (of["count"] > j).nonzero()[:, 0]
+        touched = (filled & (of["count"] > j)).nonzero()[:, 0]
         row = of["first"] + feature * of["step"] + j * of["stride"]
         yield touched, row[touched], pairs.layer[touched] + j
 
