@@ -14,6 +14,7 @@ from torch import nn
 
 from clt_plugins import Faults, run
 from clt_plugins.contract.recipe import TrainConfig
+from clt_plugins.files.folders import read_tensors
 from clt_plugins.model.devices import make_kernels
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing.adam_update import FORMS, PLACES, example
@@ -163,6 +164,9 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(choice: str, tmp_p
     resumed = run(chosen, out=tmp_path / "again", resume="step_000004", plugins=plugins())
     for name, value in whole.tensors().items():
         assert torch.equal(value, resumed.tensors()[name]), name
+    saved = read_tensors(tmp_path / "whole" / "checkpoints" / "step_000008" / "training.safetensors")
+    halves = {name.partition("/")[2] for name, value in saved.items() if value.dtype == torch.int16}
+    assert halves == ({*whole.views()} if choice.startswith("split") else set()), "cut like the parameters"
     kind = "bfloat16" if changes.get("transcoder") else "float32"
     assert str(resumed.W_enc.dtype) == f"torch.{kind}"
 

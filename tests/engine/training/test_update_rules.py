@@ -10,7 +10,7 @@ import torch
 
 from clt_plugins.contract.recipe import TrainConfig
 from clt_plugins.training.optimizers.adam import AdamBF16
-from clt_plugins.training.optimizers.clip import clip_gradients, gradient_norm
+from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.make import make_optimizer
 from clt_plugins.training.optimizers.schedule import learning_rate
 from tests.support.helpers import parts
@@ -70,6 +70,20 @@ def test_clipping_multiplies_every_gradient_by_limit_over_norm_where_the_norm_is
             expected = [x * factor / 10 for x in gradient]
             moment = optimizer.state[p]["exp_avg"].flatten().tolist()
             assert moment == pytest.approx(expected, rel=2 * tolerance), type(optimizer)
+
+
+def test_sums_of_squares_that_a_product_left_are_the_norm() -> None:
+    """They are used instead of the gradient: other numbers show. After a change of the gradient they are not."""
+    p, other = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(1))
+    p.grad, other.grad = torch.ones(2, 3), torch.full((1,), 2.0)
+    p.grad_buffer, p.grad_version = p.grad, p.grad._version  # type: ignore[attr-defined]
+    p.grad_squares = torch.tensor([4.0, 1.0])  # type: ignore[attr-defined]
+    assert float(gradient_norm([p, other])) == pytest.approx(3.0)
+    p.grad.mul_(1.0)
+    assert float(gradient_norm([p, other])) == pytest.approx(10**0.5)
+    p.grad_version = p.grad._version  # type: ignore[attr-defined]
+    forget_squares([p])
+    assert float(gradient_norm([p, other])) == pytest.approx(10**0.5)
 
 
 def test_a_gradient_of_zero_stays_zero() -> None:
