@@ -293,7 +293,7 @@ class Parallel(Protocol):
         """Wait for all ranks."""
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, after training; what rank 0 does then is its own. May be called again."""
 
 
 class Exporter(Protocol):

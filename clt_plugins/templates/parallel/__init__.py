@@ -92,10 +92,11 @@ class Example:
         self.total(torch.zeros(1))
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group; called again, it does nothing."""
         import torch.distributed as dist
 
         if self.connected:
+            self.connected = False
             dist.destroy_process_group()
 
 

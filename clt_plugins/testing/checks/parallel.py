@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from clt_plugins.contract.abilities import Sends, SumsLater
 from clt_plugins.errors import Faults
 from clt_plugins.model.devices import bare_context
 from clt_plugins.testing.bench import FEATURES, Bench
@@ -27,6 +28,13 @@ def exercise(parallel: Any) -> dict[str, Any]:
     weight.grad = torch.full((2,), float(parallel.data_rank))
     parallel.reduce_gradients([weight])
     detached = parallel.total(x)
+    later = parallel.total_later(x)() if isinstance(parallel, SumsLater) else detached
+    last = parallel.tensor_ranks - 1
+    rows = torch.full((2,), float(parallel.tensor_rank))
+    if isinstance(parallel, Sends) and parallel.connected:
+        parallel.send_later(rows, last)()
+    else:
+        rows.fill_(last)
     parallel.barrier()
     names = ("rank", "world", "tensor_rank", "tensor_ranks", "data_rank", "data_ranks")
     return {
@@ -35,6 +43,8 @@ def exercise(parallel: Any) -> dict[str, Any]:
         "sum": total.tolist(),
         "slope": x.grad.tolist(),
         "total": detached.tolist(),
+        "later": later.tolist(),
+        "rows": rows.tolist(),
         "total_requires_grad": detached.requires_grad,
         "reduced": weight.grad.tolist(),
     }
@@ -89,7 +99,10 @@ def shard(bench: Bench) -> None:
 
 @check("parallel")
 def sums(bench: Bench) -> None:
-    """`sum_features` and `total` add up over the ranks that share features; the sum's gradient passes unchanged."""
+    """`sum_features` and `total` add up over the ranks that share features; the sum's gradient passes unchanged.
+
+    So does `total_later`, and `send_later` copies, where there are such.
+    """
     for ranks in _runs(bench):
         for answer in ranks:
             count = answer["tensor_ranks"]
@@ -97,6 +110,13 @@ def sums(bench: Bench) -> None:
             who = f"rank {answer['rank']} of {len(ranks)}"
             expect(answer["sum"] == expected, f"sum_features {expected} on {who}", str(answer["sum"]), "`sum_features`")
             expect(answer["total"] == expected, f"total {expected} on {who}", str(answer["total"]), "`total`")
+            expect(
+                answer["later"] == expected, f"total_later {expected} on {who}", str(answer["later"]), "`total_later`"
+            )
+            rows = [count - 1.0] * 2
+            expect(
+                answer["rows"] == rows, f"rows of the last rank, {rows}, on {who}", str(answer["rows"]), "`send_later`"
+            )
             expect(not answer["total_requires_grad"], "a detached total", "it requires a gradient", "`total`")
             expect(
                 answer["slope"] == [3.0, 5.0],
