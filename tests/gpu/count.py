@@ -92,8 +92,8 @@ def part_of(place: str, operation: str) -> str:
 class Count(Watch):
     """Watches, and counts what each part moves since `begin`."""
 
-    def __init__(self, kept: int = 64):
-        super().__init__(kept)
+    def __init__(self, kept: int = 64, read: int = 0):
+        super().__init__(kept, read)
         self.parts: dict[str, Part] = defaultdict(Part)
         self.launched: list[Launch] = []
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}

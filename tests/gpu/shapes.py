@@ -63,7 +63,7 @@ def shapes() -> dict[str, Shape]:
 
 @attrs.frozen
 class Counted:
-    """One step at a shape, the second of a run."""
+    """A steady step at a shape, without dead features."""
 
     count: Count
     peak: int
@@ -108,16 +108,13 @@ class Counted:
 def counted(shape: Shape, plugins: Plugins) -> Counted:
     """Count a step. Takes a second or two: nothing is computed."""
 
-    def begins(step: int) -> None:
-        count.begin()
-
     with absent_gpu(Count()) as mode, joined(shape.ranks) as parallel:
         count = cast(Count, mode)
         chosen = recipe(plugins, shape.tables)
         parts = assembled(chosen, shape.sizes, parallel)
         rows = sum(x.untyped_storage().nbytes() for x in parts.source.rows)
         count.kept = int(0.02 * chosen.train.batch_tokens * chosen.transcoder.features)
-        run(parts, chosen, 2, begins, done=shape.done)
+        run(parts, chosen, count, count.begin, done=shape.done)
     activation = parts.transcoder.activation
     # Thresholds keep as many as they keep: as many as the examples' sparsity ends at.
     kept = getattr(activation, "training_k", 200) * parts.context.batch_share()

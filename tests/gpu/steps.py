@@ -31,9 +31,11 @@ from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.schedule import with_rate
-from tests.gpu.absent import CUDA
+from tests.gpu.absent import CUDA, Ops
 
 NEVER = 10**9
+STEADY = 4
+"""The first step that is like those after it: caches are filled, and the host knows numbers of two steps ago."""
 
 
 @attrs.frozen
@@ -133,11 +135,12 @@ class _Enough(BaseException):
     """The steps asked for are done. Not an `Exception`: no failure of the source."""
 
 
-def run(parts: Parts, chosen: Recipe, steps: int, begins: Callable[[int], None], *, done: float = 0.1) -> None:
-    """Run some steps of the real training loop; none of them logs.
+def run(parts: Parts, chosen: Recipe, ops: Ops, begins: Callable[[], None], *, done: float = 0.1) -> None:
+    """Run `STEADY` steps of the real training loop; none of them logs.
 
     Args:
-        begins: called with each step's number, from 1.
+        ops: is told the number of each step.
+        begins: called when a step begins.
         done: the share of all steps that went before: k and the learning rate depend on it.
     """
     transcoder, source = parts.transcoder, parts.source
@@ -149,14 +152,12 @@ def run(parts: Parts, chosen: Recipe, steps: int, begins: Callable[[int], None],
     transcoder.train()
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=CUDA)
     progress = Progress(step=int(done * config.steps), tokens=0, idle_tokens=idle)
-    number = 0
 
     def begin() -> None:
-        nonlocal number
-        number += 1
-        if number > steps:
+        ops.step += 1
+        if ops.step > STEADY:
             raise _Enough
-        begins(number)
+        begins()
 
     source.begins = begin
     with tempfile.TemporaryDirectory() as folder:

@@ -67,9 +67,19 @@ ASYNCHRONOUS: dict[str, Callable[[Tensor], object]] = {
     "another type": lambda x: x.to(torch.bfloat16),
     "a pinned copy to the device": lambda x: torch.empty(3).pin_memory().to("cuda", non_blocking=True),
     "a pinned copy to the host": lambda x: torch.empty(3, 4, pin_memory=True).copy_(x, non_blocking=True),
+    "an event of two steps ago": lambda x: _two_steps_ago(),
     "an event is recorded": lambda x: torch.cuda.Event().record(),
     "a number of the host": lambda x: float(torch.zeros(())),
 }
+
+
+def _two_steps_ago() -> None:
+    mode = torch.utils._python_dispatch._get_current_dispatch_mode()
+    assert isinstance(mode, Watch)
+    event = torch.cuda.Event()
+    event.record()
+    mode.step += 2
+    event.synchronize()
 
 
 def _seen(action: Callable[[Tensor], object]) -> set[str]:

@@ -71,15 +71,12 @@ def _tables(chosen: Combination) -> dict[str, Any]:
 
 
 def _events(chosen: Combination, plugins: Plugins) -> Counter[tuple[str, str]]:
-    """What waits or mixes devices in the second step: kind and function."""
+    """What waits or mixes devices in a steady step: kind and function."""
     sizes = Sizes(n_layers=3, d_model=32, dtype=torch.bfloat16)
-
-    def begins(step: int) -> None:
-        watch.events.clear()  # the first step fills caches
 
     with absent_gpu(Watch()) as watch, joined(chosen["ranks"]) as parallel:
         wanted = recipe(plugins, _tables(chosen))
-        run(assembled(wanted, sizes, parallel), wanted, 2, begins)
+        run(assembled(wanted, sizes, parallel), wanted, watch, watch.events.clear)
     found: Counter[tuple[str, str]] = Counter()
     for (kind, operation, place), count in watch.events.items():
         function = place.partition(" < ")[0].rpartition(":")[0]

@@ -45,11 +45,12 @@ class Watch(Ops):
 
     Args:
         kept: how many entries a size that depends on data is taken for.
+        read: what an integer that comes from the device is taken for, such as how many features are dead.
     """
 
-    def __init__(self, kept: int = 64):
+    def __init__(self, kept: int = 64, read: int = 1):
         super().__init__()
-        self.kept = kept
+        self.kept, self.read = kept, read
         self.events: Counter[tuple[str, str, str]] = Counter()
         self.pinned: set[int] = set()
         """Storages of pinned memory."""
@@ -79,7 +80,7 @@ class Watch(Ops):
         if func is aten._local_scalar_dense.default:
             if there:
                 self.note("reads a number", func)
-            return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else 1)
+            return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].is_floating_point() else self.read)
         if func in (aten._to_copy.default, aten.copy_.default):
             self._copy(func, args, kwargs)
         elif there:
