@@ -253,17 +253,18 @@ def _launcher(ops: Ops) -> Callable[..., None]:
 
 
 @contextmanager
-def absent_gpu(ops: Ops | None = None) -> Iterator[Ops]:
+def absent_gpu(ops: Ops | None = None, dead: list[int] | None = None) -> Iterator[Ops]:
     """The block runs on the absent GPU: `device="cuda"` can be used.
 
     Args:
         ops: sees every operation.
+        dead: what the host knows of dead features: the most in a layer of this rank, and of all. None: nothing, since
+            nothing is computed; AuxK then looks at all, which costs most.
     """
     ops = ops or Ops()
     patches = [mock.patch.object(torch.cuda, name, value) for name, value in _replacements(ops).items()]
     patches.append(mock.patch.object(torch, "Generator", _Generator))
-    # Nothing is computed, so the host never learns how many features are dead: AuxK looks at all, which costs most.
-    patches.append(mock.patch.object(Late, "exchange", return_value=None))
+    patches.append(mock.patch.object(Late, "exchange", return_value=dead))
     try:
         from triton.runtime.jit import JITFunction
     except ModuleNotFoundError:

@@ -108,7 +108,7 @@ class Counted:
 def counted(shape: Shape, plugins: Plugins) -> Counted:
     """Count a step. Takes a second or two: nothing is computed."""
 
-    with absent_gpu(Count()) as mode, joined(shape.ranks) as parallel:
+    with absent_gpu(Count(), dead=[0, 0]) as mode, joined(shape.ranks) as parallel:
         count = cast(Count, mode)
         chosen = recipe(plugins, shape.tables)
         parts = assembled(chosen, shape.sizes, parallel)
