@@ -22,8 +22,8 @@ from clt_plugins import Kept
 if TYPE_CHECKING:
     from clt_plugins import Ranks
 
-TILE = 4096
-"""Numbers of a row that a program looks at together."""
+TILE = 2048
+"""Numbers of a row that a program looks at together: with more, few programs fit a multiprocessor's registers."""
 
 
 class TokenSelect:
