@@ -105,6 +105,14 @@ def _add_values(launch: Launch, load: Load) -> Work:
     return Work(given["values"].bytes + given["out"].bytes, instructions=BEGIN * math.prod(launch.grid))
 
 
+def _lists(launch: Launch, load: Load) -> Work:
+    """A pass over what was kept and found; over the block itself only for the first one, which has no bound yet."""
+    first = launch.arguments.get("first_id", 0) == 0
+    left_out = set() if first else {"block", "pre", "scale", "shift"}
+    given = {name: x for name, x in launch.arguments.items() if isinstance(x, Place) and name not in left_out}
+    return Work(sum(x.bytes for x in given.values()))
+
+
 ADAM = 456
 """Of a warp for 256 numbers."""
 DECODE = 77
@@ -123,4 +131,6 @@ KERNELS: dict[str, Callable[[Launch, Load], Work]] = {
     "gradients": _gradients,
     "add_dots": _add_dots,
     "add_values": _add_values,
+    "count_digit": _lists,
+    "keep": _lists,
 }
