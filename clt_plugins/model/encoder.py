@@ -16,7 +16,8 @@ from torch import Tensor
 from clt_plugins.contract.interfaces import Kernels, Selection
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
-from clt_plugins.model.products.matrix import Product, affine, is_exact
+from clt_plugins.model.products.matrix import Product, affine, is_exact, without_bias
+from clt_plugins.model.selection import Top
 from clt_plugins.model.sparse import pre_activations
 
 
@@ -38,9 +39,7 @@ def encode_selected(
     with torch.no_grad():
         # Without autograd: a graph would keep every block alive, B·L·F numbers.
         for layer in range(weight.shape[0]):
-            block = affine(inputs[:, layer], weight[layer], bias[layer], product)
-            for selection in selections:
-                selection.see(layer, block)
+            _show(selections, layer, inputs[:, layer], weight[layer], bias[layer], product)
     kept = []
     for selection in selections:
         pairs, kept_pre = selection.finish()
@@ -58,3 +57,30 @@ def encode_selected(
                 kept_pre.masked_fill_(empty, -torch.inf)
         kept.append((pairs, pre_activations(kept_pre, inputs, weight, bias, pairs, kernels)))
     return kept
+
+
+def _show(
+    selections: Sequence[Selection],
+    layer: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    product: Product | None,
+) -> None:
+    """Show a layer's pre-activations to all selections.
+
+    A bias that would be another pass over the block is added by those selections that can, as they look at it. What
+    they keep is without the bias then; it is computed again in any case.
+    """
+    block = without_bias(x, weight, product)
+    if block is None:
+        block = affine(x, weight, bias, product)
+    else:
+        adding = [selection for selection in selections if isinstance(selection, Top) and selection.adds_bias]
+        for top in adding:
+            top.see(layer, block, bias)
+        selections = [selection for selection in selections if selection not in adding]
+        if selections:
+            block.add_(bias)
+    for selection in selections:
+        selection.see(layer, block)

@@ -87,11 +87,21 @@ class Top:
             for _ in range(selects)
         ]
 
-    def see(self, layer: int, pre: Tensor) -> None:
-        """Consider the pre-activations [B, F] of a layer."""
+    @property
+    def adds_bias(self) -> bool:
+        """Whether `see` can be given a bias: pre-activations are compared as they are."""
+        return self.affine is None and self.score is None
+
+    def see(self, layer: int, pre: Tensor, bias: Tensor | None = None) -> None:
+        """Consider the pre-activations [B, F] of a layer.
+
+        Args:
+            bias: [F], what is still to be added to them, if `adds_bias`; it is not in what is kept.
+        """
         if self.columns is not None:
             pre = pre.index_select(1, self.columns[layer])
-        scale, shift = (None, None) if self.affine is None else self.affine(layer, pre)
+            bias = None if bias is None else bias.index_select(0, self.columns[layer])
+        scale, shift = (None, bias) if self.affine is None else self.affine(layer, pre)
         score = None if self.score is None else self.score(layer, pre)
         select = self.selects[0 if self.scope == "global" else layer]
         select.see(layer, pre, scale=scale, shift=shift, score=score)

@@ -105,6 +105,68 @@ def _add_values(launch: Launch, load: Load) -> Work:
     return Work(given["values"].bytes + given["out"].bytes, instructions=BEGIN * math.prod(launch.grid))
 
 
+def _block(launch: Launch) -> tuple[int, int, bool]:
+    """Numbers of the block that a batch's selection is shown, the layers before it, and whether it is the first."""
+    given = launch.arguments
+    size, first_id = given.get("size", 0), given.get("first_id", 0)
+    return size, first_id // max(1, size), first_id == 0
+
+
+def _listed(launch: Launch, kept: int) -> float:
+    """Numbers of a block that reach the k-th best so far: where layers are alike, a share of k that falls as 1 / l.
+
+    Nothing is known of the first one; the digits of all its numbers are counted, and about k are left.
+    """
+    _, layers, _ = _block(launch)
+    return kept / max(1, layers)
+
+
+def _mark(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    size, _, first = _block(launch)
+    # Before the digits are counted there is no bound for the first block; afterwards only it has a list too short.
+    if (given["digits"] == 0) == first:
+        return Work(instructions=EXIT * launch.grid[0])
+    return Work(size * given["block"].dtype.itemsize + size / 8, instructions=MARK * size / 32)
+
+
+def _list_marked(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    # The first block's list is made again, by the bound that its digits gave. A list has room for twice what is kept.
+    return Work(4 * given["words"] + given["found_at"].bytes / 2, instructions=given["words"] / 4)
+
+
+def _count_digit(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    size, _, first = _block(launch)
+    if given["number"] >= DIGITS:
+        return Work(instructions=EXIT * launch.grid[0])
+    if size and first:
+        return Work(size * given["block"].dtype.itemsize, instructions=COUNT * size / 32)
+    kept = given["kept_keys"].shape[0]
+    candidates = kept + (_listed(launch, kept) if size else 0)
+    key = given["kept_keys"].dtype.itemsize
+    return Work((key + 8) * candidates, instructions=CANDIDATE * candidates / 32)
+
+
+def _keep(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    kept, key = given["kept_keys"].shape[0], given["kept_keys"].dtype.itemsize
+    listed = kept / max(1, given["first_id"] // max(1, load.tokens * load.n_features))
+    candidates = listed + (kept if given["first_id"] else 0)
+    return Work((key + 12) * (candidates + kept), instructions=CANDIDATE * candidates / 32)
+
+
+def _see(launch: Launch, load: Load) -> Work:
+    given = launch.arguments
+    tokens, columns = given["block"].shape
+    pool = given["keys"].bytes + given["ids"].bytes + given["values"].bytes
+    candidates = tokens * given["places"]
+    scanned = tokens * columns
+    moved = scanned * given["block"].dtype.itemsize + 2 * pool
+    return Work(moved, instructions=(SCAN * scanned + 2 * CANDIDATE * candidates) / 32)
+
+
 ADAM = 456
 """Of a warp for 256 numbers."""
 DECODE = 77
@@ -116,6 +178,12 @@ DOT = 4 * 450
 ROW, BEGIN, EXIT = 330, 60, 20
 """Of a program that has something to do, besides its loops; of a short one; of one that exits at once."""
 
+DIGITS = 3
+"""Digits of 6 bits after which hardly more than k numbers are left, where they are spread as normal numbers are."""
+MARK, COUNT, CANDIDATE, SCAN = 6, 50, 75, 14
+"""Of a thread, for each number that is marked; whose digit is counted in a block; that is listed; that the program of a
+token looks at."""
+
 KERNELS: dict[str, Callable[[Launch, Load], Work]] = {
     "adam": _adam,
     "decode": _decode,
@@ -123,4 +191,9 @@ KERNELS: dict[str, Callable[[Launch, Load], Work]] = {
     "gradients": _gradients,
     "add_dots": _add_dots,
     "add_values": _add_values,
+    "mark": _mark,
+    "list_marked": _list_marked,
+    "count_digit": _count_digit,
+    "keep": _keep,
+    "see": _see,
 }

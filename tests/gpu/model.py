@@ -98,7 +98,8 @@ def as_budget(step: Counted) -> dict[str, object]:
     """What `budgets.json` holds of a step."""
     moved, launches = step.bytes(), step.launches()
     parts = {part: {"bytes": moved.get(part, 0), "launches": launches[part]} for part in sorted(launches)}
-    return {"peak": step.peak, "parts": parts}
+    total = sum(piece.seconds for piece in pieces(step).values())
+    return {"peak": step.peak, "milliseconds": round(1e3 * total, 2), "parts": parts}
 
 
 def main(arguments: list[str], plugins: Plugins) -> None:

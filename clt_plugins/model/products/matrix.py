@@ -38,7 +38,7 @@ def wide_product(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.dtype == b.dtype:
         return a @ b
-    if _sums_wide(a, b):
+    if _sums_wide(a.dtype, b.dtype, a.device):
         return torch.mm(a.to(b.dtype), b, out_dtype=a.dtype)
     return a @ b.to(a.dtype)
 
@@ -50,18 +50,36 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor, product: Product | None = No
         x: [B, D], in float32 at least; weight: [F, D]; bias: [F].
         product: the type to multiply in, that of the weights if None.
     """
-    if product == "fp8":
-        return _affine_fp8(x, weight, bias)
-    narrow = torch.bfloat16 if product == "bf16" else weight.dtype
+    apart = without_bias(x, weight, product)
+    if apart is not None:
+        return apart.add_(bias)
+    narrow = _narrow(weight, product)
     if narrow != x.dtype:
         a, b = x.to(narrow), weight.to(narrow).T
-        if _sums_wide(x, b):
-            return torch.mm(a, b, out_dtype=x.dtype).add_(bias)
         return torch.addmm(bias, a, b) if bias.dtype == narrow else a @ b + bias
     if x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN is not None:
         return ONEDNN(x, weight, bias, "none", [], "")
     with _tf32(product == "tf32"):
         return torch.addmm(bias, x, weight.T)
+
+
+def without_bias(x: Tensor, weight: Tensor, product: Product | None = None) -> Tensor | None:
+    """x · weightᵀ, [B, F] in float32, where adding a bias would be another pass over the result; None elsewhere.
+
+    Args:
+        x: [B, D], in float32 at least; weight: [F, D].
+    """
+    if product == "fp8":
+        (a, scale_a), (b, scale_b) = (_to_float8(t) for t in (x, weight))
+        return torch._scaled_mm(a, b.T, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.float32)
+    narrow = _narrow(weight, product)
+    if narrow == x.dtype or not _sums_wide(x.dtype, narrow, x.device):
+        return None
+    return torch.mm(x.to(narrow), weight.to(narrow).T, out_dtype=x.dtype)
+
+
+def _narrow(weight: Tensor, product: Product | None) -> torch.dtype:
+    return torch.bfloat16 if product == "bf16" else weight.dtype
 
 
 def is_exact(product: Product | None, weight: Tensor, inputs: Tensor) -> bool:
@@ -94,23 +112,18 @@ def check_product(product: Product, device: torch.device, *, d_model: int, n_fea
             raise Refused("train.precision", f'"fp8" is not there on {device}: use "bf16"')
 
 
-def _affine_fp8(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """By 8-bit numbers with one scale for each of the two tensors, as large as their largest number allows."""
-    (a, scale_a), (b, scale_b) = (_to_float8(t) for t in (x, weight))
-    return torch._scaled_mm(a, b.T, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.float32).add_(bias)
-
-
 def _to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers in 8 bits, and what to multiply them by, a scalar on the device."""
+    """Numbers in 8 bits, and what to multiply them by, a scalar on the device: one scale for all, as large as the
+    largest number allows."""
     largest = torch.finfo(FLOAT8).max
     scale = (x.abs().amax().float() / largest).clamp_min(torch.finfo(torch.float32).tiny)
     return (x.float() / scale).clamp(-largest, largest).to(FLOAT8), scale
 
 
-def _sums_wide(a: Tensor, b: Tensor) -> bool:
+def _sums_wide(wide: torch.dtype, narrow: torch.dtype, device: torch.device) -> bool:
     """Whether torch can sum products of half-precision numbers into float32 results on this device."""
-    half = b.dtype in (torch.bfloat16, torch.float16)
-    return half and a.dtype == torch.float32 and a.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype")
+    half = narrow in (torch.bfloat16, torch.float16)
+    return half and wide == torch.float32 and device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype")
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
