@@ -63,7 +63,7 @@ def shapes() -> dict[str, Shape]:
 
 @attrs.frozen
 class Counted:
-    """A steady step at a shape, without dead features."""
+    """A steady step at a shape; without dead features, if not said otherwise."""
 
     count: Count
     peak: int
@@ -105,10 +105,13 @@ class Counted:
         return out
 
 
-def counted(shape: Shape, plugins: Plugins) -> Counted:
-    """Count a step. Takes a second or two: nothing is computed."""
+def counted(shape: Shape, plugins: Plugins, *, all_dead: bool = False) -> Counted:
+    """Count a step. Takes a second or two: nothing is computed.
 
-    with absent_gpu(Count(), dead=[0, 0]) as mode, joined(shape.ranks) as parallel:
+    Args:
+        all_dead: AuxK looks at all features, as it does where all of them may be dead.
+    """
+    with absent_gpu(Count(), dead=None if all_dead else [0, 0]) as mode, joined(shape.ranks) as parallel:
         count = cast(Count, mode)
         chosen = recipe(plugins, shape.tables)
         parts = assembled(chosen, shape.sizes, parallel)

@@ -64,7 +64,7 @@ def test_every_other_hook_has_a_section_with_a_complete_example(hook: str) -> No
 
 @pytest.mark.parametrize("ability", ABILITIES, ids=lambda cls: cls.__name__)
 def test_every_ability_and_its_methods_are_explained(ability: type) -> None:
-    methods = [name for name in vars(ability) if name[0] != "_"]
+    methods = [name for name in {**vars(ability), **vars(ability).get("__annotations__", {})} if name[0] != "_"]
     assert methods
     assert all(re.search(rf"`{name}[`(]", TEXT) for name in (ability.__name__, *methods))
 

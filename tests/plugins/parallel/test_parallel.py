@@ -25,6 +25,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     """The results of each rank of each grid."""
     folder = tmp_path_factory.mktemp("ranks")
     write_numbered(folder / STORED, [40, 25, 35], layers=3, d_model=6)
+    # What Numba compiles is cached on disk: once here, not once on each rank at the same time.
+    for case in CASES:
+        passed_alone(case)
     ports = [free_port() for _ in [*RUNS, *STORED_RUNS]]
     for done in on_ranks(4, "-m", "tests.support.ranks", folder, *ports):
         assert done.returncode == 0, done.stderr[-3000:]
