@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Set before any test imports the libraries that read them.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Processes that tests start find this checkout, installed or not.
 _paths = [str(ROOT), str(ROOT / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(_paths)

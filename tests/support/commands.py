@@ -34,7 +34,8 @@ def server() -> socket.socket:
     ours, theirs = socket.socketpair()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())],
-        env={**os.environ, "JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pyarrow's allocator has a thread
+        # A pool of OpenMP and the allocator of pyarrow would have threads of their own.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"},
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
     )
