@@ -224,13 +224,13 @@ class Kernels(Protocol):
 
     name: str
 
-    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, capacity: int = 0) -> Select:
         """Start on a batch of B tokens.
 
         Args:
             n_features: F of this rank.
             k: how many are kept of each token (per "token") or of the whole batch (per "batch"); of all ranks together.
-            room: places in a result of fixed size, where k needs fewer: B times as many per "token". So a k that
+            capacity: places in a result of fixed size, where k needs fewer: B times as many per "token". So a k that
                 falls from step to step changes no shape. Without meaning where a result is as long as what is kept.
         """
 

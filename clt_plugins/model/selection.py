@@ -44,7 +44,7 @@ class Top:
         score: gives a block's scores.
         columns: the features of each layer that are looked at, ascending, [L, C] int64; None: all. `affine` and `score`
             then get and give C columns. (Of a place without a feature the shift is -inf.)
-        room: places per token, where k needs fewer: sizes stay the same on a GPU while k changes.
+        capacity: places per token, where k needs fewer: sizes stay the same on a GPU while k changes.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Top:
         affine: Affine | None = None,
         score: Score | None = None,
         columns: Tensor | None = None,
-        room: int = 0,
+        capacity: int = 0,
     ):
         self.own = range(n_features) if parallel is None else parallel.shard(n_features)
         """The features of each layer that this rank has."""
@@ -83,7 +83,7 @@ class Top:
         self.width = len(self.own) if columns is None else columns.shape[1]
         """Columns of a layer."""
         self.selects = [
-            kernels.select(tokens, n_layers, self.width, self.k, per=per, room=min(room, available) * in_row)
+            kernels.select(tokens, n_layers, self.width, self.k, per=per, capacity=min(capacity, available) * in_row)
             for _ in range(selects)
         ]
 

@@ -26,7 +26,7 @@ from clt_plugins.model.parameters import parameter, uniform
 from clt_plugins.model.products.dense import encode_dense
 from clt_plugins.model.products.matrix import Product
 from clt_plugins.model.saved import load_transcoder, save_transcoder
-from clt_plugins.model.select.above import Above, Room
+from clt_plugins.model.select.above import Above, Capacity
 from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
 
@@ -99,7 +99,7 @@ class CrossLayerTranscoder(nn.Module):
         """Tokens trained on; None if it is not known."""
         self.product: Product | None = None
         """The type of the encoder's matrix product; that of its weights if None."""
-        self.room = Room(1.0 if path == "sparse" else DENSE_ABOVE)
+        self.capacity = Capacity(1.0 if path == "sparse" else DENSE_ABOVE)
         """Places for pairs in a training step, where their number cannot be read."""
         self.runs_dense = path == "dense" or (path == "auto" and not self.activation.fixed_size)
 
@@ -191,7 +191,7 @@ class CrossLayerTranscoder(nn.Module):
     def _selection(self, x: Tensor) -> Selection:
         selection = self.activation.selection(x.shape[0], self.tying.norms)
         if isinstance(selection, Above) and self.training and torch.is_grad_enabled():
-            self.room.limit(selection, self.context.kernels)
+            self.capacity.limit(selection, self.context.kernels)
         return selection
 
     def decode_normalised(self, features: Features) -> Tensor:
@@ -212,7 +212,7 @@ class CrossLayerTranscoder(nn.Module):
             # Two bounds, so that a density close to one of them does not switch at every log interval.
             self.runs_dense = density > (DENSE_ABOVE / 2 if self.runs_dense else DENSE_ABOVE)
             if self.runs_dense:
-                self.room.reset()
+                self.capacity.reset()
 
     def with_activation(self, choice: Selected, activation: Any) -> CrossLayerTranscoder:
         """A transcoder in eval mode that shares everything with this one but the activation.

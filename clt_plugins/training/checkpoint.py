@@ -30,7 +30,7 @@ from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
-from clt_plugins.model.select.above import RoomState
+from clt_plugins.model.select.above import CapacityState
 from clt_plugins.training import learned
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TrainingState:
     """The recipe that it was trained by, as TOML: what a resumed run is compared with."""
     identity: dict[str, str] = attrs.field(factory=dict)
     """What its data are made from, by setting."""
-    room: RoomState | None = None
+    capacity: CapacityState | None = None
     """Places for pairs above a threshold, where sizes are fixed."""
 
 
@@ -110,7 +110,7 @@ def save_checkpoint(
             source=parts.source.state(),
             recipe=progress.recipe,
             identity=dict(progress.identity),
-            room=transcoder.room.state(parallel),
+            capacity=transcoder.capacity.state(parallel),
         )
         if parallel.rank == 0:
             write_json(partial / "training.json", state)
@@ -226,7 +226,7 @@ def load_checkpoint(
     _set_loss_state(parts, stored)
     _set_moments(parts, optimizer, stored)
     transcoder.runs_dense = state.runs_dense
-    transcoder.room.load_state(state.room)
+    transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens
     if not source_anew:
         parts.source.load_state(state.source)

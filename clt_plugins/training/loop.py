@@ -146,9 +146,9 @@ def train(
             metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
             metrics.update(watch.means(tokens))
             metrics.update(_traffic(before, sent))
-            without_room = transcoder.room.read(parallel)
-            if without_room is not None:
-                metrics["train/pairs_without_room"] = without_room
+            left_out = transcoder.capacity.read(parallel)
+            if left_out is not None:
+                metrics["train/pairs_left_out"] = left_out
             # Sparse or dense is chosen by measured density, and only here, where the number is read anyway.
             transcoder.settle(metrics["train/l0"] / (transcoder.n_layers * transcoder.n_features))
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)

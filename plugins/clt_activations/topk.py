@@ -68,7 +68,7 @@ class TopK(nn.Module):
             scope=self.config.scope,
             affine=affine,
             kernels=self.context.kernels,
-            room=-(-self.training_k // step) * step if self.training else self.k,
+            capacity=-(-self.training_k // step) * step if self.training else self.k,
             parallel=self.context.parallel,
         )
 

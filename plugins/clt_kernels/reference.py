@@ -96,9 +96,11 @@ class TorchKernels:
         """Any faster kernels are preferred."""
         return 0
 
-    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> TorchSelect:
+    def select(
+        self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, capacity: int = 0
+    ) -> TorchSelect:
         """See `Kernels.select`."""
-        return TorchSelect(tokens, n_layers, n_features, k, per=per, room=room, fixed=self.fixed or None)
+        return TorchSelect(tokens, n_layers, n_features, k, per=per, capacity=capacity, fixed=self.fixed or None)
 
     @torch.no_grad()
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:

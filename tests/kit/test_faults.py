@@ -150,8 +150,8 @@ class Kernels:
     def preference(self, device):
         return -1
 
-    def select(self, *shape, per, room=0):
-        return self.inner.select(*shape, per=per, room=room)
+    def select(self, *shape, per, capacity=0):
+        return self.inner.select(*shape, per=per, capacity=capacity)
 
     def decode(self, values, pairs, layout, weight, out):
         self.inner.decode(values, pairs, layout, weight, out)
@@ -507,7 +507,9 @@ def clt_kernels()"""
 )
 def test_kernels_whose_selection_is_wrong(failures: Any, see: str, ranks: str, check: str, text: str) -> None:
     source = KERNELS.replace("return self.inner.select(*shape", "return Wrong(self.inner.select(*shape")
-    source = source.replace("room=room)", "room=room))").replace("@hookimpl\ndef clt_kernels()", WRONG_SELECT)
+    source = source.replace("capacity=capacity)", "capacity=capacity))").replace(
+        "@hookimpl\ndef clt_kernels()", WRONG_SELECT
+    )
     found = failures(HEADER + source, only="mine/select", CUT="", SEE=see, RANKS=ranks)
     assert f"mine/{check}" in found if check else not found
     assert text in found.get(f"mine/{check}", "")

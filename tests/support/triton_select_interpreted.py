@@ -26,7 +26,7 @@ def triton() -> Kernels:
 
 
 def assert_selects(
-    kernels: Kernels, pre: Tensor, k: int, per: Per, *, score: Tensor | None = None, room: int = 0, **given: Tensor
+    kernels: Kernels, pre: Tensor, k: int, per: Per, *, score: Tensor | None = None, capacity: int = 0, **given: Tensor
 ) -> None:
     """Compare with a stable sort of the scores.
 
@@ -34,7 +34,7 @@ def assert_selects(
         pre: [L, B, F]; score: a score of the caller's, of the same shape; given: scale and shift, [F].
     """
     layers, tokens, features = pre.shape
-    search = kernels.select(tokens, layers, features, k, per=per, room=room)
+    search = kernels.select(tokens, layers, features, k, per=per, capacity=capacity)
     for layer, block in enumerate(pre):
         seen = block.clone()
         search.see(layer, seen, **({} if score is None else {"score": score[layer].clone()}), **given)
@@ -42,7 +42,7 @@ def assert_selects(
     if score is None:
         score = pre * given.get("scale", torch.tensor(1.0)) + given.get("shift", torch.tensor(0.0))
     kept = search.finish()
-    places = min(max(k, room), layers * features * (tokens if per == "batch" else 1))
+    places = min(max(k, capacity), layers * features * (tokens if per == "batch" else 1))
     assert len(kept.token) == places * (1 if per == "batch" else tokens)
     assert_kept(kept, expected(score, k, per), pre, f"the {k} best per {per} of {list(pre.shape)}, {pre.dtype}")
 
@@ -62,7 +62,7 @@ def test_a_batch_by_scale_and_shift_in_bfloat16(triton):
     pre = numbers("special", 7, 2, 33).bfloat16()
     scale = torch.tensor([0.3, 1.0, -2.0]).repeat(11)
     shift = torch.tensor([0.1, -torch.inf, -1.0]).repeat(11)
-    assert_selects(triton, pre, 50, "batch", scale=scale, shift=shift, room=60)
+    assert_selects(triton, pre, 50, "batch", scale=scale, shift=shift, capacity=60)
 
 
 def test_a_batch_with_fewer_numbers_than_are_kept(triton):
@@ -80,7 +80,7 @@ def test_a_token_with_layers_that_overflow_the_list(triton):
 def test_a_token_by_shift_in_float16(triton):
     pre = numbers("special", 2, 2, 33).half()
     shift = torch.tensor([0.1, -torch.inf, -1.0]).repeat(11)
-    assert_selects(triton, pre, 5, "token", shift=shift, room=9)
+    assert_selects(triton, pre, 5, "token", shift=shift, capacity=9)
 
 
 def test_a_token_with_fewer_numbers_than_are_kept(triton):

@@ -1,9 +1,9 @@
-"""Selecting everything above a bound, and how much room it gets where its number cannot be read.
+"""Selecting everything above a bound, and how many places it gets where its number cannot be read.
 
 On a CPU there are as many pairs as pass. On a GPU the host would have to wait for their number in each layer. There a
 training step has a fixed number of places, more than passed in the steps before the last log. All pairs are counted on
 the device. If ever more pass than there are places, those farthest above their bound are kept, and the next log says
-how many were left out; then there is room for them too.
+how many were left out; then there are places for them too.
 
 Shapes: B tokens, L layers, F features per layer (of this rank), N pairs.
 """
@@ -87,8 +87,8 @@ class Above:
 
 
 @attrs.frozen(kw_only=True)
-class RoomState:
-    """A `Room` in a checkpoint; the same on all ranks."""
+class CapacityState:
+    """A `Capacity` in a checkpoint; the same on all ranks."""
 
     share: float
     """Of B · L · F there are places."""
@@ -98,7 +98,7 @@ class RoomState:
     """Pairs that had no place since then, on all ranks."""
 
 
-class Room:
+class Capacity:
     """How many places a training step has.
 
     Args:
@@ -113,7 +113,7 @@ class Room:
         """B · L · F of the last batch."""
         self.most: Tensor | None = None
         self.lost: Tensor | None = None
-        self.before = RoomState(share=share, most=0.0, lost=0)
+        self.before = CapacityState(share=share, most=0.0, lost=0)
         """What a checkpoint had counted since its last log."""
 
     @property
@@ -133,7 +133,7 @@ class Room:
         torch.maximum(self.most, passed, out=self.most)
         self.lost += (passed - self.places).clamp_min(0)
 
-    def state(self, parallel: Parallel) -> RoomState | None:
+    def state(self, parallel: Parallel) -> CapacityState | None:
         """What a checkpoint holds; None where nothing was limited. Reads numbers from the device; all ranks call it."""
         if not self.used:
             return None
@@ -142,16 +142,16 @@ class Room:
             most, lost = int(self.most) / self.size, int(self.lost)
         most = max(float(text) for text in parallel.gather(repr(most)))
         lost = sum(int(text) for text in parallel.gather(str(lost)))
-        return RoomState(share=self.share, most=max(most, self.before.most), lost=lost + self.before.lost)
+        return CapacityState(share=self.share, most=max(most, self.before.most), lost=lost + self.before.lost)
 
-    def load_state(self, state: RoomState | None) -> None:
+    def load_state(self, state: CapacityState | None) -> None:
         """Go on as a checkpoint did."""
         if state is not None:
             self.used, self.share, self.before = True, state.share, state
 
     def read(self, parallel: Parallel) -> int | None:
-        """How many pairs had no place since the last call; None where nothing was limited. Then there is room for what
-        was counted. Reads numbers from the device; all ranks call it."""
+        """How many pairs had no place since the last call; None where nothing was limited. Then the capacity grows to
+        what was counted. Reads numbers from the device; all ranks call it."""
         state = self.state(parallel)
         if state is None:
             return None
@@ -164,10 +164,10 @@ class Room:
             text += "closest to it were left out of those steps; from here on there are %d places"
             logger.warning(text, state.lost, most, places, self.places)
         self.most = self.lost = None
-        self.before = RoomState(share=self.share, most=0.0, lost=0)
+        self.before = CapacityState(share=self.share, most=0.0, lost=0)
         return state.lost
 
     def reset(self) -> None:
         """Forget what was counted."""
         self.used, self.share, self.most, self.lost = False, self.first, None, None
-        self.before = RoomState(share=self.share, most=0.0, lost=0)
+        self.before = CapacityState(share=self.share, most=0.0, lost=0)

@@ -25,14 +25,14 @@ class Places:
     k: int
     """How many are kept in a row."""
     per_token: bool
-    room: int
+    capacity: int
     """Places of a row in a result of fixed size."""
 
     @classmethod
-    def of(cls, tokens: int, n_layers: int, n_features: int, k: int, per: Per, room: int) -> Places:
+    def of(cls, tokens: int, n_layers: int, n_features: int, k: int, per: Per, capacity: int) -> Places:
         """Of the arguments of `Kernels.select`."""
         available = n_layers * n_features * (1 if per == "token" else tokens)
-        return cls(tokens, n_layers, n_features, k, per == "token", min(max(k, room), available))
+        return cls(tokens, n_layers, n_features, k, per == "token", min(max(k, capacity), available))
 
     @property
     def rows(self) -> int:
@@ -67,7 +67,7 @@ class Places:
         key = token.masked_fill(~keep, self.tokens).to(torch.int16 if self.tokens < 2**15 else torch.int32)
         order = key.flatten().sort(stable=True).indices
         count = keep.sum()
-        size = self.rows * self.room
+        size = self.rows * self.capacity
         empty = torch.arange(size, device=ids.device) >= count
         last_feature = self.n_layers * self.n_features - 1
 

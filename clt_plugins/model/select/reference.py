@@ -44,9 +44,17 @@ class TorchSelect:
     """
 
     def __init__(
-        self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0, fixed: bool | None = None
+        self,
+        tokens: int,
+        n_layers: int,
+        n_features: int,
+        k: int,
+        *,
+        per: Per,
+        capacity: int = 0,
+        fixed: bool | None = None,
     ):
-        self.places = Places.of(tokens, n_layers, n_features, k, per, room)
+        self.places = Places.of(tokens, n_layers, n_features, k, per, capacity)
         self.fixed = fixed
         self.bound: Tensor | None = None
         """[R, 1]: scores up to it cannot be among the k best; None while every score may be."""

@@ -33,10 +33,10 @@ class Example:
         """The kernels with the highest number are chosen; the built-in reference has 0."""
         return -1
 
-    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, capacity: int = 0) -> Select:
         """Finds the k best pre-activations. The engine has one in PyTorch's operations; here you can have a faster one.
 
-        On a GPU give `fixed=True` and `room=room`: then nothing is read back.
+        On a GPU give `fixed=True` and `capacity=capacity`: then nothing is read back.
         """
         from clt_plugins import TorchSelect
 

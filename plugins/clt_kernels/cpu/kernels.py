@@ -47,7 +47,9 @@ class NumbaKernels:
         """Faster than `torch` on the CPU, the only device that they are built for."""
         return 10
 
-    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> NumbaSelect:
+    def select(
+        self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, capacity: int = 0
+    ) -> NumbaSelect:
         """See `Kernels.select`."""
         return NumbaSelect(tokens, n_layers, n_features, k, per=per, threads=torch.get_num_threads())
 

@@ -16,8 +16,8 @@ from numba import prange
 from clt_kernels.cpu.bits import compiled, widen
 
 STRETCH, SHORT_STRETCH = 1024, 256
-"""Numbers that are looked at together: they stay in the first cache. A pool has room for as many more than 2 k, and is
-cut between stretches; so a pool of a token, in which k is small, has short ones."""
+"""Numbers that are looked at together: they stay in the first cache. A pool holds as many more than 2 k, and is cut
+between stretches; so a pool of a token, in which k is small, has short ones."""
 
 
 @compiled(fastmath=False)  # each operation is rounded, as torch does it: the same numbers are kept

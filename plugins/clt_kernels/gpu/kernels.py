@@ -86,10 +86,10 @@ class TritonKernels:
         """Faster than `torch` on a GPU; on a CPU only the interpreter runs them."""
         return 10 if device.type == "cuda" else -1
 
-    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, room: int = 0) -> Select:
+    def select(self, tokens: int, n_layers: int, n_features: int, k: int, *, per: Per, capacity: int = 0) -> Select:
         """See `Kernels.select`."""
         kind = BatchSelect if per == "batch" else TokenSelect
-        return kind(Shape(tokens, n_layers, n_features), k, room)
+        return kind(Shape(tokens, n_layers, n_features), k, capacity)
 
     def decode(self, values: Tensor, pairs: Pairs, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """out[b, t] = sum over pairs at token b of value · their row for t. `out` [B, L, D] is overwritten."""

@@ -15,7 +15,7 @@ from clt_kernels.reference import TorchKernels
 from clt_plugins import Above, Single, run
 from clt_plugins.data.features import Pairs
 from clt_plugins.files.folders import read_tensors
-from clt_plugins.model.select.above import LEAST, Room
+from clt_plugins.model.select.above import LEAST, Capacity
 from clt_plugins.training.objective import objective
 from tests.support.helpers import ACTIVATIONS, parts, random_batch, stir, tables
 
@@ -51,7 +51,7 @@ def test_with_room_for_all_the_pairs_are_those_of_free_sizes(bound):
         assert (also[len(values) :] == -torch.inf).all()
 
 
-def test_without_room_those_farthest_above_their_bound_are_kept_and_all_are_counted():
+def test_without_places_those_farthest_above_their_bound_are_kept_and_all_are_counted():
     pre, bound = blocks(), torch.linspace(-1, 1, 24).view(3, 8)
     margin = (pre - bound).nan_to_num(nan=torch.inf)
     wanted = {tuple(place) for place in (margin > margin.flatten().sort(descending=True).values[10]).nonzero().tolist()}
@@ -89,11 +89,11 @@ def test_a_step_with_fixed_sizes_has_the_losses_and_gradients_of_free_sizes(acti
 
 
 def test_room_grows_when_pairs_are_left_out_and_shrinks_when_most_stay_empty(caplog):
-    room = Room(0.1)
+    capacity = Capacity(0.1)
 
     def step(passing: int) -> int:
         above = Above(0.5, 100, 2, 1000)
-        room.limit(above, FIXED)
+        capacity.limit(above, FIXED)
         pre = torch.zeros(100 * 2 * 1000)
         pre[:passing] = 1
         for layer in range(2):
@@ -106,20 +106,20 @@ def test_room_grows_when_pairs_are_left_out_and_shrinks_when_most_stay_empty(cap
     assert step(23_000) == 20_000, "a tenth of all"
     assert step(22_000) == 20_000
     with caplog.at_level(logging.WARNING):
-        assert room.read(Single()) == 5_000
+        assert capacity.read(Single()) == 5_000
     assert "5000 pairs above their threshold had no place" in caplog.text
     assert step(30_000) == 30_000, "half as much again as the fullest step had"
-    assert room.read(Single()) == 0
-    share = room.share
-    assert step(25_000) == 25_000 and room.read(Single()) == 0
-    assert room.share == share, "sizes stay while they fit"
-    assert step(10) == 10 and room.read(Single()) == 0
-    assert room.places == LEAST
+    assert capacity.read(Single()) == 0
+    share = capacity.share
+    assert step(25_000) == 25_000 and capacity.read(Single()) == 0
+    assert capacity.share == share, "sizes stay while they fit"
+    assert step(10) == 10 and capacity.read(Single()) == 0
+    assert capacity.places == LEAST
 
 
 def test_a_run_that_leaves_pairs_out_resumes_bit_for_bit(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("clt_plugins.model.select.above.LEAST", 1)
-    monkeypatch.setattr("clt_plugins.model.transcoder.Room", lambda share: Room(0.2))
+    monkeypatch.setattr("clt_plugins.model.transcoder.Capacity", lambda share: Capacity(0.2))
     changed: dict[str, Any] = {
         "activation": {"name": "relu"},
         "transcoder": {"path": "sparse"},
@@ -129,7 +129,7 @@ def test_a_run_that_leaves_pairs_out_resumes_bit_for_bit(tmp_path: Path, monkeyp
     monkeypatch.setattr(TorchKernels, "__init__", lambda self, *, fixed=False: setattr(self, "fixed", True))
     run(tables(**changed), out=tmp_path / "whole")
     lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
-    lost = [line["train/pairs_without_room"] for line in lines if "train/pairs_without_room" in line]
+    lost = [line["train/pairs_left_out"] for line in lines if "train/pairs_left_out" in line]
     assert lost[0] > 0 and lost[-1] == 0
     for step in (3, 6, 9):
         folder = tmp_path / f"from-{step}"
@@ -145,5 +145,5 @@ def test_a_run_that_leaves_pairs_out_resumes_bit_for_bit(tmp_path: Path, monkeyp
             json.loads((each / "checkpoints/step_000012/training.json").read_text())
             for each in (tmp_path / "whole", folder)
         ]
-        assert states[0]["room"] == states[1]["room"]
-        assert states[0]["room"] is not None
+        assert states[0]["capacity"] == states[1]["capacity"]
+        assert states[0]["capacity"] is not None

@@ -43,10 +43,10 @@ def test_fixed_sizes_keep_the_same(kind: str, per: Any, scope: Any) -> None:
     pre = numbers(kind, TOKENS, LAYERS, FEATURES).float()
     shift = torch.where(torch.arange(FEATURES) % 5 == 0, -torch.inf, 0.0)
     for k in (1, 6, FEATURES * LAYERS):
-        room = min(k + 2, FEATURES * (LAYERS if scope == "global" else 1))
+        capacity = min(k + 2, FEATURES * (LAYERS if scope == "global" else 1))
         settings = {"per": per, "scope": scope, "affine": lambda layer, pre: (None, shift)}
-        fixed = selected(TorchKernels(fixed=True), pre, k, room=k + 2, **settings)
-        size = room * TOKENS * (1 if scope == "global" else LAYERS)
+        fixed = selected(TorchKernels(fixed=True), pre, k, capacity=k + 2, **settings)
+        size = capacity * TOKENS * (1 if scope == "global" else LAYERS)
         for kernels in (TorchKernels(), NumbaKernels()):
             assert_same_with_empty_places(selected(kernels, pre, k, **settings), fixed, size)
 

@@ -49,15 +49,15 @@ def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties, kern
     pre = torch.randn(tokens, layers, features, generator=torch.Generator().manual_seed(0))
     if ties:
         pre = (pre * 3).round() / 3
-    room = features * (layers if scope == "global" else 1)
+    capacity = features * (layers if scope == "global" else 1)
     top = Top(k, tokens, layers, features, per=per, scope=scope, kernels=made(kernels))
     for layer in range(layers):
         top.see(layer, pre[:, layer])
     pairs, values = top.finish()
     kept = torch.zeros(tokens, layers * features, dtype=torch.bool)
     kept[pairs.token, pairs.feature] = True
-    assert (kept.view_as(pre) == naive(pre, min(k, room), per, scope)).all()
-    assert len(values) == kept.sum() == min(k, room) * tokens * (1 if scope == "global" else layers)
+    assert (kept.view_as(pre) == naive(pre, min(k, capacity), per, scope)).all()
+    assert len(values) == kept.sum() == min(k, capacity) * tokens * (1 if scope == "global" else layers)
     assert (values == pre.flatten(1)[pairs.token, pairs.feature]).all()
     place = pairs.token * layers * features + pairs.feature
     assert (place.diff() > 0).all(), "pairs must be sorted by token, then feature"

@@ -109,13 +109,13 @@ def test_a_run_whose_only_loss_has_no_gradient_goes_on(tmp_path: Path) -> None:
 def test_k_is_exact_while_sizes_are_rounded(name: str) -> None:
     activation = {"name": name, "k": 16, "anneal_from": 1.5, "anneal_over": 1.0}
     transcoder = parts(activation=activation).transcoder.train()
-    transcoder.context.kernels.select = lambda *shape, per, room: (shape[3], room)
-    by_room: dict[int, set[int]] = {}
+    transcoder.context.kernels.select = lambda *shape, per, capacity: (shape[3], capacity)
+    by_capacity: dict[int, set[int]] = {}
     rows = TOKENS if name == "batchtopk" else 1
     for step in range(101):
         transcoder.activation.schedule(step / 100)
-        k, room = transcoder.activation.selection(TOKENS, transcoder.tying.norms).selects[0]
-        assert k == transcoder.activation.training_k * rows <= room < k + 2 * rows
-        by_room.setdefault(room, set()).add(k)
-    assert sorted(by_room) == [rows * places for places in (16, 18, 20, 22, 24)]
-    assert max(len(ks) for ks in by_room.values()) == 2
+        k, capacity = transcoder.activation.selection(TOKENS, transcoder.tying.norms).selects[0]
+        assert k == transcoder.activation.training_k * rows <= capacity < k + 2 * rows
+        by_capacity.setdefault(capacity, set()).add(k)
+    assert sorted(by_capacity) == [rows * places for places in (16, 18, 20, 22, 24)]
+    assert max(len(ks) for ks in by_capacity.values()) == 2

@@ -126,12 +126,12 @@ def _digit(key, id, key_so_far, back_so_far, end, number, of_id, low, above):
 
 @triton.jit(
     do_not_specialize=[
-        "k", "slack", "first_id", "end", "number", "of_id", "low", "above", "last_of_id", "last_low", "room"
+        "k", "slack", "first_id", "end", "number", "of_id", "low", "above", "last_of_id", "last_low", "capacity"
     ]
 )  # fmt: skip
 def count_digit(
     block, scale, shift, bound, kept_keys, kept_ids, kept, found_at, found_keys, state, counts,
-    k, slack, first_id, end, number, of_id, low, above, last_of_id, last_low, size, width, room,
+    k, slack, first_id, end, number, of_id, low, above, last_of_id, last_low, size, width, capacity,
     TILE: tl.constexpr,
 ):  # fmt: skip
     """Count a digit of what was kept so far and of what is listed, or of the block if the list was too short.
@@ -154,7 +154,7 @@ def count_digit(
             digit, is_open = _digit(key, id, key_so_far, back_so_far, end, number, of_id, low, above)
             total += tl.histogram(digit, BINS, mask=inside & is_open)
         found = tl.load(counts + MARKED)
-        if found <= room:
+        if found <= capacity:
             for start in range(tl.program_id(0) * CHUNK, found, programs * CHUNK):
                 n = start + tl.arange(0, CHUNK)
                 inside = n < found
@@ -189,12 +189,12 @@ def new_places(keep, counts):
 
 
 @triton.jit(
-    do_not_specialize=["k", "slack", "first_id", "end", "digits", "key_digits", "last_of_id", "last_low", "room"]
+    do_not_specialize=["k", "slack", "first_id", "end", "digits", "key_digits", "last_of_id", "last_low", "capacity"]
 )
 def keep(
     block, scale, shift, pre, bound, kept_keys, kept_ids, kept_values, kept, found_at,
     state, counts, new_keys, new_ids, new_values, new_bound,
-    k, slack, first_id, end, digits, key_digits, last_of_id, last_low, width, room,
+    k, slack, first_id, end, digits, key_digits, last_of_id, last_low, width, capacity,
 ):  # fmt: skip
     """Copy what has all digits that are fixed, or better ones, and set the bound.
 
@@ -222,7 +222,7 @@ def keep(
         tl.store(new_ids + place, id, mask=stays)
         tl.store(new_values + place, tl.load(kept_values + n, mask=stays, other=0), mask=stays)
     found = tl.load(counts + MARKED)
-    if found > room:
+    if found > capacity:
         found = tl.load(counts + AGAIN)
     for start in range(tl.program_id(0) * CHUNK, found, programs * CHUNK):
         n = start + tl.arange(0, CHUNK)

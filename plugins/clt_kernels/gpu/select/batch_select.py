@@ -99,18 +99,18 @@ class State:
 class BatchSelect:
     """`Select` of a whole batch.
 
-    Memory, besides the result: 54 bytes per number kept (k, or `room` if it is more) while layers are seen, and a bit
-    per number of a block.
+    Memory, besides the result: 54 bytes per number kept (k, or `capacity` if it is more) while layers are seen, and a
+    bit per number of a block.
 
     Args:
         k: how many are kept, of all ranks.
-        room: places of the result, if more.
+        capacity: places of the result, if more.
     """
 
-    def __init__(self, shape: Shape, k: int, room: int):
+    def __init__(self, shape: Shape, k: int, capacity: int):
         self.shape = shape
         available = shape.tokens * shape.n_layers * shape.n_features
-        self.k, self.size = k, min(max(k, room), available)
+        self.k, self.size = k, min(max(k, capacity), available)
         # How many more than k a block may leave, so that few digits are enough.
         self.slack = max(self.size // 8, 1024)
         self.listed = max(2 * self.size, 8192)

@@ -124,10 +124,10 @@ def bits_set(x):
 
 
 @triton.jit
-def write_down(bits, first, places, room, out):
-    """Write where the bits of each word are set: first + bit, from the word's place on, as far as there is room."""
+def write_down(bits, first, places, capacity, out):
+    """Write where the bits of each word are set: first + bit, from the word's place on, as far as there is capacity."""
     for _ in range(tl.max(bits_set(bits))):
         lowest_bit = bits & -bits
-        tl.store(out + places, first + bits_set(lowest_bit - 1), mask=(bits != 0) & (places < room))
+        tl.store(out + places, first + bits_set(lowest_bit - 1), mask=(bits != 0) & (places < capacity))
         bits &= bits - 1
         places += 1

@@ -29,15 +29,15 @@ TILE = 2048
 class TokenSelect:
     """`Select` of each token.
 
-    Memory, besides the result: 20 bytes per number kept (B times k, or `room` if it is more).
+    Memory, besides the result: 20 bytes per number kept (B times k, or `capacity` if it is more).
     """
 
-    def __init__(self, shape: Shape, k: int, room: int):
+    def __init__(self, shape: Shape, k: int, capacity: int):
         self.shape = shape
         available = shape.n_layers * shape.n_features
         self.k = k
-        self.places = min(max(k, room), available)
-        self.room = max(2 * self.places, 512)
+        self.places = min(max(k, capacity), available)
+        self.capacity = max(2 * self.places, 512)
         self.keys: Tensor | None = None
 
     def see(
@@ -57,7 +57,7 @@ class TokenSelect:
         tokens.see[(self.shape.tokens,)](
             *block, self.keys, self.ids, self.values, self.counts, self.bounds, self.listed,
             self.k, layer * self.shape.n_features, self.shape.n_features, block.numbers.stride(0), block.pre.stride(0),
-            self.places, self.room, TILE=tile, enable_fp_fusion=False,
+            self.places, self.capacity, TILE=tile, enable_fp_fusion=False,
         )  # fmt: skip
 
     def _allocate(self, block: Block) -> None:
@@ -68,7 +68,7 @@ class TokenSelect:
         self.values = torch.empty(size, dtype=torch.promote_types(self.dtype, torch.float32), device=device)
         self.counts = torch.zeros(n_tokens, dtype=torch.int32, device=device)
         self.bounds = torch.full((n_tokens,), LOWEST[torch.iinfo(block.key).bits], dtype=block.key, device=device)
-        self.listed = torch.empty(n_tokens, self.room, dtype=torch.int32, device=device)
+        self.listed = torch.empty(n_tokens, self.capacity, dtype=torch.int32, device=device)
 
     def finish(self, ranks: Ranks | None = None) -> Kept:
         """See `Select.finish`."""

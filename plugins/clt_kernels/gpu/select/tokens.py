@@ -38,14 +38,14 @@ CHUNK: tl.constexpr = tl.constexpr(1024)
 @triton.jit(do_not_specialize=["k", "first_id", "columns"])
 def see(
     block, scale, shift, pre, keys, ids, values, counts, bounds, listed,
-    k, first_id, columns, block_stride, pre_stride, places, room, TILE: tl.constexpr,
+    k, first_id, columns, block_stride, pre_stride, places, capacity, TILE: tl.constexpr,
 ):  # fmt: skip
     """Show each token's pool its row of a layer.
 
     Args:
         block: [B, C], by rows of `block_stride`; pre: what is kept with each, by rows of `pre_stride`.
         keys, ids, values: pools [B, places]; counts: how many are in each; bounds: the least key that a new one needs.
-        listed: [B, room].
+        listed: [B, capacity].
     """
     row = tl.program_id(0).to(tl.int64)
     block += row * block_stride
@@ -53,10 +53,10 @@ def see(
     keys += row * places
     ids += row * places
     values += row * places
-    listed += row * room
+    listed += row * capacity
     bound = tl.load(bounds + row)
     found = tl.full([], 0, tl.int32)
-    if (bound > lowest(bound)) | (columns <= room):
+    if (bound > lowest(bound)) | (columns <= capacity):
         # Compared as numbers, NaN is not below anything, and is found.
         threshold = number_of(bound)
         for start in range(0, columns, TILE):
@@ -67,14 +67,14 @@ def see(
             total = tl.sum(number)
             if total > 0:
                 first = start + 8 * tl.arange(0, TILE // 8)
-                write_down(bits, first, found + tl.cumsum(number, 0) - number, room, listed)
+                write_down(bits, first, found + tl.cumsum(number, 0) - number, capacity, listed)
                 found += total
     else:
-        found += room + 1
+        found += capacity + 1
     if found > 0:
         tl.debug_barrier()  # the list is written by some threads and read by others
         number = tl.load(counts + row)
-        if found <= room:
+        if found <= capacity:
             made, bound = _join(
                 block, scale, shift, pre, keys, ids, values, listed, number, found, bound, k, first_id, True, CHUNK
             )
