@@ -33,23 +33,17 @@ if TYPE_CHECKING:
         Updates,
     )
     from clt_plugins.contract.context import Context
-    from clt_plugins.contract.interfaces import (
-        Activation,
-        Exporter,
-        Forward,
-        Imported,
-        Kernels,
-        LanguageModel,
-        Logger,
-        Loss,
-        Outline,
-        Parallel,
-        Selection,
-        Source,
-        Tying,
-    )
+    from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.parallel import Parallel
+    from clt_plugins.contract.model.tying import Tying
+    from clt_plugins.contract.reading.language_model import LanguageModel
+    from clt_plugins.contract.reading.source import Outline, Source
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.results.exporter import Exporter, Imported
+    from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
+    from clt_plugins.contract.training.loss import Forward, Loss
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
@@ -103,21 +97,15 @@ _LAZY = {
         "Updates",
     ],
     "contract.context": ["Context"],
-    "contract.interfaces": [
-        "Activation",
-        "Exporter",
-        "Forward",
-        "Imported",
-        "Kernels",
-        "LanguageModel",
-        "Logger",
-        "Loss",
-        "Outline",
-        "Parallel",
-        "Selection",
-        "Source",
-        "Tying",
-    ],
+    "contract.model.activation": ["Activation", "Selection"],
+    "contract.model.kernels": ["Kernels"],
+    "contract.model.parallel": ["Parallel"],
+    "contract.model.tying": ["Tying"],
+    "contract.reading.language_model": ["LanguageModel"],
+    "contract.reading.source": ["Outline", "Source"],
+    "contract.results.exporter": ["Exporter", "Imported"],
+    "contract.results.logger": ["Logger"],
+    "contract.training.loss": ["Forward", "Loss"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clt_plugins.contract.interfaces import Imported, LanguageModel, Over
+    from clt_plugins.contract.model.parallel import Over
+    from clt_plugins.contract.reading.language_model import LanguageModel
+    from clt_plugins.contract.results.exporter import Imported
     from clt_plugins.data.features import Pairs
     from clt_plugins.data.layout import Layout
     from clt_plugins.data.update import AdamUpdate

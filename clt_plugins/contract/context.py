@@ -12,7 +12,8 @@ from clt_plugins.errors import Refused
 if TYPE_CHECKING:
     import torch
 
-    from clt_plugins.contract.interfaces import Kernels, Parallel
+    from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.recipe import Recipe
 
 

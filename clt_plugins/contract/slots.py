@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import attrs
 
-from clt_plugins.contract.interfaces import Activation, Exporter, Kernels, Logger, Loss, Parallel, Source, Tying
+from clt_plugins.contract.model.activation import Activation
+from clt_plugins.contract.model.kernels import Kernels
+from clt_plugins.contract.model.parallel import Parallel
+from clt_plugins.contract.model.tying import Tying
+from clt_plugins.contract.reading.source import Source
+from clt_plugins.contract.results.exporter import Exporter
+from clt_plugins.contract.results.logger import Logger
+from clt_plugins.contract.training.loss import Loss
 
 
 @attrs.frozen(kw_only=True)

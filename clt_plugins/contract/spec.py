@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Outline
+    from clt_plugins.contract.reading.source import Outline
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ import torch
 from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
 
 CPU, DEVICE = "torch_rng", "device_rng"
 """Names of the tensors: a row of bytes for each rank, or one row where all are the same."""

@@ -23,7 +23,8 @@ from clt_plugins.distributed.agree import tell
 from clt_plugins.errors import ExitCode, Refused, Stopped
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel, Source
+    from clt_plugins.contract.model.parallel import Parallel
+    from clt_plugins.contract.reading.source import Source
 
 ODD = 0x9E3779B1
 """Products with odd numbers lose no bit."""

@@ -31,7 +31,7 @@ from clt_plugins.files.records import FORMAT, from_data, json_text, read_json, w
 from clt_plugins.files.sliced import files_of_rank
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from clt_plugins.errors import Refused
 from clt_plugins.files.untrusted import parse_json
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
 
 SUFFIX = "-{:05}-of-{:05}.safetensors"
 

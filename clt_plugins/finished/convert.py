@@ -30,7 +30,7 @@ from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import ConvertConfig
     from clt_plugins.data.batch import Batch
     from clt_plugins.registry.plugins import Plugins

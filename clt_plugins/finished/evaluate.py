@@ -19,7 +19,7 @@ from clt_plugins.finished.provenance import Provenance
 from clt_plugins.model.scores import score
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import EvaluateConfig
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 

@@ -22,7 +22,7 @@ from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
-    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.registry.plugins import Plugins

@@ -24,7 +24,7 @@ from clt_plugins.data.features import Features, Pairs
 from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import LanguageModel
+    from clt_plugins.contract.reading.language_model import LanguageModel
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 

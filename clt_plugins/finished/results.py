@@ -19,8 +19,8 @@ from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
-    from clt_plugins.contract.interfaces import Logger
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.results.logger import Logger
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,9 @@ from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
-    from clt_plugins.contract.interfaces import Exporter, Source
+    from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig, Recipe
+    from clt_plugins.contract.results.exporter import Exporter
     from clt_plugins.contract.spec import Selected
     from clt_plugins.model.assemble import Parts
     from clt_plugins.model.transcoder import CrossLayerTranscoder

@@ -9,7 +9,9 @@ import torch
 
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.contract.context import Context
-from clt_plugins.contract.interfaces import Loss, Parallel, Source
+from clt_plugins.contract.model.parallel import Parallel
+from clt_plugins.contract.reading.source import Source
+from clt_plugins.contract.training.loss import Loss
 from clt_plugins.model.devices import connect, make_device, with_kernels
 from clt_plugins.model.products.matrix import check_product
 from clt_plugins.model.transcoder import CrossLayerTranscoder

@@ -14,7 +14,8 @@ from clt_plugins.errors import Refused
 from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Kernels, Parallel
+    from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.registry.plugins import Plugins
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.interfaces import Kernels, Selection
+from clt_plugins.contract.model.activation import Selection
+from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
 from clt_plugins.model.products.matrix import Product, affine, is_exact, without_bias

@@ -28,7 +28,7 @@ from clt_plugins.data.moments import Moments
 from clt_plugins.errors import ExitCode, Refused, Stopped
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.data.batch import Batch
 
 Method = Literal["none", "mean_std", "rms", "sqrt_d_model"]

@@ -25,7 +25,7 @@ from clt_plugins.registry.plugins import load_plugins
 
 if TYPE_CHECKING:
     from clt_plugins.contract.abilities import ReadsBack
-    from clt_plugins.contract.interfaces import Imported
+    from clt_plugins.contract.results.exporter import Imported
     from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)

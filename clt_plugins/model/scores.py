@@ -20,7 +20,7 @@ from clt_plugins.data.moments import Moments
 from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features
     from clt_plugins.model.transcoder import CrossLayerTranscoder

@@ -19,7 +19,8 @@ from clt_plugins.data.features import Pairs
 from clt_plugins.distributed.topk import Together
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Kernels, Over, Parallel
+    from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.parallel import Over, Parallel
 
 Scope = Literal["global", "layer"]
 Affine = Callable[[int, Tensor], tuple[Tensor | None, Tensor | None]]

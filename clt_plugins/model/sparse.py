@@ -18,7 +18,7 @@ from clt_plugins.contract.abilities import BothGradients
 from clt_plugins.data.layout import Layout
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Kernels
+    from clt_plugins.contract.model.kernels import Kernels
     from clt_plugins.data.features import Pairs
 
 

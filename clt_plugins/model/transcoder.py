@@ -31,7 +31,8 @@ from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Activation, Selection, Tying
+    from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.tying import Tying
     from clt_plugins.registry.plugins import Plugins
 
 DENSE_ABOVE = 0.04

@@ -15,7 +15,7 @@ from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
-    from clt_plugins.contract.interfaces import Kernels
+    from clt_plugins.contract.model.kernels import Kernels
 
 logger = logging.getLogger(__name__)
 

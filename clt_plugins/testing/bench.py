@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from clt_plugins.contract.context import Context
-from clt_plugins.contract.interfaces import Forward
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Selected, Spec
+from clt_plugins.contract.training.loss import Forward
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.recipe.read import read_recipe

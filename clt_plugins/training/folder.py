@@ -50,7 +50,7 @@ from clt_plugins.training.checkpoint import find_checkpoint
 from clt_plugins.training.resume import Before, Change, check_settings, keep
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.registry.plugins import Plugins
 

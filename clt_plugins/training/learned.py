@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Loss
+    from clt_plugins.contract.training.loss import Loss
     from clt_plugins.model.assemble import Parts
 
 View = tuple[str, Callable[[Tensor], Tensor], int | None]

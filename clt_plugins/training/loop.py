@@ -43,8 +43,8 @@ from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares,
 from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Logger
     from clt_plugins.contract.recipe import TrainConfig
+    from clt_plugins.contract.results.logger import Logger
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import attrs
 from torch import Tensor
 
-from clt_plugins.contract.interfaces import Forward, Loss
+from clt_plugins.contract.training.loss import Forward, Loss
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Refused, WrongReturn

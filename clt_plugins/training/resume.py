@@ -30,7 +30,7 @@ from clt_plugins.recipe.structure import plain
 from clt_plugins.toml import inline
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Source
+    from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.training.checkpoint import TrainingState
 

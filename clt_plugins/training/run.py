@@ -34,7 +34,8 @@ from clt_plugins.training.optimizers.schedule import with_rate
 from clt_plugins.training.resume import changes, check_identity, identity_of
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Logger, Parallel
+    from clt_plugins.contract.model.parallel import Parallel
+    from clt_plugins.contract.results.logger import Logger
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 logger = logging.getLogger(__name__)

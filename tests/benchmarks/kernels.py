@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 
 from clt_plugins import Layout, Pairs, Top
-from clt_plugins.contract.interfaces import Kernels
+from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.model.devices import make_kernels
 from clt_plugins.registry.plugins import load_plugins
 from tests.benchmarks.timing import alternate, read_bandwidth

@@ -8,7 +8,7 @@ from functools import lru_cache
 import attrs
 import pytest
 
-from clt_plugins.contract.interfaces import Outline
+from clt_plugins.contract.reading.source import Outline
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.training.plan.build import estimate
 from clt_plugins.training.plan.machines import gpu_rates

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clt_plugins import BothGradients, Layout
-from clt_plugins.contract.interfaces import Kernels
+from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.model.devices import bare_context, make_kernels
 from clt_plugins.model.sparse import reuse_gradients, row_squares, sparse_decode
 from clt_plugins.registry.plugins import load_plugins

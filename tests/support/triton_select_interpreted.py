@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.interfaces import Kernels
+from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.contract.select import Kept, Per
 from clt_plugins.distributed.topk import Together
 from clt_plugins.model.devices import make_kernels

@@ -23,7 +23,8 @@ from clt_plugins.contract.abilities import FixedSizes
 from clt_plugins.data.features import Pairs
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Kernels, Parallel
+    from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.select import Select
 
 logger = logging.getLogger(__name__)

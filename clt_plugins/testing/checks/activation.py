@@ -1,4 +1,4 @@
-"""Checks for `[activation]`: see `clt_plugins.contract.interfaces.Activation`."""
+"""Checks for `[activation]`: see `clt_plugins.contract.model.activation.Activation`."""
 
 from __future__ import annotations
 

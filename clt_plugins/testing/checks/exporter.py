@@ -1,4 +1,4 @@
-"""Checks for `[[exports]]`: see `clt_plugins.contract.interfaces.Exporter`.
+"""Checks for `[[exports]]`: see `clt_plugins.contract.results.exporter.Exporter`.
 
 They use the first transcoder of `TRANSCODERS` that the format can hold, or the one that `recipe` names; and the first
 with each of `TYINGS`, whose skip path, offsets and scales a format may forget.

@@ -1,4 +1,4 @@
-"""Checks for `[kernels]`: see `clt_plugins.contract.interfaces.Kernels`. The definition is in `sparse_products`."""
+"""Checks for `[kernels]`: see `clt_plugins.contract.model.kernels.Kernels`. The definition is in `sparse_products`."""
 
 from __future__ import annotations
 

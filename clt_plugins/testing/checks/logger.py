@@ -1,4 +1,4 @@
-"""Checks for `[[loggers]]`: see `clt_plugins.contract.interfaces.Logger`."""
+"""Checks for `[[loggers]]`: see `clt_plugins.contract.results.logger.Logger`."""
 
 from __future__ import annotations
 

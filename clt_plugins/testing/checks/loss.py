@@ -1,4 +1,4 @@
-"""Checks for `[[losses]]`: see `clt_plugins.contract.interfaces.Loss` and `Forward`."""
+"""Checks for `[[losses]]`: see `clt_plugins.contract.training.loss.Loss` and `Forward`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.interfaces import Forward
+from clt_plugins.contract.training.loss import Forward
 from clt_plugins.data.features import Features
 from clt_plugins.model.assemble import Parts
 from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench, idle_tokens

@@ -1,4 +1,4 @@
-"""Checks for `[parallel]`, on 1, 2 and 3 ranks: see `clt_plugins.contract.interfaces.Parallel`."""
+"""Checks for `[parallel]`, on 1, 2 and 3 ranks: see `clt_plugins.contract.model.parallel.Parallel`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks for `[source]`: see `clt_plugins.contract.interfaces.Source`.
+"""Checks for `[source]`: see `clt_plugins.contract.reading.source.Source`.
 
 A row's identity is its `positions` where the source gives them, else its numbers; rows of zeros have none.
 """

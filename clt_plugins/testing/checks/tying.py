@@ -1,4 +1,4 @@
-"""Checks for `[tying]`: see `clt_plugins.contract.interfaces.Tying`."""
+"""Checks for `[tying]`: see `clt_plugins.contract.model.tying.Tying`."""
 
 from __future__ import annotations
 

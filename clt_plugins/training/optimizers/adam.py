@@ -16,7 +16,7 @@ from clt_plugins.model.sparse import row_squares
 from clt_plugins.training.optimizers import reference
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Kernels
+    from clt_plugins.contract.model.kernels import Kernels
 
 
 @attrs.frozen(eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clt_plugins.model.sparse import row_squares
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Parallel
+    from clt_plugins.contract.model.parallel import Parallel
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], parallel: Parallel | None = None) -> Tensor:

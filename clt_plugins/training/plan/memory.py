@@ -16,7 +16,7 @@ from clt_plugins.files.records import as_data
 from clt_plugins.training.plan.records import Disk, Memory
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Outline
+    from clt_plugins.contract.reading.source import Outline
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.training.plan.work import Work
 

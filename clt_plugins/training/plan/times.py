@@ -20,7 +20,7 @@ from clt_plugins.training.plan.records import Device, Piece, Plan, Speed, Step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clt_plugins.contract.interfaces import Outline
+    from clt_plugins.contract.reading.source import Outline
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.training.plan.work import Work
 

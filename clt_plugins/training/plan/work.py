@@ -16,8 +16,8 @@ from clt_plugins.model.transcoder import DENSE_ABOVE
 from clt_plugins.training.optimizers.make import is_matrix, state_bytes
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.interfaces import Loss
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.training.loss import Loss
     from clt_plugins.model.assemble import Parts
 
 

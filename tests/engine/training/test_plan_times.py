@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from clt_plugins import Refused
 from clt_plugins.cli.main import main_group
-from clt_plugins.contract.interfaces import Outline
+from clt_plugins.contract.reading.source import Outline
 from clt_plugins.files.records import from_data
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.training.plan.build import plan

@@ -1,0 +1,1 @@
+"""Protocols of what a transcoder is made of."""

@@ -1,0 +1,62 @@
+"""What `[parallel]` builds: the ranks of a run, and how features and tokens are split over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Over = Literal["features", "tokens", "all"]
+"""The ranks that a collective sums over."""
+
+
+class Parallel(Protocol):
+    """How features (tensor parallel) and tokens (data parallel) are split over ranks (processes).
+
+    Every method but `shard` and `apart` is a collective: all ranks must call it, in the same order. `over` says which
+    ranks take part: those that share the "features" of a batch, those that share the "tokens" of a feature, or "all".
+    """
+
+    rank: int
+    world: int
+    tensor_rank: int
+    tensor_ranks: int
+    data_rank: int
+    data_ranks: int
+    batch_rank: int
+    batch_ranks: int
+    """Which part of how many parts of a batch this rank has: data_rank of data_ranks; 0 of 1 within `apart`."""
+
+    def shard(self, n_features: int) -> range:
+        """The features of each layer that this rank owns, of F; the shards of ranks follow each other."""
+
+    def sum_features(self, x: Tensor) -> Tensor:
+        """The sum over the ranks that share the features; the gradient passes through unchanged."""
+
+    def sum_features_later(self, x: Tensor) -> Callable[[], Tensor]:
+        """The same, started now; calling the result waits for the sum. What is computed in between overlaps."""
+
+    def total(self, x: Tensor, over: Over = "features", what: str = "metrics") -> Tensor:
+        """A detached sum over ranks. `what` names what `sent` counts the bytes as."""
+
+    def reduce_gradients(self, parameters: list[Any]) -> None:
+        """Average the gradients over the ranks that share the tokens; sum those of parameters that every tensor rank
+        has all of but computes only a part of the gradient for (`parameter.partial_gradient`)."""
+
+    def gather(self, text: str) -> list[str]:
+        """Every rank's text, in the order of ranks."""
+
+    def apart(self) -> AbstractContextManager[None]:
+        """A block in which batches are not split over ranks: each group that shares features has its own batch."""
+
+    def sent(self) -> dict[str, int]:
+        """Bytes that this rank sent since the start, by purpose."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Leave the group, after training; what rank 0 does then is its own. May be called again."""

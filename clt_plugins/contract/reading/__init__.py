@@ -1,0 +1,1 @@
+"""Protocols of what activations come from."""

@@ -1,0 +1,37 @@
+"""The language model of a source that `HasModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LanguageModel(Protocol):
+    """The language model of a source that `HasModel`; a transcoder can replace its MLPs.
+
+    Shapes: R positions of a text that are evaluated (no padding, special tokens or first positions), V vocabulary.
+    """
+
+    n_layers: int
+    d_model: int
+
+    def held_out(self, tokens: int) -> Iterator[Any]:
+        """Held-out texts of at most `tokens` positions in total, each for one forward pass."""
+
+    def following(self, text: Any) -> Tensor:
+        """The token id after each position, [R] int64; -1 where the text ends there."""
+
+    def spell(self, ids: list[int]) -> list[str]:
+        """The text of each token, on its own."""
+
+    def run(self, text: Any, replace: Callable[[int, Tensor, Tensor], Tensor | None] | None = None) -> Tensor:
+        """Logits at the evaluated positions, [R, V] float32.
+
+        Args:
+            replace: called for each layer in turn with (layer, what the MLP read [R, D], what it wrote [R, D]); what it
+                returns replaces what was written, and later layers read that. Other positions keep what the model
+                wrote.
+        """

@@ -1,0 +1,68 @@
+"""What `[source]` builds: a stream of activations.
+
+Shapes: L layers, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clt_plugins.data.batch import Batch
+
+
+class Source(Protocol):
+    """An endless, resumable stream of activation batches.
+
+    It may also be `Closable`, `Buffered` (then a plan counts its memory), `Identified` (then a run is resumed only on
+    the same data), and `HasModel` (then a transcoder can be evaluated inside the language model).
+    """
+
+    n_layers: int
+    d_model: int
+
+    def next(self) -> Batch:
+        """The next training batch, of exactly `context.batch_tokens` tokens (divided by the data ranks).
+
+        Raises:
+            Refused: there is no (more) data; says where the source looked.
+        """
+
+    def held_out(self, tokens: int) -> Iterator[Batch]:
+        """Batches of tokens never trained on, the same at each call: `tokens` in total, or all there are."""
+
+    def statistics(self) -> Mapping[str, Tensor] | None:
+        """Stored statistics (`mean`, `std` [L, D] and `rms` [L], each under `inputs.` and `targets.`), or None:
+        then they are estimated from the first batches. So they are for the normalisation `sqrt_d_model`, unless `norm`
+        [L], the mean over tokens of a token's norm, is stored too."""
+
+    def state(self) -> dict[str, Any]:
+        """The position in the stream, as JSON; small for any size of the data."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`: the next batch is the one that would have come next, bit for bit."""
+
+
+@attrs.frozen(kw_only=True)
+class Outline:
+    """What a plan has to know of a source; see `Spec.outline`. All numbers are those of one rank."""
+
+    n_layers: int
+    d_model: int
+    row_bytes: int = 0
+    """Bytes of one token in a batch, inputs and targets; 0 if it is not known."""
+    buffer_bytes: Mapping[str, int] = attrs.field(factory=dict)
+    """See `Buffered.buffer_bytes`."""
+    model_bytes: int = 0
+    """Weights of the language model on the transcoder's device."""
+    pass_bytes: int = 0
+    """What one of its forward passes needs besides, while no training step is under way."""
+    model_parameters: int = 0
+    """Numbers of the language model that each token is multiplied by; 0 without a model, or if it is not known."""
+    model_dtype: str = "float32"
+    """The type that it runs in."""

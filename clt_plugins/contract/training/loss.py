@@ -1,0 +1,69 @@
+"""What `[[losses]]` builds: terms of the training loss.
+
+A loss with parameters or buffers of its own is a `torch.nn.Module`: they are trained, clipped, saved and resumed like
+the transcoder's. A parameter with one entry or row per feature says along which axis, by
+`clt_plugins.parameter(value, feature_axis)`, so that it can be split over ranks and its slices saved.
+
+Shapes: B tokens, L layers, D d_model, F features per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clt_plugins.contract.model.activation import Selection
+    from clt_plugins.data.batch import Batch
+    from clt_plugins.data.features import Features
+
+
+@attrs.frozen(eq=False)
+class Forward:
+    """One forward pass, as the losses see it. All tensors are in normalised units, except those of `batch`."""
+
+    batch: Batch
+    """Raw activations."""
+    inputs: Tensor
+    """[B, L, D]."""
+    targets: Tensor
+    """[B, L, D]."""
+    features: Features
+    reconstruction: Tensor
+    """[B, L, D]; of all ranks together."""
+    scale: Tensor
+    """Raw units per normalised unit of the targets, [L, D]: `(reconstruction - targets) * scale` is the raw error."""
+    variance: Tensor
+    """Variance of the raw targets, [L]: mean over dimensions of the variance over tokens."""
+    norms: Callable[[], Tensor]
+    """Returns the decoder norms [L, F], detached; computed once per step, at the first call."""
+    idle_tokens: Tensor
+    """Tokens since each feature was last active, [L, F] int64."""
+    decode: Callable[[Features], Tensor]
+    """Decodes other features (AuxK), summed over ranks: [B, L, D], without bias or skip."""
+    sum_features: Callable[[Tensor], Tensor]
+    """The sum over the ranks that share the features; apply it to what a term sums over features. Differentiable."""
+    extra: Features | None
+    """The pre-activations that this loss's `selection` kept, negative ones too, and -inf for empty pairs (on a GPU);
+    None without a selection."""
+    pre: Tensor | None
+    """All pre-activations [B, L, F], where a loss of the recipe says `needs_pre = True`; else None."""
+    progress: float
+    """The share of the training steps that are done, 0 to 1."""
+
+
+class Loss(Protocol):
+    """A term of the training loss."""
+
+    needs_pre: bool
+    """Whether `Forward.pre` is needed. It keeps all of [B, L, F] in memory: use a selection where that is enough."""
+
+    def selection(self, tokens: int, idle_tokens: Tensor) -> Selection | None:
+        """A selection of this loss, fed by the same encoder pass as the activation's; None for most losses."""
+
+    def __call__(self, forward: Forward) -> Mapping[str, Tensor]:
+        """The term, or several, by name, each a scalar, already weighted; logged under `loss/`."""
