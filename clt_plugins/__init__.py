@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Sends,
         Settable,
         Shifted,
+        Stateful,
         SumsLater,
         Thresholded,
         Updates,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from clt_plugins.files.untrusted import load_json, parse_json, read_small
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
-    from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.parameters import buffer, parameter, uniform
     from clt_plugins.model.products.dense import dense_decode
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
@@ -92,6 +93,7 @@ _LAZY = {
         "Sends",
         "Settable",
         "Shifted",
+        "Stateful",
         "SumsLater",
         "Thresholded",
         "Updates",
@@ -123,7 +125,7 @@ _LAZY = {
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.products.dense": ["dense_decode"],
-    "model.parameters": ["parameter", "uniform"],
+    "model.parameters": ["buffer", "parameter", "uniform"],
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],

@@ -122,7 +122,7 @@ def load_transcoder(
 def _without_memory(
     make: Make, description: Description, origin: Path, device: str, plugins: Plugins, kernels: str
 ) -> Any:
-    """A transcoder as `transcoder.json` describes it, on the device "meta"."""
+    """A transcoder as `transcoder.json` describes it, on the device "meta" if that is possible."""
     context = bare_context(
         torch.device("meta"),
         dtype=getattr(torch, description.dtype),
@@ -135,6 +135,10 @@ def _without_memory(
     activation = structure_choice(plugins, "activation", description.activation, str(origin))
     tying = structure_choice(plugins, "tying", description.tying, str(origin))
     transcoder = make(context, activation, tying, normalisation=description.normalisation)
+    if any(inner._non_persistent_buffers_set for inner in transcoder.modules()):
+        # No file has what is computed when it is built.
+        context = attrs.evolve(context, device=torch.device(device))
+        transcoder = make(context, activation, tying, normalisation=description.normalisation)
     transcoder.described_model = dict(description.model)
     transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder

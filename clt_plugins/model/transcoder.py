@@ -22,7 +22,7 @@ from clt_plugins.data.features import Features
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.model.encoder import encode_selected
 from clt_plugins.model.normaliser import Normaliser
-from clt_plugins.model.parameters import parameter, uniform
+from clt_plugins.model.parameters import note_axes, parameter, saved_buffers, uniform
 from clt_plugins.model.products.dense import encode_dense
 from clt_plugins.model.products.matrix import Product
 from clt_plugins.model.saved import load_transcoder, save_transcoder
@@ -93,6 +93,7 @@ class CrossLayerTranscoder(nn.Module):
         compute = torch.promote_types(context.dtype, torch.float32)
         identity = normalisation == "none"
         self.normaliser = Normaliser(context.n_layers, context.d_model, compute, context.device, identity=identity)
+        note_axes(self)
         self.described_model: dict[str, Any] | None = None
         self.step: int | None = None
         """Training steps done; None if it is not known."""
@@ -230,6 +231,7 @@ class CrossLayerTranscoder(nn.Module):
         other.runs_dense = False
         other.training = False
         activation.eval()
+        note_axes(other)
         return other
 
     # -- files --------------------------------------------------------------------------------------------------
@@ -262,13 +264,13 @@ class CrossLayerTranscoder(nn.Module):
         """Everything that a saved transcoder holds, by its name in files: views, not copies."""
         parameters = dict(self.named_parameters())
         out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in self.views().items()}
-        out.update({f"normaliser.{name}": value for name, value in self.normaliser.named_buffers()})
-        return out
+        # Statistics, and what plugins keep in buffers: by module, `normaliser.input_shift`, `activation.mean`.
+        return out | {name: value for name, value, _ in saved_buffers(self)}
 
     def feature_axes(self) -> dict[str, int | None]:
         """Which axis of each of `tensors` counts features; None if every rank has all of it."""
         axes = {name: axis for name, (_, _, axis) in self.views().items()}
-        return {name: axes.get(name) for name in self.tensors()}
+        return axes | {name: axis for name, _, axis in saved_buffers(self)}
 
     def save(self, folder: str | Path) -> None:
         """Write `transcoder.safetensors` (of several ranks: a slice each) and `transcoder.json`; see `load`."""

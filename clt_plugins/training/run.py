@@ -116,7 +116,7 @@ def _train(
         _fit_normaliser(parts, recipe)
     else:
         with all_or_none(parallel):
-            progress = load_checkpoint(start.checkpoint, parts, optimizer, source_anew=source_anew)
+            progress = load_checkpoint(start.checkpoint, parts, optimizer, accepted=accept, source_anew=source_anew)
         logger.info("resumed from %s", start.checkpoint)
     progress.recipe, progress.identity = as_toml(recipe), identity
     # Only large matrices: a buffer per bias would save nothing.
