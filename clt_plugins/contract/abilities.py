@@ -95,6 +95,17 @@ class Buffered(Protocol):
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """A plugin's object with state that a resumed run must go on with."""
+
+    def state(self) -> dict[str, Any]:
+        """Its state, as plain JSON data; the same on every rank."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+
+
+@runtime_checkable
 class Closable(Protocol):
     """A source that holds threads, files or connections."""
 
