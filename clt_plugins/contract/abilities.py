@@ -95,22 +95,25 @@ class Buffered(Protocol):
 
 
 @runtime_checkable
-class Stateful(Protocol):
-    """A plugin's object with state that a resumed run must go on with."""
-
-    def state(self) -> dict[str, Any]:
-        """Its state, as plain JSON data; the same on every rank."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`."""
-
-
-@runtime_checkable
 class Closable(Protocol):
     """A source that holds threads, files or connections."""
 
     def close(self) -> None:
         """Release them; called when the run ends."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An object of a run that keeps plain data from step to step; a source has both methods by its protocol.
+
+    Tensors need neither: parameters and buffers of a `torch.nn.Module` are saved anyway.
+    """
+
+    def state(self) -> Any:
+        """What is to be saved in each checkpoint, as plain JSON data; the same on every rank."""
+
+    def load_state(self, state: Any) -> None:
+        """Go on from what `state` returned, on any number of ranks."""
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -273,11 +274,22 @@ class Recipe:
         def __getattr__(self, table: str) -> Any: ...
 
     def selected(self) -> list[tuple[str, Selected]]:
-        """All choices with their paths: `activation`, `losses[1]`."""
-        selected: list[tuple[str, Selected]] = []
-        for slot in SLOTS:
-            value = getattr(self, slot.table)
-            selected += (
-                [(f"{slot.table}[{n}]", one) for n, one in enumerate(value)] if slot.many else [(slot.table, value)]
-            )
-        return selected
+        """All choices with their paths: `activation`, `losses[1]`; after each those in its settings,
+        `losses[1].schedule`."""
+        return [found for slot in SLOTS for found in _selected(getattr(self, slot.table), slot.table)]
+
+
+def _selected(value: Any, path: str) -> Iterator[tuple[str, Selected]]:
+    """The choices in a value, each with its path, an outer one before those in it."""
+    if isinstance(value, Selected):
+        yield path, value
+        yield from _selected(value.config, path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _selected(item, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _selected(item, f"{path}.{key}")
+    elif attrs.has(type(value)):
+        for a in attrs.fields(type(value)):
+            yield from _selected(getattr(value, a.name), f"{path}.{a.alias}")
