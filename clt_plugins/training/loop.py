@@ -34,15 +34,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clt_plugins.contract.abilities import Scheduled
-from clt_plugins.contract.training.metric import Step
-from clt_plugins.data.features import Features
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
-from clt_plugins.training.metrics import of_pass, of_step, passes
+from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
@@ -155,7 +153,7 @@ def train(
                 own["train/pairs_left_out"] = left_out
             if isinstance(source, TransformedSource):
                 own.update(source.take_counts())
-            metrics = of_step(parts.metrics, _step(parts, progress, batch, outcome, counts, norm, lr), own)
+            metrics = of_step(parts.metrics, step_of(parts, progress, batch, outcome, counts, norm, lr), own)
             # Sparse or dense is chosen by measured density, and only here, where the number is read anyway.
             l0 = float(parallel.total(counts.sum())) / (batch.tokens * parallel.data_ranks)
             transcoder.settle(l0 / (transcoder.n_layers * transcoder.n_features))
@@ -184,31 +182,6 @@ def _due(config: TrainConfig, step: int) -> dict[str, bool]:
     last = step == config.steps  # the last step always logs, evaluates and saves
     every = {"log": config.log_every, "eval": config.eval_every, "checkpoint": config.checkpoint_every}
     return {name: last or step % interval == 0 for name, interval in every.items()}
-
-
-def _step(
-    parts: Parts, progress: Progress, batch: Batch, outcome: Outcome, counts: Tensor, norm: Tensor | None, lr: float
-) -> Step:
-    """The step that was done, for metrics."""
-    normaliser = parts.transcoder.normaliser
-    assert norm is not None  # known at every log
-    return Step(
-        number=progress.step,
-        batch=batch,
-        targets=outcome.targets,
-        features=Features(outcome.features.values.detach(), outcome.features.pairs),
-        reconstruction=outcome.reconstruction,
-        scale=normaliser.target_scale,
-        variance=normaliser.target_variance,
-        terms=outcome.terms,
-        total=outcome.total.detach(),
-        counts=counts,
-        idle_tokens=progress.idle_tokens,
-        gradient_norm=norm,
-        rate=lr,
-        parameters=learned.parameters(parts),
-        transcoder=parts.transcoder,
-    )
 
 
 def _traffic(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -8,11 +8,49 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from clt_plugins.contract.training.metric import Step
+from clt_plugins.data.features import Features
 from clt_plugins.errors import Refused, WrongReturn
+from clt_plugins.training import learned
 
 if TYPE_CHECKING:
     from clt_plugins.contract.results.scores import Scores
-    from clt_plugins.contract.training.metric import HeldOut, Metric, Step
+    from clt_plugins.contract.training.metric import HeldOut, Metric
+    from clt_plugins.data.batch import Batch
+    from clt_plugins.model.assemble import Parts
+    from clt_plugins.training.checkpoint import Progress
+    from clt_plugins.training.objective import Outcome
+
+
+def step_of(
+    parts: Parts, progress: Progress, batch: Batch, outcome: Outcome, counts: Tensor, norm: Tensor | None, lr: float
+) -> Step:
+    """The step that was done, for metrics.
+
+    Args:
+        counts: at how many tokens of all data ranks each feature was active, [L, F].
+        norm: of the gradients; known at every log.
+        lr: the learning rate.
+    """
+    normaliser = parts.transcoder.normaliser
+    assert norm is not None
+    return Step(
+        number=progress.step,
+        batch=batch,
+        targets=outcome.targets,
+        features=Features(outcome.features.values.detach(), outcome.features.pairs),
+        reconstruction=outcome.reconstruction,
+        scale=normaliser.target_scale,
+        variance=normaliser.target_variance,
+        terms=outcome.terms,
+        total=outcome.total.detach(),
+        counts=counts,
+        idle_tokens=progress.idle_tokens,
+        gradient_norm=norm,
+        rate=lr,
+        parameters=learned.parameters(parts),
+        transcoder=parts.transcoder,
+    )
 
 
 def of_step(metrics: Sequence[Metric], step: Step, own: Mapping[str, Any]) -> dict[str, Any]:
