@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FixedSizes,
         HasModel,
         Identified,
+        Observes,
         Preferred,
         ReadsBack,
         Scheduled,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
     from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
     from clt_plugins.contract.reading.language_model import LanguageModel
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.training.loss import Forward, Loss
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
     from clt_plugins.contract.types import HubOrPath
+    from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
     from clt_plugins.data.layout import Layout
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from clt_plugins.files.untrusted import load_json, parse_json, read_small
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
+    from clt_plugins.model.normalisation.affine import AffineNormalisation
     from clt_plugins.model.parameters import parameter, uniform
     from clt_plugins.model.products.dense import dense_decode
     from clt_plugins.model.select.above import Above
@@ -90,6 +94,7 @@ _LAZY = {
         "FixedSizes",
         "HasModel",
         "Identified",
+        "Observes",
         "Preferred",
         "ReadsBack",
         "Scheduled",
@@ -104,6 +109,7 @@ _LAZY = {
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
     "contract.model.kernels": ["Kernels"],
+    "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
     "contract.reading.language_model": ["LanguageModel"],
@@ -117,6 +123,7 @@ _LAZY = {
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
+    "data.affine": ["Affine", "Folding"],
     "data.batch": ["Batch"],
     "data.features": ["Features", "Pairs"],
     "data.layout": ["Layout"],
@@ -131,6 +138,7 @@ _LAZY = {
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.products.dense": ["dense_decode"],
+    "model.normalisation.affine": ["AffineNormalisation"],
     "model.parameters": ["parameter", "uniform"],
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],

@@ -106,7 +106,7 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     assert recipe is not None
     settings = recipe.transcoder
     transcoder = CrossLayerTranscoder(
-        context, recipe.activation, recipe.tying, normalisation=settings.normalisation, path=settings.path
+        context, recipe.activation, recipe.tying, normalisation=recipe.normalisation, path=settings.path
     )
     # Only the encoder's product: values of selected features are computed again in float32.
     if recipe.train.precision != "fp32":

@@ -4,7 +4,7 @@ One step, from left to right through the code, with the file of each part:
 
     source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/reading
     transform              numbers or rows, where the recipe says so      a plugin's Transform; distributed/transformed
-    normalise              shift and scale per layer and dimension        model/normaliser
+    normalise              a shift and a scale, fitted before the run     a plugin's Normalisation
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels

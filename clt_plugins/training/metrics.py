@@ -32,7 +32,6 @@ def step_of(
         norm: of the gradients; known at every log.
         lr: the learning rate.
     """
-    normaliser = parts.transcoder.normaliser
     assert norm is not None
     return Step(
         number=progress.step,
@@ -40,8 +39,8 @@ def step_of(
         targets=outcome.targets,
         features=Features(outcome.features.values.detach(), outcome.features.pairs),
         reconstruction=outcome.reconstruction,
-        scale=normaliser.target_scale,
-        variance=normaliser.target_variance,
+        units=parts.transcoder.normaliser.units(),
+        variance=parts.transcoder.target_variance,
         terms=outcome.terms,
         total=outcome.total.detach(),
         counts=counts,

@@ -27,7 +27,7 @@ class Training:
             return parallel.total(x, over="tokens") / parallel.data_ranks
 
         # In raw units, as the held-out NMSE is: normalisation must not change what is reported.
-        error = ((step.reconstruction - step.targets) * step.scale).square().mean((0, 2))
+        error = step.units.raw(step.reconstruction - step.targets).square().mean((0, 2))
         nmse = (mean(error) / step.variance).float().cpu()
         dead = parallel.total((step.idle_tokens >= context.dead_after_tokens).sum())
         active = float(parallel.total(step.counts.sum()))

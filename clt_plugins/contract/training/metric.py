@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.contract.results.scores import Scores
+    from clt_plugins.data.affine import Affine
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features
 
@@ -35,8 +36,8 @@ class Step:
     """The active features and their values."""
     reconstruction: Tensor
     """[B, L, D], normalised; of all ranks together."""
-    scale: Tensor
-    """Raw units per normalised unit of the targets, [L, D]: `(reconstruction - targets) * scale` is the raw error."""
+    units: Affine
+    """What the targets' normalised units are in raw ones: `units.raw(reconstruction - targets)` is the raw error."""
     variance: Tensor
     """Variance of the raw targets, [L]: mean over dimensions of the variance over tokens."""
     terms: Mapping[str, Tensor]

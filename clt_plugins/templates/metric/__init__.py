@@ -29,7 +29,7 @@ class Example:
     def step(self, step: Step) -> Mapping[str, Any]:
         """Of one training step: this rank's mean over its tokens, and then the mean of all data ranks."""
         parallel = self.context.parallel
-        error = ((step.reconstruction - step.targets) * step.scale).abs().mean((0, 2))
+        error = step.units.raw(step.reconstruction - step.targets).abs().mean((0, 2))
         return {"train/example_by_layer": parallel.total(error, over="tokens") / parallel.data_ranks}
 
     def held_out(self) -> ExampleHeldOut:
