@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FixedSizes,
         HasModel,
         Identified,
+        OwnRows,
         Preferred,
         ReadsBack,
         Scheduled,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.encoder import Encoder
     from clt_plugins.contract.model.kernels import Kernels
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
-    from clt_plugins.model.sparse import sparse_decode
+    from clt_plugins.model.sparse import own_rows, sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.recipe.read import read_recipe, recipe_data
     from clt_plugins.registry.build import build
@@ -86,6 +88,7 @@ _LAZY = {
         "FixedSizes",
         "HasModel",
         "Identified",
+        "OwnRows",
         "Preferred",
         "ReadsBack",
         "Scheduled",
@@ -98,6 +101,7 @@ _LAZY = {
     ],
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
+    "contract.model.encoder": ["Encoder"],
     "contract.model.kernels": ["Kernels"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
@@ -127,7 +131,7 @@ _LAZY = {
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
-    "model.sparse": ["sparse_decode"],
+    "model.sparse": ["own_rows", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],

@@ -240,8 +240,8 @@ def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
 class Recipe:
     """What to train, on what, and how; `clt_plugins plugins` describes every table.
 
-    Besides the fields below it has one for each slot: `source`, `activation`, `tying`, `parallel` and `kernels` are
-    `Selected`; `losses`, `loggers` and `exports` are lists of them.
+    Besides the fields below it has one for each slot: `source`, `encoder`, `activation`, `tying`, `parallel` and
+    `kernels` are `Selected`; `losses`, `loggers` and `exports` are lists of them.
     """
 
     name: str = field(validator=_as_folder, metadata={"example": "my-transcoder"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from clt_plugins.contract.model.activation import Activation
+from clt_plugins.contract.model.encoder import Encoder
 from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.model.tying import Tying
@@ -63,12 +64,22 @@ SLOTS = (
         note="It is built before the transcoder: `context.n_layers` is 0.",
     ),
     Slot(
+        hook="encoders",
+        table="encoder",
+        kind="encoder",
+        protocol=Encoder,
+        default="plain",
+        after="transcoder",
+        doc="The encoder: what pre-activations are made from.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
         hook="activations",
         table="activation",
         kind="activation",
         protocol=Activation,
         example="batchtopk",
-        after="transcoder",
+        after="encoder",
         doc="What turns pre-activations into features.",
         note="It is a `torch.nn.Module`.",
     ),

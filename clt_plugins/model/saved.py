@@ -62,6 +62,8 @@ class Description:
     """How activations are normalised: a method of `transcoder.normalisation` in a recipe."""
     model: dict[str, Any]
     """The language model, as [model] of a recipe; empty if it is not known."""
+    encoder: dict[str, Any] = attrs.field(factory=lambda: {"name": "plain"})
+    """The encoder: its name and its settings, as [encoder] of a recipe; absent in old files, which have a plain one."""
     activation: dict[str, Any]
     """The activation: its name and its settings, as [activation] of a recipe."""
     tying: dict[str, Any]
@@ -85,6 +87,7 @@ def put_transcoder(transcoder: Any, folder: Path) -> None:
         dtype=str(transcoder.context.dtype).removeprefix("torch."),
         normalisation=transcoder.normalisation,
         model=transcoder.model_described(),
+        encoder=plain(transcoder.choices["encoder"]),
         activation=plain(transcoder.choices["activation"]),
         tying=plain(transcoder.choices["tying"]),
         step=transcoder.step,
@@ -132,9 +135,11 @@ def _without_memory(
         d_model=description.d_model,
         n_features=description.n_features,
     )
-    activation = structure_choice(plugins, "activation", description.activation, str(origin))
-    tying = structure_choice(plugins, "tying", description.tying, str(origin))
-    transcoder = make(context, activation, tying, normalisation=description.normalisation)
+    parts = (
+        structure_choice(plugins, part, getattr(description, part), str(origin))
+        for part in ("encoder", "activation", "tying")
+    )
+    transcoder = make(context, *parts, normalisation=description.normalisation)
     transcoder.described_model = dict(description.model)
     transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder

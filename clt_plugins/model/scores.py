@@ -182,7 +182,7 @@ def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
     """
     parallel = transcoder.context.parallel
     device = transcoder.normaliser.input_shift.device
-    sums = ScoreSums(transcoder.n_layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
+    sums = ScoreSums(transcoder.n_layers, transcoder.d_model, transcoder.shape[1], device)
     # Eval mode: an annealed k is at its final value.
     was_training = transcoder.training
     transcoder.eval()

@@ -33,6 +33,7 @@ TABLES: dict[str, Any] = {
     "name": "conformance",
     "source": {"name": "synthetic", "layers": LAYERS, "d_model": D_MODEL, "features": 24, "active": 2.0},
     "transcoder": {"features": FEATURES, "normalisation": "none", "device": "cpu"},
+    "encoder": {"name": "plain"},
     "activation": {"name": "topk", "k": 8},
     "tying": {"name": "untied"},
     "losses": [{"name": "mse"}],

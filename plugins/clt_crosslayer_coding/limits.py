@@ -43,7 +43,12 @@ def of_recipe(config: ExportConfig, recipe: Recipe) -> list[Fault]:
 def of_transcoder(config: ExportConfig, transcoder: CrossLayerTranscoder) -> list[Fault]:
     """Faults of a transcoder, trained or not."""
     activation = transcoder.choices["activation"]
-    return _faults(config, transcoder.model_described(), activation.name, activation.config)
+    faults = _faults(config, transcoder.model_described(), activation.name, activation.config)
+    try:
+        transcoder.encoder.expand(0, transcoder.tying)  # a layer stands for all
+    except Refused as refused:
+        faults += refused.faults
+    return faults
 
 
 def _faults(config: ExportConfig, model: Mapping[str, Any], activation: str, settings: Any) -> list[Fault]:

@@ -69,13 +69,13 @@ class Folded:
     def layer(self, layer: int) -> Layer:
         """One layer on the CPU, in float32, or in float64 if the transcoder is in float64."""
         transcoder, normaliser = self.transcoder, self.transcoder.normaliser
-        out = torch.promote_types(transcoder.W_enc.dtype, torch.float32)
+        out = torch.promote_types(transcoder.context.dtype, torch.float32)
         shift, scale, target_shift, target_scale = (
             getattr(normaliser, name)[layer:].cpu().double()
             for name in ("input_shift", "input_scale", "target_shift", "target_scale")
         )
-        weight = transcoder.W_enc[layer].cpu().double()
-        bias = transcoder.b_enc[layer].cpu().double() - weight @ (shift[0] / scale[0])
+        weight, bias = (x.cpu().double() for x in transcoder.encoder.expand(layer, transcoder.tying))
+        bias = bias - weight @ (shift[0] / scale[0])
         rows = transcoder.tying.expand(layer).cpu().to(out) * target_scale.to(out)
         affine, skip = self._affine(layer)
         if skip is not None:
@@ -96,7 +96,7 @@ class Folded:
         A tying is known only as a function: b is its value at 0, and the rows of S are its values at unit vectors.
         """
         layers, width = self.transcoder.n_layers, self.transcoder.d_model
-        device = self.transcoder.W_enc.device
+        device = self.transcoder.device
         zero = torch.zeros(1, layers, width, dtype=torch.float64, device=device)
         bias = self.transcoder.tying.affine(zero).expand(1, layers, width)[0, layer]
         if getattr(self.transcoder.tying, "skip", None) is None:
