@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.contract.hooks import hookimpl
-from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__
+from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__, default_choice
 from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FixedSizes,
         HasModel,
         Identified,
+        Observes,
         OwnRows,
         Preferred,
         ReadsBack,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.activation import Activation, Selection
     from clt_plugins.contract.model.encoder import Encoder
     from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
     from clt_plugins.contract.reading.language_model import LanguageModel
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.training.loss import Forward, Loss
     from clt_plugins.contract.types import HubOrPath
+    from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
     from clt_plugins.data.layout import Layout
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from clt_plugins.files.untrusted import load_json, parse_json, read_small
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
+    from clt_plugins.model.normalisation.affine import AffineNormalisation
     from clt_plugins.model.parameters import parameter, uniform
     from clt_plugins.model.products.dense import dense_decode
     from clt_plugins.model.select.above import Above
@@ -88,6 +92,7 @@ _LAZY = {
         "FixedSizes",
         "HasModel",
         "Identified",
+        "Observes",
         "OwnRows",
         "Preferred",
         "ReadsBack",
@@ -103,6 +108,7 @@ _LAZY = {
     "contract.model.activation": ["Activation", "Selection"],
     "contract.model.encoder": ["Encoder"],
     "contract.model.kernels": ["Kernels"],
+    "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
     "contract.reading.language_model": ["LanguageModel"],
@@ -113,6 +119,7 @@ _LAZY = {
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
+    "data.affine": ["Affine", "Folding"],
     "data.batch": ["Batch"],
     "data.features": ["Features", "Pairs"],
     "data.layout": ["Layout"],
@@ -127,6 +134,7 @@ _LAZY = {
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.products.dense": ["dense_decode"],
+    "model.normalisation.affine": ["AffineNormalisation"],
     "model.parameters": ["parameter", "uniform"],
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
@@ -156,6 +164,7 @@ __all__ = [
     "Selected",
     "Spec",
     "__version__",
+    "default_choice",
     "hookimpl",
     *_HOME,
 ]

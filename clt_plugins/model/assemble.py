@@ -101,7 +101,7 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
         recipe.encoder,
         recipe.activation,
         recipe.tying,
-        normalisation=settings.normalisation,
+        normalisation=recipe.normalisation,
         path=settings.path,
     )
     # Only the encoder's product: values of selected features are computed again in float32.

@@ -3,7 +3,7 @@
 One step, from left to right through the code, with the file of each part:
 
     source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/reading
-    normalise              shift and scale per layer and dimension        model/normaliser
+    normalise              a shift and a scale, fitted before the run     a plugin's Normalisation
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
@@ -186,14 +186,14 @@ def _step_metrics(
     progress: Progress,
 ) -> dict[str, Any]:
     """The numbers of one training step, of all ranks; reads them back from the device."""
-    normaliser, parallel = parts.transcoder.normaliser, parts.context.parallel
+    transcoder, parallel = parts.transcoder, parts.context.parallel
 
     def mean(x: Tensor) -> Tensor:
         return parallel.total(x, over="tokens") / parallel.data_ranks
 
     # In raw units, as the held-out NMSE is: normalisation must not change what is reported.
-    error = ((outcome.reconstruction - outcome.targets) * normaliser.target_scale).square().mean((0, 2))
-    nmse = (mean(error) / normaliser.target_variance).float().cpu()
+    error = transcoder.normaliser.units().raw(outcome.reconstruction - outcome.targets).square().mean((0, 2))
+    nmse = (mean(error) / transcoder.target_variance).float().cpu()
     dead = parallel.total((progress.idle_tokens >= config.dead_after_tokens).sum())
     metrics: dict[str, Any] = {f"loss/{name}": float(mean(value)) for name, value in outcome.terms.items()}
     metrics["loss/total"] = float(mean(outcome.total))

@@ -46,8 +46,16 @@ def of_transcoder(config: ExportConfig, transcoder: CrossLayerTranscoder) -> lis
     faults = _faults(config, transcoder.model_described(), activation.name, activation.config)
     try:
         transcoder.encoder.expand(0, transcoder.tying)  # a layer stands for all
+        folding = transcoder.normaliser.fold()
     except Refused as refused:
-        faults += refused.faults
+        return faults + refused.faults
+    if not (folding.inputs.diagonal and folding.targets.diagonal):
+        name = transcoder.choices["normalisation"].name
+        text = (
+            f"{name} mixes dimensions, and crosslayer-coding has a mean and a deviation for each: "
+            'choose another, such as "mean_std", or another format'
+        )
+        faults.append(Fault(("normalisation",), text))
     return faults
 
 

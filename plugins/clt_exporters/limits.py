@@ -36,8 +36,8 @@ class Subject:
     """Whether training will learn offsets that differ between target layers."""
     model: Mapping[str, Any]
     """The language model, as in `[model]`."""
-    encoder: tuple[Fault, ...] = ()
-    """Why the encoder is not a matrix and a bias; of a recipe that is not known yet."""
+    unfolded: tuple[Fault, ...] = ()
+    """Why normalisation and encoder are no matrix and bias on raw inputs; empty if that is not known yet."""
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Subject:
@@ -66,15 +66,16 @@ class Subject:
             skip=getattr(transcoder.tying, "skip", None) is not None,
             offsets=not trained and _learns_offsets(tying, transcoder.n_layers),
             model=transcoder.model_described(),
-            encoder=_not_expanded(transcoder),
+            unfolded=_unfolded(transcoder),
         )
 
 
-def _not_expanded(transcoder: CrossLayerTranscoder) -> tuple[Fault, ...]:
-    """What the encoder says where it is not a matrix and a bias; a layer stands for all."""
+def _unfolded(transcoder: CrossLayerTranscoder) -> tuple[Fault, ...]:
+    """Why a transcoder's normalisation and encoder cannot be folded into a matrix and a bias."""
     try:
-        transcoder.encoder.expand(0, transcoder.tying)
-    except Refused as refused:
+        transcoder.encoder.expand(0, transcoder.tying)  # a layer stands for all
+        transcoder.normaliser.fold()
+    except Faults as refused:
         return tuple(refused.faults)
     return ()
 
@@ -125,7 +126,7 @@ def saelens(config: Any, subject: Subject) -> list[Fault]:
 
 def plain(format_name: str, subject: Subject) -> list[Fault]:
     """Faults of every format that holds only thresholds and decoder rows."""
-    faults = list(subject.encoder)
+    faults = list(subject.unfolded)
     if not subject.thresholded:
         faults.append(
             Fault(

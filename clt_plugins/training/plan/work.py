@@ -106,7 +106,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     """
     transcoder, train, parallel = parts.transcoder, recipe.train, parts.context.parallel
     tokens, n_layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.n_layers, transcoder.d_model
-    compute_type = transcoder.normaliser.input_shift.dtype
+    compute_type = transcoder.target_variance.dtype
     compute = compute_type.itemsize
     extra = [_extra_pairs(loss, tokens, n_layers, transcoder.shape[1]) for loss in parts.losses]
     dtype = parts.context.dtype
