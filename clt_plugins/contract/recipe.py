@@ -239,7 +239,8 @@ def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
 class Recipe:
     """What to train, on what, and how; `clt_plugins plugins` describes every table.
 
-    Besides the fields below it has one for each slot: `source`, `normalisation`, `activation`, `tying`, `parallel` and
+    Besides the fields below it has one for each slot: `source`, `normalisation`, `encoder`, `activation`, `tying`,
+    `parallel` and
     `kernels` are `Selected`; `losses`, `loggers` and `exports` are lists of them.
     """
 

@@ -34,6 +34,7 @@ TABLES: dict[str, Any] = {
     "source": {"name": "synthetic", "layers": LAYERS, "d_model": D_MODEL, "features": 24, "active": 2.0},
     "transcoder": {"features": FEATURES, "device": "cpu"},
     "normalisation": {"name": "none"},
+    "encoder": {"name": "plain"},
     "activation": {"name": "topk", "k": 8},
     "tying": {"name": "untied"},
     "losses": [{"name": "mse"}],

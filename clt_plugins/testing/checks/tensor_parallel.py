@@ -45,7 +45,7 @@ class Result:
     """Its features of each layer."""
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses")
 def tensor_parallel(bench: Bench) -> None:
     """On 2 and 3 ranks that share the features, everything is as on one: first values, terms, features, gradients.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses")
 def sparse_is_dense(bench: Bench) -> None:
     """The sparse path equals the dense reference, in float64: features, reconstruction, terms, gradients."""
     outcomes, grads, densities = [], [], []
@@ -32,6 +32,7 @@ def sparse_is_dense(bench: Bench) -> None:
         grads.append(gradients(parts))
         densities.append(outcomes[-1].features.dense())
     look = {
+        "encoder": "`rows`: must be differentiable by torch, or be a parameter",
         "activation": "`selection`, which must keep every pair whose value or gradient can be non-zero, and `forward`",
         "tying": "`decode`: the branch for `features.pairs is None` against the other",
         "losses": "whether a term reads `features.values` as [N]: use `per_feature` and sums, which work on both",
@@ -50,7 +51,7 @@ def sparse_is_dense(bench: Bench) -> None:
         same(grads[1][name], grads[0][name], f"the same gradient of {name} on both paths", look, ROUNDING)
 
 
-@check("activation", "tying")
+@check("encoder", "activation", "tying")
 def gradient(bench: Bench) -> None:
     """The derivative of a loss by the encoder and the tying is the numerical one, in float64 (`gradcheck`)."""
     _gradcheck(bench, lambda name: not name.startswith("activation."))
@@ -113,7 +114,7 @@ class _Call(torch.nn.Module):
         return self.function(self.module)
 
 
-@check("activation", "tying")
+@check("encoder", "activation", "tying")
 def save_load(bench: Bench) -> None:
     """After a training step, a saved and loaded transcoder has the same bits and gives the same outputs."""
     parts = bench.parts()
@@ -143,7 +144,7 @@ def save_load(bench: Bench) -> None:
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses")
 def resume(bench: Bench) -> None:
     """A run that is resumed from a checkpoint ends with the same parameters, bit for bit, as one that never stopped."""
     train: dict[str, Any] = {
@@ -176,7 +177,7 @@ def _run(bench: Bench, recipe: Recipe, out: Path, resume: str | None = None) -> 
     return run(recipe, out=out, resume=resume, plugins=bench.plugins).tensors()
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses")
 def bf16(bench: Bench) -> None:
     """With bfloat16 parameters, a step's terms and gradients are finite."""
     parts = bench.parts(transcoder={"dtype": "bfloat16"})
@@ -188,7 +189,7 @@ def bf16(bench: Bench) -> None:
         expect(bool(torch.isfinite(grad).all()), f"a finite gradient of {name}", "inf or NaN in it", look)
 
 
-@check("activation", "tying")
+@check("encoder", "activation", "tying")
 def meta(bench: Bench) -> None:
     """On the device "meta" it builds without memory, with the parameters that it has on a CPU."""
     real, planned = bench.parts(), bench.parts(device="meta")
@@ -200,7 +201,7 @@ def meta(bench: Bench) -> None:
     expect(not allocated, "parameters without memory", f"{', '.join(allocated)} on {real.context.device}", look)
 
 
-@check("activation", "tying", "losses", trial=True)
+@check("encoder", "activation", "tying", "losses", trial=True)
 def determinism(bench: Bench) -> None:
     """Built and stepped twice from one seed, everything is the same bit for bit."""
     runs = []
@@ -219,7 +220,7 @@ def determinism(bench: Bench) -> None:
             same(second[name], first[name], f"the same {what} of {name} in a second run", look)
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses")
 def no_sync(bench: Bench) -> None:
     """A step reads nothing back from the device and has no shape that depends on numbers.
 
