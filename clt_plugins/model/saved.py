@@ -127,7 +127,7 @@ def load_transcoder(
 def _without_memory(
     make: Make, description: Description, origin: Path, device: str, plugins: Plugins, kernels: str
 ) -> Any:
-    """A transcoder as `transcoder.json` describes it, on the device "meta"."""
+    """A transcoder as `transcoder.json` describes it, on the device "meta" if that is possible."""
     context = bare_context(
         torch.device("meta"),
         dtype=getattr(torch, description.dtype),
@@ -142,6 +142,10 @@ def _without_memory(
         for part in ("encoder", "activation", "tying", "normalisation")
     }
     transcoder = make(context, **parts)
+    if any(inner._non_persistent_buffers_set for inner in transcoder.modules()):
+        # No file has what is computed when it is built.
+        context = attrs.evolve(context, device=torch.device(device))
+        transcoder = make(context, **parts)
     transcoder.described_model = dict(description.model)
     transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder
