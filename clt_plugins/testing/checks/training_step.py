@@ -138,7 +138,7 @@ def save_load(bench: Bench) -> None:
                 dict(loaded.named_buffers())[name],
                 buffer,
                 f"the buffer {name} as it was saved",
-                "one with `persistent=False` is not saved, so `__init__` must compute it; no step may change it",
+                "a buffer with `persistent=False` is not saved, so `__init__` computes it, and steps do not change it",
             )
     with torch.no_grad():
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
