@@ -120,6 +120,20 @@ class Closable(Protocol):
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """An object of a run that keeps plain data from step to step; a source has both methods by its protocol.
+
+    Tensors need neither: parameters and buffers of a `torch.nn.Module` are saved anyway.
+    """
+
+    def state(self) -> Any:
+        """What is to be saved in each checkpoint, as plain JSON data; the same on every rank."""
+
+    def load_state(self, state: Any) -> None:
+        """Go on from what `state` returned, on any number of ranks."""
+
+
+@runtime_checkable
 class SumsLater(Protocol):
     """A `Parallel` whose ranks can go on while a sum is under way; others wait for it at once."""
 
