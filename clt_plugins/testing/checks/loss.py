@@ -143,7 +143,8 @@ def capture(
 def _tensors(forward: Forward) -> dict[str, Tensor]:
     tensors = {
         name: getattr(forward, name)
-        for name in ("inputs", "targets", "reconstruction", "scale", "variance", "idle_tokens", "pre")
+        for name in ("inputs", "targets", "reconstruction", "variance", "idle_tokens", "pre")
     }
     tensors |= {"features.values": forward.features.values, "batch.inputs": forward.batch.inputs}
+    tensors["units.scale"] = forward.units.scale
     return {name: x for name, x in tensors.items() if x is not None}

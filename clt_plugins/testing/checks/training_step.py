@@ -144,7 +144,7 @@ def save_load(bench: Bench) -> None:
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
 
 
-@check("encoder", "activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", "normalisation")
 def resume(bench: Bench) -> None:
     """A run that is resumed from a checkpoint ends with the same parameters, bit for bit, as one that never stopped."""
     train: dict[str, Any] = {
@@ -220,7 +220,7 @@ def determinism(bench: Bench) -> None:
             same(second[name], first[name], f"the same {what} of {name} in a second run", look)
 
 
-@check("encoder", "activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", "normalisation")
 def no_sync(bench: Bench) -> None:
     """A step reads nothing back from the device and has no shape that depends on numbers.
 
