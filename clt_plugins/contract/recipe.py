@@ -240,7 +240,7 @@ class Recipe:
     """What to train, on what, and how; `clt_plugins plugins` describes every table.
 
     Besides the fields below it has one for each slot: `source`, `normalisation`, `activation`, `tying`, `parallel` and
-    `kernels` are `Selected`; `losses`, `loggers` and `exports` are lists of them.
+    `kernels` are `Selected`; `transforms`, `losses`, `metrics`, `loggers` and `exports` are lists of them.
     """
 
     name: str = field(validator=_as_folder, metadata={"example": "my-transcoder"})
