@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
     from clt_plugins.model.normalisation.affine import AffineNormalisation
-    from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.parameters import buffer, parameter, uniform
     from clt_plugins.model.products.dense import dense_decode
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
@@ -139,7 +139,7 @@ _LAZY = {
     "model.assemble": ["build_source"],
     "model.products.dense": ["dense_decode"],
     "model.normalisation.affine": ["AffineNormalisation"],
-    "model.parameters": ["parameter", "uniform"],
+    "model.parameters": ["buffer", "parameter", "uniform"],
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],

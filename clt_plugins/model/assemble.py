@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from torch import nn
 
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.contract.context import Context
@@ -16,6 +17,7 @@ from clt_plugins.contract.training.loss import Loss
 from clt_plugins.contract.training.metric import Metric
 from clt_plugins.distributed.transformed import transformed
 from clt_plugins.model.devices import connect, make_device, with_kernels
+from clt_plugins.model.parameters import note_axes
 from clt_plugins.model.products.matrix import check_product
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.registry.build import build
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clt_plugins.contract.recipe import Recipe
+
+_ATTRIBUTE = {"normalisation": "normaliser"}
+"""Where a transcoder has what a table chose, if not under the table's name."""
 
 
 @attrs.frozen(eq=False)
@@ -37,6 +42,17 @@ class Parts:
     losses: list[Loss]
     transforms: list[Transform]
     metrics: list[Metric]
+
+    def chosen(self) -> dict[str, Any]:
+        """What a recipe chose and a step uses, by path: `activation`, `losses[1]`."""
+        inside = {table: getattr(self.transcoder, _ATTRIBUTE.get(table, table)) for table in self.transcoder.choices}
+        lists: dict[str, list[Any]] = {"losses": self.losses, "metrics": self.metrics}
+        return inside | {f"{table}[{number}]": one for table, many in lists.items() for number, one in enumerate(many)}
+
+    def outside(self) -> dict[str, nn.Module]:
+        """Those of them that are modules and no part of the transcoder."""
+        known = set(self.transcoder.modules())
+        return {path: one for path, one in self.chosen().items() if isinstance(one, nn.Module) and one not in known}
 
 
 def assemble(
@@ -66,7 +82,10 @@ def assemble_around(source: Source, context: Context) -> Parts:
     transcoder = build_transcoder(context)
     losses = [build(loss, context) for loss in recipe.losses]
     metrics = [build(metric, context) for metric in recipe.metrics]
-    return Parts(context, source, transcoder, losses, transforms, metrics)
+    parts = Parts(context, source, transcoder, losses, transforms, metrics)
+    for module in parts.outside().values():
+        note_axes(module)
+    return parts
 
 
 def build_source(recipe: Recipe, parallel: Parallel | None = None) -> Source:

@@ -124,7 +124,7 @@ def load_transcoder(
 def _without_memory(
     make: Make, description: Description, origin: Path, device: str, plugins: Plugins, kernels: str
 ) -> Any:
-    """A transcoder as `transcoder.json` describes it, on the device "meta"."""
+    """A transcoder as `transcoder.json` describes it, on the device "meta" if that is possible."""
     context = bare_context(
         torch.device("meta"),
         dtype=getattr(torch, description.dtype),
@@ -138,6 +138,10 @@ def _without_memory(
     tying = structure_choice(plugins, "tying", description.tying, str(origin))
     normalisation = structure_choice(plugins, "normalisation", description.normalisation, str(origin))
     transcoder = make(context, activation, tying, normalisation=normalisation)
+    if any(inner._non_persistent_buffers_set for inner in transcoder.modules()):
+        # No file has what is computed when it is built.
+        context = attrs.evolve(context, device=torch.device(device))
+        transcoder = make(context, activation, tying, normalisation=normalisation)
     transcoder.described_model = dict(description.model)
     transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder

@@ -22,7 +22,7 @@ from clt_plugins.data.features import Features
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.model.encoder import encode_selected
 from clt_plugins.model.normalisation.stored import check_buffers
-from clt_plugins.model.parameters import parameter, uniform
+from clt_plugins.model.parameters import note_axes, parameter, saved_buffers, uniform
 from clt_plugins.model.products.dense import encode_dense
 from clt_plugins.model.products.matrix import Product
 from clt_plugins.model.saved import load_transcoder, save_transcoder
@@ -98,6 +98,7 @@ class CrossLayerTranscoder(nn.Module):
         compute = torch.promote_types(context.dtype, torch.float32)
         variance = torch.ones(context.n_layers, dtype=compute, device=context.device)
         self.register_buffer("target_variance", variance)
+        note_axes(self)
         self.described_model: dict[str, Any] | None = None
         self.step: int | None = None
         """Training steps done; None if it is not known."""
@@ -235,6 +236,7 @@ class CrossLayerTranscoder(nn.Module):
         other.runs_dense = False
         other.training = False
         activation.eval()
+        note_axes(other)
         return other
 
     # -- files --------------------------------------------------------------------------------------------------
@@ -267,9 +269,8 @@ class CrossLayerTranscoder(nn.Module):
         """Everything that a saved transcoder holds, by its name in files: views, not copies."""
         parameters = dict(self.named_parameters())
         out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in self.views().items()}
-        out.update({f"normaliser.{name}": value for name, value in self.statistics().items()})
-        out["normaliser.target_variance"] = self.target_variance
-        return out
+        # Statistics, and what plugins keep in buffers: by module, `normaliser.input_shift`, `activation.mean`.
+        return out | {_in_files(name): value for name, value, _ in saved_buffers(self)}
 
     def statistics(self) -> dict[str, Tensor]:
         """The normalisation's numbers, by name; in files `normaliser.` stands before it."""
@@ -279,7 +280,7 @@ class CrossLayerTranscoder(nn.Module):
     def feature_axes(self) -> dict[str, int | None]:
         """Which axis of each of `tensors` counts features; None if every rank has all of it."""
         axes = {name: axis for name, (_, _, axis) in self.views().items()}
-        return {name: axes.get(name) for name in self.tensors()}
+        return axes | {_in_files(name): axis for name, _, axis in saved_buffers(self)}
 
     def save(self, folder: str | Path) -> None:
         """Write `transcoder.safetensors` (of several ranks: a slice each) and `transcoder.json`; see `load`."""
@@ -318,6 +319,11 @@ def _selected(selection: Selection, pre: Tensor) -> Features:
         pairs, kept = selection.finish()
     values = pre.flatten(1)[pairs.token, pairs.feature]
     return Features(values.masked_fill(kept == -torch.inf, -torch.inf), pairs)
+
+
+def _in_files(name: str) -> str:
+    """A buffer's name in files: the targets' variance stands among the normalisation's numbers."""
+    return f"normaliser.{name}" if name == "target_variance" else name
 
 
 def _unchanged(x: Tensor) -> Tensor:

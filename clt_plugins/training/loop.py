@@ -44,6 +44,7 @@ from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
+from clt_plugins.training.state import Watch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
@@ -79,9 +80,10 @@ def train(
     schedule = activation.schedule if isinstance(activation, Scheduled) else None
     parameters = list(learned.parameters(parts).values())
     reading = Reading(source, parallel, device)
+    held = Watch(parts)
     watch = Stopwatch()
     evaluated: Scores | None = None
-    saved_step = progress.step
+    first = saved_step = progress.step
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
@@ -92,6 +94,7 @@ def train(
     def checkpoint() -> None:
         nonlocal saved_step
         reading.compare()
+        held.check()
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
@@ -143,6 +146,8 @@ def train(
             # What was queued is the time of these steps. The device is waited for where numbers are read anyway.
             torch.get_device_module(device).synchronize()
         watch.lap("step_s")
+        if progress.step == first + 1:
+            held.check()  # what would be lost is told before hours of training
 
         if due["log"] or due["eval"]:
             reading.compare()

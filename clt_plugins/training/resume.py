@@ -26,7 +26,7 @@ import attrs
 from clt_plugins.contract.abilities import Identified
 from clt_plugins.contract.spec import Selected
 from clt_plugins.distributed.transformed import TransformedSource
-from clt_plugins.errors import Fault, Faults, Refused, parse_path
+from clt_plugins.errors import Fault, Faults, Refused, names, parse_path
 from clt_plugins.recipe.structure import plain
 from clt_plugins.toml import inline
 
@@ -165,11 +165,6 @@ def _default(a: attrs.Attribute[Any], record: Any) -> Any:
     if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
         return a.default.factory(record) if a.default.takes_self else a.default.factory()  # type: ignore[union-attr]
     return a.default
-
-
-def names(accepted: Collection[str], setting: str) -> bool:
-    """Whether a setting, or a table that it is in, is among the accepted ones."""
-    return any(setting == one or setting.startswith((f"{one}.", f"{one}[")) for one in accepted)
 
 
 def check_settings(before: Before, recipe: Recipe, accepted: Collection[str]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _train(
         fit_to_source(transcoder, source, recipe.train.statistics_tokens, recipe.train.batch_tokens)
     else:
         with all_or_none(parallel):
-            progress = load_checkpoint(start.checkpoint, parts, optimizer, source_anew=source_anew)
+            progress = load_checkpoint(start.checkpoint, parts, optimizer, accepted=accept, source_anew=source_anew)
         logger.info("resumed from %s", start.checkpoint)
     progress.recipe, progress.identity = as_toml(recipe), identity
     # Only large matrices: a buffer per bias would save nothing.

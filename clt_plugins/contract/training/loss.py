@@ -1,7 +1,7 @@
 """What `[[losses]]` builds: terms of the training loss.
 
 A loss with parameters or buffers of its own is a `torch.nn.Module`: they are trained, clipped, saved and resumed like
-the transcoder's. A parameter with one entry or row per feature says along which axis, by
+the transcoder's; plain data by `Stateful`. A parameter with one entry or row per feature says along which axis, by
 `clt_plugins.parameter(value, feature_axis)`, so that it can be split over ranks and its slices saved.
 
 Shapes: B tokens, L layers, D d_model, F features per layer.

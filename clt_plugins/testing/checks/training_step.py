@@ -137,7 +137,7 @@ def save_load(bench: Bench) -> None:
                 dict(loaded.named_buffers())[name],
                 buffer,
                 f"the buffer {name} as it was saved",
-                "buffers are not saved: make it a parameter, or compute it from one",
+                "one with `persistent=False` is not saved, so `__init__` must compute it; no step may change it",
             )
     with torch.no_grad():
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
@@ -165,8 +165,8 @@ def resume(bench: Bench) -> None:
         never_stopped = {name: x.clone() for name, x in _run(bench, recipe, out).items()}
         resumed = _run(bench, recipe, out, resume="step_000003")
     look = (
-        "what changes during a run and is neither a parameter nor, in a loss that is a torch.nn.Module, a buffer: no "
-        "checkpoint holds it"
+        "what changes during a run and is neither a parameter nor a buffer of a torch.nn.Module, nor given by `state`: "
+        "no checkpoint holds it"
     )
     for name, value in never_stopped.items():
         same(resumed[name], value, f"{name} after step 6, resumed after step 3, as if never stopped", look)
