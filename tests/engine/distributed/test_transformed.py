@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, Refused, Single, run
+from clt_plugins import Batch, PluginError, Refused, Single, load_plugins, run
 from clt_plugins.contract.abilities import Buffered, Closable, HasModel, Identified
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.transformed import MOST_EMPTY, TransformedSource, load_position
@@ -379,3 +379,34 @@ def test_a_plan_counts_the_rows_that_are_put_together() -> None:
 def test_no_transform_is_no_wrapper() -> None:
     assert not isinstance(parts().source, TransformedSource)
     assert isinstance(parts(transforms=["noise"]).source, TransformedSource)
+
+
+def test_a_tensor_that_a_transform_changes_is_refused_by_name(distributions: Any, tmp_path: Any) -> None:
+    distributions.module(
+        "clt_running",
+        """
+import torch
+from attrs import frozen
+from clt_plugins import Batch, Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    '''Subtract a running mean.'''
+
+class Running:
+    held_out, drops = False, False
+
+    def __init__(self, config, context):
+        self.mean = torch.zeros(context.n_layers, context.d_model)
+
+    def __call__(self, batch, number):
+        self.mean = 0.9 * self.mean + 0.1 * batch.inputs.mean(0)
+        return Batch(batch.inputs - self.mean, batch.targets, batch.token_ids, batch.positions)
+
+@hookimpl
+def clt_transforms():
+    return [Spec("running", Config, Running)]
+""",
+    )
+    with pytest.raises(PluginError, match=r"transforms\[0\]: 'running' .*`mean` changes .*: give it by `state`"):
+        run(tables(transforms=["running"]), out=tmp_path / "run", plugins=load_plugins(extra=["clt_running"]))
