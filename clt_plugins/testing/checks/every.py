@@ -23,7 +23,7 @@ ASSEMBLED = ("source", "transforms", "encoder", "activation", "tying", "losses",
 """The tables whose choices are built with the transcoder; others are built here."""
 
 
-@check(once=True)
+@check(trial=True, once=True)
 def config(bench: Bench) -> None:
     """Every setting is a typed, documented field of a frozen, keyword-only class, and survives TOML.
 
@@ -66,6 +66,8 @@ def config(bench: Bench) -> None:
     typed = _typed(bench, {})
     if typed is None:
         typed = _typed(bench, bench.settings)
+    if typed is None and bench.trial:
+        return
     if typed is None:
         complain(
             "settings for the fields without a default",
