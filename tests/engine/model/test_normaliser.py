@@ -159,7 +159,7 @@ def test_stored_statistics_that_make_no_sense_are_refused_with_the_file(name, in
 @pytest.mark.parametrize("side", ["input", "target"])
 def test_a_run_with_sqrt_d_model_has_a_mean_norm_of_sqrt_d_model(side, tmp_path):
     chosen = tables(transcoder={"normalisation": "sqrt_d_model", "normalisation_tokens": 48}, train={"steps": 1})
-    trained = run({**chosen, "train": {**chosen["train"], "warmup_steps": 0}}, out=tmp_path / "run")
+    trained = run({**chosen, "schedule": {"name": "linear", "warmup_steps": 0}}, out=tmp_path / "run")
     source = parts(**chosen).source
     batches = [getattr(source.next(), f"{side}s") for _ in range(3)]
     x = torch.cat(batches)
