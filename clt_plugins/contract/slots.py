@@ -6,12 +6,15 @@ import attrs
 
 from clt_plugins.contract.model.activation import Activation
 from clt_plugins.contract.model.kernels import Kernels
+from clt_plugins.contract.model.normalisation import Normalisation
 from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.model.tying import Tying
 from clt_plugins.contract.reading.source import Source
+from clt_plugins.contract.reading.transform import Transform
 from clt_plugins.contract.results.exporter import Exporter
 from clt_plugins.contract.results.logger import Logger
 from clt_plugins.contract.training.loss import Loss
+from clt_plugins.contract.training.metric import Metric
 from clt_plugins.contract.training.optimizer import Optimizer
 from clt_plugins.contract.training.schedule import Schedule
 
@@ -65,12 +68,33 @@ SLOTS = (
         note="It is built before the transcoder: `context.n_layers` is 0.",
     ),
     Slot(
+        hook="transforms",
+        table="transforms",
+        kind="transform",
+        protocol=Transform,
+        many=True,
+        default=[],
+        after="source",
+        doc="What is done to batches before they are normalised, in this order.",
+        note="With a transform that drops rows, `context.batch_tokens` is still what is trained on.",
+    ),
+    Slot(
+        hook="normalisations",
+        table="normalisation",
+        kind="normalisation",
+        protocol=Normalisation,
+        default="mean_std",
+        after="transcoder",
+        doc="How activations are normalised before they are encoded.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
         hook="activations",
         table="activation",
         kind="activation",
         protocol=Activation,
         example="batchtopk",
-        after="transcoder",
+        after="normalisation",
         doc="What turns pre-activations into features.",
         note="It is a `torch.nn.Module`.",
     ),
@@ -116,13 +140,23 @@ SLOTS = (
         note="It may also be chosen in other settings, for the weight of a loss.",
     ),
     Slot(
+        hook="metrics",
+        table="metrics",
+        kind="metric",
+        protocol=Metric,
+        many=True,
+        default=["training", "held_out"],
+        after="schedule",
+        doc="What a training step and a held-out pass report.",
+    ),
+    Slot(
         hook="loggers",
         table="loggers",
         kind="logger",
         protocol=Logger,
         many=True,
         default=["tensorboard", "jsonl", "console"],
-        after="schedule",
+        after="metrics",
         doc="Sinks of metrics.",
         note="It may write below `context.folder`.",
     ),

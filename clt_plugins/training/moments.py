@@ -13,14 +13,15 @@ All else is refused by name: a resumed run would not have it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from clt_plugins.errors import Refused
+from clt_plugins.errors import Refused, names
 from clt_plugins.training import learned
+from clt_plugins.training.state import read
 
 if TYPE_CHECKING:
     from clt_plugins.files.sliced import SlicedTensors
@@ -62,24 +63,33 @@ def moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, T
 
 
 @torch.no_grad()
-def set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTensors, names: Iterable[str]) -> None:
+def set_moments(
+    parts: Parts,
+    optimizer: torch.optim.Optimizer,
+    stored: SlicedTensors,
+    saved: Iterable[str],
+    accepted: Collection[str] = (),
+) -> None:
     """Set the optimizer's state to what a checkpoint has.
 
     Args:
-        names: of the tensors in it that are of the optimizer.
+        saved: the names of the tensors in it that are of the optimizer.
+        accepted: paths of plugins whose state may be of another one.
 
     Raises:
         Refused: the checkpoint is of other parameters, or of another number of ranks that it cannot be split over.
     """
     parameters, views = learned.parameters(parts), learned.views(parts)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for full in sorted(names):
+    for full in sorted(saved):
         key, whole, owner = full.partition(" of ")
         name = owner
         if not whole:
             key, _, name = full.partition("/")
             owner = views[name][0] if name in views else ""
         parameter = parameters.get(owner)
+        if parameter is None and names(accepted, owner or name or full):
+            continue
         if parameter is None:
             raise Refused(stored.folder, f"unknown training state {full!r}")
         state = optimizer.state[parameter]
@@ -90,10 +100,10 @@ def set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTe
             state[key] = _whole(parts, stored, full, parameter, groups[id(parameter)], state.get(key))
         else:
             _, view, axis = views[name]
-            saved = stored.read(full) if axis is None else stored.read_part(full, axis, parts.transcoder.own)
+            part = read(stored, full, axis, parts)
             if key not in state:
-                state[key] = torch.zeros(_shape(saved, parameter, view), dtype=saved.dtype, device=parameter.device)
-            _seen(owner, key, state[key], parameter, view).copy_(saved)
+                state[key] = torch.zeros(_shape(part, parameter, view), dtype=part.dtype, device=parameter.device)
+            _seen(owner, key, state[key], parameter, view).copy_(part)
 
 
 def _whole(parts: Parts, stored: SlicedTensors, full: str, parameter: Tensor, group: Any, present: Any) -> Tensor:

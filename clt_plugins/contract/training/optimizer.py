@@ -54,7 +54,7 @@ class Weight:
     """A parameter that is trained."""
 
     name: str
-    """`W_enc`, `tying.weight`, `activation.log_threshold`, `losses.1.scale`."""
+    """`W_enc`, `tying.weight`, `activation.log_threshold`, `losses[1].scale`."""
     parameter: nn.Parameter
     """This rank's part of it: its features, where it has some."""
     role: Role
@@ -77,7 +77,7 @@ class Optimizer(Protocol):
         The engine saves the tensors in `optimizer.state[parameter]`, and numbers beside them: of the parameter's shape,
         or with length 1 along axes that do not count features (one number per row), split over ranks as the parameter
         is; counts (no axes); and others where all features are on one rank. What else it keeps, such as in groups, is
-        not saved, unless the `Optimizer` or the torch optimizer gives it as `Stateful`.
+        not saved.
 
         With `_step_supports_amp_scaling = True`, as torch's fused optimizers have it, gradients are clipped as they are
         read: they are to be divided by `grad_scale`, a float32 scalar on their device, where that is set. For others

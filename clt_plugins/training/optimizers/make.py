@@ -76,7 +76,7 @@ def weights_of(
 
 def role_of(name: str, rows: bool) -> Role:
     """The role of a weight by its name, and whether it holds rows of d_model numbers."""
-    if name.startswith("losses."):
+    if name.startswith("losses["):
         return "loss"
     if name.startswith("activation."):
         return "threshold"
