@@ -19,7 +19,18 @@ from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect
 from clt_plugins.toml import toml_text
 
-ASSEMBLED = ("source", "transforms", "encoder", "activation", "tying", "losses", "metrics", "parallel", "kernels", "normalisation")
+ASSEMBLED = (
+    "source",
+    "transforms",
+    "encoder",
+    "activation",
+    "tying",
+    "losses",
+    "metrics",
+    "parallel",
+    "kernels",
+    "normalisation",
+)
 """The tables whose choices are built with the transcoder; others are built here."""
 
 
