@@ -24,12 +24,14 @@ if TYPE_CHECKING:
         Identified,
         Preferred,
         ReadsBack,
+        RunsModel,
         Scheduled,
         Sends,
         Settable,
         Shifted,
         SumsLater,
         Thresholded,
+        TrainsInModel,
         Updates,
     )
     from clt_plugins.contract.context import Context
@@ -37,13 +39,13 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.kernels import Kernels
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
-    from clt_plugins.contract.reading.language_model import LanguageModel
+    from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
     from clt_plugins.contract.reading.source import Outline, Source
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.contract.results.exporter import Exporter, Imported
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
-    from clt_plugins.contract.training.loss import Forward, Loss
+    from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
@@ -88,12 +90,14 @@ _LAZY = {
         "Identified",
         "Preferred",
         "ReadsBack",
+        "RunsModel",
         "Scheduled",
         "Sends",
         "Settable",
         "Shifted",
         "SumsLater",
         "Thresholded",
+        "TrainsInModel",
         "Updates",
     ],
     "contract.context": ["Context"],
@@ -101,11 +105,11 @@ _LAZY = {
     "contract.model.kernels": ["Kernels"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel"],
+    "contract.reading.language_model": ["LanguageModel", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
-    "contract.training.loss": ["Forward", "Loss"],
+    "contract.training.loss": ["Forward", "Loss", "ModelPass"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],

@@ -7,6 +7,7 @@ One step, from left to right through the code, with the file of each part:
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
+    in the model           the language model with the transcoder in it   training/in_model; if a loss asks for it
     losses                 scalar terms of one forward pass, added up     training/objective; a plugin's Loss
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
@@ -38,6 +39,7 @@ from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.model.scores import Scores, score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.in_model import InModel
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
@@ -74,6 +76,7 @@ def train(
     activation = transcoder.activation
     schedule = activation.schedule if isinstance(activation, Scheduled) else None
     parameters = list(learned.parameters(parts).values())
+    in_model = InModel(transcoder, parts.losses, source)
     reading = Reading(source, parallel, device)
     watch = Stopwatch()
     evaluated: Scores | None = None
@@ -95,7 +98,12 @@ def train(
         due = _due(config, progress.step + 1)
         before = parallel.sent()
 
-        batch = reading.next()
+        done = min(1.0, progress.step / (config.schedule_steps or config.steps))
+        wanted = in_model.wanted(progress.step + 1, done)
+        first_text = any(wanted) and in_model.text is None
+        batch = reading.next(lambda wanted=wanted: in_model.read(wanted))  # type: ignore[misc]
+        if first_text:
+            reading.check()  # a rank that could not read goes on with the last text, and has none yet
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
 
@@ -104,10 +112,10 @@ def train(
         set_rate(optimizer, lr)
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
-        done = min(1.0, progress.step / (config.schedule_steps or config.steps))
         if schedule is not None:
             schedule(done)
-        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done)
+        passes = in_model.passes(wanted)
+        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done, passes)
         # Losses of which none has a gradient in this step (AuxK alone, while no feature is dead) change no weight.
         if outcome.total.requires_grad:
             outcome.total.backward()

@@ -33,16 +33,19 @@ from clt_stream.rows import Rows, moved
 from clt_stream.sites import find_sites
 from clt_stream.text import open_texts
 from clt_stream.text.documents import check_split, nothing_held_out
+from clt_stream.training import TrainingTexts
 
 if TYPE_CHECKING:
     from clt_plugins import Context, Group
     from clt_stream import StreamConfig
+    from clt_stream.contexts import Contexts
 
 log = logging.getLogger(__name__)
 
 
 class Stream:
-    """A `Source`: a language model's activations as it reads text. It also `HasModel`, is `Identified` and `Buffered`.
+    """A `Source`: a language model's activations as it reads text. It also `HasModel`, `TrainsInModel`, is `Identified`
+    and `Buffered`.
 
     Raises:
         Refused: the model, its sites or the text cannot be used, or the text has fewer tokens than a batch.
@@ -102,6 +105,8 @@ class Stream:
         self.queue = torch.cuda.Stream(self.reader.device) if self.ahead and on_gpu else None
         self.order = torch.empty(0, dtype=torch.int64)
         self._identity: dict[str, str] | None = None
+        self._texts: TrainingTexts | None = None
+        """Contexts for losses that run the model; made at the first one."""
         self.evaluation: list[Batch] = []
         self.evaluation_tokens = 0
         """How many tokens `evaluation` was read for; it has fewer where the held-out text has."""
@@ -152,6 +157,10 @@ class Stream:
             length=self.config.context,
         )
 
+    def training_text(self, contexts: int) -> Contexts:
+        """See `TrainsInModel`: the stream's contexts in order, from the first one on."""
+        return self._training_texts().next(contexts)
+
     def identity(self) -> Mapping[str, str]:
         """See `Identified`: of the text, the tokenizer, the model's weights and the sites; computed once."""
         if self._identity is None:
@@ -182,6 +191,7 @@ class Stream:
             **self.deal.state(self.position),
             "skip": start.skip,
             "cursor": attrs.asdict(start.cursor),
+            **({"texts": self._texts.state()} if self._texts is not None else {}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -197,6 +207,9 @@ class Stream:
         row = self.deal.at(self.position).begin
         self.start = self.following = Start(Cursor(**state["cursor"]), state["skip"], row)
         self._forget()
+        self._texts = None
+        if "texts" in state:
+            self._training_texts().load_state(state["texts"])
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
@@ -263,6 +276,11 @@ class Stream:
         # As large as a training batch of all ranks: the batches are the same for any number of ranks.
         size = self.batch_tokens * self.ranks
         return [rows.view(slice(begin, min(begin + size, count))) for begin in range(0, count, size)]
+
+    def _training_texts(self) -> TrainingTexts:
+        if self._texts is None:
+            self._texts = TrainingTexts(self._packer(held_out=False, contexts=1), self.rank, self.ranks)
+        return self._texts
 
     def _rows(self, count: int, setting: str) -> Rows:
         return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device, setting)
