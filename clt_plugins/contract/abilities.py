@@ -100,11 +100,11 @@ class TrainsInModel(Protocol):
     in `Source.state`: a resumed run gets the texts that would have come next.
     """
 
-    def language_model(self) -> TrainableModel:
+    def trainable_model(self) -> TrainableModel:
         """The model, with the transcoder's layers to be replaced."""
 
     def training_text(self, contexts: int) -> Any:
-        """This data rank's part of the next contexts of text, as one text for `language_model()`.
+        """This data rank's part of the next contexts of text, as one text for the model.
 
         The parts of all data ranks are disjoint, and together the same contexts for any number of ranks. Each has at
         least one context, and each context a position that counts.

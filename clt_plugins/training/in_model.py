@@ -40,7 +40,7 @@ class InModel:
         self.losses = [loss if isinstance(loss, RunsModel) else None for loss in losses]
         self.model: TrainableModel | None = None
         if any(self.losses) and isinstance(source, TrainsInModel):
-            self.model = source.language_model()
+            self.model = source.trainable_model()
         self.text: Any = None
         """The last one that was read."""
 

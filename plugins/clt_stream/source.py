@@ -157,6 +157,10 @@ class Stream:
             length=self.config.context,
         )
 
+    def trainable_model(self) -> StreamLanguageModel:
+        """The same model, for losses that run it on `training_text`."""
+        return self.language_model()
+
     def training_text(self, contexts: int) -> Contexts:
         """See `TrainsInModel`: the stream's contexts in order, from the first one on."""
         return self._training_texts().next(contexts)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Batch, check_data, generator
+from clt_synthetic.model import Text, ToyModel
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -43,7 +44,7 @@ class Truth:
 
 
 class Synthetic:
-    """A `Source` of sparse features that are known. It is also `Identified`.
+    """A `Source` of sparse features that are known. It is also `Identified`, and `TrainsInModel`: of a toy model.
 
     Raises:
         Refused: the batch cannot be divided among the data ranks.
@@ -54,7 +55,7 @@ class Synthetic:
         self.n_layers, self.d_model = config.layers, config.d_model
         self.rank, self.ranks = context.parallel.data_rank, context.parallel.data_ranks
         self.batch_tokens, self.share = context.batch_tokens, context.batch_share()
-        self.count = 0
+        self.count = self.contexts = 0
         random = generator(self.seed, "truth")
         L, F, D = config.layers, config.features, config.d_model
         directions = torch.nn.functional.normalize(torch.randn(L, 1 + L, F, D, generator=random), dim=-1)
@@ -90,13 +91,24 @@ class Synthetic:
         """None: the engine estimates them from the first batches."""
         return None
 
+    def trainable_model(self) -> ToyModel:
+        """A toy model, whose activations have nothing to do with those of the batches."""
+        return ToyModel(self.n_layers, self.d_model, self.seed)
+
+    def training_text(self, contexts: int) -> Text:
+        """This rank's part of the next contexts of the toy model: every so many-th."""
+        model, first = self.trainable_model(), self.contexts
+        self.contexts += contexts
+        return Text([model.context("train", first + n) for n in range(self.rank, contexts, self.ranks)])
+
     def identity(self) -> Mapping[str, str]:
         """See `Identified`: of the settings and of what this version of torch draws."""
         return self._identity
 
     def state(self) -> dict[str, Any]:
-        """How many batches were yielded; the same on every data rank."""
-        return {"data": dict(self._identity), "count": self.count}
+        """How many batches were yielded, and contexts if any were; the same on every data rank."""
+        contexts = {"contexts": self.contexts} if self.contexts else {}
+        return {"data": dict(self._identity), "count": self.count, **contexts}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue after that many batches, which other data ranks may have read, more or fewer.
@@ -105,7 +117,7 @@ class Synthetic:
             Refused: the state is of other data.
         """
         check_data(state, self._identity)
-        self.count = state["count"]
+        self.count, self.contexts = state["count"], state.get("contexts", 0)
 
     def _digest(self, drawn: Tensor) -> str:
         settings = json.dumps([drawn.shape, self.config.active, self.config.noise, self.seed, self.batch_tokens])

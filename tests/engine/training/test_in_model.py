@@ -15,8 +15,9 @@ from clt_plugins import run
 from clt_plugins.errors import Faults
 from clt_plugins.finished.in_model import evaluate_in_model
 from clt_plugins.model.assemble import Parts
-from clt_plugins.training.in_model import run_model
-from tests.support.helpers import ACTIVATIONS, TYINGS, parts, stir, tables
+from clt_plugins.training.in_model import check_losses, run_model
+from clt_synthetic.source import Synthetic
+from tests.support.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
 from tests.support.language_models import save_model, save_text
 from tests.support.streams import build
 
@@ -48,7 +49,7 @@ def stream(folder: Path, family: str = "gpt2", **changes: Any) -> Parts:
 
 
 def loss_of(found: Parts, text: Any) -> torch.Tensor:
-    made = run_model(found.transcoder, found.source.language_model(), text)
+    made = run_model(found.transcoder, found.source.trainable_model(), text)
     forward: Any = attrs.make_class("Only", ["model"])(made)
     return found.losses[-1](forward)
 
@@ -103,7 +104,7 @@ def test_its_value_is_that_of_an_evaluation(folder, activation):
     """On the same text; on one context where features are selected over a batch."""
     found = stream(folder, losses=[KL, CE], activation=ACTIVATIONS[activation])
     found.transcoder.train()
-    model = found.source.language_model()
+    model = found.source.trainable_model()
     text = found.source.training_text(1 if activation == "batchtopk" else 3)
     made = run_model(found.transcoder, model, text)
     forward: Any = attrs.make_class("Only", ["model"])(made)
@@ -122,7 +123,7 @@ def test_a_selection_within_contexts_does_not_see_its_neighbours(folder):
     found = stream(folder, activation={"name": "batchtopk", "k": 5, "anneal_from": 3, "anneal_over": 1.0})
     found.transcoder.train()
     found.transcoder.activation.schedule(0.0)
-    model = found.source.language_model()
+    model = found.source.trainable_model()
     state = found.source.state()
     together = run_model(found.transcoder, model, found.source.training_text(3))
     found.source.load_state(state)
@@ -211,7 +212,24 @@ def test_losses_that_never_act_leave_the_weights_as_they_are(folder, tmp_path):
         assert torch.equal(value, found.tensors()[name]), name
 
 
-def test_a_source_that_cannot_is_refused_by_name(folder, tmp_path):
+def test_a_source_that_cannot_is_refused_by_name(tmp_path, monkeypatch):
+    class Plain:
+        """The same rows without a model."""
+
+        def __init__(self, *arguments: Any):
+            inner = Synthetic(*arguments)
+            for name in ("n_layers", "d_model", "next", "held_out", "statistics", "state", "load_state"):
+                setattr(self, name, getattr(inner, name))
+
+    monkeypatch.setattr("clt_synthetic.source.Synthetic", Plain)
     with pytest.raises(Faults, match=r"losses\[1\].name: 'kl' runs the language model in training, which the source "):
         run(tables(losses=[{"name": "mse"}, KL]), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_contexts_than_data_ranks_are_refused():
+    found = recipe(losses=[{"name": "mse"}, KL])
+    built = parts(losses=[{"name": "mse"}, KL])
+    check_losses(found, built.losses, built.source, 3)
+    with pytest.raises(Faults, match=r"losses\[1\].contexts: 3 cannot be divided among 4 data ranks"):
+        check_losses(found, built.losses, built.source, 4)
