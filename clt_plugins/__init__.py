@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.contract.hooks import hookimpl
-from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__
+from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__, default_choice
 from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FixedSizes,
         HasModel,
         Identified,
+        Observes,
         Preferred,
         ReadsBack,
         RunsModel,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         Sends,
         Settable,
         Shifted,
+        Stateful,
         SumsLater,
         Thresholded,
         TrainsInModel,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
     from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
     from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.types import HubOrPath
+    from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
     from clt_plugins.data.layout import Layout
@@ -60,7 +64,8 @@ if TYPE_CHECKING:
     from clt_plugins.files.untrusted import load_json, parse_json, read_small
     from clt_plugins.finished.find import Trained
     from clt_plugins.model.assemble import build_source
-    from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.normalisation.affine import AffineNormalisation
+    from clt_plugins.model.parameters import buffer, parameter, uniform
     from clt_plugins.model.products.dense import dense_decode
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
@@ -88,6 +93,7 @@ _LAZY = {
         "FixedSizes",
         "HasModel",
         "Identified",
+        "Observes",
         "Preferred",
         "ReadsBack",
         "RunsModel",
@@ -95,6 +101,7 @@ _LAZY = {
         "Sends",
         "Settable",
         "Shifted",
+        "Stateful",
         "SumsLater",
         "Thresholded",
         "TrainsInModel",
@@ -103,6 +110,7 @@ _LAZY = {
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
     "contract.model.kernels": ["Kernels"],
+    "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
     "contract.reading.language_model": ["LanguageModel", "TrainableModel"],
@@ -113,6 +121,7 @@ _LAZY = {
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
+    "data.affine": ["Affine", "Folding"],
     "data.batch": ["Batch"],
     "data.features": ["Features", "Pairs"],
     "data.layout": ["Layout"],
@@ -127,7 +136,8 @@ _LAZY = {
     "finished.find": ["Trained"],
     "model.assemble": ["build_source"],
     "model.products.dense": ["dense_decode"],
-    "model.parameters": ["parameter", "uniform"],
+    "model.normalisation.affine": ["AffineNormalisation"],
+    "model.parameters": ["buffer", "parameter", "uniform"],
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
@@ -156,6 +166,7 @@ __all__ = [
     "Selected",
     "Spec",
     "__version__",
+    "default_choice",
     "hookimpl",
     *_HOME,
 ]

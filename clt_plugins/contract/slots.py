@@ -6,6 +6,7 @@ import attrs
 
 from clt_plugins.contract.model.activation import Activation
 from clt_plugins.contract.model.kernels import Kernels
+from clt_plugins.contract.model.normalisation import Normalisation
 from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.model.tying import Tying
 from clt_plugins.contract.reading.source import Source
@@ -63,12 +64,22 @@ SLOTS = (
         note="It is built before the transcoder: `context.n_layers` is 0.",
     ),
     Slot(
+        hook="normalisations",
+        table="normalisation",
+        kind="normalisation",
+        protocol=Normalisation,
+        default="mean_std",
+        after="transcoder",
+        doc="How activations are normalised before they are encoded.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
         hook="activations",
         table="activation",
         kind="activation",
         protocol=Activation,
         example="batchtopk",
-        after="transcoder",
+        after="normalisation",
         doc="What turns pre-activations into features.",
         note="It is a `torch.nn.Module`.",
     ),

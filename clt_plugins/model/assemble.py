@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from torch import nn
 
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.contract.context import Context
@@ -13,6 +14,7 @@ from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.reading.source import Source
 from clt_plugins.contract.training.loss import Loss
 from clt_plugins.model.devices import connect, make_device, with_kernels
+from clt_plugins.model.parameters import note_axes
 from clt_plugins.model.products.matrix import check_product
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.registry.build import build
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clt_plugins.contract.recipe import Recipe
+
+_ATTRIBUTE = {"normalisation": "normaliser"}
+"""Where a transcoder has what a table chose, if not under the table's name."""
 
 
 @attrs.frozen(eq=False)
@@ -31,6 +36,16 @@ class Parts:
     source: Source
     transcoder: CrossLayerTranscoder
     losses: list[Loss]
+
+    def chosen(self) -> dict[str, Any]:
+        """What a recipe chose and a step uses, by path: `activation`, `losses[1]`."""
+        inside = {table: getattr(self.transcoder, _ATTRIBUTE.get(table, table)) for table in self.transcoder.choices}
+        return inside | {f"losses[{number}]": loss for number, loss in enumerate(self.losses)}
+
+    def outside(self) -> dict[str, nn.Module]:
+        """Those of them that are modules and no part of the transcoder."""
+        known = set(self.transcoder.modules())
+        return {path: one for path, one in self.chosen().items() if isinstance(one, nn.Module) and one not in known}
 
 
 def assemble(
@@ -57,7 +72,10 @@ def assemble_around(source: Source, context: Context) -> Parts:
     context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
     transcoder = build_transcoder(context)
     losses = [build(loss, context) for loss in recipe.losses]
-    return Parts(context, source, transcoder, losses)
+    parts = Parts(context, source, transcoder, losses)
+    for module in parts.outside().values():
+        note_axes(module)
+    return parts
 
 
 def build_source(recipe: Recipe, parallel: Parallel | None = None) -> Source:
@@ -97,7 +115,7 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     assert recipe is not None
     settings = recipe.transcoder
     transcoder = CrossLayerTranscoder(
-        context, recipe.activation, recipe.tying, normalisation=settings.normalisation, path=settings.path
+        context, recipe.activation, recipe.tying, normalisation=recipe.normalisation, path=settings.path
     )
     # Only the encoder's product: values of selected features are computed again in float32.
     if recipe.train.precision != "fp32":

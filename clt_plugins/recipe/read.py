@@ -3,6 +3,7 @@
 tomllib                    the file as plain tables (`_read_toml`)
 contract/slots             defaults of tables that the file does not name
 recipe/overrides           `--set train.steps=100`, put into the plain tables
+recipe/moved               settings that have moved: refused, with the new line
 recipe/structure           plain tables -> attrs classes by cattrs, strictly; all faults at once
 registry/plugins           a table's `name` -> the choice of a plugin, whose config class types the rest
 _across_tables, clt_check  complaints that no single field shows
@@ -23,6 +24,7 @@ from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import SLOTS, Slot
 from clt_plugins.errors import Fault, Faults, Refused
 from clt_plugins.recipe.lines import line_of
+from clt_plugins.recipe.moved import refuse_moved
 from clt_plugins.recipe.overrides import Overrides
 from clt_plugins.recipe.structure import converter, plain
 from clt_plugins.toml import toml_text
@@ -69,11 +71,11 @@ def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Seq
     flags = Overrides(overrides)
     faults = flags.apply(table)
     typed = None
-    in_tables: list[Fault] = []
+    in_tables = refuse_moved(table)
     try:
         typed = converter(plugins.pick, folder).structure(table, Recipe)
     except Faults as error:
-        in_tables = error.faults
+        in_tables += error.faults
     in_tables += _missing_distributions(table.get("requires"))
     if typed is not None and not (faults or in_tables):
         in_tables = [*_across_tables(typed, plugins), *plugins.checks(typed)]

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
-from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, WrongReturn, parse_path
+from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, Where, WrongReturn, parse_path
 from clt_plugins.registry.info import remedy
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def build(chosen: Selected, context: Context) -> Any:
     setting = _setting(context.recipe, chosen)
     try:
         built = chosen.spec.build(chosen.config, context)
+    except Faults as error:
+        raise _placed(error, chosen.choice.slot, parse_path(setting)) from error
     except Exception as error:
         named = _named(error, chosen.choice, setting, "build")
         if named is error:
@@ -47,8 +51,19 @@ def build(chosen: Selected, context: Context) -> Any:
     if lacking := missing_members(built, chosen.choice.slot):
         protocol = BY_TABLE[chosen.choice.slot].protocol.__name__
         text = f"build returned {type(built).__name__}, which is no {protocol}: it has no {', '.join(lacking)}"
-        raise PluginError(_message(chosen.choice, setting, text), where=parse_path(setting))
+        raise plugin_error(chosen.choice, setting, text)
     return built
+
+
+def _placed(error: Faults, table: str, setting: Where) -> Faults:
+    """Faults of a choice, which calls its settings `table.key`, by the path that they have in the recipe."""
+    faults = []
+    for one in error.faults:
+        # Faults of choices inside it have their place already; so has what names one of several.
+        own = one.where[:1] == (table,) and not (len(one.where) > 1 and isinstance(one.where[1], int))
+        inside = one.where[: len(setting)] == setting
+        faults.append(attrs.evolve(one, where=(*setting, *one.where[1:])) if own and not inside else one)
+    return error if faults == error.faults else Faults(faults)
 
 
 def missing_members(built: Any, table: str) -> list[str]:
@@ -79,6 +94,11 @@ def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[Non
         if named is error:
             raise
         raise named from error
+
+
+def plugin_error(choice: Choice, setting: str, text: str) -> PluginError:
+    """What is wrong with a plugin's object, with the names of setting, plugin and distribution."""
+    return PluginError(_message(choice, setting, text), where=parse_path(setting))
 
 
 def _named(error: Exception, owner: Choice | Info, setting: str, phase: str) -> Exception:

@@ -71,31 +71,32 @@ def run_model(transcoder: CrossLayerTranscoder, model: TrainableModel, text: Any
     learned depends neither on the number of contexts in a pass, nor on that of ranks.
     """
     parallel = transcoder.context.parallel
-    shift = transcoder.normaliser.input_shift
+    device = transcoder.b_enc.device
+    dtype = torch.promote_types(transcoder.b_enc.dtype, torch.float32)
     reads: list[Tensor] = []
 
     def watch(_: int, read: Tensor, written: Tensor) -> None:
-        reads.append(read.to(shift.device, shift.dtype))
+        reads.append(read.to(device, dtype))
 
     with torch.no_grad():
         unchanged = model.logits(text, watch)
     replacement = Replacement(transcoder, torch.stack(reads, 1), model.lengths(text))
     with as_evaluated(transcoder):
-        logits = model.logits(text, lambda layer, read, _: replacement(layer, read.to(shift.device, shift.dtype)))
+        logits = model.logits(text, lambda layer, read, _: replacement(layer, read.to(device, dtype)))
     # Which positions have a next token is known on the host: no GPU is waited for.
     following = model.following(text).cpu()
     followed = (following >= 0).nonzero().squeeze(1)
     rows = followed.to(logits.device)
-    here = torch.full((), len(followed), dtype=torch.float32, device=shift.device)
+    here = torch.full((), len(followed), dtype=torch.float32, device=device)
     # Gradients are averaged over data ranks, so each divides by its even share of all positions.
     share = (parallel.total(here, over="tokens") / parallel.data_ranks).clamp_min(1)
 
     def mean(x: Tensor) -> Tensor:
-        return x.to(shift.device).sum() / share.to(x.dtype)
+        return x.to(device).sum() / share.to(x.dtype)
 
     # The transcoder's device is that of the other losses.
-    logits, unchanged = (x[rows].to(shift.device) for x in (logits, unchanged))
-    return ModelPass(logits=logits, unchanged=unchanged, next_tokens=following[followed].to(shift.device), mean=mean)
+    logits, unchanged = (x[rows].to(device) for x in (logits, unchanged))
+    return ModelPass(logits=logits, unchanged=unchanged, next_tokens=following[followed].to(device), mean=mean)
 
 
 def check_losses(recipe: Recipe, losses: Sequence[Loss], source: Source, data_ranks: int) -> None:

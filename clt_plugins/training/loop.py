@@ -3,7 +3,7 @@
 One step, from left to right through the code, with the file of each part:
 
     source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/reading
-    normalise              shift and scale per layer and dimension        model/normaliser
+    normalise              a shift and a scale, fitted before the run     a plugin's Normalisation
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
@@ -43,6 +43,7 @@ from clt_plugins.training.in_model import InModel
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
+from clt_plugins.training.state import Watch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
@@ -78,9 +79,10 @@ def train(
     parameters = list(learned.parameters(parts).values())
     in_model = InModel(transcoder, parts.losses, source)
     reading = Reading(source, parallel, device)
+    held = Watch(parts)
     watch = Stopwatch()
     evaluated: Scores | None = None
-    saved_step = progress.step
+    first = saved_step = progress.step
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
@@ -91,6 +93,7 @@ def train(
     def checkpoint() -> None:
         nonlocal saved_step
         reading.compare()
+        held.check()
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
@@ -147,6 +150,8 @@ def train(
             # What was queued is the time of these steps. The device is waited for where numbers are read anyway.
             torch.get_device_module(device).synchronize()
         watch.lap("step_s")
+        if progress.step == first + 1:
+            held.check()  # what would be lost is told before hours of training
 
         if due["log"] or due["eval"]:
             reading.compare()
@@ -194,14 +199,14 @@ def _step_metrics(
     progress: Progress,
 ) -> dict[str, Any]:
     """The numbers of one training step, of all ranks; reads them back from the device."""
-    normaliser, parallel = parts.transcoder.normaliser, parts.context.parallel
+    transcoder, parallel = parts.transcoder, parts.context.parallel
 
     def mean(x: Tensor) -> Tensor:
         return parallel.total(x, over="tokens") / parallel.data_ranks
 
     # In raw units, as the held-out NMSE is: normalisation must not change what is reported.
-    error = ((outcome.reconstruction - outcome.targets) * normaliser.target_scale).square().mean((0, 2))
-    nmse = (mean(error) / normaliser.target_variance).float().cpu()
+    error = transcoder.normaliser.units().raw(outcome.reconstruction - outcome.targets).square().mean((0, 2))
+    nmse = (mean(error) / transcoder.target_variance).float().cpu()
     dead = parallel.total((progress.idle_tokens >= config.dead_after_tokens).sum())
     metrics: dict[str, Any] = {f"loss/{name}": float(mean(value)) for name, value in outcome.terms.items()}
     metrics["loss/total"] = float(mean(outcome.total))

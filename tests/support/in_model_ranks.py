@@ -35,7 +35,8 @@ def built(folder: Path, activation: str, tying: str, parallel: Any) -> Parts:
         recipe(
             model={"path": str(folder / "gpt2")},
             source={**source, "buffer_tokens": 64},
-            transcoder={"features": 11, "normalisation": "none", "dtype": "float64"},
+            transcoder={"features": 11, "dtype": "float64"},
+            normalisation={"name": "none"},
             activation=ACTIVATIONS[activation],
             tying=TYINGS[tying],
             losses=[{"name": "kl", "contexts": CONTEXTS}, {"name": "ce", "contexts": 2}],

@@ -36,11 +36,12 @@ def folder(tmp_path_factory) -> Path:
 
 def stream(folder: Path, family: str = "gpt2", **changes: Any) -> Parts:
     source = {"name": "stream", "text": str(folder / "text.jsonl"), "context": 24, "held_out": 0.3, "model_batch": 4}
-    settings = {"features": 16, "normalisation": "none", **changes.pop("transcoder", {})}
+    settings = {"features": 16, **changes.pop("transcoder", {})}
     found = parts(
         model={"path": str(folder / family)},
         source={**source, "buffer_tokens": 64, **changes.pop("source", {})},
         transcoder=settings,
+        normalisation={"name": "none"},
         train={"batch_tokens": 32},
         **{"losses": [{"name": "mse"}, KL], **changes},
     )
