@@ -113,21 +113,22 @@ class HasModel(Protocol):
 class TrainsInModel(Protocol):
     """A source whose language model can be trained through: it gives whole texts for the losses that run it.
 
-    The texts are training data, never held out. Giving them changes no batch of `Source.next`. How far they are read is
-    in `Source.state`: a resumed run gets the texts that would have come next.
+    The texts are training data, never held out. Giving them changes no batch of `Source.next` and no `Source.state`.
     """
 
     def trainable_model(self) -> TrainableModel:
         """The model, with the transcoder's layers to be replaced."""
 
-    def training_text(self, contexts: int) -> Any:
-        """This data rank's part of the next contexts of text, as one text for the model.
+    def training_text(self, contexts: int, position: Any) -> tuple[Any, Any]:
+        """This data rank's part of some contexts of text, as one text for the model; and the position after them.
 
         The parts of all data ranks are disjoint, and together the same contexts for any number of ranks. Each has at
         least one context, and each context a position that counts.
 
         Args:
             contexts: how many, of all data ranks together; at least one for each.
+            position: None at first, then what the last call returned: small JSON, the same on every rank. Checkpoints
+                hold it. The texts follow from it alone, so that a resumed run reads those that would have come next.
         """
 
 

@@ -25,6 +25,7 @@ from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
+from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.in_model import InModel
 from clt_plugins.training.objective import Outcome, objective
 
@@ -149,7 +150,7 @@ def passes(parts: Parts, losses: Sequence[Loss]) -> list[ModelPass | None]:
         )
         return [one if runs else None for runs in wanted]
     run = InModel(parts.transcoder, losses, parts.source)
-    run.read(wanted)
+    run.read(wanted, Progress(step=0, tokens=0, idle_tokens=idle_tokens()))
     return run.passes(wanted)
 
 

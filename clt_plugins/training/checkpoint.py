@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins.distributed.generators import CPU, DEVICE, generator_states, set_generators
+from clt_plugins.distributed.transformed import load_position
 from clt_plugins.errors import Faults, Refused, names
 from clt_plugins.files.atomic import flush, remove
 from clt_plugins.files.folders import atomic_folder, verify
@@ -58,6 +59,8 @@ class Progress:
     """What it is trained by, as TOML."""
     identity: Mapping[str, str] = attrs.field(factory=dict)
     """What the data are made from, as the source says (`Identified`)."""
+    texts: Any = None
+    """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -71,7 +74,7 @@ class TrainingState:
     runs_dense: bool
     """Whether the transcoder ran by matrix products, not by sparse ones."""
     source: dict[str, Any]
-    """`Source.state()`: which data come next."""
+    """`Source.state()`: which data come next; with transforms, see `TransformedSource`."""
     recipe: str = ""
     """The recipe that it was trained by, as TOML: what a resumed run is compared with."""
     identity: dict[str, str] = attrs.field(factory=dict)
@@ -80,6 +83,8 @@ class TrainingState:
     """Places for pairs above a threshold, where sizes are fixed."""
     plugins: dict[str, Any] = attrs.field(factory=dict)
     """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
+    texts: Any = None
+    """How far texts for losses that run the language model are read."""
 
 
 def save_checkpoint(
@@ -114,6 +119,7 @@ def save_checkpoint(
             source=parts.source.state(),
             recipe=progress.recipe,
             identity=dict(progress.identity),
+            texts=progress.texts,
             capacity=transcoder.capacity.state(parallel),
             plugins=plugins,
         )
@@ -240,10 +246,10 @@ def load_checkpoint(
     transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens
     if not source_anew:
-        parts.source.load_state(state.source)
+        load_position(parts.source, state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
-    return Progress(state.step, state.tokens, idle_tokens)
+    return Progress(state.step, state.tokens, idle_tokens, texts=None if source_anew else state.texts)
 
 
 def _moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, int | None]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.training.checkpoint import Progress
 
 
 class InModel:
@@ -48,12 +49,12 @@ class InModel:
         """For each loss, whether it runs the model in a step, counted from 1."""
         return [loss is not None and bool(loss.runs(step, progress)) for loss in self.losses]
 
-    def read(self, wanted: Sequence[bool]) -> None:
-        """Read the contexts of a step."""
+    def read(self, wanted: Sequence[bool], progress: Progress) -> None:
+        """Read the contexts of a step, if any loss runs the model in it."""
         contexts = [loss.contexts for loss, runs in zip(self.losses, wanted, strict=True) if loss is not None and runs]
         if contexts:
             assert isinstance(self.source, TrainsInModel)
-            self.text = self.source.training_text(max(contexts))
+            self.text, progress.texts = self.source.training_text(max(contexts), progress.texts)
 
     def passes(self, wanted: Sequence[bool]) -> list[ModelPass | None]:
         """For each loss that runs the model in this step, the pass that all of them share."""

@@ -161,9 +161,11 @@ class Stream:
         """The same model, for losses that run it on `training_text`."""
         return self.language_model()
 
-    def training_text(self, contexts: int) -> Contexts:
+    def training_text(self, contexts: int, position: Any) -> tuple[Contexts, Any]:
         """See `TrainsInModel`: the stream's contexts in order, from the first one on."""
-        return self._training_texts().next(contexts)
+        if self._texts is None or position is None:
+            self._texts = TrainingTexts(self._packer(held_out=False, contexts=1), self.rank, self.ranks)
+        return self._texts.read(contexts, position)
 
     def identity(self) -> Mapping[str, str]:
         """See `Identified`: of the text, the tokenizer, the model's weights and the sites; computed once."""
@@ -195,7 +197,6 @@ class Stream:
             **self.deal.state(self.position),
             "skip": start.skip,
             "cursor": attrs.asdict(start.cursor),
-            **({"texts": self._texts.state()} if self._texts is not None else {}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -211,9 +212,6 @@ class Stream:
         row = self.deal.at(self.position).begin
         self.start = self.following = Start(Cursor(**state["cursor"]), state["skip"], row)
         self._forget()
-        self._texts = None
-        if "texts" in state:
-            self._training_texts().load_state(state["texts"])
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
@@ -280,11 +278,6 @@ class Stream:
         # As large as a training batch of all ranks: the batches are the same for any number of ranks.
         size = self.batch_tokens * self.ranks
         return [rows.view(slice(begin, min(begin + size, count))) for begin in range(0, count, size)]
-
-    def _training_texts(self) -> TrainingTexts:
-        if self._texts is None:
-            self._texts = TrainingTexts(self._packer(held_out=False, contexts=1), self.rank, self.ranks)
-        return self._texts
 
     def _rows(self, count: int, setting: str) -> Rows:
         return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device, setting)

@@ -29,14 +29,21 @@ class TrainingTexts:
     def __init__(self, packer: Packer, rank: int, ranks: int):
         self.packer, self.rank, self.ranks = packer, rank, ranks
 
-    def next(self, count: int) -> Contexts:
-        """This rank's part of the next `count` contexts. Those of special tokens only are left out."""
+    def read(self, count: int, position: Any) -> tuple[Contexts, Any]:
+        """This rank's part of `count` contexts from a position on, and the position after them. Contexts of special
+        tokens only are left out.
+
+        Raises:
+            Refused: the text has changed.
+        """
+        if position is not None:
+            self.packer.seek(Cursor(**position))
         taken: list[Contexts] = []
         for number in range(count):
             context = self._next()
             if number % self.ranks == self.rank:
                 taken.append(context)
-        return joined(taken)
+        return joined(taken), attrs.asdict(self.packer.cursor())
 
     def _next(self) -> Contexts:
         while True:
@@ -44,18 +51,6 @@ class TrainingTexts:
             assert context is not None, "the trained part of a text never ends"
             if len(context.rows):
                 return context
-
-    def state(self) -> dict[str, Any]:
-        """The position, the same on every rank."""
-        return attrs.asdict(self.packer.cursor())
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go to a state.
-
-        Raises:
-            Refused: the text has changed.
-        """
-        self.packer.seek(Cursor(**state))
 
 
 def joined(contexts: list[Contexts]) -> Contexts:

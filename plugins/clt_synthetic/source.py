@@ -55,7 +55,7 @@ class Synthetic:
         self.n_layers, self.d_model = config.layers, config.d_model
         self.rank, self.ranks = context.parallel.data_rank, context.parallel.data_ranks
         self.batch_tokens, self.share = context.batch_tokens, context.batch_share()
-        self.count = self.contexts = 0
+        self.count = 0
         random = generator(self.seed, "truth")
         L, F, D = config.layers, config.features, config.d_model
         directions = torch.nn.functional.normalize(torch.randn(L, 1 + L, F, D, generator=random), dim=-1)
@@ -95,20 +95,19 @@ class Synthetic:
         """A toy model, whose activations have nothing to do with those of the batches."""
         return ToyModel(self.n_layers, self.d_model, self.seed)
 
-    def training_text(self, contexts: int) -> Text:
-        """This rank's part of the next contexts of the toy model: every so many-th."""
-        model, first = self.trainable_model(), self.contexts
-        self.contexts += contexts
-        return Text([model.context("train", first + n) for n in range(self.rank, contexts, self.ranks)])
+    def training_text(self, contexts: int, position: Any) -> tuple[Text, Any]:
+        """This rank's part of the next contexts of the toy model, every so many-th; and how many were read so far."""
+        model, first = self.trainable_model(), position or 0
+        numbers = range(first + self.rank, first + contexts, self.ranks)
+        return Text([model.context("train", number) for number in numbers]), first + contexts
 
     def identity(self) -> Mapping[str, str]:
         """See `Identified`: of the settings and of what this version of torch draws."""
         return self._identity
 
     def state(self) -> dict[str, Any]:
-        """How many batches were yielded, and contexts if any were; the same on every data rank."""
-        contexts = {"contexts": self.contexts} if self.contexts else {}
-        return {"data": dict(self._identity), "count": self.count, **contexts}
+        """How many batches were yielded; the same on every data rank."""
+        return {"data": dict(self._identity), "count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue after that many batches, which other data ranks may have read, more or fewer.
@@ -117,7 +116,7 @@ class Synthetic:
             Refused: the state is of other data.
         """
         check_data(state, self._identity)
-        self.count, self.contexts = state["count"], state.get("contexts", 0)
+        self.count = state["count"]
 
     def _digest(self, drawn: Tensor) -> str:
         settings = json.dumps([drawn.shape, self.config.active, self.config.noise, self.seed, self.batch_tokens])
