@@ -44,11 +44,14 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.tying import Tying
     from clt_plugins.contract.reading.language_model import LanguageModel
     from clt_plugins.contract.reading.source import Outline, Source
+    from clt_plugins.contract.reading.transform import Transform
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.contract.results.exporter import Exporter, Imported
     from clt_plugins.contract.results.logger import Logger
+    from clt_plugins.contract.results.scores import Scores
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.training.loss import Forward, Loss
+    from clt_plugins.contract.training.metric import HeldOut, Metric, Step
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
@@ -115,9 +118,12 @@ _LAZY = {
     "contract.model.tying": ["Tying"],
     "contract.reading.language_model": ["LanguageModel"],
     "contract.reading.source": ["Outline", "Source"],
+    "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
+    "contract.results.scores": ["Scores"],
     "contract.training.loss": ["Forward", "Loss"],
+    "contract.training.metric": ["HeldOut", "Metric", "Step"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],

@@ -30,7 +30,7 @@ from clt_plugins.training.folder import Start, record_start, run_folder, version
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.schedule import with_rate
-from clt_plugins.training.resume import changes, check_identity, identity_of
+from clt_plugins.training.resume import changes, check_data_ranks, check_identity, identity_of
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
@@ -171,6 +171,7 @@ def _data(parts: Parts, start: Start, accept: Collection[str]) -> tuple[dict[str
         identity = identity_of(parts.source)
         if parallel.rank == 0 and start.before is not None:
             anew = check_identity(start.before, identity, start.recipe, accept)
+            check_data_ranks(start.before, parts.source, accept)
     return identity, anyone(parallel, anew)
 
 

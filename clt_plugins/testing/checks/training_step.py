@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import TOKENS, Bench, gradients, stir
+from clt_plugins.testing.bench import TOKENS, Bench, as_now, gradients, stir
 from clt_plugins.testing.checks.tensor_parallel import ROUNDING
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
@@ -51,17 +51,21 @@ def sparse_is_dense(bench: Bench) -> None:
         same(grads[1][name], grads[0][name], f"the same gradient of {name} on both paths", look, ROUNDING)
 
 
-@check("encoder", "activation", "tying")
+@check("encoder", "activation", "tying", needs=("sparse_is_dense",))
 def gradient(bench: Bench) -> None:
-    """The derivative of a loss by the encoder and the tying is the numerical one, in float64 (`gradcheck`)."""
+    """The derivative of a loss by the encoder and the tying is the numerical one, in float64 (`gradcheck`).
+
+    State that a step changes is taken back before each evaluation.
+    """
     _gradcheck(bench, lambda name: not name.startswith("activation."))
 
 
-@check("activation")
+@check("activation", needs=("gradient",))
 def own_gradient(bench: Bench) -> None:
     """The derivative by the activation's parameters is the numerical one, in float64 (`gradcheck`).
 
-    A straight-through estimator's is not: list it in `expected_failures` and say so. Skipped without parameters.
+    Every parameter that requires a gradient gets one. A straight-through estimator's is not right: list it in
+    `expected_failures` and say so. Skipped without parameters.
     """
     _gradcheck(bench, lambda name: name.startswith("activation."))
 
@@ -74,6 +78,8 @@ def _gradcheck(bench: Bench, belongs: Callable[[str], bool]) -> None:
         raise SkipTest("it has no parameters")
 
     def loss(name: str, value: Tensor) -> Tensor:
+        restore()
+
         def run(module: CrossLayerTranscoder) -> Tensor:
             x = module.normaliser.inputs(batch.inputs)
             features = module.encode_normalised(x).features
@@ -82,8 +88,10 @@ def _gradcheck(bench: Bench, belongs: Callable[[str], bool]) -> None:
 
         return torch.func.functional_call(_Call(transcoder, run), {f"module.{name}": value}, ())
 
+    restore = as_now(transcoder.activation)
     for name in names:
-        value = transcoder.get_parameter(name).detach().clone().requires_grad_()
+        # In float64, whatever its own type: a step of 1e-7 is lost in float32.
+        value = transcoder.get_parameter(name).detach().double().clone().requires_grad_()
         look = f"what {name} goes through: a `detach()`, a `no_grad`, or a wrong `backward`"
         try:
             # A step of 1e-7 does not change which features are kept: their pre-activations are further apart.
@@ -144,7 +152,7 @@ def save_load(bench: Bench) -> None:
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
 
 
-@check("encoder", "activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", "normalisation")
 def resume(bench: Bench) -> None:
     """A run that is resumed from a checkpoint ends with the same parameters, bit for bit, as one that never stopped."""
     train: dict[str, Any] = {
@@ -220,7 +228,7 @@ def determinism(bench: Bench) -> None:
             same(second[name], first[name], f"the same {what} of {name} in a second run", look)
 
 
-@check("encoder", "activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", "normalisation")
 def no_sync(bench: Bench) -> None:
     """A step reads nothing back from the device and has no shape that depends on numbers.
 

@@ -159,6 +159,9 @@ def estimate(parts: Parts, recipe: Recipe, outline: Outline | None = None, rates
     sizes = {name: p.numel() for name, p in transcoder.named_parameters()}
     here = {"auto", recipe.transcoder.device}
     buffer = sum(size for device, size in outline.buffer_bytes.items() if device in here)
+    if any(transform.drops for transform in parts.transforms):
+        # Rows that are left for the next batch, and the batch that rows are being put together in.
+        buffer += 2 * first.tokens * first.row_bytes
     libraries = rates.context if rates else 0
     held = memory(first, transcoder, outline, buffer=buffer, libraries=libraries, fixed=libraries > 0)
     written = int(first.visits) * first.d_model
