@@ -54,7 +54,7 @@ class Weight:
     """A parameter that is trained."""
 
     name: str
-    """`W_enc`, `tying.weight`, `activation.log_threshold`, `losses[1].scale`."""
+    """`encoder.W_enc`, `tying.weight`, `activation.log_threshold`, `losses[1].scale`."""
     parameter: nn.Parameter
     """This rank's part of it: its features, where it has some."""
     role: Role

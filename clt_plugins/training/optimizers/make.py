@@ -80,7 +80,7 @@ def role_of(name: str, rows: bool) -> Role:
         return "loss"
     if name.startswith("activation."):
         return "threshold"
-    if name in ("W_enc", "b_enc") or name.startswith("encoder."):
+    if name.startswith("encoder."):
         return "encoder" if rows else "bias"
     if name.startswith("tying."):
         return "decoder" if rows else "bias"
