@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         HasModel,
         Identified,
         Observes,
+        OwnRows,
         Preferred,
         ReadsBack,
+        RunsModel,
         Scheduled,
         Sends,
         Settable,
@@ -32,15 +34,17 @@ if TYPE_CHECKING:
         Stateful,
         SumsLater,
         Thresholded,
+        TrainsInModel,
         Updates,
     )
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.encoder import Encoder
     from clt_plugins.contract.model.kernels import Kernels
     from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
-    from clt_plugins.contract.reading.language_model import LanguageModel
+    from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
     from clt_plugins.contract.reading.source import Outline, Source
     from clt_plugins.contract.reading.transform import Transform
     from clt_plugins.contract.recipe import Recipe
@@ -48,8 +52,10 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.results.scores import Scores
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
-    from clt_plugins.contract.training.loss import Forward, Loss
+    from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
+    from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
+    from clt_plugins.contract.training.schedule import Schedule
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
@@ -71,7 +77,7 @@ if TYPE_CHECKING:
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
-    from clt_plugins.model.sparse import sparse_decode
+    from clt_plugins.model.sparse import own_rows, row_squares, sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.recipe.read import read_recipe, recipe_data
     from clt_plugins.registry.build import build
@@ -81,6 +87,7 @@ if TYPE_CHECKING:
     from clt_plugins.rows.source import StoredSource
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
+    from clt_plugins.training.optimizers.reference import update_rows
     from clt_plugins.training.run import run
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
@@ -95,8 +102,10 @@ _LAZY = {
         "HasModel",
         "Identified",
         "Observes",
+        "OwnRows",
         "Preferred",
         "ReadsBack",
+        "RunsModel",
         "Scheduled",
         "Sends",
         "Settable",
@@ -104,22 +113,26 @@ _LAZY = {
         "Stateful",
         "SumsLater",
         "Thresholded",
+        "TrainsInModel",
         "Updates",
     ],
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
+    "contract.model.encoder": ["Encoder"],
     "contract.model.kernels": ["Kernels"],
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel"],
+    "contract.reading.language_model": ["LanguageModel", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
     "contract.results.scores": ["Scores"],
-    "contract.training.loss": ["Forward", "Loss"],
+    "contract.training.loss": ["Forward", "Loss", "ModelPass"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
+    "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
+    "contract.training.schedule": ["Schedule"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
@@ -143,7 +156,7 @@ _LAZY = {
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
-    "model.sparse": ["sparse_decode"],
+    "model.sparse": ["own_rows", "row_squares", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],
@@ -153,6 +166,7 @@ _LAZY = {
     "rows.source": ["StoredSource"],
     "rows.store": ["Store"],
     "toml": ["toml_text"],
+    "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
