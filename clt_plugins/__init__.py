@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         HasModel,
         Identified,
         Observes,
+        OwnRows,
         Preferred,
         ReadsBack,
         RunsModel,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     )
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.encoder import Encoder
     from clt_plugins.contract.model.kernels import Kernels
     from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
-    from clt_plugins.model.sparse import sparse_decode
+    from clt_plugins.model.sparse import own_rows, sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.recipe.read import read_recipe, recipe_data
     from clt_plugins.registry.build import build
@@ -97,6 +99,7 @@ _LAZY = {
         "HasModel",
         "Identified",
         "Observes",
+        "OwnRows",
         "Preferred",
         "ReadsBack",
         "RunsModel",
@@ -112,6 +115,7 @@ _LAZY = {
     ],
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
+    "contract.model.encoder": ["Encoder"],
     "contract.model.kernels": ["Kernels"],
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
@@ -147,7 +151,7 @@ _LAZY = {
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
-    "model.sparse": ["sparse_decode"],
+    "model.sparse": ["own_rows", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],

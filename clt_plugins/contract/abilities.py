@@ -86,6 +86,14 @@ class Shifted(Protocol):
 
 
 @runtime_checkable
+class OwnRows(Protocol):
+    """A tying whose features have a row for their own layer that an encoder can share."""
+
+    def own_rows(self) -> Tensor:
+        """With what each feature writes to its own layer, factors included, [L, F, D]; differentiable."""
+
+
+@runtime_checkable
 class Observes(Protocol):
     """A normalisation that gathers statistics of its own, such as a covariance or quantiles."""
 

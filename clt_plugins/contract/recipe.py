@@ -239,8 +239,8 @@ def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
 class Recipe:
     """What to train, on what, and how; `clt_plugins plugins` describes every table.
 
-    Besides the fields below it has one for each slot: `source`, `normalisation`, `activation`, `tying`, `parallel` and
-    `kernels` are `Selected`; `losses`, `loggers` and `exports` are lists of them.
+    Besides the fields below it has one for each slot, called as its table: a `Selected`, or a list of them where a
+    recipe has `[[table]]`.
     """
 
     name: str = field(validator=_as_folder, metadata={"example": "my-transcoder"})

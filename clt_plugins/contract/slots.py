@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from clt_plugins.contract.model.activation import Activation
+from clt_plugins.contract.model.encoder import Encoder
 from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.contract.model.normalisation import Normalisation
 from clt_plugins.contract.model.parallel import Parallel
@@ -87,12 +88,22 @@ SLOTS = (
         note="It is a `torch.nn.Module`.",
     ),
     Slot(
+        hook="encoders",
+        table="encoder",
+        kind="encoder",
+        protocol=Encoder,
+        default="plain",
+        after="normalisation",
+        doc="The encoder: what pre-activations are made from.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
         hook="activations",
         table="activation",
         kind="activation",
         protocol=Activation,
         example="batchtopk",
-        after="normalisation",
+        after="encoder",
         doc="What turns pre-activations into features.",
         note="It is a `torch.nn.Module`.",
     ),

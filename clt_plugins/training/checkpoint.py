@@ -239,7 +239,7 @@ def load_checkpoint(
     copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
-    idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
+    idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.device)
     state_of.load(parts, stored, state.plugins, accepted)
     _set_moments(parts, optimizer, stored, accepted)
     transcoder.runs_dense = state.runs_dense

@@ -72,8 +72,7 @@ def run_model(transcoder: CrossLayerTranscoder, model: TrainableModel, text: Any
     learned depends neither on the number of contexts in a pass, nor on that of ranks.
     """
     parallel = transcoder.context.parallel
-    device = transcoder.b_enc.device
-    dtype = torch.promote_types(transcoder.b_enc.dtype, torch.float32)
+    device, dtype = transcoder.device, torch.promote_types(transcoder.context.dtype, torch.float32)
     reads: list[Tensor] = []
 
     def watch(_: int, read: Tensor, written: Tensor) -> None:

@@ -214,15 +214,18 @@ def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, st
     if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
         return
     # In the order of the step, so that the first one named is where it began.
+    transcoder = parts.transcoder
+    with torch.no_grad():
+        rows = transcoder.encoder.rows(transcoder.tying)
     suspects: list[tuple[str, Tensor]] = [
         ("the source's inputs", batch.inputs.transpose(0, 1)),
         ("the source's targets", batch.targets.transpose(0, 1)),
-        ("the encoder's weights", parts.transcoder.W_enc),
+        ("the encoder's weights", rows),
         ("the reconstruction", outcome.reconstruction.transpose(0, 1)),
     ]
-    grads = parts.transcoder.W_enc.grad
-    if grads is not None:
-        suspects.append(("the encoder's gradient", grads))
+    of_encoder = transcoder.encoder.parameters()  # type: ignore[attr-defined]
+    grads = (p.grad for p in of_encoder if p.dim() > 1 and len(p) == transcoder.n_layers)
+    suspects += [("the encoder's gradient", grad) for grad in grads if grad is not None]
     where = "no single place"
     for name, by_layer in suspects:
         bad = ~torch.isfinite(by_layer.flatten(1)).all(1)

@@ -109,7 +109,7 @@ def _train(
     own = {id(p) for p in transcoder.parameters()}
     extra = {name: p for name, p in learned.parameters(parts).items() if id(p) not in own}
     optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
-    idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
+    idle = torch.zeros(transcoder.shape, dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
     identity, source_anew = _data(parts, start, accept)
     # A checkpoint holds the statistics; fitting again would change the units in the middle of a run.

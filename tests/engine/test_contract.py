@@ -146,7 +146,7 @@ def test_a_closed_pipe_is_not_an_error_of_the_plugin_that_wrote_into_it(ran: Any
 def test_what_a_plugin_refuses_is_the_users_and_has_the_recipes_line(ran: Any, phase: str) -> None:
     done = ran(phase, 'raise Refused("losses[1].weight", "too heavy; use a smaller one")')
     assert done.exit_code == ExitCode.USAGE
-    assert done.stderr.splitlines()[-1] == "recipe.toml:19: losses[1].weight: too heavy; use a smaller one"
+    assert done.stderr.splitlines()[-1] == "recipe.toml:18: losses[1].weight: too heavy; use a smaller one"
     assert "plugin" not in done.stderr
 
 

@@ -38,6 +38,17 @@ def test_activations(case: Case) -> None:
 
 
 @parametrize(
+    "normalisations",
+    settings={
+        "whitening": [{}, {"method": "pca", "shrinkage": 0.0}, {"sides": "inputs"}, {"sides": "targets"}],
+        "rms": {},
+    },
+)
+def test_normalisations(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
     "tyings",
     settings={
         "untied": [{}, {"skip": True}],

@@ -54,7 +54,7 @@ def gradients(found: Parts, parallel: Any) -> dict[str, torch.Tensor]:
     """Terms and gradients of the second step."""
     run = InModel(found.transcoder, found.losses, found.source)
     wanted = run.wanted(1, 0.0)
-    idle = torch.zeros(found.transcoder.W_enc.shape[:2], dtype=torch.int64)
+    idle = torch.zeros(found.transcoder.shape, dtype=torch.int64)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
     run.read(wanted, progress)
     run.read(wanted, progress)

@@ -86,7 +86,7 @@ def numbers(bench: Bench) -> None:
 def no_change(bench: Bench) -> None:
     """A run ends with the same bits with the metric and without."""
     train = {"steps": 4, "log_every": 1, "eval_every": 2, "eval_tokens": 2 * TOKENS, "checkpoint_every": 4}
-    changes: dict[str, Any] = {"train": {**train, "lr": 0.01}, "transcoder": {"normalisation_tokens": 2 * TOKENS}}
+    changes: dict[str, Any] = {"train": {**train, "lr": 0.01, "statistics_tokens": 2 * TOKENS}}
     trained: list[dict[str, Tensor]] = []
     chosen: list[Any] = bench.recipe_data()["metrics"]
     for metrics in (chosen, []):

@@ -45,7 +45,7 @@ class Result:
     """Its features of each layer."""
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", "sparse_is_dense")
 def tensor_parallel(bench: Bench) -> None:
     """On 2 and 3 ranks that share the features, everything is as on one: first values, terms, features, gradients.
 
@@ -57,7 +57,7 @@ def tensor_parallel(bench: Bench) -> None:
     fresh = _weights(bench.parts(stirred=False, **changes))
     expected = {f"first/{name}": value.clone() for name, value in fresh.items()}
     parts = bench.parts(**changes)
-    weights = _packed(_weights(parts))
+    weights = packed(_weights(parts))
     expected |= _after_step(parts, bench)
     changes["parallel"] = {"name": CHOICE}
     for world in RANKS:
@@ -72,11 +72,19 @@ def step_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Resul
     local = _weights(parts)
     tensors = {f"first/{name}": x.clone() for name, x in local.items()}
     for name, value in load(weights).items():
-        local[name].copy_(_slice(value, axes[name], shard))
+        part = _slice(value, axes[name], shard)
+        expect(
+            local[name].shape == part.shape,
+            f"{name} {list(part.shape)} on a rank that has {len(shard)} of {FEATURES} features",
+            str(list(local[name].shape)),
+            "`__init__`: make it for `context.parallel.shard(context.n_features)`, and say by "
+            "`clt_plugins.parameter(value, feature_axis)` which axis counts features",
+        )
+        local[name].copy_(part)
     tensors |= _after_step(parts, bench)
     # Not closed after an error: other ranks would report the lost connection, and this process is killed anyway.
     close(parts)
-    return Result(tensors=_packed(tensors), axes=axes, shard=shard)
+    return Result(tensors=packed(tensors), axes=axes, shard=shard)
 
 
 def _weights(parts: Parts) -> dict[str, Tensor]:
@@ -84,7 +92,7 @@ def _weights(parts: Parts) -> dict[str, Tensor]:
     return {name: x for name, x in parts.transcoder.tensors().items() if not name.startswith("normaliser.")}
 
 
-def _packed(tensors: dict[str, Tensor]) -> bytes:
+def packed(tensors: dict[str, Tensor]) -> bytes:
     """A safetensors file of copies: views of one tensor cannot be in one."""
     return save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
 

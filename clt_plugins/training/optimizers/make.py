@@ -41,7 +41,7 @@ def make_optimizer(
     # The loop sets the rate before every step; the optimizer only needs some number to start with.
     config = with_rate(config, model.n_layers * model.n_features)
     assert config.lr is not None
-    device = model.W_enc.device
+    device = model.device
     beta1, beta2 = config.betas
     optimizer: torch.optim.Optimizer
     moments = torch.bfloat16 if config.states == "bf16" else torch.float32
@@ -79,9 +79,13 @@ def state_bytes(config: TrainConfig, dtype: torch.dtype) -> int:
 
 
 def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
-    """Whether a parameter holds rows of d_model numbers, of features or between dimensions; not a bias or threshold."""
-    per_feature = getattr(parameter, "feature_axis", None) is not None
-    return parameter.dim() >= (2 if per_feature else 3) and parameter.shape[-1] == d_model
+    """Whether a parameter holds rows, of features or between dimensions; not a bias or threshold.
+
+    Rows of a decoder may be a list [R, D]; whatever else is a matrix has one for each layer. An encoder's rows need not
+    have d_model numbers.
+    """
+    is_list = getattr(parameter, "feature_axis", None) == 0 and parameter.shape[-1] == d_model
+    return parameter.dim() >= (2 if is_list else 3)
 
 
 def _pieces(model: CrossLayerTranscoder, extra: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[Piece]]:

@@ -75,7 +75,7 @@ def memory(
         source=buffer,
         language_model=outline.model_bytes,
         libraries=libraries,
-        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes,
+        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes + work.encoder_bytes,
         pre_activations=layers * block * work.compute_bytes,
         selection=pairs * SELECTED_BYTES,
         pairs=pairs * PAIR_BYTES + of_extra,

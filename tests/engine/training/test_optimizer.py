@@ -60,7 +60,7 @@ def test_adamw_decays_matrices_only():
             p.grad = torch.zeros_like(p)
         optimizer.step()
         for name, p in transcoder.named_parameters():
-            factor = 0.95 if name in ("W_enc", "tying.weight") else 1.0
+            factor = 0.95 if name in ("encoder.W_enc", "tying.weight") else 1.0
             torch.testing.assert_close(p.detach(), before[name] * factor)
 
 

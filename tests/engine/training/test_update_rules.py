@@ -128,8 +128,8 @@ def test_a_parameter_moves_as_the_paper_says(name: str, states: str, decay: floa
     optimizer = make_optimizer(transcoder, config)
     numbers = torch.Generator().manual_seed(1)
     by_name = dict(transcoder.named_parameters())
-    watched = {"W_enc": (1, 2, 3), "b_enc": (0, 4)}
-    hand = {key: ByHand(name == "adamw", betas, eps, decay if key == "W_enc" else 0.0) for key in watched}
+    watched = {"encoder.W_enc": (1, 2, 3), "encoder.b_enc": (0, 4)}
+    hand = {key: ByHand(name == "adamw", betas, eps, decay if key == "encoder.W_enc" else 0.0) for key in watched}
     x = {key: float(by_name[key].detach()[index]) for key, index in watched.items()}
     for step in range(steps):
         lr = 0.01 * (step + 1)
