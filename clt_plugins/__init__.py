@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
+    from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
+    from clt_plugins.contract.training.schedule import Schedule
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
-    from clt_plugins.model.sparse import own_rows, sparse_decode
+    from clt_plugins.model.sparse import own_rows, row_squares, sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.recipe.read import read_recipe, recipe_data
     from clt_plugins.registry.build import build
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from clt_plugins.rows.source import StoredSource
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
+    from clt_plugins.training.optimizers.reference import update_rows
     from clt_plugins.training.run import run
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
@@ -128,6 +131,8 @@ _LAZY = {
     "contract.results.scores": ["Scores"],
     "contract.training.loss": ["Forward", "Loss", "ModelPass"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
+    "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
+    "contract.training.schedule": ["Schedule"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
@@ -151,7 +156,7 @@ _LAZY = {
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
-    "model.sparse": ["own_rows", "sparse_decode"],
+    "model.sparse": ["own_rows", "row_squares", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],
@@ -161,6 +166,7 @@ _LAZY = {
     "rows.source": ["StoredSource"],
     "rows.store": ["Store"],
     "toml": ["toml_text"],
+    "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

@@ -16,6 +16,8 @@ from clt_plugins.contract.results.exporter import Exporter
 from clt_plugins.contract.results.logger import Logger
 from clt_plugins.contract.training.loss import Loss
 from clt_plugins.contract.training.metric import Metric
+from clt_plugins.contract.training.optimizer import Optimizer
+from clt_plugins.contract.training.schedule import Schedule
 
 
 @attrs.frozen(kw_only=True)
@@ -129,13 +131,33 @@ SLOTS = (
         doc="Terms of the training loss; they are added up.",
     ),
     Slot(
+        hook="optimizers",
+        table="optimizer",
+        kind="optimizer",
+        protocol=Optimizer,
+        default="adam",
+        after="train",
+        doc="What changes weights by their gradients.",
+        note="It is built after the transcoder, and for a plan: what it cannot do with several ranks it refuses there.",
+    ),
+    Slot(
+        hook="schedules",
+        table="schedule",
+        kind="schedule",
+        protocol=Schedule,
+        default="linear",
+        after="optimizer",
+        doc="How the learning rate goes over a run.",
+        note="It may also be chosen in other settings, for the weight of a loss.",
+    ),
+    Slot(
         hook="metrics",
         table="metrics",
         kind="metric",
         protocol=Metric,
         many=True,
         default=["training", "held_out"],
-        after="train",
+        after="schedule",
         doc="What a training step and a held-out pass report.",
     ),
     Slot(

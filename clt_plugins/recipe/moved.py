@@ -21,6 +21,14 @@ def _to(table: str, setting: str) -> Elsewhere:
 MOVED: Mapping[str, Elsewhere] = {
     "transcoder.normalisation": _to("normalisation", "name"),
     "transcoder.normalisation_tokens": _to("train", "statistics_tokens"),
+    "train.optimizer": _to("optimizer", "name"),
+    "train.betas": _to("optimizer", "betas"),
+    "train.eps": _to("optimizer", "eps"),
+    "train.weight_decay": _to("optimizer", "weight_decay"),
+    "train.states": _to("optimizer", "states"),
+    "train.bf16_weights": _to("optimizer", "bf16_weights"),
+    "train.schedule": _to("schedule", "name"),
+    "train.warmup_steps": _to("schedule", "warmup_steps"),
 }
 """What became of a table (`convert`) or a setting (`train.optimizer`)."""
 

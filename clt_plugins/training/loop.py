@@ -14,8 +14,8 @@ One step, from left to right through the code, with the file of each part:
     reduce                 average over ranks that share tokens           a plugin's Parallel
     check                  stop if a rank could not read                  distributed/reading
     guard                  stop before a NaN reaches a weight             _guard
-    clip                   scale gradients to a norm, as Adam reads them  training/optimizers/clip
-    step                   Adam at the scheduled rate                     training/optimizers
+    clip                   scale gradients to a norm                      training/optimizers/clip
+    step                   at the scheduled rate                          plugins' Schedule and Optimizer
 
 Nothing in a step reads a number back from a GPU, except at the log interval. On a CPU, where reading is free, a loss
 that is not finite stops the run at its own step.
@@ -43,15 +43,17 @@ from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.in_model import InModel
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
+from clt_plugins.training.moments import moments
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
-from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
+from clt_plugins.training.optimizers.rate import set_rate
 from clt_plugins.training.state import Watch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.results.scores import Scores
+    from clt_plugins.contract.training.schedule import Schedule
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
 
@@ -60,6 +62,7 @@ def train(
     parts: Parts,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
     progress: Progress,
     loggers: list[Logger],
     folder: Path,
@@ -68,6 +71,7 @@ def train(
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
 
     Args:
+        schedule: of the learning rate, which `config` has.
         folder: where checkpoints go.
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
@@ -79,7 +83,9 @@ def train(
     transcoder, source, device = parts.transcoder, parts.source, parts.context.device
     parallel = parts.context.parallel
     activation = transcoder.activation
-    schedule = activation.schedule if isinstance(activation, Scheduled) else None
+    anneal = activation.schedule if isinstance(activation, Scheduled) else None
+    assert config.lr is not None
+    schedule_steps = config.schedule_steps or config.steps
     parameters = list(learned.parameters(parts).values())
     in_model = InModel(transcoder, parts.losses, source)
     reading = Reading(source, parallel, device)
@@ -105,7 +111,7 @@ def train(
         due = _due(config, progress.step + 1)
         before = parallel.sent()
 
-        done = min(1.0, progress.step / (config.schedule_steps or config.steps))
+        done = min(1.0, progress.step / schedule_steps)
         wanted = in_model.wanted(progress.step + 1, done)
         first_text = any(wanted) and in_model.text is None
         batch = reading.next(lambda wanted=wanted: in_model.read(wanted, progress))  # type: ignore[misc]
@@ -115,12 +121,12 @@ def train(
         watch.lap("data_s")
 
         # The rate and the activation's schedule depend on the step alone: a checkpoint need not hold them.
-        lr = learning_rate(config, progress.step)
+        lr = schedule(progress.step, schedule_steps, config.lr)
         set_rate(optimizer, lr)
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
-        if schedule is not None:
-            schedule(done)
+        if anneal is not None:
+            anneal(done)
         of_model = in_model.passes(wanted)
         outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done, of_model)
         # Losses of which none has a gradient in this step (AuxK alone, while no feature is dead) change no weight.
@@ -140,6 +146,8 @@ def train(
         if config.clip_norm is not None and norm is not None:
             clip_gradients(parameters, norm, config.clip_norm, optimizer)
         optimizer.step()
+        if progress.step == 0:
+            moments(parts, optimizer)  # what checkpoints cannot hold is refused now, not hours later
 
         # A feature that was active for another data rank's tokens is not idle, so counts are summed over tokens.
         counts = parallel.total(outcome.features.counts(), over="tokens")

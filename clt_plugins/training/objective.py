@@ -79,6 +79,7 @@ def objective(
     # Decoder norms cost a pass over the decoder: at most once per step, and only if a loss asks.
     norms = lru_cache(maxsize=1)(transcoder.tying.norms)
     terms: dict[str, Tensor] = {}
+    steps = transcoder.context.schedule_steps
     for loss, extra, model in zip(losses, encoded.extras, passes or [None] * len(losses), strict=True):
         forward = Forward(
             batch=batch,
@@ -95,6 +96,8 @@ def objective(
             extra=extra,
             pre=encoded.pre,
             progress=progress,
+            step=round(progress * steps),
+            steps=steps,
             model=model,
         )
         for name, value in _terms(loss, forward).items():

@@ -30,7 +30,7 @@ from clt_plugins.training.folder import Start, record_start, run_folder, version
 from clt_plugins.training.in_model import check_losses
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
-from clt_plugins.training.optimizers.schedule import with_rate
+from clt_plugins.training.optimizers.rate import with_rate
 from clt_plugins.training.resume import changes, check_data_ranks, check_identity, identity_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _train(
     recipe = attrs.evolve(start.recipe, train=rate)
     own = {id(p) for p in transcoder.parameters()}
     extra = {name: p for name, p in learned.parameters(parts).items() if id(p) not in own}
-    optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
+    optimizer = make_optimizer(transcoder, recipe, extra)
+    schedule = build(recipe.schedule, attrs.evolve(parts.context, recipe=recipe))
     idle = torch.zeros(transcoder.shape, dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
     identity, source_anew = _data(parts, start, accept)
@@ -133,7 +134,14 @@ def _train(
         transcoder.train()
         with signals.in_loop():
             scores = train(
-                parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", lambda: signals.asked
+                parts,
+                recipe.train,
+                optimizer,
+                schedule,
+                progress,
+                loggers,
+                folder / "checkpoints",
+                lambda: signals.asked,
             )
             save_transcoder(transcoder, folder / "transcoder")
             # In the last step there was nothing to stop; what comes after it can still be left out.

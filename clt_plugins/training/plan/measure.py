@@ -59,7 +59,7 @@ def measure(recipe: Recipe, n_layers: int, d_model: int) -> Rates:
     return _rates(
         device,
         f"{small.transcoder.features} features per layer, {small.train.batch_tokens} tokens a step",
-        memory=done.parameters * (3 * done.weight_bytes + 2 * done.state_bytes) / seconds["optimizer"],
+        memory=(3 * done.parameters * done.weight_bytes + 2 * done.state_bytes) / seconds["optimizer"],
         products=products | {done.product: _flops(done) / seconds["product"]},
         numbers=done.tokens * n_layers * done.n_features / seconds["selection"],
         decoded=numbers / seconds["decode"],
@@ -138,7 +138,7 @@ def _step(parts: Parts, recipe: Recipe) -> tuple[dict[str, float], Work]:
         transcoder.activation.schedule(0.5)
     transcoder.settle(0.0)  # what is dense at first is measured as it is later
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, context.d_model))
-    optimizer = make_optimizer(transcoder, recipe.train)
+    optimizer = make_optimizer(transcoder, recipe)
     done = work(parts, recipe, progress=0.5)
     x = transcoder.normaliser.inputs(batch.inputs)
     h, weight, bias = (one.detach() for one in transcoder.affine_form(x))

@@ -17,7 +17,7 @@ class Memory:
     gradients: int
     """One for each parameter."""
     optimizer: int
-    """Adam's two moments of each parameter; and the lower halves of bfloat16 weights (`train.bf16_weights`)."""
+    """What the optimizer keeps beside the parameters, such as Adam's two moments of each."""
     normalisation: int
     """The normalisation's numbers: a shift and a scale of inputs and targets, or matrices."""
     source: int

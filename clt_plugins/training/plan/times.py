@@ -168,7 +168,7 @@ def _decoder(work: Work, rates: Rates) -> list[Piece]:
 
 def _optimizer(work: Work, rates: Rates) -> Piece:
     """Adam reads weight, gradient and moments, and writes weight and moments."""
-    moved = work.parameters * (3 * work.weight_bytes + 2 * work.state_bytes)
+    moved = 3 * work.parameters * work.weight_bytes + 2 * work.state_bytes
     return _piece("optimizer", {MEMORY: moved / rates.memory})
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
-from clt_plugins.training.optimizers.make import is_matrix, state_bytes
+from clt_plugins.training.optimizers.make import build_optimizer, is_matrix, weights_of
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
@@ -56,7 +56,7 @@ class Work:
     weight_bytes: int
     """Of each parameter."""
     state_bytes: int
-    """Of each parameter: moments, and the lower halves of weights (`train.bf16_weights`)."""
+    """Of all parameters: what the optimizer keeps beside them."""
     compute_bytes: int
     """Of each normalised activation."""
     row_bytes: int
@@ -132,7 +132,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         parameters=sum(p.numel() for p in transcoder.parameters()),
         rows=sum(p.numel() for p in matrices) // d_model,
         weight_bytes=dtype.itemsize,
-        state_bytes=state_bytes(train, dtype),
+        state_bytes=sum(map(build_optimizer(transcoder, recipe).state_bytes, weights_of(transcoder))),
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
         product=narrow if sparse or parts.context.device.type != "cpu" else str(compute_type).removeprefix("torch."),

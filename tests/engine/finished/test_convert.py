@@ -40,7 +40,7 @@ def trained(name: str) -> Parts:
     )
     recipe = built.context.recipe
     assert recipe is not None
-    optimizer = make_optimizer(built.transcoder, recipe.train, 0)
+    optimizer = make_optimizer(built.transcoder, recipe)
     idle = torch.zeros(3, 64, dtype=torch.int64)
     for _ in range(30):
         optimizer.zero_grad()

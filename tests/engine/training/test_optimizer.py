@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from clt_plugins.training.optimizers.adam import AdamBF16
 
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizers.adam import AdamBF16
 from clt_plugins.training.optimizers.make import make_optimizer
 from clt_plugins.training.optimizers.reference import store
 from tests.support.helpers import parts, random_batch

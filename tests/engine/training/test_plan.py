@@ -45,7 +45,7 @@ def test_the_peak_is_what_lasts_and_the_largest_phase():
 
 def test_settings_change_what_they_should():
     base = plan(recipe(), plugins())
-    half = plan(recipe(train={"states": "bf16"}), plugins())
+    half = plan(recipe(optimizer={"name": "adam", "states": "bf16"}), plugins())
     assert half.bytes.optimizer == base.bytes.optimizer / 2
     dense = plan(recipe(transcoder={"path": "dense"}), plugins())
     assert dense.bytes.pairs == 0 < base.bytes.pairs
