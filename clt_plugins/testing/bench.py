@@ -22,11 +22,10 @@ from clt_plugins.contract.spec import Selected, Spec
 from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
+from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
-from clt_plugins.training.checkpoint import Progress
-from clt_plugins.training.in_model import InModel
 from clt_plugins.training.objective import Outcome, objective
 
 LAYERS, D_MODEL, FEATURES, TOKENS = 3, 6, 41, 16
@@ -159,7 +158,7 @@ def passes(parts: Parts, losses: Sequence[Loss]) -> list[ModelPass | None]:
         )
         return [one if runs else None for runs in wanted]
     run = InModel(parts.transcoder, losses, parts.source)
-    run.read(wanted, Progress(step=0, tokens=0, idle_tokens=idle_tokens()))
+    run.read(wanted, None)
     return run.passes(wanted)
 
 
