@@ -99,7 +99,7 @@ def _steps(parts: Parts, bench: Bench, tokens: slice) -> dict[str, Tensor]:
 
 def _state(parts: Parts) -> dict[str, Tensor]:
     """Parameters that are not trained, and buffers, of activation and losses."""
-    modules = {"activation": parts.transcoder.activation}
+    modules: dict[str, Any] = {"activation": parts.transcoder.activation}
     modules |= {f"losses.{number}": loss for number, loss in enumerate(parts.losses)}
     found: dict[str, Tensor] = {}
     for prefix, module in modules.items():
