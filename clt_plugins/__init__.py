@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FixedSizes,
         HasModel,
         Identified,
+        OwnRows,
         Preferred,
         ReadsBack,
         Scheduled,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.exporter import Exporter, Imported
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
+    from clt_plugins.contract.training.callback import Callback
     from clt_plugins.contract.training.loss import Forward, Loss
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.batch import Batch
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from clt_plugins.rows.source import StoredSource
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
+    from clt_plugins.training.between.run import Training
     from clt_plugins.training.run import run
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
@@ -87,6 +90,7 @@ _LAZY = {
         "FixedSizes",
         "HasModel",
         "Identified",
+        "OwnRows",
         "Preferred",
         "ReadsBack",
         "Scheduled",
@@ -107,6 +111,7 @@ _LAZY = {
     "contract.reading.source": ["Outline", "Source"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
+    "contract.training.callback": ["Callback"],
     "contract.training.loss": ["Forward", "Loss"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
@@ -139,6 +144,7 @@ _LAZY = {
     "rows.source": ["StoredSource"],
     "rows.store": ["Store"],
     "toml": ["toml_text"],
+    "training.between.run": ["Training"],
     "training.run": ["run"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

@@ -11,6 +11,7 @@ from clt_plugins.contract.model.tying import Tying
 from clt_plugins.contract.reading.source import Source
 from clt_plugins.contract.results.exporter import Exporter
 from clt_plugins.contract.results.logger import Logger
+from clt_plugins.contract.training.callback import Callback
 from clt_plugins.contract.training.loss import Loss
 
 
@@ -94,13 +95,23 @@ SLOTS = (
         doc="Terms of the training loss; they are added up.",
     ),
     Slot(
+        hook="callbacks",
+        table="callbacks",
+        kind="callback",
+        protocol=Callback,
+        many=True,
+        default=[],
+        after="train",
+        doc="What acts between steps: initial values, resampling, averages, an early stop.",
+    ),
+    Slot(
         hook="loggers",
         table="loggers",
         kind="logger",
         protocol=Logger,
         many=True,
         default=["tensorboard", "jsonl", "console"],
-        after="train",
+        after="callbacks",
         doc="Sinks of metrics.",
         note="It may write below `context.folder`.",
     ),

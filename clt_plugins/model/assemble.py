@@ -12,6 +12,7 @@ from clt_plugins.contract.abilities import Closable
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.reading.source import Source
+from clt_plugins.contract.training.callback import Callback
 from clt_plugins.contract.training.loss import Loss
 from clt_plugins.model.devices import connect, make_device, with_kernels
 from clt_plugins.model.parameters import note_axes
@@ -33,11 +34,13 @@ class Parts:
     source: Source
     transcoder: CrossLayerTranscoder
     losses: list[Loss]
+    callbacks: list[Callback] = attrs.field(factory=list)
 
     def chosen(self) -> dict[str, Any]:
         """What a recipe chose and a step uses, by path: `activation`, `losses[1]`."""
         inside = {table: getattr(self.transcoder, table) for table in self.transcoder.choices}
-        return inside | {f"losses[{number}]": loss for number, loss in enumerate(self.losses)}
+        lists: dict[str, list[Any]] = {"losses": self.losses, "callbacks": self.callbacks}
+        return inside | {f"{table}[{n}]": one for table, many in lists.items() for n, one in enumerate(many)}
 
     def outside(self) -> dict[str, nn.Module]:
         """Those of them that are modules and no part of the transcoder."""
@@ -69,7 +72,8 @@ def assemble_around(source: Source, context: Context) -> Parts:
     context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
     transcoder = build_transcoder(context)
     losses = [build(loss, context) for loss in recipe.losses]
-    parts = Parts(context, source, transcoder, losses)
+    callbacks = [build(callback, context) for callback in recipe.callbacks]
+    parts = Parts(context, source, transcoder, losses, callbacks)
     for module in parts.outside().values():
         note_axes(module)
     return parts

@@ -77,6 +77,10 @@ class Bench:
     def spec(self) -> Spec:
         return self.plugins.pick(self.slot, self.choice).spec
 
+    def settable(self) -> set[str]:
+        """The names of the choice's settings."""
+        return {a.name for a in attrs.fields(self.spec.config)}
+
     def recipe_data(self, **changes: Any) -> dict[str, Any]:
         """The recipe's tables, the choice among them.
 

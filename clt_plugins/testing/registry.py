@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[[Bench], None]")
 
-SHARED = ("every", "training_step", "tensor_parallel", "positions")
+SHARED = ("every", "training_step", "resume", "tensor_parallel", "positions")
 """The modules of checks that are not called after a kind."""
 
 

@@ -58,6 +58,8 @@ class Progress:
     """What it is trained by, as TOML."""
     identity: Mapping[str, str] = attrs.field(factory=dict)
     """What the data are made from, as the source says (`Identified`)."""
+    stopped: str = ""
+    """Why a callback has ended training before its last step; empty if none has."""
 
 
 @attrs.frozen(kw_only=True)
@@ -78,6 +80,8 @@ class TrainingState:
     """What its data are made from, by setting."""
     capacity: CapacityState | None = None
     """Places for pairs above a threshold, where sizes are fixed."""
+    stopped: str = ""
+    """Why a callback has ended training; empty if none has."""
     plugins: dict[str, Any] = attrs.field(factory=dict)
     """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
 
@@ -115,6 +119,7 @@ def save_checkpoint(
             recipe=progress.recipe,
             identity=dict(progress.identity),
             capacity=transcoder.capacity.state(parallel),
+            stopped=progress.stopped,
             plugins=plugins,
         )
         if parallel.rank == 0:
@@ -223,10 +228,12 @@ def load_checkpoint(
     accepted: Collection[str] = (),
     source_anew: bool = False,
 ) -> Progress:
-    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it.
+    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it, but for the
+    state of plugins (`load_plugins_state`), which callbacks may only now make room for.
 
     Args:
-        accepted: choices of the recipe that may be others than the checkpoint's; they begin anew.
+        accepted: choices of the recipe that may be others than the checkpoint's. With callbacks among them, a run that
+            one had ended goes on.
         source_anew: leave the source at its beginning, since it reads other data.
     """
     transcoder = parts.transcoder
@@ -234,7 +241,6 @@ def load_checkpoint(
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
-    state_of.load(parts, stored, state.plugins, accepted)
     _set_moments(parts, optimizer, stored, accepted)
     transcoder.runs_dense = state.runs_dense
     transcoder.capacity.load_state(state.capacity)
@@ -243,7 +249,14 @@ def load_checkpoint(
         parts.source.load_state(state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
-    return Progress(state.step, state.tokens, idle_tokens)
+    ended = "" if any(one.startswith("callbacks") for one in accepted) else state.stopped
+    return Progress(state.step, state.tokens, idle_tokens, stopped=ended)
+
+
+def load_plugins_state(path: Path, parts: Parts, accepted: Collection[str]) -> None:
+    """Set what plugins outside the transcoder keep to what a checkpoint holds; see `state.load`."""
+    state = read_json(path / "training.json", TrainingState)
+    state_of.load(parts, SlicedTensors.find(path, "training"), state.plugins, accepted)
 
 
 def _moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, int | None]]:
@@ -264,15 +277,16 @@ def _set_moments(
     parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTensors, accepted: Collection[str]
 ) -> None:
     parameters, views = learned.parameters(parts), learned.views(parts)
-    others = {"idle_tokens", CPU, DEVICE, *state_of.tensors(parts)[0]}
-    for full in stored.shapes.keys() - others:
+    for full in stored.shapes:
+        if full in ("idle_tokens", CPU, DEVICE) or state_of.OF_PLUGIN.match(full):
+            continue
         key, count, owner = full.partition(" of ")
         name = owner
         if not count:
             key, _, name = full.partition("/")
             owner = views[name][0] if name in views else ""
         parameter = parameters.get(owner)
-        if parameter is None and names(accepted, owner or name or full):
+        if parameter is None and names(accepted, name):
             continue
         if parameter is None:
             raise Refused(stored.folder, f"unknown training state {full!r}")

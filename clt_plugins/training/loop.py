@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
+    from clt_plugins.training.between.calls import Calls
 
 
 def train(
@@ -58,6 +60,7 @@ def train(
     loggers: list[Logger],
     folder: Path,
     wants_stop: Callable[[], bool],
+    calls: Calls | None = None,
 ) -> Scores | None:
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
 
@@ -65,6 +68,7 @@ def train(
         folder: where checkpoints go.
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
+        calls: the callbacks, which act between steps; None if there are none.
 
     Raises:
         Stopped: interrupted (after a checkpoint), or the loss was not finite (the last good checkpoint stays).
@@ -86,6 +90,8 @@ def train(
     def log(metrics: dict[str, Any]) -> None:
         for logger in loggers:
             logger.log(progress.step, {"tokens": progress.tokens, **metrics})
+        if calls is not None:
+            calls.note(metrics)
 
     def checkpoint() -> None:
         nonlocal saved_step
@@ -94,8 +100,11 @@ def train(
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
-    while progress.step < config.steps:
+    while progress.step < config.steps and not progress.stopped:
         due = _due(config, progress.step + 1)
+        if calls is not None:
+            calls.before()
+            watch.skip()
         before = parallel.sent()
 
         batch = reading.next()
@@ -123,7 +132,8 @@ def train(
         norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
         # Before the clip: a NaN norm would make every gradient NaN, and the message could not name where it began. On a
         # GPU the loss is read only where the step reads numbers anyway, and always before a file is written.
-        if device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]:
+        guarded = device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]
+        if guarded:
             _guard(parts, outcome, norm, batch, progress.step, saved_step)
         if config.clip_norm is not None and norm is not None:
             clip_gradients(parameters, norm, config.clip_norm, optimizer)
@@ -144,6 +154,11 @@ def train(
         watch.lap("step_s")
         if progress.step == first + 1:
             held.check()  # what would be lost is told before hours of training
+        if calls is not None:
+            calls.after(outcome)
+            due = calls.decide(due)
+            if any(due.values()) and not guarded:
+                _guard(parts, outcome, norm, batch, progress.step - 1, saved_step)
 
         if due["log"] or due["eval"]:
             reading.compare()
@@ -159,8 +174,16 @@ def train(
             bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
             log(metrics)
         if due["eval"]:
-            evaluated = score(transcoder, source.held_out(config.eval_tokens))
-            log({f"eval/{name}": value for name, value in evaluated.as_metrics().items()})
+            with calls.evaluating() if calls is not None else nullcontext():
+                evaluated = score(transcoder, source.held_out(config.eval_tokens))
+            metrics = {f"eval/{name}": value for name, value in evaluated.as_metrics().items()}
+            log(metrics)
+            if calls is not None:
+                calls.evaluated(metrics)
+                due = calls.decide(due)
+        if calls is not None:
+            for metrics in calls.logged():
+                log(metrics)
         # A signal reaches ranks at different steps: all stop after the same one.
         stopping = reading.stops(wants_stop()) and progress.step < config.steps
         if due["checkpoint"] or stopping:

@@ -5,6 +5,8 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,10 @@ class Untied(Decoder):
     def expand(self, layer: int) -> Tensor:
         """The decoder of one source layer, [F, L - layer, D], detached."""
         return self._rows(self.weight.detach(), layer)
+
+    def own_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """The rows of a layer's features, one for each target: [F, L - layer, D]."""
+        return "weight", lambda weight: self._rows(weight, layer)
 
     def views(self) -> dict[str, View]:
         """One tensor W_dec.SS [F, L - s, D] for each source layer."""

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import torch
 from torch import Tensor
 
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import TOKENS, Bench, gradients, stir
+from clt_plugins.testing.bench import Bench, gradients, stir
 from clt_plugins.testing.checks.tensor_parallel import ROUNDING
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
-from clt_plugins.training.run import run
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from clt_plugins.contract.recipe import Recipe
 
 
 @check("activation", "tying", "losses")
@@ -137,36 +130,10 @@ def save_load(bench: Bench) -> None:
                 dict(loaded.named_buffers())[name],
                 buffer,
                 f"the buffer {name} as it was saved",
-                "a buffer with `persistent=False` is not saved, so `__init__` must compute it; steps must not change it",
+                "a buffer with `persistent=False` is not saved, so `__init__` must compute it, and no step change it",
             )
     with torch.no_grad():
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
-
-
-@check("activation", "tying", "losses")
-def resume(bench: Bench) -> None:
-    """A run that is resumed from a checkpoint ends with the same parameters, bit for bit, as one that never stopped."""
-    train = {"steps": 6, "checkpoint_every": 3, "log_every": 6, "eval_every": 6, "eval_tokens": 2 * TOKENS}
-    # All features are dead from the second step on until they are active: what waits for dead features is tried too.
-    changes: dict[str, Any] = {"train": {**train, "keep_checkpoints": 9, "lr": 0.01, "dead_after_tokens": TOKENS}}
-    if bench.slot == "losses" and bench.choice != "mse":
-        # A loss may be 0, without a gradient, in a step (AuxK without dead features).
-        changes["losses"] = [*bench.recipe_data()["losses"], {"name": "mse"}]
-    recipe = bench.recipe(**changes, transcoder={"normalisation_tokens": 2 * TOKENS})
-    out = bench.folder / "run"
-    with torch.random.fork_rng():
-        never_stopped = {name: x.clone() for name, x in _run(bench, recipe, out).items()}
-        resumed = _run(bench, recipe, out, resume="step_000003")
-    look = (
-        "what changes during a run and is neither a parameter nor a buffer of a torch.nn.Module, nor given by `state`: "
-        "no checkpoint holds it"
-    )
-    for name, value in never_stopped.items():
-        same(resumed[name], value, f"{name} after step 6, resumed after step 3, as if never stopped", look)
-
-
-def _run(bench: Bench, recipe: Recipe, out: Path, resume: str | None = None) -> dict[str, Tensor]:
-    return run(recipe, out=out, resume=resume, plugins=bench.plugins).tensors()
 
 
 @check("activation", "tying", "losses")
