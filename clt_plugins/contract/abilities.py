@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Over
     from clt_plugins.contract.reading.language_model import LanguageModel
     from clt_plugins.contract.results.exporter import Imported
+    from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Pairs
     from clt_plugins.data.layout import Layout
     from clt_plugins.data.update import AdamUpdate
@@ -74,6 +75,22 @@ class OwnRows(Protocol):
         n is L - layer, a row for each target; or 1 where one row serves all targets. The view is also taken of tensors
         that have the parameter's shape, or length 1 instead of D.
         """
+
+
+@runtime_checkable
+class Observes(Protocol):
+    """A normalisation that gathers statistics of its own, such as a covariance or quantiles."""
+
+    def observe(self, batch: Batch) -> None:
+        """Read a batch of raw activations, on the CPU; its numbers are shared and must not be changed.
+
+        It is called before `fit` for the first batches of the run, and on each data rank for that rank's tokens:
+        `fit` joins what the ranks gathered, by `context.parallel.total(x, over="tokens")`. All ranks are handed as many
+        batches. What is gathered is no buffer, and not saved.
+        """
+
+    def observed_bytes(self) -> int:
+        """Bytes of what is gathered on the transcoder's device, for a plan; asked on the device "meta"."""
 
 
 @runtime_checkable

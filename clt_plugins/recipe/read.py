@@ -89,7 +89,7 @@ def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -
     """The recipe of a run that is over, without what nothing is left to do for.
 
     What was only for training and its end (`requires`, `[[exports]]`) and choices of plugins that are not installed
-    are replaced by their defaults, or left out of a list. The source is needed in any case.
+    are replaced by their defaults, or left out of a list. The source and the transforms are needed in any case.
 
     Returns:
         The recipe, and a text for each logger that is left out.
@@ -101,7 +101,7 @@ def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -
     missing = []
     for slot in SLOTS:
         chosen = table.get(slot.table)
-        if slot.table == "source" or chosen is None:
+        if slot.table in ("source", "transforms") or chosen is None:
             continue
         if not slot.many:
             if not _is_installed(chosen, slot, plugins):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins.distributed.generators import CPU, DEVICE, generator_states, set_generators
+from clt_plugins.distributed.transformed import load_position
 from clt_plugins.errors import Faults, Refused, names
 from clt_plugins.files.atomic import flush, remove
 from clt_plugins.files.folders import atomic_folder, verify
@@ -73,7 +74,7 @@ class TrainingState:
     runs_dense: bool
     """Whether the transcoder ran by matrix products, not by sparse ones."""
     source: dict[str, Any]
-    """`Source.state()`: which data come next."""
+    """`Source.state()`: which data come next; with transforms, see `TransformedSource`."""
     recipe: str = ""
     """The recipe that it was trained by, as TOML: what a resumed run is compared with."""
     identity: dict[str, str] = attrs.field(factory=dict)
@@ -246,7 +247,7 @@ def load_checkpoint(
     transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens
     if not source_anew:
-        parts.source.load_state(state.source)
+        load_position(parts.source, state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
     ended = "" if any(one.startswith("callbacks") for one in accepted) else state.stopped

@@ -3,7 +3,8 @@
 One step, from left to right through the code, with the file of each part:
 
     source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/reading
-    normalise              shift and scale per layer and dimension        model/normaliser
+    transform              numbers or rows, where the recipe says so      a plugin's Transform; distributed/transformed
+    normalise              a shift and a scale, fitted before the run     a plugin's Normalisation
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
@@ -25,6 +26,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +37,12 @@ from tqdm import tqdm
 
 from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.distributed.reading import Reading
+from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.model.scores import Scores, score
+from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
@@ -47,6 +51,7 @@ from clt_plugins.training.state import Watch
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
     from clt_plugins.contract.results.logger import Logger
+    from clt_plugins.contract.results.scores import Scores
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
     from clt_plugins.training.between.calls import Calls
@@ -155,7 +160,7 @@ def train(
         if progress.step == first + 1:
             held.check()  # what would be lost is told before hours of training
         if calls is not None:
-            calls.after(outcome)
+            calls.after(partial(step_of, parts, progress, batch, outcome, counts, norm, lr))
             due = calls.decide(due)
             if any(due.values()) and not guarded:
                 _guard(parts, outcome, norm, batch, progress.step - 1, saved_step)
@@ -163,20 +168,24 @@ def train(
         if due["log"] or due["eval"]:
             reading.compare()
         if due["log"]:
-            metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
-            metrics.update(watch.means(tokens))
-            metrics.update(_traffic(before, sent))
+            own = {**watch.means(tokens), **_traffic(before, sent)}
             left_out = transcoder.capacity.read(parallel)
             if left_out is not None:
-                metrics["train/pairs_left_out"] = left_out
+                own["train/pairs_left_out"] = left_out
+            if isinstance(source, TransformedSource):
+                own.update(source.take_counts())
+            metrics = of_step(parts.metrics, step_of(parts, progress, batch, outcome, counts, norm, lr), own)
             # Sparse or dense is chosen by measured density, and only here, where the number is read anyway.
-            transcoder.settle(metrics["train/l0"] / (transcoder.n_layers * transcoder.n_features))
-            bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
+            l0 = float(parallel.total(counts.sum())) / (batch.tokens * parallel.data_ranks)
+            transcoder.settle(l0 / (transcoder.n_layers * transcoder.n_features))
+            loss = float(parallel.total(outcome.total, over="tokens")) / parallel.data_ranks
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             log(metrics)
         if due["eval"]:
+            held_out = passes(parts.metrics)
             with calls.evaluating() if calls is not None else nullcontext():
-                evaluated = score(transcoder, source.held_out(config.eval_tokens))
-            metrics = {f"eval/{name}": value for name, value in evaluated.as_metrics().items()}
+                evaluated = score(transcoder, source.held_out(config.eval_tokens), held_out)
+            metrics = of_pass(held_out, evaluated)
             log(metrics)
             if calls is not None:
                 calls.evaluated(metrics)
@@ -202,37 +211,6 @@ def _due(config: TrainConfig, step: int) -> dict[str, bool]:
     last = step == config.steps  # the last step always logs, evaluates and saves
     every = {"log": config.log_every, "eval": config.eval_every, "checkpoint": config.checkpoint_every}
     return {name: last or step % interval == 0 for name, interval in every.items()}
-
-
-def _step_metrics(
-    outcome: Outcome,
-    counts: Tensor,
-    norm: Tensor | None,
-    lr: float,
-    parts: Parts,
-    config: TrainConfig,
-    progress: Progress,
-) -> dict[str, Any]:
-    """The numbers of one training step, of all ranks; reads them back from the device."""
-    normaliser, parallel = parts.transcoder.normaliser, parts.context.parallel
-
-    def mean(x: Tensor) -> Tensor:
-        return parallel.total(x, over="tokens") / parallel.data_ranks
-
-    # In raw units, as the held-out NMSE is: normalisation must not change what is reported.
-    error = ((outcome.reconstruction - outcome.targets) * normaliser.target_scale).square().mean((0, 2))
-    nmse = (mean(error) / normaliser.target_variance).float().cpu()
-    dead = parallel.total((progress.idle_tokens >= config.dead_after_tokens).sum())
-    metrics: dict[str, Any] = {f"loss/{name}": float(mean(value)) for name, value in outcome.terms.items()}
-    metrics["loss/total"] = float(mean(outcome.total))
-    metrics["train/nmse"] = float(nmse.mean())
-    metrics["train/nmse_by_layer"] = nmse
-    metrics["train/l0"] = float(parallel.total(counts.sum())) / (outcome.targets.shape[0] * parallel.data_ranks)
-    metrics["train/dead_fraction"] = float(dead) / (parts.transcoder.n_layers * parts.transcoder.n_features)
-    metrics["optim/lr"] = lr
-    if norm is not None:
-        metrics["optim/grad_norm"] = float(norm)
-    return metrics
 
 
 def _traffic(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

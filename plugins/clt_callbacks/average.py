@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clt_plugins import Training, buffer
+from clt_plugins import Step, Training, buffer
 
 if TYPE_CHECKING:
     from clt_callbacks import EMAConfig
@@ -34,7 +34,7 @@ class EMA(nn.Module):
         """By the names of the parameters."""
         return {name: self.get_buffer(own) for name, own in self.names.items()}
 
-    def after(self, run: Training, step: Any) -> None:
+    def after(self, run: Training, step: Step) -> None:
         """Move the averages towards the weights: average += (1 - decay) · (weight - average)."""
         done = run.step // self.every - 1
         decay = min(self.decay, done / (done + 9))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from clt_plugins import Training
+from clt_plugins import Step, Training
 
 if TYPE_CHECKING:
     from clt_callbacks import DecoderNormConfig
@@ -25,7 +25,7 @@ class DecoderNorm:
         if run.step == 0:
             self._project(run)
 
-    def after(self, run: Training, step: Any) -> None:
+    def after(self, run: Training, step: Step) -> None:
         """Keep the norms."""
         self._project(run)
 

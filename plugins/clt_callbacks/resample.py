@@ -17,12 +17,12 @@ Shapes: B tokens of a rank, L layers, D d_model, F features per layer of this ra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from clt_plugins import Context, OwnRows, Training, generator
+from clt_plugins import Batch, Context, OwnRows, Step, Training, generator
 
 if TYPE_CHECKING:
     from clt_callbacks import ResampleConfig
@@ -37,7 +37,7 @@ class Resample:
         self.every = config.every
 
     @torch.no_grad()
-    def after(self, run: Training, step: Any) -> None:
+    def after(self, run: Training, step: Step) -> None:
         """Resample all features that are dead now."""
         if run.step > self.config.until * run.steps:
             return
@@ -79,7 +79,7 @@ class Resample:
             drawn.append(torch.searchsorted(weights[:, layer].contiguous(), uniform * weights[-1, layer]))
         return [tokens.clamp_max(len(weights) - 1) for tokens in drawn]
 
-    def _losses(self, run: Training, batch: Any) -> Tensor:
+    def _losses(self, run: Training, batch: Batch) -> Tensor:
         """The squared error of each token in the layers from each on, [B, L] float64, on the CPU."""
         error = (batch.targets - run.reconstruct(batch)).double().square().sum(2)
         return error.flip(1).cumsum(1).flip(1).cpu()

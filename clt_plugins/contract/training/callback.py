@@ -17,7 +17,7 @@ class Callback(Protocol):
     `before(run)`
         Before a step, where so many steps are done that `every` divides them: 0, every, 2 * every, ...
     `after(run, step)`
-        After a step that `every` divides, before its log, evaluation and checkpoint. `step` is an `Outcome`.
+        After a step that `every` divides, before its log, evaluation and checkpoint. `step` is a `Step`.
     `evaluated(run, metrics)`
         After each evaluation on held-out tokens; `metrics` is what was logged, by name (`eval/nmse`).
     `finish(run)`

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.contract.model.activation import Selection
+    from clt_plugins.data.affine import Affine
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features
 
@@ -35,8 +36,8 @@ class Forward:
     features: Features
     reconstruction: Tensor
     """[B, L, D]; of all ranks together."""
-    scale: Tensor
-    """Raw units per normalised unit of the targets, [L, D]: `(reconstruction - targets) * scale` is the raw error."""
+    units: Affine
+    """What the targets' normalised units are in raw ones: `units.raw(reconstruction - targets)` is the raw error."""
     variance: Tensor
     """Variance of the raw targets, [L]: mean over dimensions of the variance over tokens."""
     norms: Callable[[], Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen, validators
 
@@ -11,7 +11,7 @@ from clt_plugins import Spec, hookimpl
 if TYPE_CHECKING:
     import torch
 
-    from clt_plugins import Context, Training
+    from clt_plugins import Context, Step, Training
 
 
 @frozen(kw_only=True)
@@ -32,7 +32,7 @@ class Example:
         self.every = config.every
         self.scaled = 0
 
-    def after(self, run: Training, step: Any) -> None:
+    def after(self, run: Training, step: Step) -> None:
         """After each step that `every` divides: new rows, by an operation of `run`."""
         for layer in range(run.context.n_layers):
             rows = run.encoder(layer)

@@ -62,8 +62,8 @@ def small_run(bench: Bench, **changes: Any) -> dict[str, Any]:
     """
     train: dict[str, Any] = {"steps": STEPS, "checkpoint_every": HALF, "keep_checkpoints": 9, "log_every": STEPS}
     train |= {"eval_every": 2, "eval_tokens": 2 * TOKENS, "lr": 0.01, "dead_after_tokens": TOKENS}
-    transcoder = {"normalisation_tokens": 2 * TOKENS, **changes.pop("transcoder", {})}
+    train["statistics_tokens"] = 2 * TOKENS
     if bench.slot == "callbacks":
         small = {name: value for name, value in {"every": 2, "tokens": 4 * TOKENS}.items() if name in bench.settable()}
         changes["callbacks"] = [{"name": bench.choice, **small, **bench.settings}]
-    return {"train": train, "transcoder": transcoder, **changes}
+    return {"train": train, **changes}

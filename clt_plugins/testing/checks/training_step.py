@@ -130,7 +130,7 @@ def save_load(bench: Bench) -> None:
                 dict(loaded.named_buffers())[name],
                 buffer,
                 f"the buffer {name} as it was saved",
-                "a buffer with `persistent=False` is not saved, so `__init__` must compute it, and no step change it",
+                "one with `persistent=False` is not saved, so `__init__` must compute it; no step may change it",
             )
     with torch.no_grad():
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)

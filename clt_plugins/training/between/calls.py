@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from clt_plugins.training.between.run import Training
 
 if TYPE_CHECKING:
     from clt_plugins.contract.training.callback import Callback
+    from clt_plugins.contract.training.metric import Step
     from clt_plugins.model.assemble import Parts
     from clt_plugins.training.checkpoint import Progress
 
@@ -48,9 +49,15 @@ class Calls:
         for callback in self._with("before", self.run.step):
             callback.before(self.run)
 
-    def after(self, step: Any) -> None:
-        """After a step."""
-        for callback in self._with("after", self.run.step):
+    def after(self, make: Callable[[], Step]) -> None:
+        """After a step.
+
+        Args:
+            make: says what was done in it; asked only where a callback is due.
+        """
+        due = self._with("after", self.run.step)
+        step = make() if due else None
+        for callback in due:
             callback.after(self.run, step)
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
