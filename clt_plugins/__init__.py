@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Buffered,
         Checks,
         Closable,
+        FeatureRows,
         FixedSizes,
         HasModel,
         Identified,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.encoder import Encoder
     from clt_plugins.contract.model.kernels import Kernels
     from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from clt_plugins.contract.training.callback import Callback
     from clt_plugins.contract.training.loss import Forward, Loss
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
+    from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
+    from clt_plugins.contract.training.schedule import Schedule
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
@@ -73,7 +77,7 @@ if TYPE_CHECKING:
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
-    from clt_plugins.model.sparse import sparse_decode
+    from clt_plugins.model.sparse import own_rows, row_squares, sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.recipe.read import read_recipe, recipe_data
     from clt_plugins.registry.build import build
@@ -84,6 +88,7 @@ if TYPE_CHECKING:
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
     from clt_plugins.training.between.run import Training
+    from clt_plugins.training.optimizers.reference import update_rows
     from clt_plugins.training.run import run
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
@@ -94,6 +99,7 @@ _LAZY = {
         "BothGradients",
         "Checks",
         "Closable",
+        "FeatureRows",
         "FixedSizes",
         "HasModel",
         "Identified",
@@ -112,6 +118,7 @@ _LAZY = {
     ],
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
+    "contract.model.encoder": ["Encoder"],
     "contract.model.kernels": ["Kernels"],
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
@@ -125,6 +132,8 @@ _LAZY = {
     "contract.results.scores": ["Scores"],
     "contract.training.loss": ["Forward", "Loss"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
+    "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
+    "contract.training.schedule": ["Schedule"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
@@ -148,7 +157,7 @@ _LAZY = {
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
-    "model.sparse": ["sparse_decode"],
+    "model.sparse": ["own_rows", "row_squares", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],
@@ -159,6 +168,7 @@ _LAZY = {
     "rows.store": ["Store"],
     "toml": ["toml_text"],
     "training.between.run": ["Training"],
+    "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

@@ -67,9 +67,17 @@ class Shifted(Protocol):
 
 @runtime_checkable
 class OwnRows(Protocol):
+    """A tying whose features have a row for their own layer that an encoder can share."""
+
+    def own_rows(self) -> Tensor:
+        """With what each feature writes to its own layer, factors included, [L, F, D]; differentiable."""
+
+
+@runtime_checkable
+class FeatureRows(Protocol):
     """A tying whose features have decoder rows of their own, so that callbacks can set and scale those of one."""
 
-    def own_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+    def feature_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
         """The parameter that holds the rows of a source layer's features, and the view of it: [F, n, D].
 
         n is L - layer, a row for each target; or 1 where one row serves all targets. The view is also taken of tensors

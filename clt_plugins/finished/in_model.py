@@ -74,6 +74,7 @@ class Replacement:
         inputs: what the MLPs of the unchanged model read, raw, [R, L, D].
     """
 
+    @torch.no_grad()
     def __init__(self, transcoder: CrossLayerTranscoder, inputs: Tensor):
         self.transcoder = transcoder
         self.raw = inputs.clone()
@@ -81,7 +82,8 @@ class Replacement:
         self.token: list[Tensor] = []
         self.feature: list[Tensor] = []
         self.values: list[Tensor] = []
-        shape = len(inputs), transcoder.n_layers, transcoder.W_enc.shape[1]
+        shape = len(inputs), transcoder.n_layers, transcoder.shape[1]
+        _, self.rows, self.bias = transcoder.affine_form(transcoder.normaliser.inputs(inputs[:1]))
         self.acts = inputs.new_zeros(shape) if transcoder.runs_dense else None
 
     @torch.no_grad()
@@ -99,7 +101,7 @@ class Replacement:
 
     def _sparse(self, x: Tensor, layer: int) -> Features:
         """The features of this layer, and those of earlier layers as they were when it was their turn."""
-        n_layers, n_features = self.transcoder.n_layers, self.transcoder.W_enc.shape[1]
+        n_layers, n_features = self.transcoder.n_layers, self.transcoder.shape[1]
         of_layer = self._thresholded(x, layer) if isinstance(self.transcoder.activation, Thresholded) else None
         token, feature, values = of_layer or self._selected(x, layer)
         for so_far, new in ((self.token, token), (self.feature, feature), (self.values, values)):
@@ -113,8 +115,8 @@ class Replacement:
         """Token, feature and value of the layer's active features; other layers need not be encoded for them."""
         transcoder, activation = self.transcoder, self.transcoder.activation
         assert isinstance(activation, Thresholded)
-        weight = transcoder.W_enc[layer].to(x.dtype)
-        pre = torch.addmm(transcoder.b_enc[layer].to(x.dtype), x[:, layer], weight.T)
+        h, weight = transcoder.encoder.inputs(x)[:, layer], self.rows[layer].to(x.dtype)
+        pre = torch.addmm(self.bias[layer].to(x.dtype), h, weight.T)
         token, number = (pre > activation.threshold()[layer].to(pre)).nonzero(as_tuple=True)
         feature = layer * weight.shape[0] + number
         return token, feature, activation(pre[token, number], feature)

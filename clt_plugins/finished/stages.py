@@ -75,7 +75,7 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool =
     # What exporters will get: the converted transcoder, with any thresholds; None if it cannot be converted.
     exported: CrossLayerTranscoder | None = transcoder
     if recipe.convert is not None:
-        config, thresholds = recipe.convert, torch.ones(transcoder.W_enc.shape[:2])
+        config, thresholds = recipe.convert, torch.ones(transcoder.shape)
         collect(lambda: conversion.check_convertible(transcoder))
         collect(lambda: config.targets(transcoder.n_layers, transcoder.n_features))
         exported = collect(lambda: conversion.with_thresholds(transcoder, thresholds, config.activation, plugins))
@@ -84,7 +84,7 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool =
         collect(lambda: evaluation.model_tokens(source, evaluate_config))
     # Training needs held-out text too. A plan alone (device "meta") does not ask for it, since a source may have to
     # run a language model to answer.
-    if data and (recipe.convert is not None or recipe.evaluate is not None or not transcoder.W_enc.is_meta):
+    if data and (recipe.convert is not None or recipe.evaluate is not None or transcoder.device.type != "meta"):
         collect(lambda: evaluation.check_held_out(source))
     for index, chosen in enumerate(recipe.exports):
         exporter: Exporter | None = collect(lambda chosen=chosen: build(chosen, parts.context))  # type: ignore[misc]
@@ -206,7 +206,7 @@ def after_training(
         The transcoder; the converted one if the recipe has [convert].
     """
     origin = identify(folder / "transcoder")
-    device = str(transcoder.W_enc.device)
+    device = str(transcoder.device)
     if recipe.convert is not None:
         target = folder / "converted"
         made_from = Provenance(transcoder=origin, settings=settings_of(recipe, "convert", recipe.convert))

@@ -6,7 +6,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ TABLES: dict[str, Any] = {
     "source": {"name": "synthetic", "layers": LAYERS, "d_model": D_MODEL, "features": 24, "active": 2.0},
     "transcoder": {"features": FEATURES, "device": "cpu"},
     "normalisation": {"name": "none"},
+    "encoder": {"name": "plain"},
     "activation": {"name": "topk", "k": 8},
     "tying": {"name": "untied"},
     "losses": [{"name": "mse"}],
@@ -55,7 +56,8 @@ class Probe:
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         error = (forward.reconstruction - forward.targets).square().mean()
-        return {"probe": error + 0.1 * forward.sum_features(forward.features.values.tanh().sum()) / TOKENS}
+        values = forward.features.values.tanh()
+        return {"probe": error + 0.1 * forward.sum_features(values.sum()) / len(forward.targets)}
 
 
 @attrs.frozen(eq=False)
@@ -73,6 +75,8 @@ class Bench:
     """What other processes import the plugin by, where it is not installed."""
     folder: Path
     """Empty, and deleted after the check."""
+    trial: bool = False
+    """Whether there are no settings because nobody could give them: `plugins --check`."""
 
     @property
     def spec(self) -> Spec:
@@ -81,6 +85,11 @@ class Bench:
     def settable(self) -> set[str]:
         """The names of the choice's settings."""
         return {a.name for a in attrs.fields(self.spec.config)}
+
+    @property
+    def file(self) -> str:
+        """The plugin's module."""
+        return self.plugins.pick(self.slot, self.choice).file
 
     def recipe_data(self, **changes: Any) -> dict[str, Any]:
         """The recipe's tables, the choice among them.
@@ -153,6 +162,40 @@ def idle_tokens(device: str = "cpu", features: range = range(FEATURES)) -> Tenso
     idle = torch.zeros(LAYERS, FEATURES, dtype=torch.int64)
     idle[:, ::3] = 1000
     return idle[:, features.start : features.stop].to(device)
+
+
+def as_now(module: Any) -> Callable[[], None]:
+    """Returns what takes a module back to its state of now: what a step changed and is not trained.
+
+    Parameters without gradient, buffers, and attributes that are numbers, tensors or plain collections of them.
+    """
+    modules = list(module.modules()) if isinstance(module, torch.nn.Module) else [module]
+    plain = [{k: copy.deepcopy(x) for k, x in vars(each).items() if _is_plain(x)} for each in modules]
+    tensors: list[tuple[Tensor, Tensor]] = []
+    for each in modules:
+        if isinstance(each, torch.nn.Module):
+            own = [
+                *each._buffers.values(),
+                *(p for p in each._parameters.values() if p is not None and not p.requires_grad),
+            ]
+            tensors += [(x, x.detach().clone()) for x in own if x is not None]
+
+    def restore() -> None:
+        for each, values in zip(modules, plain, strict=True):
+            for name in [name for name, x in vars(each).items() if _is_plain(x) and name not in values]:
+                delattr(each, name)
+            vars(each).update(copy.deepcopy(values))
+        with torch.no_grad():
+            for x, value in tensors:
+                x.copy_(value)
+
+    return restore
+
+
+def _is_plain(x: Any) -> bool:
+    if isinstance(x, list | tuple | dict | set):
+        return all(map(_is_plain, x.values() if isinstance(x, dict) else x))
+    return x is None or isinstance(x, bool | int | float | str) or (isinstance(x, Tensor) and x.grad_fn is None)
 
 
 def gradients(parts: Parts) -> dict[str, Tensor]:

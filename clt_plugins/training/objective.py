@@ -73,6 +73,7 @@ def objective(
     # Decoder norms cost a pass over the decoder: at most once per step, and only if a loss asks.
     norms = lru_cache(maxsize=1)(transcoder.tying.norms)
     terms: dict[str, Tensor] = {}
+    steps = transcoder.context.schedule_steps
     for loss, extra in zip(losses, encoded.extras, strict=True):
         forward = Forward(
             batch=batch,
@@ -89,6 +90,8 @@ def objective(
             extra=extra,
             pre=encoded.pre,
             progress=progress,
+            step=round(progress * steps),
+            steps=steps,
         )
         for name, value in _terms(loss, forward).items():
             if name in terms:

@@ -30,7 +30,7 @@ from clt_plugins.training.checkpoint import Progress, load_checkpoint, load_plug
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
-from clt_plugins.training.optimizers.schedule import with_rate
+from clt_plugins.training.optimizers.rate import with_rate
 from clt_plugins.training.resume import changes, check_data_ranks, check_identity, identity_of
 
 if TYPE_CHECKING:
@@ -107,8 +107,9 @@ def _train(
     recipe = attrs.evolve(start.recipe, train=rate)
     own = {id(p) for p in transcoder.parameters()}
     extra = {name: p for name, p in learned.parameters(parts).items() if id(p) not in own}
-    optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
-    idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
+    optimizer = make_optimizer(transcoder, recipe, extra)
+    schedule = build(recipe.schedule, attrs.evolve(parts.context, recipe=recipe))
+    idle = torch.zeros(transcoder.shape, dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
     identity, source_anew = _data(parts, start, accept)
     # A checkpoint holds the statistics; fitting again would change the units in the middle of a run.
@@ -138,7 +139,15 @@ def _train(
         transcoder.train()
         with signals.in_loop():
             scores = train(
-                parts, recipe.train, optimizer, progress, loggers, folder / "checkpoints", lambda: signals.asked, calls
+                parts,
+                recipe.train,
+                optimizer,
+                schedule,
+                progress,
+                loggers,
+                folder / "checkpoints",
+                lambda: signals.asked,
+                calls,
             )
             if calls is not None:
                 calls.finish()

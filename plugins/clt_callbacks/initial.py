@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clt_plugins import OwnRows, Training
+from clt_plugins import Training
 
 if TYPE_CHECKING:
     from clt_callbacks import ActiveSubspaceConfig, TiedStartConfig
@@ -29,7 +29,8 @@ class TiedStart:
         if run.step == 0:
             for layer in range(run.context.n_layers):
                 rows = run.transcoder.tying.expand(layer)[:, 0]
-                run.reinitialise(layer, own_features(run), encoder=rows * self.scale)
+                encoder = run.rows_for(layer, rows * self.scale)
+                run.reinitialise(layer, own_features(run), encoder=encoder)
 
 
 class ActiveSubspace:
@@ -54,17 +55,19 @@ class ActiveSubspace:
         for layer in range(run.context.n_layers):
             encoder = _projected(run.encoder(layer)[:, None], inputs[layer : layer + 1])[:, 0]
             run.reinitialise(layer, feature, encoder=encoder)
-            if self.config.decoder and isinstance(run.transcoder.tying, OwnRows):
+            if self.config.decoder and "decoder" in run.settable:
                 # One row for all targets is projected by those of its own layer.
                 rows = run.decoder(layer)
                 run.reinitialise(layer, feature, decoder=_projected(rows, targets[layer : layer + rows.shape[1]]))
 
     @torch.no_grad()
     def _projections(self, run: Training) -> tuple[Tensor, Tensor]:
-        """V Vᵀ of inputs and of targets, [L, D, D] float64 each."""
+        """V Vᵀ of inputs, [L, H, H], and of targets, [L, D, D]; float64."""
         sums: list[Tensor] = []
         for batch in run.sample(self.config.tokens):
-            for number, x in enumerate((batch.inputs, batch.targets)):
+            # What rows are multiplied with: the inputs, but for encoders that transform them.
+            read = run.transcoder.encoder.inputs(batch.inputs)
+            for number, x in enumerate((read, batch.targets)):
                 by_layer = x.double().transpose(0, 1)
                 square = by_layer.transpose(1, 2) @ by_layer
                 if len(sums) <= number:

@@ -10,19 +10,19 @@ reconstruction, in normalised units: the layers that the feature can write to. T
 
 and the optimizer forgets what it knows of them. The original is an autoencoder, whose decoder takes the input's
 direction; here the decoder writes something else than it reads, so it takes what is missing there. Where features have
-no decoder rows of their own (`per_target`), decoders stay as they are.
+no decoder rows of their own (`per_target`), or the encoder's are computed (`tied`), those stay as they are.
 
 Shapes: B tokens of a rank, L layers, D d_model, F features per layer of this rank, T sampled tokens of all ranks.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, Context, OwnRows, Step, Training, generator
+from clt_plugins import Batch, Context, Step, Training, generator
 
 if TYPE_CHECKING:
     from clt_callbacks import ResampleConfig
@@ -52,14 +52,17 @@ class Resample:
             feature = dead[layer].nonzero().flatten()
             alive = ~dead[layer]
             missing = residuals[layer]
-            decoder = None
-            if isinstance(run.transcoder.tying, OwnRows):
+            new: dict[str, Any] = {}
+            if "decoder" in run.settable:
                 norm = self._mean(run, run.transcoder.tying.norms()[layer], alive)
-                decoder = missing / missing.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None] * norm
-            norm = self._mean(run, run.encoder(layer).float().norm(dim=1), alive) * self.config.encoder_scale
-            encoder = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) * norm
-            first = run.transcoder.own.start
-            run.reinitialise(layer, feature + first, encoder=encoder, bias=0.0, decoder=decoder)
+                new["decoder"] = missing / missing.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None] * norm
+            if "encoder" in run.settable:
+                norm = self._mean(run, run.encoder(layer).float().norm(dim=1), alive) * self.config.encoder_scale
+                rows = run.rows_for(layer, rows)
+                new["encoder"] = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) * norm
+            if "bias" in run.settable:
+                new["bias"] = 0.0
+            run.reinitialise(layer, feature + run.transcoder.own.start, **new)
 
     def _draw(self, run: Training, dead: Tensor) -> list[Tensor]:
         """The token, of T, of each dead feature of this rank, by layer; each [n] int64."""

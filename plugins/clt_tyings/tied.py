@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clt_plugins import Context, Features, Layout, Refused, dense_decode, parameter, sparse_decode, uniform
+from clt_plugins import Context, Features, Layout, Refused, dense_decode, own_rows, parameter, sparse_decode, uniform
 from clt_tyings.decoder import Decoder, View, unchanged
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class Tied(Decoder):
             )
         return to_targets[0]
 
+    def own_rows(self) -> Tensor:
+        """What each feature writes to its own layer, [L, F, D], scales included; differentiable."""
+        rows = own_rows(self.weight, Layout.own_layer(self.n_layers, self.n_features))
+        return rows if self.scale is None else rows * self.scale[..., None]
+
     def _rows(self, layer: int) -> Tensor:
         """The rows of a source layer's features for each target, without scales: [F, L - layer, D], detached."""
         raise NotImplementedError
@@ -136,7 +141,7 @@ class PerSource(Tied):
             out = out + pad(written.view(-1, len(targets), out.shape[-1]), (0, 0, source, 0))
         return out
 
-    def own_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+    def feature_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
         """The row of each of a layer's features, for all targets: [F, 1, D]."""
         return "weight", lambda weight: weight[layer][:, None]
 

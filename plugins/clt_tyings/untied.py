@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clt_plugins import Context, Features, Layout, dense_decode, parameter, sparse_decode, uniform
+from clt_plugins import Context, Features, Layout, dense_decode, own_rows, parameter, sparse_decode, uniform
 from clt_tyings.decoder import Decoder, View
 
 
@@ -60,7 +60,11 @@ class Untied(Decoder):
         """The decoder of one source layer, [F, L - layer, D], detached."""
         return self._rows(self.weight.detach(), layer)
 
-    def own_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+    def own_rows(self) -> Tensor:
+        """What each feature writes to its own layer, [L, F, D]; differentiable."""
+        return own_rows(self.weight, self.layout)
+
+    def feature_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
         """The rows of a layer's features, one for each target: [F, L - layer, D]."""
         return "weight", lambda weight: self._rows(weight, layer)
 

@@ -32,10 +32,10 @@ LEVELS: dict[str, list[Any]] = {
 }
 
 NUMBERS = {
-    "bf16 weights": ({"dtype": "bfloat16"}, {}),
-    "fp32": ({}, {}),
-    "fp32, bf16 product": ({}, {"precision": "bf16"}),
-    "fp32, bf16 moments": ({}, {"states": "bf16"}),
+    "bf16 weights": ({"dtype": "bfloat16"}, {}, "fp32"),
+    "fp32": ({}, {}, "fp32"),
+    "fp32, bf16 product": ({}, {"precision": "bf16"}, "fp32"),
+    "fp32, bf16 moments": ({}, {}, "bf16"),
 }
 
 Combination = dict[str, Any]
@@ -58,7 +58,7 @@ def _tables(chosen: Combination) -> dict[str, Any]:
     losses: list[dict[str, Any]] = [{"name": "mse"}]
     if chosen["loss"] != "mse":
         losses.append({"name": chosen["loss"]} | ({"k": 4} if chosen["loss"] == "auxk" else {}))
-    transcoder, train = NUMBERS[chosen["numbers"]]
+    transcoder, train, states = NUMBERS[chosen["numbers"]]
     way, _, kernels = chosen["way"].partition(", ")
     return {
         "transcoder": {"path": way, **transcoder},
@@ -67,6 +67,7 @@ def _tables(chosen: Combination) -> dict[str, Any]:
         "losses": losses,
         "kernels": {"name": kernels or "auto"},
         "train": {"clip_norm": 1.0, **train},
+        "optimizer": {"name": "adam", "states": states},
     }
 
 

@@ -184,7 +184,7 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
         distributions.module("plugin_under_test", source)
         found = {}
         for case in cases("plugin_under_test"):
-            if only in str(case):
+            if only in str(case) and case.check != "imports":  # these modules import torch, and much else
                 try:
                     case.run()
                 except Nonconformance as error:
@@ -209,8 +209,15 @@ def test_a_topk_that_forgets_other_ranks(failures: Any) -> None:
 def test_a_source_that_repeats_a_row_after_resuming(failures: Any) -> None:
     assert failures(HEADER + SOURCE, OFFSET="0") == {}
     found = failures(HEADER + SOURCE, OFFSET="-1")
-    assert found.keys() == {"mine/resume", "mine/exactly_once", "mine/other_ranks"}
-    assert "112 different rows, resumed after 48\n     got: 1 of them came before" in found["mine/exactly_once"]
+    assert found.keys() == {"mine/resume"}
+    assert "the state that was loaded" in found["mine/resume"]
+
+
+def test_a_source_that_repeats_a_row_though_its_state_is_right(failures: Any) -> None:
+    """Batches are as before, since the row before the first one is the last one."""
+    again = {"self.rows[start : start + share]": "self.rows[[(n * 31) % 64 for n in range(start, start + share)]]"}
+    found = failures(HEADER + SOURCE, only="once", OFFSET="0", **again)
+    assert "112 different rows, resumed after 48\n     got: 48 of them came before" in found["mine/exactly_once"]
 
 
 def test_a_source_whose_position_is_that_of_one_rank(failures: Any) -> None:
@@ -294,8 +301,10 @@ def test_a_source_whose_identity_is_that_of_a_process(failures: Any, value: str)
 def test_a_loss_that_detaches_its_gradient(failures: Any) -> None:
     assert failures(HEADER + LOSS, DETACH="") == {}
     found = failures(HEADER + LOSS, DETACH=".detach()")
+    assert found.keys() == {"mine/terms"}
+    assert "got: none: the loss changes no weight" in found["mine/terms"]
+    found = failures(HEADER + LOSS, DETACH="* (1 - forward.features.values.detach().tanh())")
     assert found.keys() == {"mine/gradient_features"}
-    assert "got: no gradient" in found["mine/gradient_features"]
     assert "a `detach()`" in found["mine/gradient_features"]
 
 

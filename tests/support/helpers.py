@@ -59,7 +59,7 @@ TYINGS: dict[str, dict[str, Any]] = {
 }
 ALL_LOSSES: list[dict[str, Any]] = [
     {"name": "mse"},
-    {"name": "tanh_sparsity", "weight": 0.1, "schedule": "constant"},
+    {"name": "tanh_sparsity", "weight": 0.1, "weight_schedule": {"name": "constant", "warmup_steps": 0}},
     {"name": "auxk", "weight": 0.5, "k": 3},
 ]
 

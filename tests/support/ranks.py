@@ -163,7 +163,7 @@ def steps(case: Case, built: Parts, count: int = 50) -> dict[str, torch.Tensor]:
     """Weights after some steps of training with clipped gradients."""
     parallel, transcoder = built.context.parallel, built.transcoder
     parameters = list(transcoder.parameters())
-    optimizer = make_optimizer(transcoder, case.recipe().train)
+    optimizer = make_optimizer(transcoder, case.recipe())
     share = TOKENS // parallel.data_ranks
     rows = slice(parallel.data_rank * share, (parallel.data_rank + 1) * share)
     shard = parallel.shard(FEATURES)

@@ -55,6 +55,10 @@ class Forward:
     """All pre-activations [B, L, F], where a loss of the recipe says `needs_pre = True`; else None."""
     progress: float
     """The share of the training steps that are done, 0 to 1."""
+    step: int
+    """Steps done, from 0 up to `steps`; for a `Schedule`: `schedule(forward.step, forward.steps, weight)`."""
+    steps: int
+    """The steps that schedules go over (`train.schedule_steps`, else all of the run)."""
 
 
 class Loss(Protocol):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.contract.abilities import OwnRows
+from clt_plugins.contract.abilities import FeatureRows
 from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:
@@ -33,17 +33,39 @@ class Rows:
     def __init__(self, transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer):
         self.transcoder, self.optimizer = transcoder, optimizer
 
+    @property
+    def settable(self) -> set[str]:
+        """Which weights of single features can be set: "encoder", "bias", "decoder"."""
+        encoder, tying = self.transcoder.encoder, self.transcoder.tying
+        has = {
+            "encoder": _per_feature(encoder.rows(tying)),
+            "bias": _per_feature(encoder.bias()),
+            "decoder": isinstance(tying, FeatureRows),
+        }
+        return {name for name, one in has.items() if one}
+
     def encoder(self, layer: int) -> tuple[nn.Parameter, View]:
         """The encoder's rows of a layer, [F, H].
 
         Raises:
             Refused: they are no parameter of the encoder.
         """
-        return self.transcoder.W_enc, lambda x: x[layer]
+        return self._of_encoder("rows", self.transcoder.encoder.rows(self.transcoder.tying)), lambda x: x[layer]
 
     def bias(self, layer: int) -> tuple[nn.Parameter, View]:
-        """The encoder's biases of a layer, [F]."""
-        return self.transcoder.b_enc, lambda x: x[layer]
+        """The encoder's biases of a layer, [F].
+
+        Raises:
+            Refused: they are no parameter of the encoder.
+        """
+        return self._of_encoder("biases", self.transcoder.encoder.bias()), lambda x: x[layer]
+
+    def _of_encoder(self, what: str, value: Tensor) -> nn.Parameter:
+        if not (isinstance(value, nn.Parameter) and _per_feature(value)):
+            name = self.transcoder.choices["encoder"].name
+            text = f"the encoder {name!r} computes its {what} from other weights, so those of a feature cannot be set"
+            raise Refused("callbacks", text)
+        return value
 
     def decoder(self, layer: int) -> tuple[nn.Parameter, View]:
         """The decoder's rows of a layer, [F, n, D]; n is L - layer, or 1 where a row serves all targets.
@@ -52,15 +74,18 @@ class Rows:
             Refused: the tying has no rows of single features.
         """
         tying = self.transcoder.tying
-        if not isinstance(tying, OwnRows):
+        if not isinstance(tying, FeatureRows):
             name = self.transcoder.choices["tying"].name
             raise Refused("callbacks", f"features of the tying {name!r} have no decoder rows of their own: use another")
-        name, view = tying.own_rows(layer)
+        name, view = tying.feature_rows(layer)
         return self.transcoder.get_parameter(f"tying.{name}"), view
 
-    def as_rows(self, layer: int, x: Tensor) -> Tensor:
-        """What a layer's encoder multiplies with, of normalised inputs [N, D] of that layer: [N, H]."""
-        return x
+    @torch.no_grad()
+    def rows_for(self, layer: int, x: Tensor) -> Tensor:
+        """What a layer's encoder multiplies rows with, of normalised inputs [N, D] of that layer: [N, H]."""
+        inputs = x.new_zeros(len(x), self.transcoder.n_layers, x.shape[1])
+        inputs[:, layer] = x
+        return self.transcoder.encoder.inputs(inputs)[:, layer]
 
     @torch.no_grad()
     def write(self, parameter: nn.Parameter, view: View, feature: Tensor, value: Tensor | float) -> None:
@@ -87,3 +112,8 @@ class Rows:
             fits = isinstance(value, Tensor) and value.dim() == parameter.dim()
             if fits and value.shape[axis] == parameter.shape[axis]:
                 yield value
+
+
+def _per_feature(value: Tensor) -> bool:
+    """Whether it is a parameter [L, F, ...]."""
+    return isinstance(value, nn.Parameter) and getattr(value, "feature_axis", None) == 1

@@ -98,10 +98,20 @@ class Training:
         """A layer's decoder rows, [F of this rank, n, D]; n is L - layer, or 1 where a row serves all targets.
 
         Raises:
-            Refused: features of the tying have no rows of their own (`OwnRows`).
+            Refused: features of the tying have no rows of their own (`FeatureRows`).
         """
         parameter, view = self._rows.decoder(layer)
         return view(parameter.detach())
+
+    @property
+    def settable(self) -> set[str]:
+        """Which weights of single features can be set: "encoder", "bias", "decoder"."""
+        return self._rows.settable
+
+    def rows_for(self, layer: int, x: Tensor) -> Tensor:
+        """The encoder rows [N, H] that have the direction of normalised inputs x [N, D] of a layer; x itself but for
+        encoders that transform their inputs."""
+        return self._rows.rows_for(layer, x)
 
     def sample(self, tokens: int) -> Iterator[Batch]:
         """Batches of at least so many tokens, those that come next, in normalised units on the transcoder's device.
@@ -146,7 +156,7 @@ class Training:
 
         Args:
             feature: [N] int64, numbered over all ranks. A rank takes those that it has; ranks may give different ones.
-            encoder: [N, D], in normalised units of the layer's inputs.
+            encoder: [N, H], as `encoder` has them; `rows_for` makes them from normalised inputs.
             bias: [N], or one number.
             decoder: [N, L - layer, D], a row for each target; or [N, 1, D]. A tying with one row for all targets takes
                 their mean.
@@ -158,7 +168,7 @@ class Training:
         mine = (feature >= own.start) & (feature < own.stop)
         number = feature[mine] - own.start
         if encoder is not None:
-            self._rows.write(*self._rows.encoder(layer), number, self._rows.as_rows(layer, encoder[mine]))
+            self._rows.write(*self._rows.encoder(layer), number, encoder[mine])
         if bias is not None:
             self._rows.write(*self._rows.bias(layer), number, bias[mine] if isinstance(bias, Tensor) else bias)
         if decoder is not None:
