@@ -6,7 +6,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import RunsModel
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Selected, Spec
-from clt_plugins.contract.training.loss import Forward
+from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
+from clt_plugins.training.checkpoint import Progress
+from clt_plugins.training.in_model import InModel
 from clt_plugins.training.objective import Outcome, objective
 
 LAYERS, D_MODEL, FEATURES, TOKENS = 3, 6, 41, 16
@@ -140,12 +143,28 @@ class Bench:
         Args:
             dead: whether a third of all features count as dead.
         """
-        losses = parts.losses if self.slot == "losses" else [Probe()]
+        losses: Sequence[Loss] = parts.losses if self.slot == "losses" else [Probe()]
         idle = idle_tokens(str(parts.context.device), parts.context.parallel.shard(FEATURES))
-        outcome = objective(parts.transcoder, losses, batch, idle if dead else idle * 0, 0.5)
+        idle = idle if dead else idle * 0
+        outcome = objective(parts.transcoder, losses, batch, idle, 0.5, passes(parts, losses))
         if outcome.total.requires_grad:  # a loss that stops every gradient is found by its own check
             outcome.total.backward()
         return outcome
+
+
+def passes(parts: Parts, losses: Sequence[Loss]) -> list[ModelPass | None]:
+    """What losses get that run the language model, in a step in which they all do: of the source's model, with its
+    next texts. On the device "meta", which has no numbers, shapes only."""
+    wanted = [isinstance(loss, RunsModel) for loss in losses]
+    if parts.context.device.type == "meta":
+        logits, tokens = torch.zeros(2, 12, 11, device="meta"), torch.zeros(12, dtype=torch.int64, device="meta")
+        one = ModelPass(
+            logits=logits[0].clone().requires_grad_(), unchanged=logits[1], next_tokens=tokens, mean=torch.mean
+        )
+        return [one if runs else None for runs in wanted]
+    run = InModel(parts.transcoder, losses, parts.source)
+    run.read(wanted, Progress(step=0, tokens=0, idle_tokens=idle_tokens()))
+    return run.passes(wanted)
 
 
 def stir(module: torch.nn.Module, seed: int = 3, scale: float = 0.2) -> None:

@@ -61,6 +61,8 @@ class Progress:
     """What the data are made from, as the source says (`Identified`)."""
     stopped: str = ""
     """Why a callback has ended training before its last step; empty if none has."""
+    texts: Any = None
+    """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +87,8 @@ class TrainingState:
     """Why a callback has ended training; empty if none has."""
     plugins: dict[str, Any] = attrs.field(factory=dict)
     """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
+    texts: Any = None
+    """How far texts for losses that run the language model are read."""
 
 
 def save_checkpoint(
@@ -119,6 +123,7 @@ def save_checkpoint(
             source=parts.source.state(),
             recipe=progress.recipe,
             identity=dict(progress.identity),
+            texts=progress.texts,
             capacity=transcoder.capacity.state(parallel),
             stopped=progress.stopped,
             plugins=plugins,
@@ -253,7 +258,8 @@ def load_checkpoint(
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
     ended = "" if any(one.startswith("callbacks") for one in accepted) else state.stopped
-    return Progress(state.step, state.tokens, idle_tokens, stopped=ended)
+    texts = None if source_anew else state.texts
+    return Progress(state.step, state.tokens, idle_tokens, stopped=ended, texts=texts)
 
 
 def load_plugins_state(path: Path, parts: Parts, accepted: Collection[str]) -> None:

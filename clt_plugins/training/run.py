@@ -28,6 +28,7 @@ from clt_plugins.training import learned
 from clt_plugins.training.between.calls import Calls
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, load_plugins_state, set_aside
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
+from clt_plugins.training.in_model import check_losses
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.rate import with_rate
@@ -85,6 +86,7 @@ def run(
         with all_or_none(parallel):
             parts = assemble(start.recipe, start.folder, context.device, parallel)
             stack.callback(close, parts)
+            check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
             # What conversion or export would refuse at the end is refused now.
             check_stages(parts, start.recipe, plugins)
         return _train(parts, start, accept, plugins, signals)

@@ -16,6 +16,7 @@ from clt_plugins.registry.plugins import Plugins, load_plugins
 from tests.gpu.absent import absent_gpu
 from tests.gpu.steps import Ranks, Sizes, assembled, joined, recipe, run
 from tests.gpu.watch import Watch
+from tests.support.helpers import ENCODERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -23,6 +24,7 @@ LEVELS: dict[str, list[Any]] = {
     "activation": ["relu", "jumprelu", "topk", "batchtopk"],
     "scope": ["global", "layer"],
     "ranking": ["raw", "norm", "zscore"],
+    "encoder": ["plain", "pre_bias", "tied", "tied-scaled", "low_rank"],
     "tying": ["untied", "per_source", "per_target"],
     "options": ["plain", "skip", "offset, scale and skip"],
     "loss": ["mse", "auxk", "tanh_sparsity", "preactivation"],
@@ -62,6 +64,7 @@ def _tables(chosen: Combination) -> dict[str, Any]:
     way, _, kernels = chosen["way"].partition(", ")
     return {
         "transcoder": {"path": way, **transcoder},
+        "encoder": ENCODERS[chosen["encoder"]],
         "activation": activation,
         "tying": tying,
         "losses": losses,

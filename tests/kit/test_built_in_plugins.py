@@ -38,6 +38,18 @@ def test_activations(case: Case) -> None:
 
 
 @parametrize(
+    "encoders",
+    settings={
+        "plain": [{}, {"pre_bias": True}],
+        "tied": [{}, {"normalise": True, "scale": True}],
+        "low_rank": {"rank": 3},
+    },
+)
+def test_encoders(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
     "normalisations",
     settings={
         "whitening": [{}, {"method": "pca", "shrinkage": 0.0}, {"sides": "inputs"}, {"sides": "targets"}],

@@ -308,6 +308,49 @@ def test_a_loss_that_detaches_its_gradient(failures: Any) -> None:
     assert "a `detach()`" in found["mine/gradient_features"]
 
 
+IN_MODEL = """
+class Loss:
+    needs_pre = False
+    contexts = 3
+
+    def selection(self, tokens, idle_tokens):
+        return None
+
+    def runs(self, step, progress):
+        return RUNS
+
+    def __call__(self, forward):
+        NONE
+        surprise = -forward.model.logits.log_softmax(-1).gather(1, forward.model.next_tokens[:, None]).squeeze(1)
+        return {"mine": MEAN}
+
+@hookimpl
+def clt_losses():
+    return [Spec("mine", Config, lambda config, context: Loss())]
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"MEAN": "surprise.mean()"}, "instead of `x.mean()`"),
+        ({"MEAN": "surprise.sum()"}, "instead of `x.mean()` or `x.sum()`"),
+        ({"NONE": "pass"}, "'NoneType' object has no attribute"),
+        ({"RUNS": "step"}, "expected: True or False, the same each time"),
+    ],
+)
+def test_a_loss_that_runs_the_model_wrongly(failures: Any, changed: dict[str, str], text: str) -> None:
+    right = {"RUNS": "progress >= 0.5", "NONE": "if forward.model is None: return {}"}
+    right["MEAN"] = "forward.model.mean(surprise)"
+    found = failures(HEADER + IN_MODEL, only="runs_model", **{**right, **changed})
+    assert text in found["mine/runs_model"]
+
+
+def test_a_loss_that_runs_the_model_conforms(failures: Any) -> None:
+    right = {"RUNS": "True", "NONE": "if forward.model is None: return {}", "MEAN": "forward.model.mean(surprise)"}
+    assert failures(HEADER + IN_MODEL, **right) == {}
+
+
 def test_a_logger_that_blocks(failures: Any) -> None:
     assert failures(HEADER + LOGGER, SLOW="", CLOSE="self.file.close()") == {}
     found = failures(HEADER + LOGGER, only="prompt", SLOW="time.sleep(0.06)", CLOSE="self.file.close()")

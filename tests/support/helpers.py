@@ -57,6 +57,13 @@ TYINGS: dict[str, dict[str, Any]] = {
     "per_target": {"name": "per_target"},
     "per_target-affine": {"name": "per_target", "feature_offset": True, "feature_scale": True},
 }
+ENCODERS: dict[str, dict[str, Any]] = {
+    "plain": {"name": "plain"},
+    "pre_bias": {"name": "plain", "pre_bias": True},
+    "tied": {"name": "tied"},
+    "tied-scaled": {"name": "tied", "normalise": True, "scale": True},
+    "low_rank": {"name": "low_rank", "rank": 2},
+}
 ALL_LOSSES: list[dict[str, Any]] = [
     {"name": "mse"},
     {"name": "tanh_sparsity", "weight": 0.1, "weight_schedule": {"name": "constant", "warmup_steps": 0}},

@@ -159,8 +159,8 @@ def data_parallel(bench: Bench) -> None:
         raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
     expected = {name: x.clone() for name, x in _fitted(bench).transcoder.statistics().items()}
     look = (
-        "`fit`: join what ranks observed by `context.parallel.total(x, over='tokens')`, counts too; a mean of means "
-        "is right only where all have as many tokens"
+        "`fit`: join what the ranks observed by `context.parallel.total(x, over='tokens')`, counts too; a mean of "
+        "means is right only where all have as many tokens"
     )
     for rank, result in enumerate(on_ranks(bench, DATA_RANKS, fit_on_rank)):
         for name, value in load(result).items():

@@ -45,7 +45,7 @@ class Result:
     """Its features of each layer."""
 
 
-@check("encoder", "activation", "tying", "losses", "sparse_is_dense")
+@check("encoder", "activation", "tying", "losses", needs=("sparse_is_dense",))
 def tensor_parallel(bench: Bench) -> None:
     """On 2 and 3 ranks that share the features, everything is as on one: first values, terms, features, gradients.
 

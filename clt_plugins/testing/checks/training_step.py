@@ -44,7 +44,7 @@ def sparse_is_dense(bench: Bench) -> None:
         same(grads[1][name], grads[0][name], f"the same gradient of {name} on both paths", look, ROUNDING)
 
 
-@check("encoder", "activation", "tying", "sparse_is_dense")
+@check("encoder", "activation", "tying", needs=("sparse_is_dense",))
 def gradient(bench: Bench) -> None:
     """The derivative of a loss by the encoder and the tying is the numerical one, in float64 (`gradcheck`).
 
