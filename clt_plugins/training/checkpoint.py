@@ -32,8 +32,8 @@ from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.model.select.above import CapacityState
-from clt_plugins.training import state as state_of
-from clt_plugins.training.moments import moments, set_moments
+from clt_plugins.training.kept import state as state_of
+from clt_plugins.training.kept.moments import moments, set_moments
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts

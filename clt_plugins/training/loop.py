@@ -44,12 +44,12 @@ from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.in_model import InModel
+from clt_plugins.training.kept.moments import moments
+from clt_plugins.training.kept.state import Watch
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
-from clt_plugins.training.moments import moments
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.rate import set_rate
-from clt_plugins.training.state import Watch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig

@@ -103,8 +103,8 @@ class Opened:
     def __init__(self, **changed: Any):
         self.parts = parts(**changed)
         self.transcoder = self.parts.transcoder
-        config = self.parts.context.recipe.train
-        self.optimizer = make_optimizer(self.transcoder, config)
+        recipe = self.parts.context.recipe
+        self.optimizer = make_optimizer(self.transcoder, recipe)
         for p in self.transcoder.parameters():
             p.grad = torch.ones_like(p)
         self.optimizer.step()
@@ -116,13 +116,20 @@ class Opened:
         """The optimizer's tensors, cut as files are."""
         parameters = dict(self.transcoder.named_parameters())
         views = self.transcoder.views().items()
-        return {name: view(self.optimizer.state[parameters[owner]][key]) for name, (owner, view, _) in views}
+        out = {}
+        for name, (owner, view, _) in views:
+            out[name] = view(self.optimizer.state[parameters[owner]][key].expand_as(parameters[owner]))
+        return out
 
 
 @pytest.mark.parametrize("tying", ["untied", "per_source"])
-@pytest.mark.parametrize("train", [{}, {"states": "bf16"}], ids=["float32", "bf16"])
-def test_new_weights_of_features_leave_all_other_numbers_as_they_are(tying, train):
-    opened = Opened(tying={"name": tying}, train=train)
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "adam"}, {"name": "adam", "states": "bf16"}, {"name": "rowwise_adam"}],
+    ids=["float32", "bf16", "rowwise"],
+)
+def test_new_weights_of_features_leave_all_other_numbers_as_they_are(tying, optimizer):
+    opened = Opened(tying={"name": tying}, optimizer=optimizer)
     before = {name: x.clone() for name, x in opened.transcoder.tensors().items()}
     feature = torch.tensor([2, 7])
     encoder, decoder = torch.randn(2, 6), torch.randn(2, 2, 6)
@@ -156,7 +163,7 @@ def test_new_weights_of_features_leave_all_other_numbers_as_they_are(tying, trai
 
 
 def test_the_lower_halves_of_new_weights_are_empty():
-    opened = Opened(transcoder={"dtype": "bfloat16"}, train={"bf16_weights": "split"})
+    opened = Opened(transcoder={"dtype": "bfloat16"}, optimizer={"name": "adam", "bf16_weights": "split"})
     for p in opened.transcoder.parameters():
         opened.optimizer.state[p]["low"].fill_(77)
     opened.run.reinitialise(0, torch.tensor([4]), encoder=torch.ones(1, 6))

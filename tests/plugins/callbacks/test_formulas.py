@@ -41,7 +41,7 @@ class Opened:
         changed.setdefault("transcoder", {"dtype": "float64"})
         self.parts = parts(callbacks=[callback], **changed)
         self.transcoder = self.parts.transcoder
-        optimizer = make_optimizer(self.transcoder, self.parts.context.recipe.train)
+        optimizer = make_optimizer(self.transcoder, self.parts.context.recipe)
         self.progress = Progress(step=0, tokens=0, idle_tokens=torch.zeros(3, 10, dtype=torch.int64))
         self.run = Training(self.parts, optimizer, self.progress, 12)
         (self.callback,) = self.parts.callbacks
@@ -92,7 +92,7 @@ def test_the_saved_transcoder_has_the_average_and_checkpoints_the_weights(tmp_pa
     for name, parameter in ended.named_parameters():
         torch.testing.assert_close(parameter.detach(), average[name], rtol=1e-5, atol=1e-7)
     last = read_tensors(tmp_path / "run/checkpoints/step_000012/transcoder.safetensors")
-    assert torch.equal(last["b_enc"], recording.WEIGHTS[12]["b_enc"]), "goes on with the weights as they are"
+    assert torch.equal(last["b_enc"], recording.WEIGHTS[12]["encoder.b_enc"]), "goes on with the weights as they are"
     (evaluated,) = [nmse for what, _, *rest in recording.CALLS if what == "evaluated" for nmse in rest]
     scored = CrossLayerTranscoder.load(tmp_path / "run/transcoder")
     source = build(ended.context.recipe.source, ended.context)
@@ -226,3 +226,28 @@ def test_it_rests_after_its_share_of_the_steps():
     before = opened.transcoder.W_enc.clone()
     opened.callback.after(opened.run, None)
     assert torch.equal(opened.transcoder.W_enc, before)
+
+
+def test_with_an_encoder_that_shares_the_decoders_rows_the_decoder_alone_begins_anew():
+    opened = Opened({"name": "resample", "tokens": 16, "until": 1.0}, encoder={"name": "tied"})
+    opened.progress.idle_tokens[1, 3] = 64
+    before = {name: value.clone() for name, value in opened.transcoder.tensors().items()}
+    opened.callback.after(opened.run, None)
+    after = opened.transcoder.tensors()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"W_dec.01"}
+    assert (before["W_dec.01"] != after["W_dec.01"]).any(2).any(1).nonzero().flatten().tolist() == [3]
+
+
+def test_low_rank_encoders_get_the_direction_that_their_inputs_make_of_it():
+    opened = Opened({"name": "tied_start"}, encoder={"name": "low_rank", "rank": 4})
+    opened.callback.start(opened.run)
+    transcoder = opened.transcoder
+    rows = transcoder.tying.expand(1)[:, 0]
+    x = torch.zeros(10, 3, 6, dtype=torch.float64)
+    x[:, 1] = rows
+    h, encoder, _ = transcoder.affine_form(x)
+    torch.testing.assert_close(encoder[1], h[:, 1])
+    with pytest.raises(Faults, match="the encoder 'tied' computes its rows from other weights"):
+        other = Opened({"name": "tied_start"}, encoder={"name": "tied"})
+        other.callback.start(other.run)
