@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Buffered,
         Checks,
         Closable,
+        FeatureRows,
         FixedSizes,
         HasModel,
         Identified,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.results.scores import Scores
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
+    from clt_plugins.contract.training.callback import Callback
     from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
     from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from clt_plugins.rows.source import StoredSource
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
+    from clt_plugins.training.between.run import Training
     from clt_plugins.training.optimizers.reference import update_rows
     from clt_plugins.training.run import run
 
@@ -98,6 +101,7 @@ _LAZY = {
         "BothGradients",
         "Checks",
         "Closable",
+        "FeatureRows",
         "FixedSizes",
         "HasModel",
         "Identified",
@@ -128,6 +132,7 @@ _LAZY = {
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
+    "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
     "contract.training.loss": ["Forward", "Loss", "ModelPass"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
@@ -166,6 +171,7 @@ _LAZY = {
     "rows.source": ["StoredSource"],
     "rows.store": ["Store"],
     "toml": ["toml_text"],
+    "training.between.run": ["Training"],
     "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
 }

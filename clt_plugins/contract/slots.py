@@ -14,6 +14,7 @@ from clt_plugins.contract.reading.source import Source
 from clt_plugins.contract.reading.transform import Transform
 from clt_plugins.contract.results.exporter import Exporter
 from clt_plugins.contract.results.logger import Logger
+from clt_plugins.contract.training.callback import Callback
 from clt_plugins.contract.training.loss import Loss
 from clt_plugins.contract.training.metric import Metric
 from clt_plugins.contract.training.optimizer import Optimizer
@@ -161,13 +162,23 @@ SLOTS = (
         doc="What a training step and a held-out pass report.",
     ),
     Slot(
+        hook="callbacks",
+        table="callbacks",
+        kind="callback",
+        protocol=Callback,
+        many=True,
+        default=[],
+        after="metrics",
+        doc="What acts between steps: initial values, resampling, averages, an early stop.",
+    ),
+    Slot(
         hook="loggers",
         table="loggers",
         kind="logger",
         protocol=Logger,
         many=True,
         default=["tensorboard", "jsonl", "console"],
-        after="metrics",
+        after="callbacks",
         doc="Sinks of metrics.",
         note="It may write below `context.folder`.",
     ),

@@ -84,6 +84,10 @@ class Bench:
     def spec(self) -> Spec:
         return self.plugins.pick(self.slot, self.choice).spec
 
+    def settable(self) -> set[str]:
+        """The names of the choice's settings."""
+        return {a.name for a in attrs.fields(self.spec.config)}
+
     @property
     def file(self) -> str:
         """The plugin's module."""

@@ -26,7 +26,8 @@ from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
 from clt_plugins.registry.build import build, naming_plugins
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training import learned
-from clt_plugins.training.checkpoint import Progress, load_checkpoint, set_aside
+from clt_plugins.training.between.calls import Calls
+from clt_plugins.training.checkpoint import Progress, load_checkpoint, load_plugins_state, set_aside
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
@@ -120,6 +121,12 @@ def _train(
         with all_or_none(parallel):
             progress = load_checkpoint(start.checkpoint, parts, optimizer, accepted=accept, source_anew=source_anew)
         logger.info("resumed from %s", start.checkpoint)
+    calls = Calls(parts, optimizer, progress, recipe.train.steps) if parts.callbacks else None
+    if calls is not None:
+        calls.start()
+    if start.checkpoint is not None:
+        with all_or_none(parallel):
+            load_plugins_state(start.checkpoint, parts, accept)
     progress.recipe, progress.identity = as_toml(recipe), identity
     # Only large matrices: a buffer per bias would save nothing.
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
@@ -142,7 +149,10 @@ def _train(
                 loggers,
                 folder / "checkpoints",
                 lambda: signals.asked,
+                calls,
             )
+            if calls is not None:
+                calls.finish()
             save_transcoder(transcoder, folder / "transcoder")
             # In the last step there was nothing to stop; what comes after it can still be left out.
             stopping = anyone(parallel, signals.asked) and bool(recipe.convert or recipe.evaluate or recipe.exports)
@@ -155,6 +165,8 @@ def _train(
     parallel.close()
     if parallel.rank > 0:
         return transcoder.eval()
+    if progress.stopped:
+        logger.info("training ended at step %d of %d: %s", progress.step, recipe.train.steps, progress.stopped)
     if scores is not None:
         dead = f"{scores.dead_fraction:.1%} of features never active"
         logger.info("held-out NMSE %.4f at L0 %.1f, %s", scores.nmse, scores.l0, dead)

@@ -73,6 +73,20 @@ def test_tyings(case: Case) -> None:
 
 
 @parametrize(
+    "callbacks",
+    settings={
+        "resample": [{"every": 1, "until": 1.0}, {"every": 2, "encoder_scale": 1.0, "until": 1.0}],
+        "decoder_norm": [{"norm": 0.5}, {"norm": 0.5, "how": "exactly", "compensate": True}],
+        "ema": {"every": 1, "decay": 0.9},
+        "early_stopping": [{}, {"patience": 1, "change": 1e6}],
+        "active_subspace": [{"variance": 0.9}, {"dimensions": 3}],
+    },
+)
+def test_callbacks(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
     "losses",
     settings={
         "mse": [{}, {"scale": "raw"}],
