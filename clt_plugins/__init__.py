@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.contract.hooks import hookimpl
-from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__
+from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__, default_choice
 from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ __all__ = [
     "Selected",
     "Spec",
     "__version__",
+    "default_choice",
     "hookimpl",
     *_HOME,
 ]

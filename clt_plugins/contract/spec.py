@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from attrs import field
 
 if TYPE_CHECKING:
     from clt_plugins.contract.reading.source import Outline
@@ -20,6 +21,15 @@ FREE_ON_RESUME: Mapping[str, Any] = {"free_on_resume": True}
 computed, not what: a run may be resumed with another value of it."""
 
 
+def default_choice(stated: str | Mapping[str, Any] | list[Any]) -> Any:
+    """The default of a setting that is a choice itself, as a recipe would write it.
+
+    `schedule: Annotated[Selected, "schedule"] = default_choice("linear")`: the name of a choice, its table
+    (`{"name": "constant", "warmup_steps": 0}`), or a list of such.
+    """
+    return field(metadata={"default": stated})
+
+
 @attrs.frozen
 class Spec:
     """One choice for one table of a recipe."""
@@ -27,7 +37,8 @@ class Spec:
     name: str
     """What the recipe says."""
     config: type
-    """A frozen, keyword-only attrs class of plain TOML types, `Path` and `Literal`, documented field by field."""
+    """A frozen, keyword-only attrs class of plain TOML types, `Path`, `Literal` and other choices
+    (`Annotated[Selected, "table"]`), documented field by field."""
     build: Callable[..., Any]
     """`build(config, context)` returns the object that the hook's documentation asks for. Import heavy things inside.
     A setting that cannot work is refused by `raise Refused("table.key", "what is wrong and what to do")`."""

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, NewType, Union, cast, get_args, get_
 
 import attrs
 
+from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Selected
+from clt_plugins.errors import did_you_mean
 from clt_plugins.toml import inline
 
 HubOrPath = NewType("HubOrPath", str)
@@ -39,7 +41,7 @@ def describe(tp: Any) -> str:
     if get_origin(tp) is dict:
         return f"table of {describe(get_args(tp)[1])}"
     if is_choice(tp):
-        return get_args(tp)[1]
+        return f"a choice for [{get_args(tp)[1]}]"
     if tp is Path:
         return "a path"
     if tp is HubOrPath:
@@ -72,8 +74,13 @@ def check_config(cls: Any) -> None:
         if not _is_supported(a.type):
             raise TypeError(
                 f"{cls.__name__}.{a.name}: a recipe cannot hold {a.type}; use bool, int, float, str, Path, "
-                "HubOrPath, Literal, list, dict[str, ...], unions of them, or another such class"
+                'HubOrPath, Literal, Annotated[Selected, "table"], list, dict[str, ...], unions of them, or another '
+                "such class"
             )
+        for table in _tables(a.type):
+            if table not in BY_TABLE:
+                near = did_you_mean(table, BY_TABLE) or f" (known: {', '.join(BY_TABLE)})"
+                raise TypeError(f"{cls.__name__}.{a.name}: no choices are made in a table {table!r}{near}")
 
 
 def _is_supported(tp: Any) -> bool:
@@ -89,6 +96,15 @@ def _is_supported(tp: Any) -> bool:
         attrs.resolve_types(tp)
         return all(a.type is not None and _is_supported(a.type) for a in attrs.fields(tp))
     return False
+
+
+def _tables(tp: Any) -> list[Any]:
+    """The tables whose choices a type holds."""
+    if is_choice(tp):
+        return [get_args(tp)[1]]
+    if get_origin(tp) is Literal:
+        return []
+    return [table for member in get_args(tp) for table in _tables(member)]
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -120,18 +136,23 @@ def summary(cls: type) -> str:
 
 
 def type_text(tp: Any) -> str:
-    """A type as it would be written: `int | list[int]`, `"global" | "layer"`."""
+    """A type as it would be written: `int | list[int]`, `"global" | "layer"`, `choice for [schedule]`."""
+    if is_choice(tp):
+        return f"choice for [{get_args(tp)[1]}]"
     if get_origin(tp) is Literal:
         return " | ".join(inline(option) for option in get_args(tp))
     if get_origin(tp) in (list, dict):
         return f"{get_origin(tp).__name__}[{', '.join(map(type_text, get_args(tp)))}]"
-    if get_origin(tp) is not None and get_origin(tp) is not Annotated:
+    if get_origin(tp) is not None:
         return " | ".join(type_text(member) for member in get_args(tp) if member is not type(None))
-    return "hub id or path" if tp is HubOrPath else getattr(tp, "__name__", "choice")
+    return "hub id or path" if tp is HubOrPath else getattr(tp, "__name__", str(tp))
 
 
 def stated_default(a: Any) -> Any:
-    """A field's default; None where none is stated because it goes by other fields, `attrs.NOTHING` if required."""
+    """A field's default; None where none is stated because it goes by other fields, `attrs.NOTHING` if required. Of a
+    choice it is as a recipe writes it (`default_choice`)."""
+    if a.default is attrs.NOTHING and "default" in a.metadata:
+        return a.metadata["default"]
     if not isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
         return a.default
     return None if a.default.takes_self else a.default.factory()

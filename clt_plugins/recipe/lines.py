@@ -12,21 +12,44 @@ def line_of(text: str, where: Where) -> int | None:
 
     None where the file says nothing of the table: a default, or a `--set` flag.
     """
-    table, *rest = where
-    number = rest.pop(0) if rest and isinstance(rest[0], int) else 0
-    key = next((part for part in rest if isinstance(part, str)), None)
     lines = text.splitlines()
-    heads = [n for n, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(str(table))}\s*\]\]?", line)]
-    if len(heads) > int(number):
-        head = heads[int(number)]
-        return (_assigned(lines, head + 1, key) if key is not None else None) or head + 1
-    return _assigned(lines, 0, str(table))
+    first, stop = 0, len(lines)
+    """The lines that the table found so far takes, those of the tables in it included."""
+    found: int | None = None
+    path = ""
+    for name, number in _steps(where):
+        path = f"{path}.{name}" if path else name
+        heads = [n for n in range(first, stop) if _head(lines[n]) == path]
+        if len(heads) <= number:
+            return _assigned(lines, first, name) or found
+        first = heads[number] + 1
+        found = first
+        ends = (n for n in range(first, stop) if (head := _head(lines[n])) and not head.startswith(f"{path}."))
+        stop = next(ends, stop)
+    return found
+
+
+def _steps(where: Where) -> list[tuple[str, int]]:
+    """The names of a path, each with the number of the one that is meant: `[("losses", 1), ("weight", 0)]`."""
+    steps: list[tuple[str, int]] = []
+    for part in where:
+        if isinstance(part, str):
+            steps.append((part, 0))
+        elif steps:
+            steps[-1] = (steps[-1][0], part)
+    return steps
+
+
+def _head(line: str) -> str:
+    """`losses.schedule` of a line `[losses.schedule]` or `[[losses.schedule]]`; "" of others."""
+    match = re.match(r"\s*\[\[?\s*([\w-]+(?:\s*\.\s*[\w-]+)*)\s*\]\]?\s*(#.*)?$", line)
+    return re.sub(r"\s", "", match[1]) if match else ""
 
 
 def _assigned(lines: list[str], first: int, key: str) -> int | None:
     """The line of `key = ...` before the next table."""
     for n in range(first, len(lines)):
-        if re.match(r"\s*\[", lines[n]):
+        if _head(lines[n]):
             return None
         if re.match(rf"\s*{re.escape(key)}\s*[=.]", lines[n]):
             return n + 1

@@ -5,6 +5,7 @@ cattrs picks the hook for a type; the hooks are ours, since its own turn `"5"`, 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -193,6 +194,9 @@ def _record(value: Any, cls: Any, reader: cattrs.Converter) -> Any:
     attrs.resolve_types(cls)
     fields = {a.alias: a for a in attrs.fields(cls) if a.init}
     raw = {key: item for key, item in value.items() if item is not None}
+    for key, a in fields.items():
+        if key not in raw and "default" in a.metadata:  # `default_choice`: written as in a recipe
+            raw[key] = copy.deepcopy(a.metadata["default"])
     typed: dict[str, Any] = {}
     faults: list[Fault] = []
     for key, item in raw.items():

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ def train(
     loggers: list[Logger],
     folder: Path,
     wants_stop: Callable[[], bool],
+    at_checkpoint: Callable[[int, Callable[[Mapping[str, Any]], None]], None],
 ) -> Scores | None:
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
 
@@ -64,6 +65,8 @@ def train(
         folder: where checkpoints go.
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
+        at_checkpoint: called with a step and a way to log when its checkpoint is written, and for the one to go on
+            from: what was broken off there is done first.
 
     Raises:
         Stopped: interrupted (after a checkpoint), or the loss was not finite (the last good checkpoint stays).
@@ -81,7 +84,7 @@ def train(
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
-    def log(metrics: dict[str, Any]) -> None:
+    def log(metrics: Mapping[str, Any]) -> None:
         for logger in loggers:
             logger.log(progress.step, {"tokens": progress.tokens, **metrics})
 
@@ -91,6 +94,8 @@ def train(
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
+    if progress.step:
+        at_checkpoint(progress.step, log)
     while progress.step < config.steps:
         due = _due(config, progress.step + 1)
         before = parallel.sent()
@@ -164,6 +169,8 @@ def train(
             bar.close()
             text = f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
             raise Stopped(ExitCode.INTERRUPTED, text if parallel.rank == 0 else "")
+        if due["checkpoint"]:
+            at_checkpoint(progress.step, log)
         watch.skip()  # evaluation and checkpoints are no part of the next step's time
     bar.close()
     return evaluated

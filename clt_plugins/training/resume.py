@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FREE_TABLES = {"name", "requires", "loggers", "parallel", "kernels", "convert", "evaluate", "exports"}
+FREE_TABLES = {"name", "requires", "loggers", "parallel", "kernels", "stages"}
 """Where the run is computed, what is watched, and what comes after it."""
 
 FREE_RATES = {"train.lr", "train.betas", "train.eps", "train.weight_decay", "train.clip_norm"}
