@@ -92,7 +92,7 @@ def _is_supported(tp: Any) -> bool:
         return _is_supported(get_args(tp)[0])
     if get_origin(tp) is dict:
         return get_args(tp)[0] is str and _is_supported(get_args(tp)[1])
-    if attrs.has(tp):
+    if attrs.has(tp) and tp is not Selected:
         attrs.resolve_types(tp)
         return all(a.type is not None and _is_supported(a.type) for a in attrs.fields(tp))
     return False

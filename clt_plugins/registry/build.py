@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
-from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, WrongReturn, parse_path
+from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, Where, WrongReturn, parse_path
 from clt_plugins.registry.info import remedy
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def build(chosen: Selected, context: Context) -> Any:
     setting = _setting(context.recipe, chosen)
     try:
         built = chosen.spec.build(chosen.config, context)
+    except Faults as error:
+        raise _placed(error, chosen.choice.slot, parse_path(setting)) from error
     except Exception as error:
         named = _named(error, chosen.choice, setting, "build")
         if named is error:
@@ -49,6 +53,17 @@ def build(chosen: Selected, context: Context) -> Any:
         text = f"build returned {type(built).__name__}, which is no {protocol}: it has no {', '.join(lacking)}"
         raise PluginError(_message(chosen.choice, setting, text), where=parse_path(setting))
     return built
+
+
+def _placed(error: Faults, table: str, setting: Where) -> Faults:
+    """Faults of a choice, which calls its settings `table.key`, by the path that they have in the recipe."""
+    faults = []
+    for one in error.faults:
+        # Faults of choices inside it have their place already; so has what names one of several.
+        own = one.where[:1] == (table,) and not (len(one.where) > 1 and isinstance(one.where[1], int))
+        inside = one.where[: len(setting)] == setting
+        faults.append(attrs.evolve(one, where=(*setting, *one.where[1:])) if own and not inside else one)
+    return error if faults == error.faults else Faults(faults)
 
 
 def missing_members(built: Any, table: str) -> list[str]:

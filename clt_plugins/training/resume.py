@@ -105,7 +105,7 @@ def _in_record(before: Any, record: Any, path: str, free: bool) -> Iterator[Chan
         )
         value, old = getattr(record, a.name), known.get(a.alias)
         default = _default(a, record)
-        if old is None and plain(value) == plain(default):
+        if old is None and _is_default(value, default):
             continue
         # Of tables only: items of lists have no default that follows from others.
         derived = _follows(a) and value == default and path != "" and not set(path) & set(".[")
@@ -135,10 +135,27 @@ def _has_settings(value: Any) -> bool:
     return attrs.has(type(value))
 
 
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether a value is the default; that of a choice is as a recipe writes it, by name or as a table."""
+    if isinstance(value, list) and isinstance(default, list):
+        return len(value) == len(default) and all(map(_is_default, value, default))
+    if not isinstance(value, Selected):
+        return bool(plain(value) == plain(default))
+    stated = {"name": default} if isinstance(default, str) else default
+    if not isinstance(stated, Mapping) or stated.get("name") not in (value.name, *value.spec.aliases):
+        return False
+    fields = [a for a in attrs.fields(type(value.config)) if a.init]
+    return all(
+        _is_default(getattr(value.config, a.name), stated.get(a.alias, _default(a, value.config))) for a in fields
+    )
+
+
 def _default(a: attrs.Attribute[Any], record: Any) -> Any:
+    if a.default is attrs.NOTHING:
+        return a.metadata.get("default")
     if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
         return a.default.factory(record) if a.default.takes_self else a.default.factory()  # type: ignore[union-attr]
-    return None if a.default is attrs.NOTHING else a.default
+    return a.default
 
 
 def names(accepted: Collection[str], setting: str) -> bool:
