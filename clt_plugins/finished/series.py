@@ -118,9 +118,7 @@ class AtCheckpoints:
     the run, since ranks may no longer be in step; the checkpoint is complete.
     """
 
-    def __init__(
-        self, stages: Sequence[Chosen], folder: Path, parts: Parts, recipe: Recipe, plugins: Plugins
-    ) -> None:
+    def __init__(self, stages: Sequence[Chosen], folder: Path, parts: Parts, recipe: Recipe, plugins: Plugins) -> None:
         self.stages = [chosen for chosen in stages if chosen.info.every is not None]
         self.folder, self.parts, self.recipe, self.plugins = folder, parts, recipe, plugins
         self.failures: list[Exception] = []

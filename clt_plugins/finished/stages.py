@@ -252,13 +252,14 @@ def run_stage(
         loggers = ReportLoggers(job.recipe if lead else None, context, origin.step)
         status = "failed"
         try:
-            returned = chosen.stage.run(
-                attrs.evolve(job, folder=partial, context=context, log=log or loggers.log)
-            )
+            returned = chosen.stage.run(attrs.evolve(job, folder=partial, context=context, log=log or loggers.log))
             if (returned is not None) != info.returns_transcoder:
                 given = "nothing" if returned is None else type(returned).__name__
-                raise WrongReturn(chosen.stage, f"{chosen}: with returns_transcoder = {info.returns_transcoder}, "
-                                  f"run must return {'one' if info.returns_transcoder else 'None'}, got {given}")
+                raise WrongReturn(
+                    chosen.stage,
+                    f"{chosen}: with returns_transcoder = {info.returns_transcoder}, "
+                    f"run must return {'one' if info.returns_transcoder else 'None'}, got {given}",
+                )
             if returned is not None:
                 put_transcoder(returned, partial)
             if lead and not (partial / info.record).exists():

@@ -24,7 +24,11 @@ def _stage(name: str) -> Elsewhere:
 
 def _exports(value: Any) -> dict[str, Any]:
     """Each export is a stage, and each folder has one name."""
-    formats = [{"name": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str | Mapping)]
+    formats = [
+        {"name": one} if isinstance(one, str) else one
+        for one in (value if isinstance(value, list) else [value])
+        if isinstance(one, str | Mapping)
+    ]
     stages: list[dict[str, Any]] = []
     for number, one in enumerate(formats):
         earlier = sum(other.get("name") == one.get("name") for other in formats[:number])

@@ -40,7 +40,9 @@ class Overrides:
                 faults.append(Fault((), "expected KEY=VALUE, such as train.steps=100", f"--set {text}"))
                 continue
             try:
-                self.applied.append((_put(table, parts, parse(value.strip())), text))
+                new: list[Where] = []
+                where = _put(table, parts, parse(value.strip()), new)
+                self.applied += [(path, text) for path in (*new, where)]
             except ValueError as error:
                 faults.append(Fault((), str(error), f"--set {text}"))
         return faults
@@ -66,8 +68,9 @@ def parse(text: str) -> Any:
     return parsed["value"]
 
 
-def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:
-    """Set one value, making tables on the way; returns the path, indices as numbers.
+def _put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where]) -> Where:
+    """Set one value, making tables on the way; returns the path, indices as numbers. Items that are added to a list go
+    into `new`.
 
     Raises:
         ValueError: the path goes through something that has no inside.
@@ -80,6 +83,7 @@ def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:
             key = _index(node, part, where)
             if key == len(node):
                 node.append({} if part.isdecimal() else {"name": part})
+                new.append((*where, key))
         elif not isinstance(node, dict):
             raise ValueError(f"{_dotted(where)} is not a table")
         where.append(key)

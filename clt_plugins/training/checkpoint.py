@@ -138,7 +138,8 @@ def _prune(path: Path) -> None:
 
 
 def set_aside(folder: Path, step: int, what: str = "checkpoints") -> list[Path]:
-    """Move checkpoints (or results of stages) later than a step to `set_aside/N/`, the latest first; they are of a history that is left.
+    """Move checkpoints (or results of stages) later than a step to `set_aside/N/`, the latest first; they are of a
+    history that is left.
 
     Interrupted, it leaves the earlier ones of them: those are still of one history.
 

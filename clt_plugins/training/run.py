@@ -109,7 +109,7 @@ def _train(
     signals: Signals,
     stages: Sequence[Chosen],
 ) -> CrossLayerTranscoder:
-    transcoder, source, folder = parts.transcoder, parts.source, start.folder
+    transcoder, folder = parts.transcoder, start.folder
     parallel = parts.context.parallel
     rate = with_rate(start.recipe.train, transcoder.n_layers * transcoder.n_features)
     recipe = attrs.evolve(start.recipe, train=rate)

@@ -11,7 +11,7 @@ from clt_plugins import FREE_ON_RESUME, Refused, Selected, Spec, default_choice,
 if TYPE_CHECKING:
     from clt_plugins import Context, Recipe
 
-_positive = validators.gt(0)
+_positive: Any = validators.gt(0)
 
 
 def _every() -> Any:

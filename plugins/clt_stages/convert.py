@@ -140,9 +140,7 @@ def check_convertible(transcoder: CrossLayerTranscoder) -> None:
                 )
 
 
-def with_thresholds(
-    transcoder: CrossLayerTranscoder, thresholds: Tensor, activation: Selected
-) -> CrossLayerTranscoder:
+def with_thresholds(transcoder: CrossLayerTranscoder, thresholds: Tensor, activation: Selected) -> CrossLayerTranscoder:
     """A transcoder that shares the weights of another, but is active above thresholds [L, F].
 
     Args:
@@ -155,7 +153,8 @@ def with_thresholds(
     built = build(activation, attrs.evolve(transcoder.context, device=device))
     if not isinstance(built, Settable):
         raise Refused(
-            "stages.convert.activation", f"{activation.name!r} takes no thresholds: choose one that does, such as jumprelu"
+            "stages.convert.activation",
+            f"{activation.name!r} takes no thresholds: choose one that does, such as jumprelu",
         )
     built.set_threshold(thresholds.to(device))
     return transcoder.with_activation(activation, built)

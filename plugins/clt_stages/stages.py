@@ -21,9 +21,7 @@ class Convert:
 
     def __init__(self, config: ConvertConfig):
         self.config = config
-        self.info = StageInfo(
-            folder="converted", returns_transcoder=True, every=config.every, record="convert.json"
-        )
+        self.info = StageInfo(folder="converted", returns_transcoder=True, every=config.every, record="convert.json")
 
     def check(self, job: Job) -> CrossLayerTranscoder:
         transcoder, faults = job.transcoder, list[Fault]()
@@ -59,18 +57,14 @@ class Evaluate:
 
     def __init__(self, config: EvaluateConfig):
         self.config = config
-        self.info = StageInfo(
-            folder=config.folder, every=config.every, record="evaluation.json", keeps_older=True
-        )
+        self.info = StageInfo(folder=config.folder, every=config.every, record="evaluation.json", keeps_older=True)
 
     def check(self, job: Job) -> None:
         if job.source is not None:
             evaluation.model_tokens(job.source, self.config)
 
     def run(self, job: Job) -> None:
-        report = attrs.evolve(
-            evaluation.evaluate(job.transcoder, job.source, self.config), made_from=job.made_from
-        )
+        report = attrs.evolve(evaluation.evaluate(job.transcoder, job.source, self.config), made_from=job.made_from)
         job.show(evaluation.as_table(report), report)
         write_json(job.folder / "evaluation.json", report)
         job.log(evaluation.as_metrics(report))
@@ -83,9 +77,7 @@ class Export:
         self.config = config
         self.exporter: Any = build(config.format, context)
         name = config.folder or config.format.name
-        self.info = StageInfo(
-            folder=f"exports/{name}", needs="transcoder", every=config.every, record="export.json"
-        )
+        self.info = StageInfo(folder=f"exports/{name}", needs="transcoder", every=config.every, record="export.json")
 
     def check(self, job: Job) -> None:
         if isinstance(self.exporter, Checks):
