@@ -22,12 +22,14 @@ if TYPE_CHECKING:
         FixedSizes,
         HasModel,
         Identified,
+        Observes,
         Preferred,
         ReadsBack,
         Scheduled,
         Sends,
         Settable,
         Shifted,
+        Stateful,
         SumsLater,
         Thresholded,
         Updates,
@@ -35,17 +37,22 @@ if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
     from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
     from clt_plugins.contract.reading.language_model import LanguageModel
     from clt_plugins.contract.reading.source import Outline, Source
+    from clt_plugins.contract.reading.transform import Transform
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.contract.results.exporter import Exporter, Imported
     from clt_plugins.contract.results.logger import Logger
+    from clt_plugins.contract.results.scores import Scores
     from clt_plugins.contract.results.stage import Stage, StageInfo
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
     from clt_plugins.contract.training.loss import Forward, Loss
+    from clt_plugins.contract.training.metric import HeldOut, Metric, Step
     from clt_plugins.contract.types import HubOrPath
+    from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features, Pairs
     from clt_plugins.data.layout import Layout
@@ -62,9 +69,10 @@ if TYPE_CHECKING:
     from clt_plugins.finished.job import Job
     from clt_plugins.finished.provenance import Provenance
     from clt_plugins.model.assemble import build_source
-    from clt_plugins.model.parameters import parameter, uniform
+    from clt_plugins.model.normalisation.affine import AffineNormalisation
+    from clt_plugins.model.parameters import buffer, parameter, uniform
     from clt_plugins.model.products.dense import dense_decode, encode_dense
-    from clt_plugins.model.scores import Scores, score
+    from clt_plugins.model.scores import score
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
@@ -91,12 +99,14 @@ _LAZY = {
         "FixedSizes",
         "HasModel",
         "Identified",
+        "Observes",
         "Preferred",
         "ReadsBack",
         "Scheduled",
         "Sends",
         "Settable",
         "Shifted",
+        "Stateful",
         "SumsLater",
         "Thresholded",
         "Updates",
@@ -104,17 +114,22 @@ _LAZY = {
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
     "contract.model.kernels": ["Kernels"],
+    "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
     "contract.reading.language_model": ["LanguageModel"],
     "contract.reading.source": ["Outline", "Source"],
+    "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
+    "contract.results.scores": ["Scores"],
     "contract.results.stage": ["Stage", "StageInfo"],
     "contract.training.loss": ["Forward", "Loss"],
+    "contract.training.metric": ["HeldOut", "Metric", "Step"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
+    "data.affine": ["Affine", "Folding"],
     "data.batch": ["Batch"],
     "data.features": ["Features", "Pairs"],
     "data.layout": ["Layout"],
@@ -132,8 +147,9 @@ _LAZY = {
     "finished.provenance": ["Provenance"],
     "model.assemble": ["build_source"],
     "model.products.dense": ["dense_decode", "encode_dense"],
-    "model.parameters": ["parameter", "uniform"],
-    "model.scores": ["Scores", "score"],
+    "model.normalisation.affine": ["AffineNormalisation"],
+    "model.parameters": ["buffer", "parameter", "uniform"],
+    "model.scores": ["score"],
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],

@@ -135,6 +135,11 @@ def parse_path(text: str) -> Where:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
+def names(paths: Iterable[str], setting: str) -> bool:
+    """Whether a setting, or a table that it is in, is among some paths."""
+    return any(setting == one or setting.startswith((f"{one}.", f"{one}[")) for one in paths)
+
+
 def fault(text: str, *where: str | int) -> Faults:
     """A single fault, to be raised."""
     return Faults([Fault(where, text)])

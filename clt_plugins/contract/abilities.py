@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Over
     from clt_plugins.contract.reading.language_model import LanguageModel
     from clt_plugins.contract.results.exporter import Imported
+    from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Pairs
     from clt_plugins.data.layout import Layout
     from clt_plugins.data.update import AdamUpdate
@@ -65,6 +66,22 @@ class Shifted(Protocol):
 
 
 @runtime_checkable
+class Observes(Protocol):
+    """A normalisation that gathers statistics of its own, such as a covariance or quantiles."""
+
+    def observe(self, batch: Batch) -> None:
+        """Read a batch of raw activations, on the CPU; its numbers are shared and must not be changed.
+
+        It is called before `fit` for the first batches of the run, and on each data rank for that rank's tokens:
+        `fit` joins what the ranks gathered, by `context.parallel.total(x, over="tokens")`. All ranks are handed as many
+        batches. What is gathered is no buffer, and not saved.
+        """
+
+    def observed_bytes(self) -> int:
+        """Bytes of what is gathered on the transcoder's device, for a plan; asked on the device "meta"."""
+
+
+@runtime_checkable
 class HasModel(Protocol):
     """A source that can run the language model on held-out text."""
 
@@ -100,6 +117,20 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Release them; called when the run ends."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An object of a run that keeps plain data from step to step; a source has both methods by its protocol.
+
+    Tensors need neither: parameters and buffers of a `torch.nn.Module` are saved anyway.
+    """
+
+    def state(self) -> Any:
+        """What is to be saved in each checkpoint, as plain JSON data; the same on every rank."""
+
+    def load_state(self, state: Any) -> None:
+        """Go on from what `state` returned, on any number of ranks."""
 
 
 @runtime_checkable

@@ -64,11 +64,6 @@ class TranscoderConfig:
 
     features: int = field(validator=positive, metadata={"example": 4096})
     """F: features per layer."""
-    normalisation: Literal["none", "mean_std", "rms", "sqrt_d_model"] = "mean_std"
-    """Of inputs and targets: per dimension (`mean_std`), or by one scale per layer: to a root mean square of 1 (`rms`),
-    or to a mean norm of sqrt(d_model)."""
-    normalisation_tokens: int = field(default=65536, validator=positive)
-    """Tokens that statistics are estimated from, where the source stores none."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """The type of the parameters."""
     device: str = field(default="auto", metadata=FREE_ON_RESUME)
@@ -89,6 +84,9 @@ class TrainConfig:
     if not given; a run resumed with other `steps` keeps what it had."""
     batch_tokens: int = field(default=4096, validator=positive)
     """B: tokens in a batch, of all ranks together."""
+    statistics_tokens: int = field(default=65536, validator=positive)
+    """Tokens that statistics for the normalisation are estimated from before the first step, where the source does not
+    store them; they are trained on as well."""
     lr: float | None = field(default=None, validator=validators.optional(positive))
     """Learning rate at its highest; 0.25 / sqrt(features of all layers together) if not given."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -175,8 +173,8 @@ def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
 class Recipe:
     """What to train, on what, and how; `clt_plugins plugins` describes every table.
 
-    Besides the fields below it has one for each slot: `source`, `activation`, `tying`, `parallel` and `kernels` are
-    `Selected`; `losses`, `loggers` and `stages` are lists of them.
+    Besides the fields below it has one for each slot: `source`, `normalisation`, `activation`, `tying`, `parallel` and
+    `kernels` are `Selected`; `losses`, `loggers` and `stages` are lists of them.
     """
 
     name: str = field(validator=_as_folder, metadata={"example": "my-transcoder"})

@@ -6,13 +6,16 @@ import attrs
 
 from clt_plugins.contract.model.activation import Activation
 from clt_plugins.contract.model.kernels import Kernels
+from clt_plugins.contract.model.normalisation import Normalisation
 from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.model.tying import Tying
 from clt_plugins.contract.reading.source import Source
+from clt_plugins.contract.reading.transform import Transform
 from clt_plugins.contract.results.exporter import Exporter
 from clt_plugins.contract.results.logger import Logger
 from clt_plugins.contract.results.stage import Stage
 from clt_plugins.contract.training.loss import Loss
+from clt_plugins.contract.training.metric import Metric
 
 
 @attrs.frozen(kw_only=True)
@@ -68,12 +71,33 @@ SLOTS = (
         note="It is built before the transcoder: `context.n_layers` is 0.",
     ),
     Slot(
+        hook="transforms",
+        table="transforms",
+        kind="transform",
+        protocol=Transform,
+        many=True,
+        default=[],
+        after="source",
+        doc="What is done to batches before they are normalised, in this order.",
+        note="With a transform that drops rows, `context.batch_tokens` is still what is trained on.",
+    ),
+    Slot(
+        hook="normalisations",
+        table="normalisation",
+        kind="normalisation",
+        protocol=Normalisation,
+        default="mean_std",
+        after="transcoder",
+        doc="How activations are normalised before they are encoded.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
         hook="activations",
         table="activation",
         kind="activation",
         protocol=Activation,
         example="batchtopk",
-        after="transcoder",
+        after="normalisation",
         doc="What turns pre-activations into features.",
         note="It is a `torch.nn.Module`.",
     ),
@@ -99,13 +123,23 @@ SLOTS = (
         doc="Terms of the training loss; they are added up.",
     ),
     Slot(
+        hook="metrics",
+        table="metrics",
+        kind="metric",
+        protocol=Metric,
+        many=True,
+        default=["training", "held_out"],
+        after="train",
+        doc="What a training step and a held-out pass report.",
+    ),
+    Slot(
         hook="loggers",
         table="loggers",
         kind="logger",
         protocol=Logger,
         many=True,
         default=["tensorboard", "jsonl", "console"],
-        after="train",
+        after="metrics",
         doc="Sinks of metrics.",
         note="It may write below `context.folder`.",
     ),

@@ -50,9 +50,10 @@ class Batch:
         )
 
     def rows(self, index: torch.Tensor | slice) -> Batch:
-        """Some tokens of this batch, in the order of `index`."""
+        """Some tokens of this batch, in the order of `index`; a mask or numbers may be on any device."""
 
-        def pick(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x[index]
+        def pick(x: torch.Tensor) -> torch.Tensor:
+            return x[index if isinstance(index, slice) else index.to(x.device)]
 
-        return Batch(self.inputs[index], self.targets[index], pick(self.token_ids), pick(self.positions))
+        others = (None if x is None else pick(x) for x in (self.token_ids, self.positions))
+        return Batch(pick(self.inputs), pick(self.targets), *others)

@@ -113,13 +113,14 @@ class Trained:
 
     @contextmanager
     def source(self) -> Iterator[Source]:
-        """The source of the recipe, closed afterwards."""
+        """The source of the recipe with its transforms, closed afterwards."""
         with self.opened() as (_, source):
             yield source
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Context, Source]]:
-        """The source of the recipe with its context, closed afterwards."""
+        """The source of the recipe with its transforms, and its context; closed afterwards."""
+        from clt_plugins.distributed.transformed import transformed
         from clt_plugins.model.assemble import make_context
 
         recipe = self.recipe()
@@ -127,7 +128,9 @@ class Trained:
         try:
             source = build(recipe.source, context)
             try:
-                yield attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model), source
+                context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
+                transforms = [build(transform, context) for transform in recipe.transforms]
+                yield context, transformed(source, transforms, context)
             finally:
                 if isinstance(source, Closable):
                     source.close()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from torch import nn
 
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.reading.source import Source
+from clt_plugins.contract.reading.transform import Transform
 from clt_plugins.contract.training.loss import Loss
+from clt_plugins.contract.training.metric import Metric
+from clt_plugins.distributed.transformed import transformed
 from clt_plugins.model.devices import connect, make_device, with_kernels
+from clt_plugins.model.parameters import note_axes
 from clt_plugins.model.products.matrix import check_product
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.registry.build import build
@@ -22,6 +27,9 @@ if TYPE_CHECKING:
 
     from clt_plugins.contract.recipe import Recipe
 
+_ATTRIBUTE = {"normalisation": "normaliser"}
+"""Where a transcoder has what a table chose, if not under the table's name."""
+
 
 @attrs.frozen(eq=False)
 class Parts:
@@ -29,8 +37,22 @@ class Parts:
 
     context: Context
     source: Source
+    """Of transformed batches, where the recipe has transforms."""
     transcoder: CrossLayerTranscoder
     losses: list[Loss]
+    transforms: list[Transform]
+    metrics: list[Metric]
+
+    def chosen(self) -> dict[str, Any]:
+        """What a recipe chose and a step uses, by path: `activation`, `losses[1]`."""
+        inside = {table: getattr(self.transcoder, _ATTRIBUTE.get(table, table)) for table in self.transcoder.choices}
+        lists: dict[str, list[Any]] = {"losses": self.losses, "metrics": self.metrics}
+        return inside | {f"{table}[{number}]": one for table, many in lists.items() for number, one in enumerate(many)}
+
+    def outside(self) -> dict[str, nn.Module]:
+        """Those of them that are modules and no part of the transcoder."""
+        known = set(self.transcoder.modules())
+        return {path: one for path, one in self.chosen().items() if isinstance(one, nn.Module) and one not in known}
 
 
 def assemble(
@@ -39,7 +61,7 @@ def assemble(
     device: torch.device | None = None,
     parallel: Parallel | None = None,
 ) -> Parts:
-    """Build everything a recipe names: ranks, kernels, source, transcoder, losses.
+    """Build everything a recipe names: ranks, kernels, source, transforms, transcoder, losses, metrics.
 
     Args:
         device: instead of the recipe's; "meta" builds a transcoder without memory.
@@ -47,17 +69,23 @@ def assemble(
     """
     context = make_context(recipe, folder, device, parallel)
     # The source first: only it knows how many layers and dimensions the model has.
-    return assemble_around(build(recipe.source, context), context)
+    parts = assemble_around(build(recipe.source, context), context)
+    return attrs.evolve(parts, source=transformed(parts.source, parts.transforms, parts.context))
 
 
 def assemble_around(source: Source, context: Context) -> Parts:
-    """The rest of what the context's recipe names, for a source that is built already."""
+    """The rest of what the context's recipe names, for a source that is built already; its batches stay as they are."""
     recipe = context.recipe
     assert recipe is not None
     context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
+    transforms = [build(transform, context) for transform in recipe.transforms]
     transcoder = build_transcoder(context)
     losses = [build(loss, context) for loss in recipe.losses]
-    return Parts(context, source, transcoder, losses)
+    metrics = [build(metric, context) for metric in recipe.metrics]
+    parts = Parts(context, source, transcoder, losses, transforms, metrics)
+    for module in parts.outside().values():
+        note_axes(module)
+    return parts
 
 
 def build_source(recipe: Recipe, parallel: Parallel | None = None) -> Source:
@@ -97,7 +125,7 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     assert recipe is not None
     settings = recipe.transcoder
     transcoder = CrossLayerTranscoder(
-        context, recipe.activation, recipe.tying, normalisation=settings.normalisation, path=settings.path
+        context, recipe.activation, recipe.tying, normalisation=recipe.normalisation, path=settings.path
     )
     # Only the encoder's product: values of selected features are computed again in float32.
     if recipe.train.precision != "fp32":

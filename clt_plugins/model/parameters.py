@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2**22
 """Numbers drawn at a time."""
+AXES = "_feature_axes"
+"""A module's attribute: name of a buffer -> the axis that counts features."""
 
 
 def uniform(name: str, shape: tuple[int, ...], bound: float, context: Context, feature_axis: int) -> Tensor:
@@ -59,11 +62,39 @@ def parameter(value: Tensor, feature_axis: int | None, *, partial_gradient: bool
     return marked
 
 
+def buffer(value: Tensor, feature_axis: int | None) -> Tensor:
+    """A tensor for `register_buffer` that says which of its axes counts features, so that its slices are saved.
+
+    It keeps saying so where a step puts another tensor in its place (`self.mean = 0.9 * self.mean + ...`).
+    """
+    value.feature_axis = feature_axis  # type: ignore[attr-defined]
+    return value
+
+
+def note_axes(module: nn.Module) -> None:
+    """Remember which axis of each buffer counts features: a tensor that takes its place does not say."""
+    for inner in module.modules():
+        marked = {name: vars(value) for name, value in inner._buffers.items() if value is not None}
+        axes = {name: marks["feature_axis"] for name, marks in marked.items() if "feature_axis" in marks}
+        vars(inner)[AXES] = vars(inner).get(AXES, {}) | axes
+
+
+def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, int | None]]:
+    """(name, buffer, feature axis) of the buffers that are saved: all but those with `persistent=False`."""
+    for prefix, inner in module.named_modules():
+        for name, value in inner._buffers.items():
+            if value is not None and name not in inner._non_persistent_buffers_set:
+                full = f"{prefix}.{name}" if prefix else name
+                yield full, value, vars(inner).get(AXES, {}).get(name)
+
+
 def give_memory(module: nn.Module, device: torch.device | str) -> None:
-    """Memory, with undefined content, for a module that was built on "meta".
+    """Memory, with undefined content, for a module that was built on "meta"; others stay as they are.
 
     torch makes new parameters for it; `feature_axis` and `partial_gradient` are carried over.
     """
+    if not any(value.is_meta for value in module.parameters()):
+        return
     marks = {name: dict(vars(value)) for name, value in module.named_parameters()}
     module.to_empty(device=device)
     for name, value in module.named_parameters():

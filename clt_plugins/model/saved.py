@@ -19,8 +19,10 @@ from clt_plugins.files.folders import atomic_folder, recover, verify
 from clt_plugins.files.records import FORMAT, read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.model.devices import bare_context, make_device, make_kernels, make_parallel
+from clt_plugins.model.normalisation.stored import check_stored, detected_normalisation
 from clt_plugins.model.parameters import give_memory
 from clt_plugins.recipe.structure import plain, structure_choice
+from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -58,8 +60,8 @@ class Description:
     """F: features per layer."""
     dtype: str = attrs.field(validator=_is_dtype)
     """The type of the parameters, as torch names it."""
-    normalisation: str
-    """How activations are normalised: a method of `transcoder.normalisation` in a recipe."""
+    normalisation: str | dict[str, Any]
+    """The normalisation: its name and its settings, as [normalisation] of a recipe."""
     model: dict[str, Any]
     """The language model, as [model] of a recipe; empty if it is not known."""
     activation: dict[str, Any]
@@ -83,7 +85,7 @@ def put_transcoder(transcoder: Any, folder: Path) -> None:
         d_model=transcoder.d_model,
         features=transcoder.n_features,
         dtype=str(transcoder.context.dtype).removeprefix("torch."),
-        normalisation=transcoder.normalisation,
+        normalisation=plain(transcoder.choices["normalisation"]),
         model=transcoder.model_described(),
         activation=plain(transcoder.choices["activation"]),
         tying=plain(transcoder.choices["tying"]),
@@ -115,14 +117,14 @@ def load_transcoder(
     # It was built on "meta": no memory was filled with first values that the file replaces.
     give_memory(transcoder, device)
     copy_tensors(SlicedTensors.find(folder, "transcoder"), transcoder)
-    transcoder.normaliser.check_stored(folder / "transcoder.safetensors")
+    check_stored(transcoder, folder / "transcoder.safetensors")
     return transcoder.eval()
 
 
 def _without_memory(
     make: Make, description: Description, origin: Path, device: str, plugins: Plugins, kernels: str
 ) -> Any:
-    """A transcoder as `transcoder.json` describes it, on the device "meta"."""
+    """A transcoder as `transcoder.json` describes it, on the device "meta" if that is possible."""
     context = bare_context(
         torch.device("meta"),
         dtype=getattr(torch, description.dtype),
@@ -134,7 +136,12 @@ def _without_memory(
     )
     activation = structure_choice(plugins, "activation", description.activation, str(origin))
     tying = structure_choice(plugins, "tying", description.tying, str(origin))
-    transcoder = make(context, activation, tying, normalisation=description.normalisation)
+    normalisation = structure_choice(plugins, "normalisation", description.normalisation, str(origin))
+    transcoder = make(context, activation, tying, normalisation=normalisation)
+    if any(inner._non_persistent_buffers_set for inner in transcoder.modules()):
+        # No file has what is computed when it is built.
+        context = attrs.evolve(context, device=torch.device(device))
+        transcoder = make(context, activation, tying, normalisation=normalisation)
     transcoder.described_model = dict(description.model)
     transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder
@@ -173,7 +180,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
         d_model=imported.d_model,
         features=imported.n_features,
         dtype="float32",
-        normalisation="none",
+        normalisation=dict(imported.normalisation or {"name": detected_normalisation(imported)}),
         model=dict(imported.model),
         activation=dict(imported.activation),
         tying=dict(imported.tying),
@@ -183,14 +190,16 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
     if on_disk:
         # The tying is replaced before the rest gets memory, so that the decoder gets none.
         transcoder.tying = cast(Any, nn.Module())
+    # Statistics that the folder lacks stay as a new transcoder has them.
+    first = build(transcoder.choices["normalisation"], attrs.evolve(transcoder.context, device=torch.device(device)))
     give_memory(transcoder, device)
-    transcoder.normaliser.reset()
+    transcoder.normaliser = first
+    transcoder.target_variance.fill_(1)
     if on_disk:
         assert imported.decoder is not None
         transcoder.tying = imported.decoder(transcoder.context)
     _fill(transcoder, imported, folder, skip=set(transcoder.tying.views()) if on_disk else set())
-    transcoder.normaliser.check_stored(folder)
-    transcoder.normalisation = transcoder.normaliser.detect_method()
+    check_stored(transcoder, folder)
     logger.info("%s: %s%s", folder, imported.kind, ", its decoder left on disk" if on_disk else "")
     return transcoder.eval()
 

@@ -8,19 +8,20 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.results.scores import Scores
 from clt_plugins.data.moments import Moments
 from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
+    from clt_plugins.contract.training.metric import HeldOut
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features
     from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -28,50 +29,6 @@ if TYPE_CHECKING:
 CONSTANT_BELOW = 1e-24
 """Targets whose variance is below this share of their mean square count as constant. Rounding in float64 gives about
 1e-32; a single float32 that differs by its last bit, among a million, gives 1e-21."""
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Scores:
-    """A transcoder's scores on some tokens.
-
-    NMSE and explained variance of a layer are NaN where they are not defined; `undefined` says why.
-    """
-
-    tokens: int
-    """How many tokens were scored."""
-    nmse: float
-    """Mean over the layers where it is defined; NaN if there is none."""
-    explained_variance: float
-    """Mean over the same layers as `nmse`."""
-    l0: float
-    """Active features per token, sum over layers."""
-    dead_fraction: float
-    """Share of features that were active at none of the tokens."""
-    nmse_by_layer: Tensor
-    """[L] float32."""
-    explained_variance_by_layer: Tensor
-    """[L] float32."""
-    l0_by_layer: Tensor
-    """Active features per token, [L] float32."""
-    dead_fraction_by_layer: Tensor
-    """[L] float32."""
-    density: Tensor
-    """The share of tokens at which each feature is active, [L, F] float32."""
-    target_mean: Tensor
-    """The mean of the raw targets, [L, D] float64."""
-    undefined: dict[int, str] = attrs.field(factory=dict)
-    """Layers without NMSE and explained variance, and why."""
-
-    def as_metrics(self) -> dict[str, Any]:
-        """What loggers get: numbers, [L] and [L, F], by name."""
-        left_out = ("tokens", "target_mean", "undefined")
-        return {a.name: getattr(self, a.name) for a in attrs.fields(Scores) if a.name not in left_out}
-
-    def notes(self) -> list[str]:
-        """A line for each layer without a score."""
-        return [
-            f"layer {layer} has no NMSE and is left out of the mean: {why}" for layer, why in self.undefined.items()
-        ]
 
 
 class ScoreSums:
@@ -172,16 +129,19 @@ def _reason(finite: bool, varies: bool) -> str:
 
 
 @torch.no_grad()
-def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
+def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch], others: Sequence[HeldOut] = ()) -> Scores:
     """A transcoder's scores, in eval mode, on some batches of raw activations.
 
     All ranks must iterate over the same batches. Data rank d of n scores batches d, d + n, d + 2n, ...
+
+    Args:
+        others: metrics that see the same pass.
 
     Raises:
         Refused: the batches have fewer than two tokens.
     """
     parallel = transcoder.context.parallel
-    device = transcoder.normaliser.input_shift.device
+    device = transcoder.target_variance.device
     sums = ScoreSums(transcoder.n_layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
     # Eval mode: an annealed k is at its final value.
     was_training = transcoder.training
@@ -193,7 +153,10 @@ def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> Scores:
                 batch = batch.to(device)
                 x = transcoder.normaliser.inputs(batch.inputs)
                 features = transcoder.encode_normalised(x).features
-                sums.add(batch, transcoder.normaliser.restore(transcoder.reconstruct(features, x)), features)
+                reconstruction = transcoder.normaliser.restore(transcoder.reconstruct(features, x))
+                sums.add(batch, reconstruction, features)
+                for other in others:
+                    other.add(batch, features, reconstruction)
     finally:
         transcoder.train(was_training)
     if parallel.world > 1:

@@ -21,8 +21,8 @@ from clt_plugins.contract.spec import Selected
 from clt_plugins.data.features import Features
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.model.encoder import encode_selected
-from clt_plugins.model.normaliser import Normaliser
-from clt_plugins.model.parameters import parameter, uniform
+from clt_plugins.model.normalisation.stored import check_buffers
+from clt_plugins.model.parameters import note_axes, parameter, saved_buffers, uniform
 from clt_plugins.model.products.dense import encode_dense
 from clt_plugins.model.products.matrix import Product
 from clt_plugins.model.saved import load_transcoder, save_transcoder
@@ -32,6 +32,7 @@ from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.tying import Tying
     from clt_plugins.registry.plugins import Plugins
 
@@ -57,9 +58,12 @@ class CrossLayerTranscoder(nn.Module):
         context: sizes, device, dtype, kernels, parallel.
         activation: the choice for `[activation]`.
         tying: the choice for `[tying]`.
-        normalisation: see `normalise`; `fit` its statistics through `normaliser`.
+        normalisation: the choice for `[normalisation]`; its statistics are at their first values.
         path: "sparse", "dense" (the reference), or "auto": sparse unless the activation's features are dense.
     """
+
+    target_variance: Tensor
+    """The variance of the raw targets, [L], a mean over dimensions: it makes errors comparable between layers."""
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class CrossLayerTranscoder(nn.Module):
         activation: Selected,
         tying: Selected,
         *,
-        normalisation: str = "none",
+        normalisation: Selected,
         path: str = "auto",
     ):
         super().__init__()
@@ -77,8 +81,7 @@ class CrossLayerTranscoder(nn.Module):
         self.own = context.parallel.shard(context.n_features)
         """The features of each layer that this rank has."""
         self.context = context
-        self.choices = {"activation": activation, "tying": tying}
-        self.normalisation = normalisation
+        self.choices = {"normalisation": normalisation, "activation": activation, "tying": tying}
         self.path = path
         shape = context.n_layers, context.n_features, context.d_model
         # Drawn for all ranks' features and then cut, so that any number of ranks starts with the same weights.
@@ -89,10 +92,13 @@ class CrossLayerTranscoder(nn.Module):
         self.tying: Tying = build(tying, context)
         if isinstance(self.activation, nn.Module):
             self.views()  # names that collide in files are found before training
+        self.normaliser: Normalisation = build(normalisation, context)
+        check_buffers(self.normaliser, normalisation)
         # Statistics stay in float32 where weights are bfloat16: activations are normalised before they are rounded.
         compute = torch.promote_types(context.dtype, torch.float32)
-        identity = normalisation == "none"
-        self.normaliser = Normaliser(context.n_layers, context.d_model, compute, context.device, identity=identity)
+        variance = torch.ones(context.n_layers, dtype=compute, device=context.device)
+        self.register_buffer("target_variance", variance)
+        note_axes(self)
         self.described_model: dict[str, Any] | None = None
         self.step: int | None = None
         """Training steps done; None if it is not known."""
@@ -137,7 +143,7 @@ class CrossLayerTranscoder(nn.Module):
     def _affine_reads_inputs(self) -> bool:
         """Whether the tying reads the inputs: NaN goes in, does NaN come out? A declaration could be forgotten."""
         probe = torch.full((1, self.n_layers, self.d_model), torch.nan, device=self.b_enc.device)
-        return bool(self.tying.affine(probe.to(self.normaliser.input_shift.dtype)).isnan().any())
+        return bool(self.tying.affine(probe.to(self.target_variance.dtype)).isnan().any())
 
     def _check(self, inputs: Tensor) -> None:
         if inputs.dim() != 3 or tuple(inputs.shape[1:]) != (self.n_layers, self.d_model):
@@ -230,6 +236,7 @@ class CrossLayerTranscoder(nn.Module):
         other.runs_dense = False
         other.training = False
         activation.eval()
+        note_axes(other)
         return other
 
     # -- files --------------------------------------------------------------------------------------------------
@@ -262,13 +269,18 @@ class CrossLayerTranscoder(nn.Module):
         """Everything that a saved transcoder holds, by its name in files: views, not copies."""
         parameters = dict(self.named_parameters())
         out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in self.views().items()}
-        out.update({f"normaliser.{name}": value for name, value in self.normaliser.named_buffers()})
-        return out
+        # Statistics, and what plugins keep in buffers: by module, `normaliser.input_shift`, `activation.mean`.
+        return out | {_in_files(name): value for name, value, _ in saved_buffers(self)}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The normalisation's numbers, by name; in files `normaliser.` stands before it."""
+        assert isinstance(self.normaliser, nn.Module)
+        return dict(self.normaliser.named_buffers())
 
     def feature_axes(self) -> dict[str, int | None]:
         """Which axis of each of `tensors` counts features; None if every rank has all of it."""
         axes = {name: axis for name, (_, _, axis) in self.views().items()}
-        return {name: axes.get(name) for name in self.tensors()}
+        return axes | {_in_files(name): axis for name, _, axis in saved_buffers(self)}
 
     def save(self, folder: str | Path) -> None:
         """Write `transcoder.safetensors` (of several ranks: a slice each) and `transcoder.json`; see `load`."""
@@ -307,6 +319,11 @@ def _selected(selection: Selection, pre: Tensor) -> Features:
         pairs, kept = selection.finish()
     values = pre.flatten(1)[pairs.token, pairs.feature]
     return Features(values.masked_fill(kept == -torch.inf, -torch.inf), pairs)
+
+
+def _in_files(name: str) -> str:
+    """A buffer's name in files: the targets' variance stands among the normalisation's numbers."""
+    return f"normaliser.{name}" if name == "target_variance" else name
 
 
 def _unchanged(x: Tensor) -> Tensor:

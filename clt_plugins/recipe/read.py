@@ -90,7 +90,8 @@ def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -
     """The recipe of a run that is over, without what nothing is left to do for.
 
     `requires` was only for training and is left out. Choices of plugins that are not installed, and those that hold
-    such, are replaced by their defaults, or left out of a list. The source is needed in any case.
+    such, are replaced by their defaults, or left out of a list. The source and the transforms are
+    needed in any case.
 
     Returns:
         The recipe, and a text for each logger that is left out.
@@ -102,7 +103,7 @@ def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -
     missing = []
     for slot in OF_RECIPE:
         chosen = table.get(slot.table)
-        if slot.table == "source" or chosen is None:
+        if slot.table in ("source", "transforms") or chosen is None:
             continue
         if not slot.many:
             if not _is_installed(chosen, slot, plugins):

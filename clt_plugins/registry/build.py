@@ -51,7 +51,7 @@ def build(chosen: Selected, context: Context) -> Any:
     if lacking := missing_members(built, chosen.choice.slot):
         protocol = BY_TABLE[chosen.choice.slot].protocol.__name__
         text = f"build returned {type(built).__name__}, which is no {protocol}: it has no {', '.join(lacking)}"
-        raise PluginError(_message(chosen.choice, setting, text), where=parse_path(setting))
+        raise plugin_error(chosen.choice, setting, text)
     return built
 
 
@@ -94,6 +94,11 @@ def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[Non
         if named is error:
             raise
         raise named from error
+
+
+def plugin_error(choice: Choice, setting: str, text: str) -> PluginError:
+    """What is wrong with a plugin's object, with the names of setting, plugin and distribution."""
+    return PluginError(_message(choice, setting, text), where=parse_path(setting))
 
 
 def _named(error: Exception, owner: Choice | Info, setting: str, phase: str) -> Exception:

@@ -32,7 +32,8 @@ LAYERS, D_MODEL, FEATURES, TOKENS = 3, 6, 41, 16
 TABLES: dict[str, Any] = {
     "name": "conformance",
     "source": {"name": "synthetic", "layers": LAYERS, "d_model": D_MODEL, "features": 24, "active": 2.0},
-    "transcoder": {"features": FEATURES, "normalisation": "none", "device": "cpu"},
+    "transcoder": {"features": FEATURES, "device": "cpu"},
+    "normalisation": {"name": "none"},
     "activation": {"name": "topk", "k": 8},
     "tying": {"name": "untied"},
     "losses": [{"name": "mse"}],

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from clt_plugins.distributed.generators import CPU, DEVICE, generator_states, set_generators
-from clt_plugins.errors import Faults, Refused
+from clt_plugins.distributed.transformed import load_position
+from clt_plugins.errors import Faults, Refused, names
 from clt_plugins.files.atomic import flush, remove
 from clt_plugins.files.folders import atomic_folder, verify
 from clt_plugins.files.records import read_json, write_json
@@ -32,6 +33,7 @@ from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.model.select.above import CapacityState
 from clt_plugins.training import learned
+from clt_plugins.training import state as state_of
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
@@ -70,13 +72,15 @@ class TrainingState:
     runs_dense: bool
     """Whether the transcoder ran by matrix products, not by sparse ones."""
     source: dict[str, Any]
-    """`Source.state()`: which data come next."""
+    """`Source.state()`: which data come next; with transforms, see `TransformedSource`."""
     recipe: str = ""
     """The recipe that it was trained by, as TOML: what a resumed run is compared with."""
     identity: dict[str, str] = attrs.field(factory=dict)
     """What its data are made from, by setting."""
     capacity: CapacityState | None = None
     """Places for pairs above a threshold, where sizes are fixed."""
+    plugins: dict[str, Any] = attrs.field(factory=dict)
+    """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
 
 
 def save_checkpoint(
@@ -94,12 +98,13 @@ def save_checkpoint(
     transcoder, parallel = parts.transcoder, parts.context.parallel
     path = folder / step_name(progress.step)
     generators = generator_states(parallel, parts.context.device)
+    plugins = state_of.data(parts)
     with atomic_folder(path, parallel) as partial:
         # A checkpoint is a transcoder too: `evaluate` and `load` read it like a finished one.
         put_transcoder(transcoder, partial)
         tensors, axes = _moments(parts, optimizer)
-        of_losses, their_axes = learned.loss_state(parts.losses)
-        tensors, axes = tensors | of_losses, axes | their_axes
+        kept, their_axes = state_of.tensors(parts)
+        tensors, axes = tensors | kept, axes | their_axes
         tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
         tensors, axes = tensors | generators, axes | dict.fromkeys(generators)
         put_tensors(partial, "training", tensors, axes, parallel, transcoder.n_features)
@@ -111,6 +116,7 @@ def save_checkpoint(
             recipe=progress.recipe,
             identity=dict(progress.identity),
             capacity=transcoder.capacity.state(parallel),
+            plugins=plugins,
         )
         if parallel.rank == 0:
             write_json(partial / "training.json", state)
@@ -212,11 +218,17 @@ def _offer(earlier: list[Path]) -> str:
 
 
 def load_checkpoint(
-    path: Path, parts: Parts, optimizer: torch.optim.Optimizer, *, source_anew: bool = False
+    path: Path,
+    parts: Parts,
+    optimizer: torch.optim.Optimizer,
+    *,
+    accepted: Collection[str] = (),
+    source_anew: bool = False,
 ) -> Progress:
     """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it.
 
     Args:
+        accepted: choices of the recipe that may be others than the checkpoint's; they begin anew.
         source_anew: leave the source at its beginning, since it reads other data.
     """
     transcoder = parts.transcoder
@@ -224,13 +236,13 @@ def load_checkpoint(
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
-    _set_loss_state(parts, stored)
-    _set_moments(parts, optimizer, stored)
+    state_of.load(parts, stored, state.plugins, accepted)
+    _set_moments(parts, optimizer, stored, accepted)
     transcoder.runs_dense = state.runs_dense
     transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens
     if not source_anew:
-        parts.source.load_state(state.source)
+        load_position(parts.source, state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
     return Progress(state.step, state.tokens, idle_tokens)
@@ -249,24 +261,12 @@ def _moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, 
     return out, axes
 
 
-def _read(stored: SlicedTensors, name: str, axis: int | None, parts: Parts) -> Tensor:
-    """A saved tensor, or this rank's part of it along its feature axis."""
-    return stored.read(name) if axis is None else stored.read_part(name, axis, parts.transcoder.own)
-
-
 @torch.no_grad()
-def _set_loss_state(parts: Parts, stored: SlicedTensors) -> None:
-    tensors, axes = learned.loss_state(parts.losses)
-    for name, target in tensors.items():
-        if name not in stored.shapes:
-            raise Refused(stored.folder, f"lacks the state of a loss, {name!r}")
-        target.copy_(_read(stored, name, axes[name], parts))
-
-
-@torch.no_grad()
-def _set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTensors) -> None:
+def _set_moments(
+    parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTensors, accepted: Collection[str]
+) -> None:
     parameters, views = learned.parameters(parts), learned.views(parts)
-    others = {"idle_tokens", CPU, DEVICE, *learned.loss_state(parts.losses)[0]}
+    others = {"idle_tokens", CPU, DEVICE, *state_of.tensors(parts)[0]}
     for full in stored.shapes.keys() - others:
         key, count, owner = full.partition(" of ")
         name = owner
@@ -274,6 +274,8 @@ def _set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedT
             key, _, name = full.partition("/")
             owner = views[name][0] if name in views else ""
         parameter = parameters.get(owner)
+        if parameter is None and names(accepted, owner or name or full):
+            continue
         if parameter is None:
             raise Refused(stored.folder, f"unknown training state {full!r}")
         state = optimizer.state[parameter]
@@ -282,7 +284,7 @@ def _set_moments(parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedT
             state[key] = stored.read(full).to(state[key].device if key in state else parameter.device)
             continue
         _, view, axis = views[name]
-        saved = _read(stored, full, axis, parts)
+        saved = state_of.read(stored, full, axis, parts)
         if key not in state:
             state[key] = torch.zeros_like(parameter, dtype=saved.dtype)
         view(state[key]).copy_(saved)

@@ -3,7 +3,8 @@
 One step, from left to right through the code, with the file of each part:
 
     source.next            raw MLP inputs and outputs, [B, L, D]          a plugin's Source; distributed/reading
-    normalise              shift and scale per layer and dimension        model/normaliser
+    transform              numbers or rows, where the recipe says so      a plugin's Transform; distributed/transformed
+    normalise              a shift and a scale, fitted before the run     a plugin's Normalisation
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
@@ -34,17 +35,21 @@ from tqdm import tqdm
 
 from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.distributed.reading import Reading
+from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.model.scores import Scores, score
+from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
+from clt_plugins.training.state import Watch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
     from clt_plugins.contract.results.logger import Logger
+    from clt_plugins.contract.results.scores import Scores
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
 
@@ -78,9 +83,10 @@ def train(
     schedule = activation.schedule if isinstance(activation, Scheduled) else None
     parameters = list(learned.parameters(parts).values())
     reading = Reading(source, parallel, device)
+    held = Watch(parts)
     watch = Stopwatch()
     evaluated: Scores | None = None
-    saved_step = progress.step
+    first = saved_step = progress.step
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
@@ -91,6 +97,7 @@ def train(
     def checkpoint() -> None:
         nonlocal saved_step
         reading.compare()
+        held.check()
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
@@ -144,23 +151,29 @@ def train(
             # What was queued is the time of these steps. The device is waited for where numbers are read anyway.
             torch.get_device_module(device).synchronize()
         watch.lap("step_s")
+        if progress.step == first + 1:
+            held.check()  # what would be lost is told before hours of training
 
         if due["log"] or due["eval"]:
             reading.compare()
         if due["log"]:
-            metrics = _step_metrics(outcome, counts, norm, lr, parts, config, progress)
-            metrics.update(watch.means(tokens))
-            metrics.update(_traffic(before, sent))
+            own = {**watch.means(tokens), **_traffic(before, sent)}
             left_out = transcoder.capacity.read(parallel)
             if left_out is not None:
-                metrics["train/pairs_left_out"] = left_out
+                own["train/pairs_left_out"] = left_out
+            if isinstance(source, TransformedSource):
+                own.update(source.take_counts())
+            metrics = of_step(parts.metrics, step_of(parts, progress, batch, outcome, counts, norm, lr), own)
             # Sparse or dense is chosen by measured density, and only here, where the number is read anyway.
-            transcoder.settle(metrics["train/l0"] / (transcoder.n_layers * transcoder.n_features))
-            bar.set_postfix(loss=f"{metrics['loss/total']:.4f}", refresh=False)
+            l0 = float(parallel.total(counts.sum())) / (batch.tokens * parallel.data_ranks)
+            transcoder.settle(l0 / (transcoder.n_layers * transcoder.n_features))
+            loss = float(parallel.total(outcome.total, over="tokens")) / parallel.data_ranks
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             log(metrics)
         if due["eval"]:
-            evaluated = score(transcoder, source.held_out(config.eval_tokens))
-            log({f"eval/{name}": value for name, value in evaluated.as_metrics().items()})
+            held_out = passes(parts.metrics)
+            evaluated = score(transcoder, source.held_out(config.eval_tokens), held_out)
+            log(of_pass(held_out, evaluated))
         # A signal reaches ranks at different steps: all stop after the same one.
         stopping = reading.stops(wants_stop()) and progress.step < config.steps
         if due["checkpoint"] or stopping:
@@ -181,37 +194,6 @@ def _due(config: TrainConfig, step: int) -> dict[str, bool]:
     last = step == config.steps  # the last step always logs, evaluates and saves
     every = {"log": config.log_every, "eval": config.eval_every, "checkpoint": config.checkpoint_every}
     return {name: last or step % interval == 0 for name, interval in every.items()}
-
-
-def _step_metrics(
-    outcome: Outcome,
-    counts: Tensor,
-    norm: Tensor | None,
-    lr: float,
-    parts: Parts,
-    config: TrainConfig,
-    progress: Progress,
-) -> dict[str, Any]:
-    """The numbers of one training step, of all ranks; reads them back from the device."""
-    normaliser, parallel = parts.transcoder.normaliser, parts.context.parallel
-
-    def mean(x: Tensor) -> Tensor:
-        return parallel.total(x, over="tokens") / parallel.data_ranks
-
-    # In raw units, as the held-out NMSE is: normalisation must not change what is reported.
-    error = ((outcome.reconstruction - outcome.targets) * normaliser.target_scale).square().mean((0, 2))
-    nmse = (mean(error) / normaliser.target_variance).float().cpu()
-    dead = parallel.total((progress.idle_tokens >= config.dead_after_tokens).sum())
-    metrics: dict[str, Any] = {f"loss/{name}": float(mean(value)) for name, value in outcome.terms.items()}
-    metrics["loss/total"] = float(mean(outcome.total))
-    metrics["train/nmse"] = float(nmse.mean())
-    metrics["train/nmse_by_layer"] = nmse
-    metrics["train/l0"] = float(parallel.total(counts.sum())) / (outcome.targets.shape[0] * parallel.data_ranks)
-    metrics["train/dead_fraction"] = float(dead) / (parts.transcoder.n_layers * parts.transcoder.n_features)
-    metrics["optim/lr"] = lr
-    if norm is not None:
-        metrics["optim/grad_norm"] = float(norm)
-    return metrics
 
 
 def _traffic(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -25,7 +25,8 @@ import attrs
 
 from clt_plugins.contract.abilities import Identified
 from clt_plugins.contract.spec import Selected
-from clt_plugins.errors import Fault, Faults, Refused, parse_path
+from clt_plugins.distributed.transformed import TransformedSource
+from clt_plugins.errors import Fault, Faults, Refused, names, parse_path
 from clt_plugins.recipe.structure import plain
 from clt_plugins.toml import inline
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FREE_TABLES = {"name", "requires", "loggers", "parallel", "kernels", "stages"}
+FREE_TABLES = {"name", "requires", "metrics", "loggers", "parallel", "kernels", "stages"}
 """Where the run is computed, what is watched, and what comes after it."""
 
 FREE_RATES = {"train.lr", "train.betas", "train.eps", "train.weight_decay", "train.clip_norm"}
@@ -78,6 +79,8 @@ class Before:
     """The recipe as plain data."""
     identity: dict[str, str]
     """What the data were made from, by setting."""
+    data_ranks: int | None = None
+    """How many data ranks shared the rows; None if their number changes no batch."""
 
     @classmethod
     def of(cls, folder: Path, state: TrainingState, recipe: str) -> Before:
@@ -85,7 +88,13 @@ class Before:
         Args:
             recipe: as TOML; that of the run's folder for checkpoints that hold none.
         """
-        return cls(folder=folder, step=state.step, tables=tomllib.loads(recipe), identity=state.identity)
+        return cls(
+            folder=folder,
+            step=state.step,
+            tables=tomllib.loads(recipe),
+            identity=state.identity,
+            data_ranks=state.source.get("data_ranks") if "of_source" in state.source else None,
+        )
 
 
 def changes(before: Mapping[str, Any], recipe: Recipe) -> list[Change]:
@@ -156,11 +165,6 @@ def _default(a: attrs.Attribute[Any], record: Any) -> Any:
     if isinstance(a.default, attrs.Factory):  # type: ignore[arg-type]
         return a.default.factory(record) if a.default.takes_self else a.default.factory()  # type: ignore[union-attr]
     return a.default
-
-
-def names(accepted: Collection[str], setting: str) -> bool:
-    """Whether a setting, or a table that it is in, is among the accepted ones."""
-    return any(setting == one or setting.startswith((f"{one}.", f"{one}[")) for one in accepted)
 
 
 def check_settings(before: Before, recipe: Recipe, accepted: Collection[str]) -> dict[str, Any]:
@@ -274,3 +278,20 @@ def check_identity(before: Before, identity: Mapping[str, str], recipe: Recipe, 
             "the source reads other data than the run in %s did: it starts at their beginning", before.folder
         )
     return other
+
+
+def check_data_ranks(before: Before, source: Source, accepted: Collection[str]) -> None:
+    """Whether rows are dealt as they were: transforms that drop rows keep as many of each data rank's.
+
+    Raises:
+        Refused: there are more or fewer data ranks, and that is not accepted.
+    """
+    if not isinstance(source, TransformedSource) or not source.drops or names(accepted, "transforms"):
+        return
+    old, new = before.data_ranks, source.parallel.data_ranks
+    if old is not None and old != new:
+        text = (
+            f"they drop rows, so {new} data ranks give other batches than the {old} of the run in {before.folder}; "
+            f"resume on {old}, or accept it: --accept transforms"
+        )
+        raise Refused("transforms", text)

@@ -14,14 +14,13 @@ import torch
 
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.distributed.agree import all_or_none, anyone, same_everywhere
-from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.finished.results import raise_first
 from clt_plugins.finished.series import AtCheckpoints, Series
 from clt_plugins.finished.stages import check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
-from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.normalisation.fit import fit_to_source
 from clt_plugins.model.saved import save_transcoder
 from clt_plugins.model.sparse import release_gradients, reuse_gradients
 from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
@@ -33,7 +32,7 @@ from clt_plugins.training.folder import Start, record_start, run_folder, version
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.schedule import with_rate
-from clt_plugins.training.resume import changes, check_identity, identity_of
+from clt_plugins.training.resume import changes, check_data_ranks, check_identity, identity_of
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
@@ -121,10 +120,10 @@ def _train(
     identity, source_anew = _data(parts, start, accept)
     # A checkpoint holds the statistics; fitting again would change the units in the middle of a run.
     if start.checkpoint is None:
-        _fit_normaliser(parts, recipe)
+        fit_to_source(transcoder, source, recipe.train.statistics_tokens, recipe.train.batch_tokens)
     else:
         with all_or_none(parallel):
-            progress = load_checkpoint(start.checkpoint, parts, optimizer, source_anew=source_anew)
+            progress = load_checkpoint(start.checkpoint, parts, optimizer, accepted=accept, source_anew=source_anew)
         logger.info("resumed from %s", start.checkpoint)
     progress.recipe, progress.identity = as_toml(recipe), identity
     # Only large matrices: a buffer per bias would save nothing.
@@ -206,6 +205,7 @@ def _data(parts: Parts, start: Start, accept: Collection[str]) -> tuple[dict[str
         identity = identity_of(parts.source)
         if parallel.rank == 0 and start.before is not None:
             anew = check_identity(start.before, identity, start.recipe, accept)
+            check_data_ranks(start.before, parts.source, accept)
     return identity, anyone(parallel, anew)
 
 
@@ -236,19 +236,3 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
                 if ended_by is None:
                     raise
                 logger.error("a logger could not be closed: %s", error)
-
-
-def _fit_normaliser(parts: Parts, recipe: Recipe) -> None:
-    """Set the transcoder's statistics: the source's own, or those of its first batches (which are still trained on)."""
-    source, settings = parts.source, recipe.transcoder
-    statistics = source.statistics()
-    # Sources that store statistics need not have the norms.
-    if statistics is None or (settings.normalisation == "sqrt_d_model" and "inputs.norm" not in statistics):
-        # Read and put back: the batches that the statistics come from are trained on as well.
-        state = source.state()
-        count = max(1, -(-settings.normalisation_tokens // recipe.train.batch_tokens))
-        parallel = parts.context.parallel
-        reading = Reading(source, parallel, torch.device("cpu"))
-        statistics = estimate(reading.batches(count), source.n_layers, source.d_model, parallel)
-        source.load_state(state)
-    parts.transcoder.normaliser.fit(settings.normalisation, statistics)

@@ -44,7 +44,19 @@ def of_recipe(config: ExportConfig, recipe: Recipe, activation: Selected) -> lis
 def of_transcoder(config: ExportConfig, transcoder: CrossLayerTranscoder) -> list[Fault]:
     """Faults of a transcoder, trained or not."""
     activation = transcoder.choices["activation"]
-    return _faults(config, transcoder.model_described(), activation.name, activation.config)
+    faults = _faults(config, transcoder.model_described(), activation.name, activation.config)
+    try:
+        folding = transcoder.normaliser.fold()
+    except Refused as refused:
+        return faults + refused.faults
+    if not (folding.inputs.diagonal and folding.targets.diagonal):
+        name = transcoder.choices["normalisation"].name
+        text = (
+            f"{name} mixes dimensions, and crosslayer-coding has a mean and a deviation for each: "
+            'choose another, such as "mean_std", or another format'
+        )
+        faults.append(Fault(("normalisation",), text))
+    return faults
 
 
 def _faults(config: ExportConfig, model: Mapping[str, Any], activation: str, settings: Any) -> list[Fault]:

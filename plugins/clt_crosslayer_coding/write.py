@@ -27,7 +27,7 @@ from torch import Tensor
 from clt_crosslayer_coding import limits
 from clt_crosslayer_coding.read import find_files, read_checkpoint
 from clt_crosslayer_coding.statistics import write_statistics
-from clt_plugins import Faults, Imported, Thresholded, write_tensors
+from clt_plugins import Faults, Folding, Imported, Thresholded, write_tensors
 
 if TYPE_CHECKING:
     from clt_crosslayer_coding import ExportConfig
@@ -54,7 +54,8 @@ class CrosslayerCoding:
         if faults := limits.of_transcoder(self.config, transcoder):
             raise Faults(faults)
         tensors = {name: value.detach().cpu() for name, value in transcoder.tensors().items()}
-        method = _method(transcoder.normalisation, tensors)
+        folding = transcoder.normaliser.fold()
+        method = _method(folding)
         config = {
             "num_features": transcoder.n_features,
             "num_layers": transcoder.n_layers,
@@ -72,11 +73,12 @@ class CrosslayerCoding:
         (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
         if method == "mean_std":
             # One scale per layer ("rms", "sqrt_d_model") is a standard deviation about 0, the same for every dimension.
-            means, scales = (
-                {side: tensors[f"normaliser.{side[:-1]}_{kind}"] for side in ("inputs", "targets")}
-                for kind in ("shift", "scale")
+            sides = {"inputs": folding.inputs, "targets": folding.targets}
+            write_statistics(
+                folder / "norm_stats.json",
+                {name: side.shift.cpu() for name, side in sides.items()},
+                {name: side.scale.cpu() for name, side in sides.items()},
             )
-            write_statistics(folder / "norm_stats.json", means, scales)
 
     def _templates(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """Where activations come from, by the names of Hugging Face and of TransformerLens."""
@@ -96,15 +98,15 @@ class CrosslayerCoding:
         return read_checkpoint(folder)
 
 
-def _method(normalisation: str, tensors: Mapping[str, Tensor]) -> str:
+def _method(folding: Folding) -> str:
     """The library's name of the normalisation. Its "sqrt_d_model" multiplies by sqrt(D), whatever the activations."""
-    if normalisation == "none":
-        return "none"
-    scales = [tensors[f"normaliser.{side}_scale"] for side in ("input", "target")]
-    shifts = [tensors[f"normaliser.{side}_shift"] for side in ("input", "target")]
-    fixed = torch.tensor(scales[0].shape[1] ** -0.5)
-    if all(bool((x == fixed).all()) for x in scales) and not any(bool(x.any()) for x in shifts):
-        return "sqrt_d_model"
+    sides = folding.inputs, folding.targets
+    if any(bool(side.shift.any()) for side in sides):
+        return "mean_std"
+    fixed = {"none": 1.0, "sqrt_d_model": folding.inputs.shift.shape[1] ** -0.5}
+    for method, scale in fixed.items():
+        if all(bool((side.scale == torch.tensor(scale).to(side.scale)).all()) for side in sides):
+            return method
     return "mean_std"
 
 

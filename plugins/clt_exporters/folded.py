@@ -4,6 +4,8 @@ Normalised inputs are (x - m) / c and reconstructions y n + o, so with rows W [F
 
     pre = W (x - m) / c + b = (W / c) x + (b - W (m / c)),      y' = n_t (sum of a W_dec + b_dec) + o_t
 
+c and n are numbers for each dimension, or matrices: `Normalisation.fold` says.
+
 Pre-activations keep their unit and thresholds their values. An offset s that all targets share is added to active
 features, a + s. It becomes an offset of the pre-activation and of the threshold: (x + s) where x + s > θ + s.
 
@@ -46,11 +48,12 @@ class Folded:
     """A transcoder with thresholds, normalisation and offsets folded into its matrices.
 
     Raises:
-        Refused: the tying adds offsets that decoder rows cannot hold.
+        Refused: the tying adds offsets that decoder rows cannot hold, or the normalisation cannot be folded.
     """
 
     def __init__(self, transcoder: CrossLayerTranscoder):
         self.transcoder = transcoder
+        self.folding = transcoder.normaliser.fold()
         activation, tying = transcoder.activation, transcoder.tying
         assert isinstance(activation, Thresholded), "`limits` has refused all others"
         threshold = activation.threshold().detach().cpu().double()
@@ -68,25 +71,27 @@ class Folded:
     @torch.no_grad()
     def layer(self, layer: int) -> Layer:
         """One layer on the CPU, in float32, or in float64 if the transcoder is in float64."""
-        transcoder, normaliser = self.transcoder, self.transcoder.normaliser
+        transcoder = self.transcoder
         out = torch.promote_types(transcoder.W_enc.dtype, torch.float32)
-        shift, scale, target_shift, target_scale = (
-            getattr(normaliser, name)[layer:].cpu().double()
-            for name in ("input_shift", "input_scale", "target_shift", "target_scale")
+        inputs, target = (
+            side.layers(layer, layer + 1).to("cpu", torch.float64)
+            for side in (self.folding.inputs, self.folding.targets)
         )
         weight = transcoder.W_enc[layer].cpu().double()
-        bias = transcoder.b_enc[layer].cpu().double() - weight @ (shift[0] / scale[0])
-        rows = transcoder.tying.expand(layer).cpu().to(out) * target_scale.to(out)
+        shift = inputs.normalised(inputs.shift)[0]
+        bias = transcoder.b_enc[layer].cpu().double() - weight @ shift
+        rows = self.folding.targets.layers(layer).to("cpu", out).raw(transcoder.tying.expand(layer).cpu().to(out))
         affine, skip = self._affine(layer)
         if skip is not None:
-            affine = affine - (shift[0] / scale[0]) @ skip
-            skip = skip / scale[0][:, None] * target_scale[0]
+            affine = affine - shift @ skip
+            # x S with normalised x: columns of S read inputs, rows of it write to the target.
+            skip = target.raw(inputs.readers(skip.T[:, None])[:, 0].T[:, None])[:, 0]
         return Layer(
-            W_enc=(weight / scale[0]).to(out),
+            W_enc=inputs.readers(weight[:, None])[:, 0].to(out),
             b_enc=(bias + self.shift[layer]).to(out),
             threshold=None if self.is_relu else self.threshold[layer].to(out),
             W_dec=rows,
-            b_dec=(affine * target_scale[0] + target_shift[0]).to(out),
+            b_dec=target.restore(affine[None])[0].to(out),
             W_skip=None if skip is None else skip.to(out),
         )
 

@@ -36,6 +36,8 @@ class Subject:
     """Whether training will learn offsets that differ between target layers."""
     model: Mapping[str, Any]
     """The language model, as in `[model]`."""
+    unfolded: tuple[Fault, ...] = ()
+    """Why the normalisation cannot be folded; empty if it can, or if that is not known yet."""
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, activation: str) -> Subject:
@@ -67,7 +69,17 @@ class Subject:
             skip=getattr(transcoder.tying, "skip", None) is not None,
             offsets=not trained and _learns_offsets(tying, transcoder.n_layers),
             model=transcoder.model_described(),
+            unfolded=_unfolded(transcoder),
         )
+
+
+def _unfolded(transcoder: CrossLayerTranscoder) -> tuple[Fault, ...]:
+    """Why a transcoder's normalisation cannot be folded into its weights."""
+    try:
+        transcoder.normaliser.fold()
+    except Faults as refused:
+        return tuple(refused.faults)
+    return ()
 
 
 def _learns_offsets(config: Any, n_layers: int | None) -> bool:
@@ -116,7 +128,7 @@ def saelens(config: Any, subject: Subject) -> list[Fault]:
 
 def plain(format_name: str, subject: Subject) -> list[Fault]:
     """Faults of every format that holds only thresholds and decoder rows."""
-    faults = []
+    faults = list(subject.unfolded)
     if not subject.thresholded:
         faults.append(
             Fault(

@@ -27,6 +27,8 @@ class AuxK:
     """
 
     needs_pre = False
+    caches = ("late",)
+    """A run that knows no counts yet, as after a resumption, looks at all features: the result is the same."""
 
     def __init__(self, config: AuxKConfig, context: Context):
         self.config = config

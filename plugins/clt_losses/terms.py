@@ -32,16 +32,17 @@ class MSE(Term):
         self.config = config
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
-        scale = forward.scale
+        scale = forward.units.scale
         if self.config.scale == "variance":
-            scale = scale / forward.variance.sqrt()[:, None]
+            scale = scale / forward.variance.sqrt().view(-1, *[1] * (scale.dim() - 1))
         tokens, _, d_model = forward.targets.shape
         total = _SquaredError.apply(forward.reconstruction, forward.targets, scale)
         return {"mse": self.config.weight * total / (tokens * d_model)}
 
 
 class _SquaredError(torch.autograd.Function):
-    """Sum of ((reconstruction - targets) * scale)², a scalar; targets [B, L, D] and scale [L, D] are constants.
+    """Sum of ((reconstruction - targets) · scale)², a scalar; targets [B, L, D] and scale are constants. The scale is
+    [L, D], or a matrix for each layer, [L, D, D].
 
     Written by hand, because autograd would keep several [B, L, D] in memory: here each direction needs one more, for a
     moment. Each row is summed first, so that a sum of millions of terms loses no digits.
@@ -50,13 +51,19 @@ class _SquaredError(torch.autograd.Function):
     @staticmethod
     def forward(ctx, reconstruction, targets, scale):
         ctx.save_for_backward(reconstruction, targets, scale)
-        error = (reconstruction - targets).mul_(scale)
+        error = _times(reconstruction - targets, scale)
         return torch.linalg.vector_norm(error, dim=-1).square().sum()
 
     @staticmethod
     def backward(ctx, grad):
         reconstruction, targets, scale = ctx.saved_tensors
-        return (reconstruction - targets).mul_(scale.square().mul(2 * grad)), None, None
+        square = scale.square() if scale.dim() == 2 else scale @ scale.mT
+        return _times(reconstruction - targets, square.mul(2 * grad)), None, None
+
+
+def _times(error: Tensor, scale: Tensor) -> Tensor:
+    """An error [B, L, D], which is used up, times a scale [L, D] or [L, D, D]."""
+    return error.mul_(scale) if scale.dim() == 2 else torch.einsum("bld,lde->ble", error, scale)
 
 
 class TanhSparsity(Term):

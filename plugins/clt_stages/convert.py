@@ -128,7 +128,7 @@ def check_convertible(transcoder: CrossLayerTranscoder) -> None:
     # A threshold only chooses: what it lets pass is the pre-activation. So it must be what the activation lets pass.
     n_layers, n_features = transcoder.W_enc.shape[:2]
     feature = torch.arange(n_layers * n_features, device=transcoder.W_enc.device)
-    dtype = transcoder.normaliser.input_shift.dtype
+    dtype = transcoder.target_variance.dtype
     with torch.no_grad():
         for number in (0.25, 1.0, 4.0):
             pre = torch.full(feature.shape, number, dtype=dtype, device=feature.device)

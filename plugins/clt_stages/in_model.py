@@ -171,7 +171,7 @@ def evaluate_in_model(transcoder: CrossLayerTranscoder, model: LanguageModel, to
     """
     sums = {variant: Sums() for variant in VARIANTS}
     count = 0
-    device = transcoder.normaliser.input_shift.device
+    device = transcoder.target_variance.device
     for text in model.held_out(tokens):
         next_tokens = model.following(text)
         followed = next_tokens >= 0

@@ -54,7 +54,8 @@ class Step:
         tables = {
             "name": "benchmark",
             "source": {"name": "synthetic", "layers": options.layers, "d_model": options.d_model, "features": 64},
-            "transcoder": {"features": options.features, "normalisation": "none", "device": "cpu"},
+            "transcoder": {"features": options.features, "device": "cpu"},
+            "normalisation": "none",
             "activation": {"name": options.activation, "k": options.k},
             "parallel": {"name": "tensor"} if int(os.environ["WORLD_SIZE"]) > 1 else {"name": "single"},
             "train": {"steps": 1000, "batch_tokens": options.batch, "lr": 1e-4},

@@ -80,7 +80,8 @@ class Own:
         tables = {
             "name": "benchmark",
             "source": {"name": "synthetic", "layers": options.layers, "d_model": options.d_model, "features": 64},
-            "transcoder": {"features": options.features, "path": options.path, "normalisation": normalisation},
+            "transcoder": {"features": options.features, "path": options.path},
+            "normalisation": normalisation,
             "activation": activation,
             "losses": losses,
             "tying": {"name": options.tying},

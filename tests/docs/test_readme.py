@@ -20,11 +20,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "examples" / "guides" / "metrics.md").read_text(encoding="utf-8")
 MODEL = ROOT / "examples" / "models" / "stdlib-gpt2"
 SMALL = {
-    "steps = 600": "steps = 2",
+    "steps = 600": "steps = 2\nstatistics_tokens = 128",
     "batch_tokens = 1024": "batch_tokens = 64",
     "eval_tokens = 16384": "eval_tokens = 128",
     "buffer_tokens = 32768": "buffer_tokens = 512",
-    "features = 1024": "features = 16\nnormalisation_tokens = 128",
+    "features = 1024": "features = 16",
     "k = 96 ": "k = 8 ",
     '"models/stdlib-gpt2"': json.dumps(str(MODEL)),
 }
@@ -89,7 +89,7 @@ def test_the_recipe_trains_and_every_metric_of_a_run_is_explained(checkout: Path
         "source.held_out": 0.3,
         "source.buffer_tokens": 512,
         "transcoder.features": 16,
-        "transcoder.normalisation_tokens": 128,
+        "train.statistics_tokens": 128,
         "activation.k": 8,
         "train.steps": 2,
         "train.batch_tokens": 64,

@@ -77,7 +77,6 @@ name = "synthetic"
 
 [transcoder]
 features = 16
-normalisation_tokens = 64
 device = "cpu"
 
 [[losses]]
@@ -88,6 +87,7 @@ name = "mine"
 weight = 2.0
 
 [train]
+statistics_tokens = 64
 steps = 2
 batch_tokens = 32
 eval_tokens = 32

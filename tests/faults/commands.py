@@ -16,7 +16,6 @@ features = 24
 active = 2.0
 [transcoder]
 features = 32
-normalisation_tokens = 64
 device = "cpu"
 [activation]
 name = "batchtopk"
@@ -30,6 +29,7 @@ name = "jsonl"
 [[loggers]]
 name = "tensorboard"
 [train]
+statistics_tokens = 64
 steps = 12
 batch_tokens = 32
 lr = 1e-2

@@ -26,7 +26,7 @@ PARTS = (
     (r"/training/optimizer|update_rows", "optimizer"),
     (r"clt_kernels/|/model/sparse\.py|/data/features\.py Pairs", "sparse products"),
     (r"clt_losses/", "losses"),
-    (r"/model/normaliser\.py", "normalise"),
+    (r"/model/normalisation/|/data/affine\.py", "normalise"),
     (r"clt_tyings/", "decoder"),
     (r"clt_parallel/", "exchange"),
 )

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from clt_plugins import CrossLayerTranscoder
-from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.build import build
 from tests.support.helpers import parts, plugins, random_batch, stir
@@ -57,10 +57,11 @@ def make(activation: dict[str, Any], tying: dict[str, Any], normalisation: str =
         source={"name": "synthetic", "layers": 6, "d_model": 128, "features": 200, "active": 2.0},
         activation=activation,
         tying=tying,
-        transcoder={"features": 64, "normalisation": normalisation},
+        normalisation={"name": normalisation},
+        transcoder={"features": 64},
     ).transcoder
     stir(transcoder, scale=0.05)
-    transcoder.normaliser.fit(normalisation, estimate([skewed(64)], 6, 128))
+    fit_to_batches(transcoder, [skewed(64)])
     transcoder.described_model = {"path": str(MODEL)}
     return transcoder.eval()
 

@@ -55,7 +55,6 @@ name = "synthetic"
 
 [transcoder]
 features = 16
-normalisation_tokens = 64
 device = "cpu"
 
 [[losses]]
@@ -65,6 +64,7 @@ name = "mse"
 name = "mine"
 
 [train]
+statistics_tokens = 64
 steps = 2
 batch_tokens = 32
 eval_tokens = 32

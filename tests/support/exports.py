@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from clt_plugins import CrossLayerTranscoder, Faults
 from clt_plugins.model.assemble import assemble
-from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.build import build
@@ -35,11 +35,11 @@ def make(
     activation: dict[str, Any] = JUMPRELU, tying: dict[str, Any] = TYINGS["untied"], normalisation: str = "mean_std"
 ) -> CrossLayerTranscoder:
     """A transcoder with every parameter stirred, and statistics of skewed data."""
-    transcoder = parts(activation=activation, tying=tying, transcoder={"normalisation": normalisation}).transcoder
+    transcoder = parts(activation=activation, tying=tying, normalisation={"name": normalisation}).transcoder
     stir(transcoder)
     batch = random_batch(64, L, D, seed=5)
     skewed = type(batch)(batch.inputs * 3 + 1.5, batch.targets * torch.arange(1, D + 1) - 2)
-    transcoder.normaliser.fit(normalisation, estimate([skewed], L, D))
+    fit_to_batches(transcoder, [skewed])
     transcoder.described_model = dict(MODEL)
     return transcoder.eval()
 

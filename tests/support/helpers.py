@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {
     "name": "small",
     "seed": 0,
     "source": {"name": "synthetic", "layers": 3, "d_model": 6, "features": 24, "active": 2.0},
-    "transcoder": {"features": 10, "normalisation_tokens": 64, "device": "cpu"},
+    "transcoder": {"features": 10, "device": "cpu"},
     "activation": {"name": "batchtopk", "k": 5},
     "tying": {"name": "untied"},
     "losses": [{"name": "mse"}],
@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "train": {
         "steps": 12,
         "batch_tokens": 16,
+        "statistics_tokens": 64,
         "lr": 1e-2,
         "log_every": 4,
         "eval_every": 6,

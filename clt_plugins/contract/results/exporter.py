@@ -46,6 +46,9 @@ class Imported:
     tensor: Callable[[str], Tensor | None]
     """Returns a tensor of the transcoder by its name in files (`W_enc`, `W_dec.03`, `normaliser.input_scale`); called
     for one at a time. None leaves a statistic of the normaliser at its first value."""
+    normalisation: Mapping[str, Any] | None = None
+    """The `[normalisation]` table. If not given, it follows from the shifts and scales of inputs and targets [L, D]:
+    "mean_std", or "none" where they change nothing."""
     decoder_bytes: int = 0
     """Bytes of the decoder on disk."""
     decoder: Callable[[Any], Tying] | None = None

@@ -1,7 +1,7 @@
 """What `[[losses]]` builds: terms of the training loss.
 
 A loss with parameters or buffers of its own is a `torch.nn.Module`: they are trained, clipped, saved and resumed like
-the transcoder's. A parameter with one entry or row per feature says along which axis, by
+the transcoder's; plain data by `Stateful`. A parameter with one entry or row per feature says along which axis, by
 `clt_plugins.parameter(value, feature_axis)`, so that it can be split over ranks and its slices saved.
 
 Shapes: B tokens, L layers, D d_model, F features per layer.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.contract.model.activation import Selection
+    from clt_plugins.data.affine import Affine
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features
 
@@ -35,8 +36,8 @@ class Forward:
     features: Features
     reconstruction: Tensor
     """[B, L, D]; of all ranks together."""
-    scale: Tensor
-    """Raw units per normalised unit of the targets, [L, D]: `(reconstruction - targets) * scale` is the raw error."""
+    units: Affine
+    """What the targets' normalised units are in raw ones: `units.raw(reconstruction - targets)` is the raw error."""
     variance: Tensor
     """Variance of the raw targets, [L]: mean over dimensions of the variance over tokens."""
     norms: Callable[[], Tensor]

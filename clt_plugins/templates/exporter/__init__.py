@@ -30,8 +30,8 @@ class Example:
 
     def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
         """Complaints, each `setting: what is wrong: remedy`. Look at settings only: values mean nothing yet."""
-        if transcoder.normalisation == "rms":
-            return ['transcoder.normalisation: the format does not hold "rms": use "mean_std"']
+        if not transcoder.normaliser.fold().inputs.diagonal:
+            return ['normalisation: the format holds a scale for each dimension, no matrix: use "mean_std"']
         return []
 
     def export(self, transcoder: CrossLayerTranscoder, folder: Path) -> None:

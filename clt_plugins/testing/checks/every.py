@@ -19,7 +19,7 @@ from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect
 from clt_plugins.toml import toml_text
 
-ASSEMBLED = ("source", "activation", "tying", "losses", "parallel", "kernels")
+ASSEMBLED = ("source", "transforms", "activation", "tying", "losses", "metrics", "parallel", "kernels")
 """The tables whose choices are built with the transcoder; others are built here."""
 
 

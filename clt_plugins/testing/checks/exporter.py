@@ -18,16 +18,16 @@ import torch
 from clt_plugins.contract.abilities import Checks
 from clt_plugins.errors import Faults
 from clt_plugins.model.assemble import Parts
-from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import D_MODEL, LAYERS, Bench
+from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import Nonconformance, complain, expect, same
 
 TRANSCODERS: tuple[dict[str, Any], ...] = (
-    {"activation": {"name": "jumprelu"}, "transcoder": {"normalisation": "mean_std"}},
-    {"activation": {"name": "relu"}, "transcoder": {"normalisation": "mean_std"}},
-    {"activation": {"name": "topk", "k": 8}, "transcoder": {"normalisation": "mean_std"}},
+    {"activation": {"name": "jumprelu"}, "normalisation": {"name": "mean_std"}},
+    {"activation": {"name": "relu"}, "normalisation": {"name": "mean_std"}},
+    {"activation": {"name": "topk", "k": 8}, "normalisation": {"name": "mean_std"}},
     {"activation": {"name": "jumprelu"}},
     {"activation": {"name": "relu"}},
     {"activation": {"name": "topk", "k": 8}},
@@ -46,9 +46,7 @@ def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
     """A transcoder after a step, with the statistics of a batch."""
     parts = bench.parts(**{name: table for name, table in tables.items() if name not in bench.tables})
     transcoder = parts.transcoder
-    if transcoder.normalisation != "none":
-        batch = bench.batch(seed=5)
-        transcoder.normaliser.fit(transcoder.normalisation, estimate([batch], LAYERS, D_MODEL))  # type: ignore[arg-type]
+    fit_to_batches(transcoder, [bench.batch(seed=5)])
     optimizer = torch.optim.Adam(transcoder.parameters(), lr=0.01)
     bench.step(parts, bench.batch())
     optimizer.step()

@@ -137,7 +137,7 @@ def save_load(bench: Bench) -> None:
                 dict(loaded.named_buffers())[name],
                 buffer,
                 f"the buffer {name} as it was saved",
-                "buffers are not saved: make it a parameter, or compute it from one",
+                "one with `persistent=False` is not saved, so `__init__` must compute it; no step may change it",
             )
     with torch.no_grad():
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
@@ -146,20 +146,27 @@ def save_load(bench: Bench) -> None:
 @check("activation", "tying", "losses")
 def resume(bench: Bench) -> None:
     """A run that is resumed from a checkpoint ends with the same parameters, bit for bit, as one that never stopped."""
-    train = {"steps": 6, "checkpoint_every": 3, "log_every": 6, "eval_every": 6, "eval_tokens": 2 * TOKENS}
+    train: dict[str, Any] = {
+        "steps": 6,
+        "checkpoint_every": 3,
+        "log_every": 6,
+        "eval_every": 6,
+        "eval_tokens": 2 * TOKENS,
+    }
     # All features are dead from the second step on until they are active: what waits for dead features is tried too.
-    changes: dict[str, Any] = {"train": {**train, "keep_checkpoints": 9, "lr": 0.01, "dead_after_tokens": TOKENS}}
+    train |= {"keep_checkpoints": 9, "lr": 0.01, "dead_after_tokens": TOKENS, "statistics_tokens": 2 * TOKENS}
+    changes: dict[str, Any] = {"train": train}
     if bench.slot == "losses" and bench.choice != "mse":
         # A loss may be 0, without a gradient, in a step (AuxK without dead features).
         changes["losses"] = [*bench.recipe_data()["losses"], {"name": "mse"}]
-    recipe = bench.recipe(**changes, transcoder={"normalisation_tokens": 2 * TOKENS})
+    recipe = bench.recipe(**changes)
     out = bench.folder / "run"
     with torch.random.fork_rng():
         never_stopped = {name: x.clone() for name, x in _run(bench, recipe, out).items()}
         resumed = _run(bench, recipe, out, resume="step_000003")
     look = (
-        "what changes during a run and is neither a parameter nor, in a loss that is a torch.nn.Module, a buffer: no "
-        "checkpoint holds it"
+        "what changes during a run and is neither a parameter nor a buffer of a torch.nn.Module, nor given by `state`: "
+        "no checkpoint holds it"
     )
     for name, value in never_stopped.items():
         same(resumed[name], value, f"{name} after step 6, resumed after step 3, as if never stopped", look)

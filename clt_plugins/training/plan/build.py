@@ -157,11 +157,13 @@ def estimate(parts: Parts, recipe: Recipe, outline: Outline | None = None, rates
     outline = outline or Outline(n_layers=transcoder.n_layers, d_model=transcoder.d_model)
     first = work(parts, recipe, row_bytes=outline.row_bytes)
     sizes = {name: p.numel() for name, p in transcoder.named_parameters()}
-    parameter_bytes = sum(p.numel() * p.element_size() for p in transcoder.parameters())
     here = {"auto", recipe.transcoder.device}
     buffer = sum(size for device, size in outline.buffer_bytes.items() if device in here)
+    if any(transform.drops for transform in parts.transforms):
+        # Rows that are left for the next batch, and the batch that rows are being put together in.
+        buffer += 2 * first.tokens * first.row_bytes
     libraries = rates.context if rates else 0
-    held = memory(first, parameter_bytes, outline, buffer=buffer, libraries=libraries, fixed=libraries > 0)
+    held = memory(first, transcoder, outline, buffer=buffer, libraries=libraries, fixed=libraries > 0)
     written = int(first.visits) * first.d_model
     encoded = first.tokens * first.n_layers * first.d_model * first.n_features
     flops = Flops(

@@ -102,7 +102,7 @@ def _scaled(recipe: Recipe, n_layers: int, d_model: int) -> Recipe:
     tokens = max(min(tokens, 64), min(tokens, NUMBERS // (n_layers * features)))
     return attrs.evolve(
         recipe,
-        transcoder=attrs.evolve(recipe.transcoder, features=features, normalisation="none"),
+        transcoder=attrs.evolve(recipe.transcoder, features=features),
         train=attrs.evolve(recipe.train, batch_tokens=tokens),
     )
 

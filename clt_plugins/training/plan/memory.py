@@ -1,23 +1,29 @@
 """Bytes of a rank at the peak of a training step, by part; and bytes on disk.
 
-The parts in `LASTING` are there all the time. The others belong to phases that follow each other: while features are
-selected, while gradients flow back, while the language model reads. The peak is the largest phase.
+The parts in `LASTING` are there all the time. The others belong to phases that follow each other: while statistics
+are gathered, while features are selected, while gradients flow back, while the language model reads. The peak is
+the largest phase.
 
 Shapes: B tokens, L layers, D d_model, F features per layer of this rank, N active pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 
+from clt_plugins.contract.abilities import Observes
 from clt_plugins.files.records import as_data
 from clt_plugins.training.plan.records import Disk, Memory
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clt_plugins.contract.reading.source import Outline
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.training.plan.work import Work
 
 PAIR_BYTES = 80
@@ -32,19 +38,24 @@ OF_EXTRA = 3
 """The same for losses that select pairs: what those write, the residual, its error."""
 DENSE = 5
 """[B, L, F] that are alive at once in a dense pass: pre-activations, features, and three gradients."""
-LASTING = ("parameters", "gradients", "optimizer", "source", "language_model", "libraries")
-PHASES = (("batch", "pre_activations", "selection"), ("batch", "pairs"), ("model_pass",))
+LASTING = ("parameters", "gradients", "optimizer", "normalisation", "source", "language_model", "libraries")
+PHASES = (("batch", "pre_activations", "selection"), ("batch", "pairs"), ("model_pass",), ("statistics",))
 
 
 def memory(
-    work: Work, parameter_bytes: int, outline: Outline, *, buffer: int = 0, libraries: int = 0, fixed: bool = False
+    work: Work,
+    transcoder: CrossLayerTranscoder,
+    outline: Outline,
+    *,
+    buffer: int = 0,
+    libraries: int = 0,
+    fixed: bool = False,
 ) -> Memory:
     """The parts of a rank's memory.
 
     Args:
         fixed: sizes do not follow the numbers, as on a GPU: each tensor rank has places for all pairs, since any of
             them may be its own.
-        parameter_bytes: of all parameters.
         buffer: what the source keeps on the device.
         libraries: what a process on a GPU needs besides.
     """
@@ -54,10 +65,13 @@ def memory(
     layers = DENSE * work.n_layers if work.dense or work.keeps_pre else 2
     pairs = 0 if work.dense else (work.pairs + work.extra) * (work.tensor_ranks if fixed else 1)
     of_extra = OF_EXTRA * activations * work.compute_bytes if work.extra and not work.dense else 0
+    parameter_bytes = _bytes(transcoder.parameters())
+    normaliser = transcoder.normaliser
     return Memory(
         parameters=parameter_bytes,
         gradients=parameter_bytes,
         optimizer=work.parameters * work.state_bytes,
+        normalisation=_bytes(transcoder.statistics().values()),
         source=buffer,
         language_model=outline.model_bytes,
         libraries=libraries,
@@ -66,7 +80,12 @@ def memory(
         selection=pairs * SELECTED_BYTES,
         pairs=pairs * PAIR_BYTES + of_extra,
         model_pass=outline.pass_bytes,
+        statistics=normaliser.observed_bytes() if isinstance(normaliser, Observes) else 0,
     )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def peak(parts: Memory) -> int:

@@ -10,7 +10,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Memory:
-    """Bytes of a rank's device, by what they hold. The last five are not all alive at the same time."""
+    """Bytes of a rank's device, by what they hold. The last six are not all alive at the same time."""
 
     parameters: int
     """The transcoder's parameters."""
@@ -18,6 +18,8 @@ class Memory:
     """One for each parameter."""
     optimizer: int
     """Adam's two moments of each parameter; and the lower halves of bfloat16 weights (`train.bf16_weights`)."""
+    normalisation: int
+    """The normalisation's numbers: a shift and a scale of inputs and targets, or matrices."""
     source: int
     """The block of activations and the held-out rows of the source."""
     language_model: int
@@ -35,6 +37,8 @@ class Memory:
     transcoder runs dense."""
     model_pass: int
     """A forward pass of the language model."""
+    statistics: int
+    """What the normalisation gathers before the first step."""
 
 
 @attrs.frozen(kw_only=True)

@@ -99,7 +99,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     """
     transcoder, train, parallel = parts.transcoder, recipe.train, parts.context.parallel
     tokens, n_layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.n_layers, transcoder.d_model
-    compute_type = transcoder.normaliser.input_shift.dtype
+    compute_type = transcoder.target_variance.dtype
     compute = compute_type.itemsize
     extra = [_extra_pairs(loss, tokens, n_layers, transcoder.W_enc.shape[1]) for loss in parts.losses]
     dtype = parts.context.dtype
@@ -125,7 +125,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
         product=narrow if sparse or parts.context.device.type != "cpu" else str(compute_type).removeprefix("torch."),
-        exact=is_exact(transcoder.product, transcoder.W_enc, transcoder.normaliser.input_shift),
+        exact=is_exact(transcoder.product, transcoder.W_enc, transcoder.target_variance),
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
         data_ranks=parallel.data_ranks,

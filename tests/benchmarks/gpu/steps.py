@@ -63,7 +63,8 @@ def small_tables(changes: Mapping[str, Any]) -> dict[str, Any]:
     tables: dict[str, Any] = {
         "name": "benchmark",
         "source": {"name": "synthetic", "layers": 4, "d_model": 64, "features": 8},
-        "transcoder": {"features": 256, "normalisation": "none"},
+        "transcoder": {"features": 256},
+        "normalisation": {"name": "none"},
         "activation": {"name": "batchtopk", "k": 24},
         "losses": [{"name": "mse"}],
         "loggers": [],

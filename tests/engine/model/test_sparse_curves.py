@@ -9,7 +9,8 @@ import torch
 
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import assemble, close
-from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.normalisation.fit import fit_to_statistics
+from clt_plugins.model.normalisation.statistics import estimate
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.make import make_optimizer
@@ -58,7 +59,7 @@ def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
     parts = assemble(recipe)
     close(parts)
     transcoder = parts.transcoder
-    transcoder.normaliser.fit("mean_std", statistics)
+    fit_to_statistics(transcoder, statistics)
     optimizer = make_optimizer(transcoder, recipe.train)
     idle = torch.zeros(transcoder.n_layers, transcoder.n_features, dtype=torch.int64)
     losses = []

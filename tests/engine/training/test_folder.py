@@ -296,7 +296,7 @@ def test_a_signal_after_training_ends_the_run_at_once_and_leaves_whole_files(tmp
 
 
 def test_a_signal_while_statistics_are_estimated_stops_at_once_and_leaves_no_folder(tmp_path):
-    process = started(tmp_path / "run", transcoder={"normalisation_tokens": 400_000_000})
+    process = started(tmp_path / "run", train={"statistics_tokens": 400_000_000})
     wait_for(tmp_path / "run/run.lock")
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)

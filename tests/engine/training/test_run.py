@@ -14,7 +14,7 @@ import torch
 from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.files.folders import read_tensors
-from clt_plugins.model.normaliser import estimate
+from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
 from tests.support.commands import python
@@ -175,7 +175,7 @@ def test_a_saved_transcoder_loads_the_same(tmp_path, activation, tying):
     transcoder = built.transcoder.eval()
     stir(transcoder)
     batch = built.source.next()
-    transcoder.normaliser.fit("mean_std", estimate([built.source.next() for _ in range(4)], 3, 6))
+    fit_to_batches(transcoder, [built.source.next() for _ in range(4)])
     transcoder.save(tmp_path / "t")
     loaded = CrossLayerTranscoder.load(tmp_path / "t")
     assert (loaded.n_layers, loaded.d_model, loaded.n_features) == (3, 6, 10)

@@ -16,7 +16,7 @@ def test_saelens_folders_hold_each_layer_s_part(tmp_path):
     folder = export(transcoder, "saelens", tmp_path / "out")
     x = inputs()
     acts = transcoder.encode(x).dense().detach()
-    scale, shift = transcoder.normaliser.target_scale, transcoder.normaliser.target_shift
+    scale, shift = (transcoder.statistics()[f"target_{name}"] for name in ("scale", "shift"))
     affine = transcoder.tying.affine(transcoder.normaliser.inputs(x)).detach()
     for i in range(L):
         described = json.loads((folder / f"layer_{i:02}" / "cfg.json").read_text())

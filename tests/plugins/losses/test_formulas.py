@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clt_plugins import Batch, Features, Forward, Loss, Pairs
+from clt_plugins import Affine, Batch, Features, Forward, Loss, Pairs
 from tests.support.helpers import parts
 
 B, L, D, F = 4, 3, 6, 10
@@ -41,7 +41,7 @@ def make_forward(**changes: Any) -> Forward:
         targets=draw(B, L, D, seed=3),
         features=Features((draw(B, L, F, seed=4) - 0.5).relu()),
         reconstruction=draw(B, L, D, seed=5),
-        scale=draw(L, D, seed=7).exp(),
+        units=Affine(draw(L, D, seed=11), draw(L, D, seed=7).exp()),
         variance=draw(L, seed=8).exp(),
         norms=lambda: norms,
         idle_tokens=idle,
@@ -77,7 +77,7 @@ def test_mse_is_the_sum_over_layers_of_the_mean_over_tokens_and_dimensions(scale
     (term,) = built("mse", scale=scale, weight=0.7)(attrs.evolve(forward, reconstruction=reconstruction)).values()
     expected, gradient = 0.0, torch.zeros(B, L, D, dtype=torch.float64)
     for b, s, d in CELLS:
-        unit = float(forward.scale[s, d])
+        unit = float(forward.units.scale[s, d])
         divisor = B * D * (float(forward.variance[s]) if scale == "variance" else 1.0)
         error = (float(forward.reconstruction[b, s, d]) - float(forward.targets[b, s, d])) * unit
         expected += 0.7 * error**2 / divisor

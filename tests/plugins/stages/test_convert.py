@@ -33,7 +33,8 @@ def trained(name: str) -> Parts:
     built = parts(
         activation=SELECTIONS[name],
         source={"name": "synthetic", **SIZES},
-        transcoder={"features": 64, "normalisation": "none"},
+        transcoder={"features": 64},
+        normalisation={"name": "none"},
         train={"batch_tokens": BATCH, "lr": 1e-2},
     )
     recipe = built.context.recipe

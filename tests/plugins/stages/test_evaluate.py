@@ -27,7 +27,8 @@ def stream(folder: Path, family: str = "gpt2", **changes: Any) -> Parts:
         save_text(folder / "text.jsonl", 200)
     model = {"path": str(folder / family), **changes.pop("model", {})}
     source = {"name": "stream", "text": str(folder / "text.jsonl"), "context": 32, "held_out": 0.3, "model_batch": 4}
-    settings = {"features": 128, "normalisation": "none", **changes.pop("transcoder", {})}
+    settings = {"features": 128, **changes.pop("transcoder", {})}
+    changes = {"normalisation": {"name": "none"}, **changes}
     source.update({"buffer_tokens": 64, **changes.pop("source", {})})
     return parts(model=model, source=source, transcoder=settings, train={"batch_tokens": 32}, **changes)
 

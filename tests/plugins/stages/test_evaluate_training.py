@@ -96,16 +96,19 @@ def numbers(report: Evaluation) -> dict[str, Any]:
     return out
 
 
+EVERY = {"log_every": 40, "eval_every": 40, "checkpoint_every": 40}
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_moves_every_number_in_the_direction_it_should(name, tmp_path):
     activation, losses, directions = TRAINED[name]
     chosen = tables(
         model={"path": str(SHIPPED)},
         source={"name": "stream", "context": 64, "buffer_tokens": 4096},
-        transcoder={"features": 256, "normalisation_tokens": 4096, "normalisation": "mean_std"},
+        transcoder={"features": 256},
         activation=activation,
         losses=losses,
-        train={"steps": 40, "batch_tokens": 512, "lr": 4e-3, "log_every": 40, "eval_every": 40, "checkpoint_every": 40},
+        train={"steps": 40, "batch_tokens": 512, "statistics_tokens": 4096, "lr": 4e-3, **EVERY},
     )
     config = EvaluateConfig(tokens=2048, model_tokens=1024, dense_above=0.05)
     trained = run(chosen, out=tmp_path / "run")

@@ -34,7 +34,8 @@ def judged(tmp_path_factory) -> Evaluation:
     built = parts(
         model={"path": str(folder / "gpt2")},
         source={**source, "buffer_tokens": 64},
-        transcoder={"features": 128, "normalisation": "none"},
+        transcoder={"features": 128},
+        normalisation={"name": "none"},
         train={"batch_tokens": 32},
     )
     return evaluate(built.transcoder, built.source, CONFIG)

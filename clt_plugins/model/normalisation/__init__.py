@@ -1,0 +1,1 @@
+"""Normalisation of activations: what most choices of `[normalisation]` share, and how statistics reach them."""
