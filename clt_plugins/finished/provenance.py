@@ -113,8 +113,11 @@ def settings_of(selected: Selected, info: StageInfo, recipe: Recipe | None) -> d
     if info.needs == "transcoder" or recipe is None:
         return {selected.name: own}
     data = {"source": plain(recipe.source), "seed": recipe.seed, "batch_tokens": recipe.train.batch_tokens}
-    model = {} if recipe.model is None else {"model": plain(recipe.model)}
-    return {selected.name: own, **data, **model}
+    if recipe.transforms:
+        data["transforms"] = plain(recipe.transforms)
+    if recipe.model is not None:
+        data["model"] = plain(recipe.model)
+    return {selected.name: own, **data}
 
 
 def _digest(data: Any) -> str:

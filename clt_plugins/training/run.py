@@ -108,7 +108,7 @@ def _train(
     signals: Signals,
     stages: Sequence[Chosen],
 ) -> CrossLayerTranscoder:
-    transcoder, folder = parts.transcoder, start.folder
+    transcoder, source, folder = parts.transcoder, parts.source, start.folder
     parallel = parts.context.parallel
     rate = with_rate(start.recipe.train, transcoder.n_layers * transcoder.n_features)
     recipe = attrs.evolve(start.recipe, train=rate)
