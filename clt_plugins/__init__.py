@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         HasModel,
         Identified,
         Observes,
+        OwnRows,
         Preferred,
         ReadsBack,
+        RunsModel,
         Scheduled,
         Sends,
         Settable,
@@ -32,15 +34,17 @@ if TYPE_CHECKING:
         Stateful,
         SumsLater,
         Thresholded,
+        TrainsInModel,
         Updates,
     )
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.encoder import Encoder
     from clt_plugins.contract.model.kernels import Kernels
     from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
-    from clt_plugins.contract.reading.language_model import LanguageModel
+    from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
     from clt_plugins.contract.reading.source import Outline, Source
     from clt_plugins.contract.reading.transform import Transform
     from clt_plugins.contract.recipe import Recipe
@@ -49,8 +53,10 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.scores import Scores
     from clt_plugins.contract.results.stage import Stage, StageInfo
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
-    from clt_plugins.contract.training.loss import Forward, Loss
+    from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
+    from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
+    from clt_plugins.contract.training.schedule import Schedule
     from clt_plugins.contract.types import HubOrPath
     from clt_plugins.data.affine import Affine, Folding
     from clt_plugins.data.batch import Batch
@@ -69,6 +75,7 @@ if TYPE_CHECKING:
     from clt_plugins.finished.job import Job
     from clt_plugins.finished.provenance import Provenance
     from clt_plugins.model.assemble import build_source
+    from clt_plugins.model.in_model.replacement import Replacement
     from clt_plugins.model.normalisation.affine import AffineNormalisation
     from clt_plugins.model.parameters import buffer, parameter, uniform
     from clt_plugins.model.products.dense import dense_decode, encode_dense
@@ -76,7 +83,7 @@ if TYPE_CHECKING:
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
-    from clt_plugins.model.sparse import sparse_decode
+    from clt_plugins.model.sparse import own_rows, row_squares, sparse_decode
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.recipe.read import read_recipe, recipe_data
     from clt_plugins.registry.build import build
@@ -86,6 +93,7 @@ if TYPE_CHECKING:
     from clt_plugins.rows.source import StoredSource
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
+    from clt_plugins.training.optimizers.reference import update_rows
     from clt_plugins.training.run import run
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
@@ -100,8 +108,10 @@ _LAZY = {
         "HasModel",
         "Identified",
         "Observes",
+        "OwnRows",
         "Preferred",
         "ReadsBack",
+        "RunsModel",
         "Scheduled",
         "Sends",
         "Settable",
@@ -109,23 +119,27 @@ _LAZY = {
         "Stateful",
         "SumsLater",
         "Thresholded",
+        "TrainsInModel",
         "Updates",
     ],
     "contract.context": ["Context"],
     "contract.model.activation": ["Activation", "Selection"],
+    "contract.model.encoder": ["Encoder"],
     "contract.model.kernels": ["Kernels"],
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel"],
+    "contract.reading.language_model": ["LanguageModel", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
     "contract.results.scores": ["Scores"],
     "contract.results.stage": ["Stage", "StageInfo"],
-    "contract.training.loss": ["Forward", "Loss"],
+    "contract.training.loss": ["Forward", "Loss", "ModelPass"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
+    "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
+    "contract.training.schedule": ["Schedule"],
     "contract.recipe": ["Recipe"],
     "contract.select": ["Kept", "Per", "Ranks", "Select"],
     "contract.types": ["HubOrPath"],
@@ -146,6 +160,7 @@ _LAZY = {
     "finished.job": ["Job"],
     "finished.provenance": ["Provenance"],
     "model.assemble": ["build_source"],
+    "model.in_model.replacement": ["Replacement"],
     "model.products.dense": ["dense_decode", "encode_dense"],
     "model.normalisation.affine": ["AffineNormalisation"],
     "model.parameters": ["buffer", "parameter", "uniform"],
@@ -153,7 +168,7 @@ _LAZY = {
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
-    "model.sparse": ["sparse_decode"],
+    "model.sparse": ["own_rows", "row_squares", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],
@@ -163,6 +178,7 @@ _LAZY = {
     "rows.source": ["StoredSource"],
     "rows.store": ["Store"],
     "toml": ["toml_text"],
+    "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

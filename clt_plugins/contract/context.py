@@ -48,6 +48,11 @@ class Context:
     n_features: int = 0
     """F: features per layer, of all ranks together."""
 
+    @property
+    def schedule_steps(self) -> int:
+        """The steps that schedules go over: `train.schedule_steps`, else all of the run."""
+        return (self.recipe.train.schedule_steps if self.recipe is not None else None) or self.steps
+
     def batch_share(self) -> int:
         """Tokens in a training batch of this data rank.
 

@@ -12,7 +12,6 @@ from attrs import Attribute, Factory, field, frozen, validators
 from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
 from clt_plugins.contract.spec import FREE_ON_RESUME, Selected
 from clt_plugins.contract.types import HubOrPath
-from clt_plugins.errors import Refused
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)
@@ -26,11 +25,6 @@ def _one_slot(_: Any, attribute: Attribute[Any], value: str | None) -> None:
 def _ascending(_: Any, attribute: Attribute[Any], value: list[int] | None) -> None:
     if value is not None and (not value or value[0] < 0 or any(a >= b for a, b in pairwise(value))):
         raise ValueError(f"'{attribute.name}' must be at least one number >= 0, ascending: {value}")
-
-
-def _within_steps(config: Any, attribute: Attribute[Any], value: int) -> None:
-    if value >= (steps := config.schedule_steps or config.steps):
-        raise ValueError(f"'{attribute.name}' must be < steps ({steps}): {value}")
 
 
 @frozen(kw_only=True)
@@ -89,39 +83,11 @@ class TrainConfig:
     store them; they are trained on as well."""
     lr: float | None = field(default=None, validator=validators.optional(positive))
     """Learning rate at its highest; 0.25 / sqrt(features of all layers together) if not given."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """Adam, or Adam with decoupled weight decay."""
-    betas: list[float] = field(
-        factory=lambda: [0.9, 0.95],
-        validator=[
-            validators.min_len(2),
-            validators.max_len(2),
-            validators.deep_iterable(validators.and_(not_negative, validators.lt(1))),
-        ],
-    )
-    """Adam's decay of the first and second moment."""
-    eps: float = field(default=1e-8, validator=positive)
-    """Added to the root of Adam's second moment."""
-    weight_decay: float = field(default=0.0, validator=not_negative)
-    """Of the encoder's and decoder's matrices."""
-    schedule: Literal["constant", "linear", "cosine", "linear_final20"] = "linear"
-    """Of the learning rate, after the warm-up: constant; linear to a tenth; cosine to 0; constant, then to 0 over the
-    last 20 %."""
-    warmup_steps: int = field(
-        default=Factory(lambda self: self.steps // 10, takes_self=True), validator=[not_negative, _within_steps]
-    )
-    """Steps over which the learning rate rises to `lr`; a tenth of all if not given."""
     clip_norm: float | None = field(default=None, validator=validators.optional(positive))
     """Gradients are scaled down to this 2-norm; not clipped if not given."""
     precision: Literal["fp32", "tf32", "bf16", "fp8"] = "fp32"
     """The type of the encoder's matrix product; values and gradients are float32 in any case. `tf32` and `fp8` are for
     GPUs that have it. With weights in bfloat16 (`transcoder.dtype`) the product is never wider than they are."""
-    states: Literal["fp32", "bf16"] = "fp32"
-    """The type of Adam's moments."""
-    bf16_weights: Literal["stochastic", "split"] | None = None
-    """How bfloat16 weights (`transcoder.dtype`) keep updates that are smaller than their last place: they are rounded
-    up or down at random, in proportion (`stochastic`, the default for them); or each is the upper half of a float32,
-    whose lower half takes 2 bytes more (`split`)."""
     log_every: int = field(default=50, validator=positive, metadata=FREE_ON_RESUME)
     """Steps between lines of the log."""
     eval_every: int = field(default=500, validator=positive, metadata=FREE_ON_RESUME)
@@ -173,8 +139,8 @@ def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
 class Recipe:
     """What to train, on what, and how; `clt_plugins plugins` describes every table.
 
-    Besides the fields below it has one for each slot: `source`, `normalisation`, `activation`, `tying`, `parallel` and
-    `kernels` are `Selected`; `losses`, `loggers` and `stages` are lists of them.
+    Besides the fields below it has one for each slot, called as its table: a `Selected`, or a list of them where a
+    recipe has `[[table]]`.
     """
 
     name: str = field(validator=_as_folder, metadata={"example": "my-transcoder"})
@@ -189,12 +155,6 @@ class Recipe:
     """The transcoder's size and arithmetic."""
     train: TrainConfig
     """The training loop."""
-
-    def __attrs_post_init__(self) -> None:
-        dtype = self.transcoder.dtype
-        if self.train.bf16_weights is not None and dtype != "bfloat16":
-            text = f'weights are {dtype}: leave it out, or set transcoder.dtype = "bfloat16"'
-            raise Refused("train.bf16_weights", text)
 
     if TYPE_CHECKING:
         # The slots' fields, which a type checker does not see.

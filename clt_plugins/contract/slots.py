@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from clt_plugins.contract.model.activation import Activation
+from clt_plugins.contract.model.encoder import Encoder
 from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.contract.model.normalisation import Normalisation
 from clt_plugins.contract.model.parallel import Parallel
@@ -16,6 +17,8 @@ from clt_plugins.contract.results.logger import Logger
 from clt_plugins.contract.results.stage import Stage
 from clt_plugins.contract.training.loss import Loss
 from clt_plugins.contract.training.metric import Metric
+from clt_plugins.contract.training.optimizer import Optimizer
+from clt_plugins.contract.training.schedule import Schedule
 
 
 @attrs.frozen(kw_only=True)
@@ -92,12 +95,22 @@ SLOTS = (
         note="It is a `torch.nn.Module`.",
     ),
     Slot(
+        hook="encoders",
+        table="encoder",
+        kind="encoder",
+        protocol=Encoder,
+        default="plain",
+        after="normalisation",
+        doc="The encoder: what pre-activations are made from.",
+        note="It is a `torch.nn.Module`.",
+    ),
+    Slot(
         hook="activations",
         table="activation",
         kind="activation",
         protocol=Activation,
         example="batchtopk",
-        after="normalisation",
+        after="encoder",
         doc="What turns pre-activations into features.",
         note="It is a `torch.nn.Module`.",
     ),
@@ -123,13 +136,33 @@ SLOTS = (
         doc="Terms of the training loss; they are added up.",
     ),
     Slot(
+        hook="optimizers",
+        table="optimizer",
+        kind="optimizer",
+        protocol=Optimizer,
+        default="adam",
+        after="train",
+        doc="What changes weights by their gradients.",
+        note="It is built after the transcoder, and for a plan: what it cannot do with several ranks it refuses there.",
+    ),
+    Slot(
+        hook="schedules",
+        table="schedule",
+        kind="schedule",
+        protocol=Schedule,
+        default="linear",
+        after="optimizer",
+        doc="How the learning rate goes over a run.",
+        note="It may also be chosen in other settings, for the weight of a loss.",
+    ),
+    Slot(
         hook="metrics",
         table="metrics",
         kind="metric",
         protocol=Metric,
         many=True,
         default=["training", "held_out"],
-        after="train",
+        after="schedule",
         doc="What a training step and a held-out pass report.",
     ),
     Slot(

@@ -18,7 +18,8 @@ API_VERSION = 1
 
 FREE_ON_RESUME: Mapping[str, Any] = {"free_on_resume": True}
 """`field(..., metadata=FREE_ON_RESUME)` marks a setting of a choice that changes where or how fast something is
-computed, not what: a run may be resumed with another value of it."""
+computed, not what, or a rate that is changed on purpose in the middle of a run: a run may be resumed with another value
+of it."""
 
 
 def default_choice(stated: str | Mapping[str, Any] | list[Any]) -> Any:

@@ -111,7 +111,7 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool =
     # Training needs held-out text too. A plan alone (device "meta") does not ask for it, since a source may have to
     # run a language model to answer.
     reads = any(chosen.info.needs != "transcoder" for chosen in stages)
-    if data and (reads or not transcoder.W_enc.is_meta):
+    if data and (reads or transcoder.device.type != "meta"):
         with _collected(faults):
             check_held_out(source)
     current: CrossLayerTranscoder | None = transcoder

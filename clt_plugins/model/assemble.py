@@ -125,12 +125,18 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
     assert recipe is not None
     settings = recipe.transcoder
     transcoder = CrossLayerTranscoder(
-        context, recipe.activation, recipe.tying, normalisation=recipe.normalisation, path=settings.path
+        context,
+        recipe.encoder,
+        recipe.activation,
+        recipe.tying,
+        normalisation=recipe.normalisation,
+        path=settings.path,
     )
     # Only the encoder's product: values of selected features are computed again in float32.
     if recipe.train.precision != "fp32":
-        sizes = {"d_model": transcoder.d_model, "n_features": len(transcoder.own)}
-        check_product(recipe.train.precision, context.device, **sizes)
+        check_product(
+            recipe.train.precision, context.device, row_size=transcoder.row_size, n_features=transcoder.shape[1]
+        )
         transcoder.product = recipe.train.precision
     return transcoder
 

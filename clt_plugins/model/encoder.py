@@ -1,9 +1,9 @@
-"""The encoder under selections: pre-activations `x_l · W_l + b_l`, a layer at a time.
+"""The encoder's product under selections: pre-activations `h_l · rows_l + bias_l`, a layer at a time.
 
 Never more than one [B, F] block is held. The product may run in fewer bits; the pairs selected by it are then computed
 again from the weights, so features have float32 values for any type of the product and of the weights.
 
-Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
+Shapes: B tokens, L layers, F features per layer, H numbers of a row, N pairs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def encode_selected(
     """What each selection keeps of the pre-activations: its pairs, and their pre-activations [N], differentiable.
 
     Args:
-        inputs: [B, L, D], normalised; weight: [L, F, D]; bias: [L, F].
+        inputs: [B, L, H], what the encoder makes of normalised inputs; weight: its rows, [L, F, H]; bias: [L, F].
         product: the type of the matrix product, if not that of the weights.
     """
     exact = is_exact(product, weight, inputs)

@@ -64,6 +64,8 @@ class Description:
     """The normalisation: its name and its settings, as [normalisation] of a recipe."""
     model: dict[str, Any]
     """The language model, as [model] of a recipe; empty if it is not known."""
+    encoder: dict[str, Any] = attrs.field(factory=lambda: {"name": "plain"})
+    """The encoder: its name and its settings, as [encoder] of a recipe; absent in old files, which have a plain one."""
     activation: dict[str, Any]
     """The activation: its name and its settings, as [activation] of a recipe."""
     tying: dict[str, Any]
@@ -87,6 +89,7 @@ def put_transcoder(transcoder: Any, folder: Path) -> None:
         dtype=str(transcoder.context.dtype).removeprefix("torch."),
         normalisation=plain(transcoder.choices["normalisation"]),
         model=transcoder.model_described(),
+        encoder=plain(transcoder.choices["encoder"]),
         activation=plain(transcoder.choices["activation"]),
         tying=plain(transcoder.choices["tying"]),
         step=transcoder.step,
@@ -134,14 +137,15 @@ def _without_memory(
         d_model=description.d_model,
         n_features=description.n_features,
     )
-    activation = structure_choice(plugins, "activation", description.activation, str(origin))
-    tying = structure_choice(plugins, "tying", description.tying, str(origin))
-    normalisation = structure_choice(plugins, "normalisation", description.normalisation, str(origin))
-    transcoder = make(context, activation, tying, normalisation=normalisation)
+    parts = {
+        part: structure_choice(plugins, part, getattr(description, part), str(origin))
+        for part in ("encoder", "activation", "tying", "normalisation")
+    }
+    transcoder = make(context, **parts)
     if any(inner._non_persistent_buffers_set for inner in transcoder.modules()):
         # No file has what is computed when it is built.
         context = attrs.evolve(context, device=torch.device(device))
-        transcoder = make(context, activation, tying, normalisation=normalisation)
+        transcoder = make(context, **parts)
     transcoder.described_model = dict(description.model)
     transcoder.step, transcoder.tokens = description.step, description.tokens
     return transcoder

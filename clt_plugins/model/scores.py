@@ -141,8 +141,8 @@ def score(transcoder: CrossLayerTranscoder, batches: Iterable[Batch], others: Se
         Refused: the batches have fewer than two tokens.
     """
     parallel = transcoder.context.parallel
-    device = transcoder.target_variance.device
-    sums = ScoreSums(transcoder.n_layers, transcoder.d_model, transcoder.W_enc.shape[1], device)
+    device = transcoder.device
+    sums = ScoreSums(transcoder.n_layers, transcoder.d_model, transcoder.shape[1], device)
     # Eval mode: an annealed k is at its final value.
     was_training = transcoder.training
     transcoder.eval()

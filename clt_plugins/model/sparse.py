@@ -46,6 +46,21 @@ def pre_activations(
     return _PreActivations.apply(kept, inputs, weight, bias, pairs, kernels)
 
 
+def own_rows(weight: Tensor, layout: Layout) -> Tensor:
+    """The rows with which features write to their own layer, [L, F, D]; differentiable.
+
+    The gradient is added to that of the weight, in place where it has a buffer (`reuse_gradients`). Where these are all
+    the rows, in this order, they are the weight itself.
+
+    Args:
+        weight: R · D numbers.
+    """
+    own = Layout.own_layer(layout.n_layers, layout.n_features)
+    if (layout.first, layout.step, layout.rows) == (own.first, own.step, own.rows):
+        return weight.view(layout.n_layers, layout.n_features, -1) if weight.dim() != 3 else weight
+    return _OwnRows.apply(weight, layout)
+
+
 def release_gradients(parameters: Any) -> None:
     """Release gradients and the memory that `reuse_gradients` keeps for them."""
     for parameter in parameters:
@@ -132,6 +147,32 @@ def _gradients(
             kernels.grad_rows(values, pairs, layout, ones, sums[:, None], overwrite=True)
         weight.grad_squares = None
     return None if in_place else grad
+
+
+class _OwnRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, layout):
+        ctx.weight, ctx.layout = weight, layout
+        return torch.stack(_own_parts(weight, layout))
+
+    @staticmethod
+    def backward(ctx, grad):
+        out, fresh, in_place = own_gradient(ctx.weight)
+        if fresh:
+            out.zero_()
+        for part, of_layer in zip(_own_parts(out, ctx.layout), grad, strict=True):
+            part += of_layer
+        ctx.weight.grad_squares = None  # of its rows; not known here
+        return None if in_place else out, None
+
+
+def _own_parts(weight: Tensor, layout: Layout) -> list[Tensor]:
+    """Each layer's part of what `own_rows` gives, [F, D]: a view."""
+    rows = weight.view(layout.rows, -1)
+    return [
+        rows[first : first + step * (layout.n_features - 1) + 1 : step]
+        for first, step in zip(layout.first, layout.step, strict=True)
+    ]
 
 
 class _Decode(torch.autograd.Function):

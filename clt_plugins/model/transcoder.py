@@ -22,7 +22,7 @@ from clt_plugins.data.features import Features
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.model.encoder import encode_selected
 from clt_plugins.model.normalisation.stored import check_buffers
-from clt_plugins.model.parameters import note_axes, parameter, saved_buffers, uniform
+from clt_plugins.model.parameters import note_axes, saved_buffers
 from clt_plugins.model.products.dense import encode_dense
 from clt_plugins.model.products.matrix import Product
 from clt_plugins.model.saved import load_transcoder, save_transcoder
@@ -32,6 +32,7 @@ from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.encoder import Encoder
     from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.tying import Tying
     from clt_plugins.registry.plugins import Plugins
@@ -56,6 +57,7 @@ class CrossLayerTranscoder(nn.Module):
 
     Args:
         context: sizes, device, dtype, kernels, parallel.
+        encoder: the choice for `[encoder]`.
         activation: the choice for `[activation]`.
         tying: the choice for `[tying]`.
         normalisation: the choice for `[normalisation]`; its statistics are at their first values.
@@ -68,6 +70,7 @@ class CrossLayerTranscoder(nn.Module):
     def __init__(
         self,
         context: Context,
+        encoder: Selected,
         activation: Selected,
         tying: Selected,
         *,
@@ -81,13 +84,14 @@ class CrossLayerTranscoder(nn.Module):
         self.own = context.parallel.shard(context.n_features)
         """The features of each layer that this rank has."""
         self.context = context
-        self.choices = {"normalisation": normalisation, "activation": activation, "tying": tying}
+        self.choices = {
+            "normalisation": normalisation,
+            "encoder": encoder,
+            "activation": activation,
+            "tying": tying,
+        }
         self.path = path
-        shape = context.n_layers, context.n_features, context.d_model
-        # Drawn for all ranks' features and then cut, so that any number of ranks starts with the same weights.
-        weight = uniform("W_enc", shape, context.n_features**-0.5, context, feature_axis=1)
-        self.W_enc = parameter(weight, 1)
-        self.b_enc = parameter(weight.new_zeros(weight.shape[:2]), 1)
+        self.encoder: Encoder = build(encoder, context)
         self.activation: Activation = build(activation, context)
         self.tying: Tying = build(tying, context)
         if isinstance(self.activation, nn.Module):
@@ -99,6 +103,8 @@ class CrossLayerTranscoder(nn.Module):
         variance = torch.ones(context.n_layers, dtype=compute, device=context.device)
         self.register_buffer("target_variance", variance)
         note_axes(self)
+        self.row_size = self._row_size(compute)
+        """H: how many numbers an encoder's row has."""
         self.described_model: dict[str, Any] | None = None
         self.step: int | None = None
         """Training steps done; None if it is not known."""
@@ -142,7 +148,7 @@ class CrossLayerTranscoder(nn.Module):
 
     def _affine_reads_inputs(self) -> bool:
         """Whether the tying reads the inputs: NaN goes in, does NaN come out? A declaration could be forgotten."""
-        probe = torch.full((1, self.n_layers, self.d_model), torch.nan, device=self.b_enc.device)
+        probe = torch.full((1, self.n_layers, self.d_model), torch.nan, device=self.device)
         return bool(self.tying.affine(probe.to(self.target_variance.dtype)).isnan().any())
 
     def _check(self, inputs: Tensor) -> None:
@@ -170,7 +176,7 @@ class CrossLayerTranscoder(nn.Module):
     def _encode_sparse(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
         """A layer's pre-activations at a time: what no selection keeps is gone, and has no gradient."""
         selections = [self._selection(x), *(extra for extra in extras if extra is not None)]
-        kept = encode_selected(x, self.W_enc, self.b_enc, selections, self.context.kernels, self.product)
+        kept = encode_selected(*self.affine_form(x), selections, self.context.kernels, self.product)
         pairs, pre = kept[0]
         others = iter(Features(pre, pairs) for pairs, pre in kept[1:])
         features = Features(self.activation(pre, pairs.feature), pairs)
@@ -178,7 +184,7 @@ class CrossLayerTranscoder(nn.Module):
 
     def _encode_keeping_pre(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
         """Sparse features, with all pre-activations alive for a loss that reads them."""
-        pre = encode_dense(x, self.W_enc, self.b_enc)
+        pre = encode_dense(*self.affine_form(x))
         others = [None if extra is None else _selected(extra, pre) for extra in extras]
         chosen = _selected(self._selection(x), pre)
         assert chosen.pairs is not None
@@ -186,7 +192,7 @@ class CrossLayerTranscoder(nn.Module):
 
     def _encode_dense(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
         """The reference, and the fast way while most features are active: [B, L, F] throughout."""
-        pre = encode_dense(x, self.W_enc, self.b_enc)
+        pre = encode_dense(*self.affine_form(x))
         others = [None if extra is None else _selected(extra, pre) for extra in extras]
         values = self.activation(pre, None)
         if self.activation.fixed_size:
@@ -194,6 +200,11 @@ class CrossLayerTranscoder(nn.Module):
             chosen = _selected(self._selection(x), pre)
             values = values * Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
         return Encoded(Features(values), others, pre)
+
+    def affine_form(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What pre-activations are products of, from normalised inputs [B, L, D]: h [B, L, H], rows [L, F, H], and the
+        bias [L, F]."""
+        return self.encoder.inputs(x).contiguous(), self.encoder.rows(self.tying).contiguous(), self.encoder.bias()
 
     def _selection(self, x: Tensor) -> Selection:
         selection = self.activation.selection(x.shape[0], self.tying.norms)
@@ -239,24 +250,72 @@ class CrossLayerTranscoder(nn.Module):
         note_axes(other)
         return other
 
+    # -- sizes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, F of this rank): the shape of whatever there is one of for each feature."""
+        return self.n_layers, len(self.own)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; "meta" where there are only shapes."""
+        return next(self.parameters()).device
+
+    @property
+    def W_enc(self) -> Tensor:
+        """The weights [L, F, D] of the encoder `plain`; other encoders have no tensor of this name.
+
+        What must serve every encoder goes by `affine_form` or `encoder.expand`.
+        """
+        return self.encoder.W_enc  # type: ignore[attr-defined]
+
+    @property
+    def b_enc(self) -> Tensor:
+        """The bias [L, F] of the encoder `plain`; see `W_enc`."""
+        return self.encoder.b_enc  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _row_size(self, dtype: torch.dtype) -> int:
+        """H.
+
+        Raises:
+            PluginError: shapes of the encoder do not fit together.
+            Refused: the encoder does not go with the tying.
+        """
+        x = torch.zeros(1, self.n_layers, self.d_model, dtype=dtype, device=self.context.device)
+        h, rows, bias = (tuple(tensor.shape) for tensor in self.affine_form(x))
+        expected = (1, self.n_layers, h[-1]), (*self.shape, h[-1]), self.shape
+        if (h, rows, bias) != expected:
+            text = "inputs, rows and bias must be [B, L, H], [L, F, H] and [L, F]; for one token they are"
+            raise PluginError(
+                f"encoder: {self.choices['encoder'].choice}: {text} {list(h)}, {list(rows)} and {list(bias)}, with "
+                f"L = {self.n_layers}, F = {self.shape[1]}",
+                where=("encoder",),
+            )
+        return h[-1]
+
     # -- files --------------------------------------------------------------------------------------------------
 
     def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
         """How parameters are cut for files: name in files -> (parameter, view of it, feature axis of the view)."""
         views: dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]] = {}
-        for name in ("W_enc", "b_enc"):
-            views[name] = (name, _unchanged, 1)
-        for name, (inner, view, axis) in self.tying.views().items():
-            views[name] = (f"tying.{inner}", view, axis)
         assert isinstance(self.activation, nn.Module)
-        for name, value in self.activation.named_parameters():
-            if name in views or name.startswith("normaliser."):
-                raise PluginError(
-                    f"activation: {self.choices['activation'].choice}: its parameter {name!r} has the name of a tensor "
-                    f"of the encoder, the normaliser or the tying {self.choices['tying'].name!r} in files: rename it",
-                    where=("activation",),
-                )
-            views[name] = (f"activation.{name}", _unchanged, getattr(value, "feature_axis", None))
+        of_activation = {
+            name: (name, _unchanged, getattr(value, "feature_axis", None))
+            for name, value in self.activation.named_parameters()
+        }
+        parts = {"encoder": self.encoder.views(), "tying": self.tying.views(), "activation": of_activation}
+        for part, of_part in parts.items():
+            for name, (inner, view, axis) in of_part.items():
+                if name in views or name.startswith("normaliser."):
+                    others = (repr(self.choices[one].name) for one in parts if one != part)
+                    raise PluginError(
+                        f"{part}: {self.choices[part].choice}: its parameter {name!r} has the name of a tensor of the "
+                        f"normaliser, {' or '.join(others)} in files: rename it",
+                        where=(part,),
+                    )
+                views[name] = (f"{part}.{inner}", view, axis)
         return views
 
     def model_described(self) -> dict[str, Any]:

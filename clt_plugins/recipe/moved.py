@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.errors import Fault
 from clt_plugins.toml import inline, key
 
@@ -37,7 +38,21 @@ def _exports(value: Any) -> dict[str, Any]:
     return {"stages": stages}
 
 
-MOVED: Mapping[str, Elsewhere] = {"convert": _stage("convert"), "evaluate": _stage("evaluate"), "exports": _exports}
+MOVED: Mapping[str, Elsewhere] = {
+    "transcoder.normalisation": _to("normalisation", "name"),
+    "transcoder.normalisation_tokens": _to("train", "statistics_tokens"),
+    "train.optimizer": _to("optimizer", "name"),
+    "train.betas": _to("optimizer", "betas"),
+    "train.eps": _to("optimizer", "eps"),
+    "train.weight_decay": _to("optimizer", "weight_decay"),
+    "train.states": _to("optimizer", "states"),
+    "train.bf16_weights": _to("optimizer", "bf16_weights"),
+    "train.schedule": _to("schedule", "name"),
+    "train.warmup_steps": _to("schedule", "warmup_steps"),
+    "convert": _stage("convert"),
+    "evaluate": _stage("evaluate"),
+    "exports": _exports,
+}
 """What became of a table (`convert`) or a setting (`train.optimizer`)."""
 
 
@@ -58,8 +73,7 @@ def refuse_moved(table: dict[str, Any]) -> list[Fault]:
         for name, value in tables.items():
             now[name] = _merged(now.get(name, table.get(name)), value)
     return [
-        Fault(tuple(old.split(".")), f"has moved: write instead {_lines({name: now[name] for name in tables})}")
-        for old, tables in found.items()
+        Fault(tuple(old.split(".")), f"has moved: write instead {_lines(tables, now)}") for old, tables in found.items()
     ]
 
 
@@ -71,6 +85,20 @@ def _merged(stated: Any, value: Any) -> Any:
     return {**(stated if isinstance(stated, Mapping) else {}), **value}
 
 
-def _lines(tables: Mapping[str, Any]) -> str:
-    """`optimizer = {name = "adamw"}`: a line that stands before the first `[table]`."""
-    return ", ".join(f"`{key(name)} = {inline(value)}`" for name, value in tables.items())
+def _lines(tables: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`optimizer = {name = "adam", eps = 1e-6}`: a line that stands before the first `[table]`; or, of one of the
+    engine's own tables, the setting: "`statistics_tokens = 64` in [train]".
+
+    Args:
+        now: the tables with all that they hold.
+    """
+    lines = []
+    for name, value in tables.items():
+        if name in BY_TABLE:
+            whole = now[name]
+            # A choice without settings may be its bare name.
+            bare = isinstance(whole, Mapping) and whole.keys() == {"name"}
+            lines.append(f"`{key(name)} = {inline(whole['name'] if bare else whole)}`")
+        else:
+            lines += [f"`{key(setting)} = {inline(item)}` in [{name}]" for setting, item in value.items()]
+    return ", ".join(lines)

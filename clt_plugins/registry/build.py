@@ -69,7 +69,10 @@ def _placed(error: Faults, table: str, setting: Where) -> Faults:
 def missing_members(built: Any, table: str) -> list[str]:
     """What an object lacks of the protocol of a slot."""
     protocol = BY_TABLE[table].protocol
-    required = [*protocol.__annotations__, *(name for name, member in vars(protocol).items() if callable(member))]
+    required = [
+        *protocol.__annotations__,
+        *(name for name, member in vars(protocol).items() if callable(member) or isinstance(member, property)),
+    ]
     return [name for name in required if (name == "__call__" or name[0] != "_") and not hasattr(built, name)]
 
 

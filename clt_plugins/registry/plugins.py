@@ -111,6 +111,14 @@ class Plugins:
                 logger.warning("plugin failed: %s", self.failures[-1])
         return by_name
 
+    def module(self, name: str) -> Any:
+        """The module (or other object) that was loaded as the plugin of that name."""
+        return self._manager.get_plugin(name)
+
+    def info(self, name: str) -> Info:
+        """What is known of the plugin of that name."""
+        return next(info for info in self.infos if info.name == name and info.status == "active")
+
     def _impls(self, hook: str) -> list[Any]:
         return sorted(getattr(self._manager.hook, hook).get_hookimpls(), key=lambda impl: impl.plugin_name)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from unittest import SkipTest
 
 import click
@@ -15,20 +18,25 @@ from clt_plugins.testing.report import Nonconformance
 @click.argument("plugin")
 @click.option("--settings", default="{}", metavar="JSON", help='Settings by choice: {"topk": {"k": 4}}.')
 @click.option("-k", "word", default="", metavar="TEXT", help="Only cases whose name holds TEXT.")
-def main(plugin: str, settings: str, word: str) -> None:
+@click.option("-v", "verbose", is_flag=True, help="With each failure what was printed, and the stack trace.")
+def main(plugin: str, settings: str, word: str, verbose: bool) -> None:
     """Check every choice of PLUGIN: an installed plugin, a distribution, or a module."""
     failed = 0
     for case in cases(plugin, settings=json.loads(settings)):
         if word not in str(case):
             continue
+        printed = io.StringIO()
         try:
-            case.run()
+            with redirect_stdout(printed), redirect_stderr(printed):
+                case.run()
             click.echo(f"pass  {case}")
         except SkipTest as reason:
             click.echo(f"skip  {case}: {reason}")
         except Nonconformance as error:
             failed += 1
             click.echo(f"FAIL  {case}\n{error}\n")
+            if verbose:
+                click.echo(f"{printed.getvalue()}{''.join(traceback.format_exception(error.__context__))}")
     raise SystemExit(1 if failed else 0)
 
 

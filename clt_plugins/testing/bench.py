@@ -6,7 +6,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import RunsModel
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Selected, Spec
-from clt_plugins.contract.training.loss import Forward
+from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
+from clt_plugins.training.checkpoint import Progress
+from clt_plugins.training.in_model import InModel
 from clt_plugins.training.objective import Outcome, objective
 
 LAYERS, D_MODEL, FEATURES, TOKENS = 3, 6, 41, 16
@@ -34,6 +37,7 @@ TABLES: dict[str, Any] = {
     "source": {"name": "synthetic", "layers": LAYERS, "d_model": D_MODEL, "features": 24, "active": 2.0},
     "transcoder": {"features": FEATURES, "device": "cpu"},
     "normalisation": {"name": "none"},
+    "encoder": {"name": "plain"},
     "activation": {"name": "topk", "k": 8},
     "tying": {"name": "untied"},
     "losses": [{"name": "mse"}],
@@ -59,7 +63,8 @@ class Probe:
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         error = (forward.reconstruction - forward.targets).square().mean()
-        return {"probe": error + 0.1 * forward.sum_features(forward.features.values.tanh().sum()) / TOKENS}
+        values = forward.features.values.tanh()
+        return {"probe": error + 0.1 * forward.sum_features(values.sum()) / len(forward.targets)}
 
 
 @attrs.frozen(eq=False)
@@ -77,10 +82,17 @@ class Bench:
     """What other processes import the plugin by, where it is not installed."""
     folder: Path
     """Empty, and deleted after the check."""
+    trial: bool = False
+    """Whether there are no settings because nobody could give them: `plugins --check`."""
 
     @property
     def spec(self) -> Spec:
         return self.plugins.pick(self.slot, self.choice).spec
+
+    @property
+    def file(self) -> str:
+        """The plugin's module."""
+        return self.plugins.pick(self.slot, self.choice).file
 
     def recipe_data(self, **changes: Any) -> dict[str, Any]:
         """The recipe's tables, the choice among them.
@@ -139,12 +151,28 @@ class Bench:
         Args:
             dead: whether a third of all features count as dead.
         """
-        losses = parts.losses if self.slot == "losses" else [Probe()]
+        losses: Sequence[Loss] = parts.losses if self.slot == "losses" else [Probe()]
         idle = idle_tokens(str(parts.context.device), parts.context.parallel.shard(FEATURES))
-        outcome = objective(parts.transcoder, losses, batch, idle if dead else idle * 0, 0.5)
+        idle = idle if dead else idle * 0
+        outcome = objective(parts.transcoder, losses, batch, idle, 0.5, passes(parts, losses))
         if outcome.total.requires_grad:  # a loss that stops every gradient is found by its own check
             outcome.total.backward()
         return outcome
+
+
+def passes(parts: Parts, losses: Sequence[Loss]) -> list[ModelPass | None]:
+    """What losses get that run the language model, in a step in which they all do: of the source's model, with its
+    next texts. On the device "meta", which has no numbers, shapes only."""
+    wanted = [isinstance(loss, RunsModel) for loss in losses]
+    if parts.context.device.type == "meta":
+        logits, tokens = torch.zeros(2, 12, 11, device="meta"), torch.zeros(12, dtype=torch.int64, device="meta")
+        one = ModelPass(
+            logits=logits[0].clone().requires_grad_(), unchanged=logits[1], next_tokens=tokens, mean=torch.mean
+        )
+        return [one if runs else None for runs in wanted]
+    run = InModel(parts.transcoder, losses, parts.source)
+    run.read(wanted, Progress(step=0, tokens=0, idle_tokens=idle_tokens()))
+    return run.passes(wanted)
 
 
 def stir(module: torch.nn.Module, seed: int = 3, scale: float = 0.2) -> None:
@@ -161,6 +189,40 @@ def idle_tokens(device: str = "cpu", features: range = range(FEATURES)) -> Tenso
     idle = torch.zeros(LAYERS, FEATURES, dtype=torch.int64)
     idle[:, ::3] = 1000
     return idle[:, features.start : features.stop].to(device)
+
+
+def as_now(module: Any) -> Callable[[], None]:
+    """Returns what takes a module back to its state of now: what a step changed and is not trained.
+
+    Parameters without gradient, buffers, and attributes that are numbers, tensors or plain collections of them.
+    """
+    modules = list(module.modules()) if isinstance(module, torch.nn.Module) else [module]
+    plain = [{k: copy.deepcopy(x) for k, x in vars(each).items() if _is_plain(x)} for each in modules]
+    tensors: list[tuple[Tensor, Tensor]] = []
+    for each in modules:
+        if isinstance(each, torch.nn.Module):
+            own = [
+                *each._buffers.values(),
+                *(p for p in each._parameters.values() if p is not None and not p.requires_grad),
+            ]
+            tensors += [(x, x.detach().clone()) for x in own if x is not None]
+
+    def restore() -> None:
+        for each, values in zip(modules, plain, strict=True):
+            for name in [name for name, x in vars(each).items() if _is_plain(x) and name not in values]:
+                delattr(each, name)
+            vars(each).update(copy.deepcopy(values))
+        with torch.no_grad():
+            for x, value in tensors:
+                x.copy_(value)
+
+    return restore
+
+
+def _is_plain(x: Any) -> bool:
+    if isinstance(x, list | tuple | dict | set):
+        return all(map(_is_plain, x.values() if isinstance(x, dict) else x))
+    return x is None or isinstance(x, bool | int | float | str) or (isinstance(x, Tensor) and x.grad_fn is None)
 
 
 def gradients(parts: Parts) -> dict[str, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,14 +17,29 @@ import attrs
 
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
-from clt_plugins.errors import PluginError, Refused
+from clt_plugins.errors import Faults, PluginError, Refused, did_you_mean
 from clt_plugins.registry.info import Info
 from clt_plugins.registry.plugins import Plugins, load_plugins
-from clt_plugins.testing.registry import checks_of
+from clt_plugins.testing.registry import PLUGIN, checks_of, needed
 from clt_plugins.testing.report import Nonconformance, location, message, one_line
 
 Settings = Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]]
 """Choice -> its settings, or several of them."""
+
+REFUSING = (("registry", "build.py"), ("recipe", "read.py"))
+"""The files of the engine through which a refusal comes where settings are refused."""
+
+
+@attrs.define
+class Outcome:
+    """What came of a check."""
+
+    text: str = ""
+    """How it failed, or why it was skipped."""
+    failed: bool = False
+    skipped: bool = False
+    told: bool = True
+    """False while it was only made for the sake of another."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,42 +62,114 @@ class Case:
     """What other processes import the plugin by, where it is not installed."""
     problem: str | None = None
     """Why nothing else can be checked."""
+    expected: frozenset[str] = attrs.field(factory=frozenset, repr=False, eq=False)
+    """The checks of the choice that are meant to fail: others do not wait for them."""
+    outcomes: dict[str, Outcome] = attrs.field(factory=dict, repr=False, eq=False)
+    """What came of the checks that were made so far. Shared by the cases of a choice with the same settings."""
 
     def __str__(self) -> str:
         return f"{self.label}/{self.check}"
 
     def run(self) -> None:
-        """Do the check.
+        """Do the check, and before it those that would fail for the same cause, if they were not made yet.
 
         Raises:
             Nonconformance: what was expected, what came, where to look.
-            unittest.SkipTest: it cannot be checked here, and why; pytest shows it as skipped.
+            unittest.SkipTest: it cannot be checked here, or the cause is told by another check; says why. pytest shows
+                it as skipped.
         """
+        __tracebackhide__ = True  # pytest then shows the failure alone, without the kit's code
         if self.problem is not None:
             raise Nonconformance(f"{self.plugin} cannot be loaded\n     got: {self.problem}")
+        for name in needed(self.slot, self.check):
+            other = attrs.evolve(self, check=name)
+            if name not in self.outcomes:
+                with suppress(Nonconformance, SkipTest):
+                    other.run_alone()
+                self.outcomes[name].told = False
+            if self.outcomes[name].failed and name not in self.expected:
+                raise SkipTest(f"{other} failed, perhaps for the same cause: mend that first")
+        made = self.outcomes.get(self.check)
+        if made is None or made.told:
+            self.run_alone()
+            return
+        made.told = True
+        if made.skipped:
+            raise SkipTest(made.text)
+        if made.failed:
+            raise Nonconformance(made.text)
+
+    def run_alone(self, *, trial: bool = False) -> None:
+        """Do the check, whatever came of others.
+
+        Args:
+            trial: for `plugins --check`, to which nobody gives settings.
+
+        Raises:
+            Nonconformance: see `run`.
+            unittest.SkipTest: see `run`.
+        """
+        __tracebackhide__ = True
         from clt_plugins.testing.bench import Bench
 
         check = checks_of(self.slot)[self.check]
-        choice = self.plugins.pick(self.slot, self.choice)
-        title = f"{BY_TABLE[self.slot].kind} {self.choice!r} of {choice}, check {self.check!r}"
+        choice = None if self.slot == PLUGIN else self.plugins.pick(self.slot, self.choice)
+        what = (
+            f"plugin {self.plugin!r}" if choice is None else f"{BY_TABLE[self.slot].kind} {self.choice!r} of {choice}"
+        )
         with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-            bench = Bench(self.plugins, self.slot, self.choice, self.settings, self.tables, self.module, Path(folder))
-            try:
-                check.run(bench)
-            except SkipTest:
-                raise
-            except Nonconformance as error:
-                raise Nonconformance(f"{title}:\n{error}") from error
-            except Exception as error:
-                text = message("the check runs through", one_line(error), _location(error, choice))
-                raise Nonconformance(f"{title}:\n{text}") from error
+            bench = Bench(
+                self.plugins,
+                self.slot,
+                self.choice,
+                self.settings,
+                self.tables,
+                self.module,
+                Path(folder),
+                trial=trial,
+            )
+            outcome = self._outcome(check.run, bench, choice)
+        same = [
+            name
+            for name, o in self.outcomes.items()
+            if o.failed and o.text.endswith(outcome.text) and name != self.check
+        ]
+        if outcome.failed and same:
+            outcome = Outcome(f"it fails as {self.label}/{same[0]} does: mend that first", skipped=True)
+        if outcome.failed:
+            outcome.text = f"{what}, check {self.check!r}:\n{outcome.text}"
+        self.outcomes[self.check] = outcome
+        if outcome.skipped:
+            raise SkipTest(outcome.text)
+        if outcome.failed:
+            raise Nonconformance(outcome.text)
+
+    def _outcome(self, check: Callable[[Any], None], bench: Any, choice: Choice | None) -> Outcome:
+        try:
+            check(bench)
+        except SkipTest as reason:
+            return Outcome(str(reason), skipped=True)
+        except Nonconformance as error:
+            return Outcome(str(error), failed=True)
+        except Exception as error:
+            if not self.settings and choice is not None and refuses_settings(error):
+                return Outcome(f"the default is refused: {one_line(error)}; give others by `settings`", skipped=True)
+            return Outcome(message("the check runs through", one_line(error), _location(error, choice)), failed=True)
+        return Outcome()
 
 
-def _location(error: BaseException, choice: Choice) -> str:
+def refuses_settings(error: Exception) -> bool:
+    """Whether a choice, or the recipe around it, was refused before anything ran."""
+    frames = [Path(frame.filename).parts[-2:] for frame in traceback.extract_tb(error.__traceback__)]
+    return isinstance(error, Faults) and any(place in frames for place in REFUSING)
+
+
+def _location(error: BaseException, choice: Choice | None) -> str:
     """Where an error of a plugin came from; the plugin's file where the engine found the fault from outside."""
+    file = "" if choice is None else choice.file
     if isinstance(error, PluginError):
-        return choice.file if error.__cause__ is None else location(error.__cause__)
-    return location(error)
+        return file if error.__cause__ is None else location(error.__cause__, file)
+    return location(error, file)
 
 
 def cases(
@@ -108,24 +197,22 @@ def cases(
         problem = "; ".join(failures) or f"no plugin or module is called {name!r}"
         return [Case(plugin=name, label=name, check="load", plugins=plugins, problem=problem)]
     remaining = dict(settings or {})
+    common: dict[str, Any] = {"plugin": name, "tables": recipe or {}, "plugins": plugins, "module": module}
     out = []
+    for info in infos:
+        outcomes: dict[str, Outcome] = {}
+        out += [
+            Case(label=info.name, check=check, slot=PLUGIN, choice=info.name, outcomes=outcomes, **common)
+            for check in checks_of(PLUGIN)
+        ]
     for slot in BY_TABLE:
         for choice in plugins.choices(slot).values():
             if choice.plugin not in names:
                 continue
             for number, (label, used) in enumerate(_variants(choice.spec.name, remaining.pop(choice.spec.name, {}))):
+                chosen = {**common, "slot": slot, "choice": choice.spec.name, "settings": used, "outcomes": {}}
                 out += [
-                    Case(
-                        plugin=name,
-                        label=label,
-                        check=check.name,
-                        slot=slot,
-                        choice=choice.spec.name,
-                        settings=used,
-                        tables=recipe or {},
-                        plugins=plugins,
-                        module=module,
-                    )
+                    Case(label=label, check=check.name, **chosen)
                     for check in checks_of(slot).values()
                     if number == 0 or not check.once
                 ]
@@ -187,10 +274,14 @@ def parametrize(
     expected = dict(expected_failures or {})
     parameters = []
     all_cases = cases(plugin, settings=settings, recipe=recipe)
+    known = [str(case) for case in all_cases]
+    unknown = [name for name in expected if name not in known]
+    if unknown and not any(case.problem for case in all_cases):
+        lines = [f"there is no case {name!r}{did_you_mean(name, known)}" for name in unknown]
+        raise Refused("expected_failures", f"{'; '.join(lines)} (known: {', '.join(known)})")
     for case in all_cases:
-        reason = expected.pop(str(case), None)
+        meant = frozenset(other.check for other in all_cases if other.label == case.label and str(other) in expected)
+        reason = expected.get(str(case))
         marks = [] if reason is None else [pytest.mark.xfail(strict=True, raises=Nonconformance, reason=reason)]
-        parameters.append(pytest.param(case, id=str(case), marks=marks))
-    if expected and not any(case.problem for case in all_cases):
-        raise Refused("expected_failures", f"there is no case {', '.join(map(repr, expected))}")
+        parameters.append(pytest.param(attrs.evolve(case, expected=meant), id=str(case), marks=marks))
     return pytest.mark.parametrize("case", parameters)

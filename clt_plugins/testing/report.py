@@ -26,6 +26,7 @@ def complain(expected: str, got: str, look: str) -> NoReturn:
     Raises:
         Nonconformance: always.
     """
+    __tracebackhide__ = True
     raise Nonconformance(message(expected, got, look))
 
 
@@ -65,9 +66,23 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def location(error: BaseException) -> str:
-    """Where an exception came from: the innermost frame that is not the kit's or torch's, `file:line in function`."""
+def location(error: BaseException, plugin_file: str = "") -> str:
+    """Where an exception came from, `file:line in function`: the innermost frame of the plugin; where it has none, of
+    neither kit nor torch; where there is none either, the plugin's file.
+
+    Args:
+        plugin_file: the plugin's module.
+    """
     frames = list(traceback.extract_tb(error.__traceback__))
+    own = [frame for frame in frames if _belongs(Path(frame.filename), plugin_file)]
     outside = [frame for frame in frames if "/torch/" not in frame.filename and KIT not in Path(frame.filename).parents]
-    frame = (outside or frames)[-1]
+    if not own and not outside and plugin_file:
+        return plugin_file
+    frame = (own or outside or frames)[-1]
     return f"{frame.filename}:{frame.lineno} in {frame.name}"
+
+
+def _belongs(file: Path, plugin_file: str) -> bool:
+    """Whether a file is the plugin's module, or in its package."""
+    module = Path(plugin_file)
+    return bool(plugin_file) and (file == module or (module.name == "__init__.py" and module.parent in file.parents))

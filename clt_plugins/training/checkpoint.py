@@ -24,7 +24,7 @@ from torch import Tensor
 
 from clt_plugins.distributed.generators import CPU, DEVICE, generator_states, set_generators
 from clt_plugins.distributed.transformed import load_position
-from clt_plugins.errors import Faults, Refused, names
+from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.atomic import flush, remove
 from clt_plugins.files.folders import atomic_folder, verify
 from clt_plugins.files.records import read_json, write_json
@@ -32,8 +32,8 @@ from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.model.select.above import CapacityState
-from clt_plugins.training import learned
 from clt_plugins.training import state as state_of
+from clt_plugins.training.moments import moments, set_moments
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
@@ -59,6 +59,8 @@ class Progress:
     """What it is trained by, as TOML."""
     identity: Mapping[str, str] = attrs.field(factory=dict)
     """What the data are made from, as the source says (`Identified`)."""
+    texts: Any = None
+    """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +83,8 @@ class TrainingState:
     """Places for pairs above a threshold, where sizes are fixed."""
     plugins: dict[str, Any] = attrs.field(factory=dict)
     """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
+    texts: Any = None
+    """How far texts for losses that run the language model are read."""
 
 
 def save_checkpoint(
@@ -102,7 +106,7 @@ def save_checkpoint(
     with atomic_folder(path, parallel) as partial:
         # A checkpoint is a transcoder too: `evaluate` and `load` read it like a finished one.
         put_transcoder(transcoder, partial)
-        tensors, axes = _moments(parts, optimizer)
+        tensors, axes = moments(parts, optimizer)
         kept, their_axes = state_of.tensors(parts)
         tensors, axes = tensors | kept, axes | their_axes
         tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
@@ -115,6 +119,7 @@ def save_checkpoint(
             source=parts.source.state(),
             recipe=progress.recipe,
             identity=dict(progress.identity),
+            texts=progress.texts,
             capacity=transcoder.capacity.state(parallel),
             plugins=plugins,
         )
@@ -235,9 +240,10 @@ def load_checkpoint(
     copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
-    idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.W_enc.device)
+    idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.device)
     state_of.load(parts, stored, state.plugins, accepted)
-    _set_moments(parts, optimizer, stored, accepted)
+    others = {"idle_tokens", CPU, DEVICE, *state_of.tensors(parts)[0]}
+    set_moments(parts, optimizer, stored, stored.shapes.keys() - others, accepted)
     transcoder.runs_dense = state.runs_dense
     transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens
@@ -245,46 +251,4 @@ def load_checkpoint(
         load_position(parts.source, state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
-    return Progress(state.step, state.tokens, idle_tokens)
-
-
-def _moments(parts: Parts, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, int | None]]:
-    """The optimizer's state, cut like the parameters (`exp_avg/W_enc`), its counts by parameter (`step of b_enc`);
-    and the feature axis of each."""
-    parameters = learned.parameters(parts)
-    out: dict[str, Tensor] = {}
-    axes: dict[str, int | None] = {}
-    for name, (owner, view, axis) in learned.views(parts).items():
-        for key, value in optimizer.state.get(parameters[owner], {}).items():
-            full = f"{key} of {owner}" if value.dim() == 0 else f"{key}/{name}"
-            out[full], axes[full] = (value, None) if value.dim() == 0 else (view(value), axis)
-    return out, axes
-
-
-@torch.no_grad()
-def _set_moments(
-    parts: Parts, optimizer: torch.optim.Optimizer, stored: SlicedTensors, accepted: Collection[str]
-) -> None:
-    parameters, views = learned.parameters(parts), learned.views(parts)
-    others = {"idle_tokens", CPU, DEVICE, *state_of.tensors(parts)[0]}
-    for full in stored.shapes.keys() - others:
-        key, count, owner = full.partition(" of ")
-        name = owner
-        if not count:
-            key, _, name = full.partition("/")
-            owner = views[name][0] if name in views else ""
-        parameter = parameters.get(owner)
-        if parameter is None and names(accepted, owner or name or full):
-            continue
-        if parameter is None:
-            raise Refused(stored.folder, f"unknown training state {full!r}")
-        state = optimizer.state[parameter]
-        if count:
-            # Fused optimizers keep the count of steps beside the parameter.
-            state[key] = stored.read(full).to(state[key].device if key in state else parameter.device)
-            continue
-        _, view, axis = views[name]
-        saved = state_of.read(stored, full, axis, parts)
-        if key not in state:
-            state[key] = torch.zeros_like(parameter, dtype=saved.dtype)
-        view(state[key]).copy_(saved)
+    return Progress(state.step, state.tokens, idle_tokens, texts=None if source_anew else state.texts)

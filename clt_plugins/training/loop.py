@@ -8,13 +8,14 @@ One step, from left to right through the code, with the file of each part:
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
+    in the model           the language model with the transcoder in it   training/in_model; if a loss asks for it
     losses                 scalar terms of one forward pass, added up     training/objective; a plugin's Loss
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
     check                  stop if a rank could not read                  distributed/reading
     guard                  stop before a NaN reaches a weight             _guard
-    clip                   scale gradients to a norm, as Adam reads them  training/optimizers/clip
-    step                   Adam at the scheduled rate                     training/optimizers
+    clip                   scale gradients to a norm                      training/optimizers/clip
+    step                   at the scheduled rate                          plugins' Schedule and Optimizer
 
 Nothing in a step reads a number back from a GPU, except at the log interval. On a CPU, where reading is free, a loss
 that is not finite stops the run at its own step.
@@ -40,16 +41,19 @@ from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.in_model import InModel
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
+from clt_plugins.training.moments import moments
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
-from clt_plugins.training.optimizers.schedule import learning_rate, set_rate
+from clt_plugins.training.optimizers.rate import set_rate
 from clt_plugins.training.state import Watch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.results.scores import Scores
+    from clt_plugins.contract.training.schedule import Schedule
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
 
@@ -58,6 +62,7 @@ def train(
     parts: Parts,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
     progress: Progress,
     loggers: list[Logger],
     folder: Path,
@@ -67,6 +72,7 @@ def train(
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
 
     Args:
+        schedule: of the learning rate, which `config` has.
         folder: where checkpoints go.
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
@@ -80,8 +86,11 @@ def train(
     transcoder, source, device = parts.transcoder, parts.source, parts.context.device
     parallel = parts.context.parallel
     activation = transcoder.activation
-    schedule = activation.schedule if isinstance(activation, Scheduled) else None
+    anneal = activation.schedule if isinstance(activation, Scheduled) else None
+    assert config.lr is not None
+    schedule_steps = config.schedule_steps or config.steps
     parameters = list(learned.parameters(parts).values())
+    in_model = InModel(transcoder, parts.losses, source)
     reading = Reading(source, parallel, device)
     held = Watch(parts)
     watch = Stopwatch()
@@ -107,19 +116,24 @@ def train(
         due = _due(config, progress.step + 1)
         before = parallel.sent()
 
-        batch = reading.next()
+        done = min(1.0, progress.step / schedule_steps)
+        wanted = in_model.wanted(progress.step + 1, done)
+        first_text = any(wanted) and in_model.text is None
+        batch = reading.next(lambda wanted=wanted: in_model.read(wanted, progress))  # type: ignore[misc]
+        if first_text:
+            reading.check()  # a rank that could not read goes on with the last text, and has none yet
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
 
         # The rate and the activation's schedule depend on the step alone: a checkpoint need not hold them.
-        lr = learning_rate(config, progress.step)
+        lr = schedule(progress.step, schedule_steps, config.lr)
         set_rate(optimizer, lr)
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
-        done = min(1.0, progress.step / (config.schedule_steps or config.steps))
-        if schedule is not None:
-            schedule(done)
-        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done)
+        if anneal is not None:
+            anneal(done)
+        of_model = in_model.passes(wanted)
+        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done, of_model)
         # Losses of which none has a gradient in this step (AuxK alone, while no feature is dead) change no weight.
         if outcome.total.requires_grad:
             outcome.total.backward()
@@ -137,6 +151,8 @@ def train(
         if config.clip_norm is not None and norm is not None:
             clip_gradients(parameters, norm, config.clip_norm, optimizer)
         optimizer.step()
+        if progress.step == 0:
+            moments(parts, optimizer)  # what checkpoints cannot hold is refused now, not hours later
 
         # A feature that was active for another data rank's tokens is not idle, so counts are summed over tokens.
         counts = parallel.total(outcome.features.counts(), over="tokens")
@@ -213,15 +229,18 @@ def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, st
     if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
         return
     # In the order of the step, so that the first one named is where it began.
+    transcoder = parts.transcoder
+    with torch.no_grad():
+        rows = transcoder.encoder.rows(transcoder.tying)
     suspects: list[tuple[str, Tensor]] = [
         ("the source's inputs", batch.inputs.transpose(0, 1)),
         ("the source's targets", batch.targets.transpose(0, 1)),
-        ("the encoder's weights", parts.transcoder.W_enc),
+        ("the encoder's weights", rows),
         ("the reconstruction", outcome.reconstruction.transpose(0, 1)),
     ]
-    grads = parts.transcoder.W_enc.grad
-    if grads is not None:
-        suspects.append(("the encoder's gradient", grads))
+    of_encoder = transcoder.encoder.parameters()  # type: ignore[attr-defined]
+    grads = (p.grad for p in of_encoder if p.dim() > 1 and len(p) == transcoder.n_layers)
+    suspects += [("the encoder's gradient", grad) for grad in grads if grad is not None]
     where = "no single place"
     for name, by_layer in suspects:
         bad = ~torch.isfinite(by_layer.flatten(1)).all(1)

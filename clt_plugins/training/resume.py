@@ -40,8 +40,9 @@ logger = logging.getLogger(__name__)
 FREE_TABLES = {"name", "requires", "metrics", "loggers", "parallel", "kernels", "stages"}
 """Where the run is computed, what is watched, and what comes after it."""
 
-FREE_RATES = {"train.lr", "train.betas", "train.eps", "train.weight_decay", "train.clip_norm"}
-"""Settings of the optimizer that are changed on purpose in the middle of a run; the run's history has them."""
+FREE_RATES = {"train.lr", "train.clip_norm"}
+"""Rates that are changed on purpose in the middle of a run; the run's history has them. An optimizer marks its own as
+`FREE_ON_RESUME`."""
 
 STEPS = "train.steps"
 SCHEDULE = "train.schedule_steps"

@@ -29,9 +29,10 @@ from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, set_aside
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
+from clt_plugins.training.in_model import check_losses
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
-from clt_plugins.training.optimizers.schedule import with_rate
+from clt_plugins.training.optimizers.rate import with_rate
 from clt_plugins.training.resume import changes, check_data_ranks, check_identity, identity_of
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def run(
         with all_or_none(parallel):
             parts = assemble(start.recipe, start.folder, context.device, parallel)
             stack.callback(close, parts)
+            check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
             # What a stage would refuse at the end is refused now.
             stages = check_stages(parts, start.recipe, plugins)
         return _train(parts, start, accept, plugins, signals, stages)
@@ -114,8 +116,9 @@ def _train(
     recipe = attrs.evolve(start.recipe, train=rate)
     own = {id(p) for p in transcoder.parameters()}
     extra = {name: p for name, p in learned.parameters(parts).items() if id(p) not in own}
-    optimizer = make_optimizer(transcoder, recipe.train, recipe.seed, extra)
-    idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=parts.context.device)
+    optimizer = make_optimizer(transcoder, recipe, extra)
+    schedule = build(recipe.schedule, attrs.evolve(parts.context, recipe=recipe))
+    idle = torch.zeros(transcoder.shape, dtype=torch.int64, device=parts.context.device)
     progress = Progress(step=0, tokens=0, idle_tokens=idle)
     identity, source_anew = _data(parts, start, accept)
     # A checkpoint holds the statistics; fitting again would change the units in the middle of a run.
@@ -144,6 +147,7 @@ def _train(
                 parts,
                 recipe.train,
                 optimizer,
+                schedule,
                 progress,
                 loggers,
                 folder / "checkpoints",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 DEPTH = 3
 """How far a plugin's lists, tables and records are looked into."""
+BY_MODULES = "make it a buffer (`register_buffer` of a torch.nn.Module) or a parameter, or "
+"""How objects other than transforms keep tensors: the position of a transform is that of the batches it has seen."""
 TORCHS = frozenset(vars(nn.Module()))
 """Attributes of every module that are torch's own."""
 
@@ -118,7 +120,8 @@ class Watch:
 
     def __init__(self, parts: Parts):
         self.parts = parts
-        self.known = {path: self._unsaved(path, one) for path, one in parts.chosen().items()}
+        self.objects = parts.chosen() | {f"transforms[{number}]": one for number, one in enumerate(parts.transforms)}
+        self.known = {path: self._unsaved(path, one) for path, one in self.objects.items()}
 
     def check(self) -> None:
         """All ranks call it.
@@ -128,16 +131,16 @@ class Watch:
                 remedy.
         """
         with all_or_none(self.parts.context.parallel):
-            for path, one in self.parts.chosen().items():
+            for path, one in self.objects.items():
                 known = self.known[path]
                 for attribute, (tensor, version) in self._unsaved(path, one).items():
                     before = known.get(attribute)
                     if before is None or before[0] is not tensor or before[1] != version:
+                        kept = "" if path.startswith("transforms") else BY_MODULES
                         text = (
                             f"its tensor `{attribute}` changes during training and is in no checkpoint, so a resumed "
-                            "run would differ: make it a buffer (`register_buffer` of a torch.nn.Module) or a "
-                            "parameter, or give it by `state` and `load_state`; if it may be forgotten, name it in the "
-                            f"class attribute `caches = ({attribute.split('.')[0].split('[')[0]!r},)`"
+                            f"run would differ: {kept}give it by `state` and `load_state`; if it may be forgotten, "
+                            f"name it in the class attribute `caches = ({attribute.split('.')[0].split('[')[0]!r},)`"
                         )
                         raise _error(self.parts, path, text)
 

@@ -46,6 +46,7 @@ def of_transcoder(config: ExportConfig, transcoder: CrossLayerTranscoder) -> lis
     activation = transcoder.choices["activation"]
     faults = _faults(config, transcoder.model_described(), activation.name, activation.config)
     try:
+        transcoder.encoder.expand(0, transcoder.tying)  # a layer stands for all
         folding = transcoder.normaliser.fold()
     except Refused as refused:
         return faults + refused.faults

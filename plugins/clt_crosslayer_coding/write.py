@@ -68,7 +68,7 @@ class CrosslayerCoding:
             "normalization_method": method,
         }
         decoder = _untied if config["decoder_tying"] == "none" else _tied
-        out = {**_encoder(transcoder, tensors), **decoder(transcoder, tensors)}
+        out = {**_encoder(transcoder), **decoder(transcoder, tensors)}
         write_tensors(folder / "model.safetensors", out, "float32")
         (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
         if method == "mean_std":
@@ -128,12 +128,13 @@ def _tying(transcoder: CrossLayerTranscoder, tensors: Mapping[str, Tensor]) -> d
     }
 
 
-def _encoder(transcoder: CrossLayerTranscoder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _encoder(transcoder: CrossLayerTranscoder) -> dict[str, Tensor]:
     """The encoder's tensors, and the thresholds of JumpReLU."""
     out: dict[str, Tensor] = {}
     for layer in range(transcoder.n_layers):
-        out[f"encoder_module.encoders.{layer}.weight"] = tensors["W_enc"][layer]
-        out[f"encoder_module.encoders.{layer}.bias_param"] = tensors["b_enc"][layer]
+        weight, bias = transcoder.encoder.expand(layer, transcoder.tying)
+        out[f"encoder_module.encoders.{layer}.weight"] = weight.cpu()
+        out[f"encoder_module.encoders.{layer}.bias_param"] = bias.cpu()
     if transcoder.choices["activation"].name == "jumprelu":
         assert isinstance(transcoder.activation, Thresholded)
         out["theta_manager.log_threshold"] = transcoder.activation.threshold().detach().cpu().log()

@@ -72,14 +72,14 @@ class Folded:
     def layer(self, layer: int) -> Layer:
         """One layer on the CPU, in float32, or in float64 if the transcoder is in float64."""
         transcoder = self.transcoder
-        out = torch.promote_types(transcoder.W_enc.dtype, torch.float32)
+        out = torch.promote_types(transcoder.context.dtype, torch.float32)
         inputs, target = (
             side.layers(layer, layer + 1).to("cpu", torch.float64)
             for side in (self.folding.inputs, self.folding.targets)
         )
-        weight = transcoder.W_enc[layer].cpu().double()
+        weight, bias = (x.cpu().double() for x in transcoder.encoder.expand(layer, transcoder.tying))
         shift = inputs.normalised(inputs.shift)[0]
-        bias = transcoder.b_enc[layer].cpu().double() - weight @ shift
+        bias = bias - weight @ shift
         rows = self.folding.targets.layers(layer).to("cpu", out).raw(transcoder.tying.expand(layer).cpu().to(out))
         affine, skip = self._affine(layer)
         if skip is not None:
@@ -101,7 +101,7 @@ class Folded:
         A tying is known only as a function: b is its value at 0, and the rows of S are its values at unit vectors.
         """
         layers, width = self.transcoder.n_layers, self.transcoder.d_model
-        device = self.transcoder.W_enc.device
+        device = self.transcoder.device
         zero = torch.zeros(1, layers, width, dtype=torch.float64, device=device)
         bias = self.transcoder.tying.affine(zero).expand(1, layers, width)[0, layer]
         if getattr(self.transcoder.tying, "skip", None) is None:

@@ -37,7 +37,7 @@ class Subject:
     model: Mapping[str, Any]
     """The language model, as in `[model]`."""
     unfolded: tuple[Fault, ...] = ()
-    """Why the normalisation cannot be folded; empty if it can, or if that is not known yet."""
+    """Why normalisation and encoder are no matrix and bias on raw inputs; empty if that is not known yet."""
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, activation: str) -> Subject:
@@ -74,8 +74,9 @@ class Subject:
 
 
 def _unfolded(transcoder: CrossLayerTranscoder) -> tuple[Fault, ...]:
-    """Why a transcoder's normalisation cannot be folded into its weights."""
+    """Why a transcoder's normalisation and encoder cannot be folded into a matrix and a bias."""
     try:
+        transcoder.encoder.expand(0, transcoder.tying)  # a layer stands for all
         transcoder.normaliser.fold()
     except Faults as refused:
         return tuple(refused.faults)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clt_losses.late import LATE, Late
+from clt_losses.terms import of_weight, over_run
 from clt_plugins import Context, Features, Forward, Top
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class AuxK:
         self.n_layers, self.n_features = context.n_layers, context.n_features
         self.kernels, self.parallel = context.kernels, context.parallel
         self.late = Late()
+        self.schedule = of_weight(config.weight_schedule, context)
 
     def selection(self, tokens: int, idle_tokens: Tensor) -> Top | None:
         """Selects among the dead features alone; None while none is dead."""
@@ -93,7 +95,8 @@ class AuxK:
         )
         pull = pre / (residual.shape[0] * self.k)
         unexplained = (error / power).mean() * (count > 0)
-        return {"auxk": self.config.weight * unexplained, "auxk_pull": -self.config.pull * pull}
+        weight, of_pull = (over_run(self.schedule, forward, x) for x in (self.config.weight, self.config.pull))
+        return {"auxk": weight * unexplained, "auxk_pull": -of_pull * pull}
 
     def _mean(self, x: Tensor) -> Tensor:
         """The mean over the data ranks, which have equal parts of the batch."""

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clt_plugins import Context, Forward
+from clt_plugins import Context, Forward, build
 
 if TYPE_CHECKING:
     from clt_losses import MSEConfig, PreactivationConfig, TanhSparsityConfig
+    from clt_plugins import Schedule, Selected
+
+
+def of_weight(chosen: Selected | None, context: Context) -> Schedule | None:
+    """The schedule of a weight; None if it is constant."""
+    return None if chosen is None else build(chosen, context)
+
+
+def over_run(schedule: Schedule | None, forward: Forward, weight: float) -> float:
+    """A weight in this step; constant without a schedule."""
+    return weight if schedule is None else schedule(forward.step, forward.steps, weight)
 
 
 class Term:
@@ -69,22 +80,16 @@ def _times(error: Tensor, scale: Tensor) -> Tensor:
 class TanhSparsity(Term):
     """λ · mean over tokens of Σ tanh(c · ‖decoder‖ · activation); no gradient reaches the decoder norms."""
 
-    def __init__(self, config: TanhSparsityConfig):
+    def __init__(self, config: TanhSparsityConfig, context: Context):
         self.config = config
-
-    def _weight(self, progress: float) -> float:
-        """λ at this share of the steps."""
-        if self.config.schedule == "constant":
-            return self.config.weight
-        delay = self.config.delay if self.config.schedule == "delayed" else 0.0
-        return self.config.weight * min(1.0, max(0.0, (progress - delay) / (1 - delay)))
+        self.schedule: Schedule = build(config.weight_schedule, context)
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         features = forward.features
         norms = features.per_feature(forward.norms().to(features.values.dtype))
         total = torch.tanh(self.config.c * norms * features.values).sum()
         mean = forward.sum_features(total) / features.shape[0]
-        return {"tanh_sparsity": self._weight(forward.progress) * mean}
+        return {"tanh_sparsity": self.schedule(forward.step, forward.steps, self.config.weight) * mean}
 
 
 class Preactivation(Term):
@@ -96,6 +101,7 @@ class Preactivation(Term):
         self.config = config
         self.dead_after = context.dead_after_tokens
         self.total_features = context.n_layers * context.n_features
+        self.schedule = of_weight(config.weight_schedule, context)
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         assert forward.pre is not None
@@ -103,4 +109,4 @@ class Preactivation(Term):
         if self.config.scope == "dead":
             below = below * (forward.idle_tokens >= self.dead_after)
         mean = forward.sum_features(below.sum()) / (below.shape[0] * self.total_features)
-        return {"preactivation": self.config.weight * mean}
+        return {"preactivation": over_run(self.schedule, forward, self.config.weight) * mean}

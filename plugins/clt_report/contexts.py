@@ -115,7 +115,7 @@ def find_top(
             f"has {sizes[0]} layers of d_model {sizes[1]}, but the transcoder is for {expected[0]} layers of "
             f"d_model {expected[1]}: name the language model and layers that it was trained on",
         )
-    device = transcoder.W_enc.device
+    device = transcoder.device
     columns = torch.full((transcoder.n_layers * transcoder.n_features,), -1, device=device)
     numbers = torch.tensor([layer * transcoder.n_features + feature for layer, feature in chosen], device=device)
     columns[numbers] = torch.arange(len(chosen), device=device)

@@ -100,7 +100,7 @@ def _ratios(
     """A layer's pre-activations divided by their thresholds [F]: those above `low`, [R], ascending."""
     ratios = []
     for batch in sample:
-        x = transcoder.normaliser.inputs(batch.to(transcoder.W_enc.device).inputs)
+        x = transcoder.normaliser.inputs(batch.to(transcoder.device).inputs)
         pre = pre_activations_of(transcoder, x, layer)
         ratio = pre / thresholds.to(pre)
         ratios.append(ratio[ratio > low])

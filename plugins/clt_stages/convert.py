@@ -84,7 +84,7 @@ def convert(
     check_convertible(transcoder)
     targets = config.targets(transcoder.n_layers, transcoder.n_features)
     # An activation that takes no thresholds is refused before the work.
-    with_thresholds(transcoder, torch.ones(transcoder.W_enc.shape[:2]), config.activation)
+    with_thresholds(transcoder, torch.ones(transcoder.shape), config.activation)
     transcoder.eval()
     n_batches = max(1, -(-config.tokens // _batch_tokens(source)))
     thresholds, unseen = estimate_thresholds(transcoder, islice(iter(source.next, None), n_batches), config)
@@ -123,11 +123,11 @@ def check_convertible(transcoder: CrossLayerTranscoder) -> None:
     name = transcoder.choices["activation"].name
     if isinstance(transcoder.activation, Thresholded):
         raise Refused("stages.convert", f"{name} has thresholds already, there is nothing to convert: leave it out")
-    if transcoder.W_enc.is_meta:
+    if transcoder.device.type == "meta":
         return  # a plan has no numbers to try
     # A threshold only chooses: what it lets pass is the pre-activation. So it must be what the activation lets pass.
-    n_layers, n_features = transcoder.W_enc.shape[:2]
-    feature = torch.arange(n_layers * n_features, device=transcoder.W_enc.device)
+    n_layers, n_features = transcoder.shape
+    feature = torch.arange(n_layers * n_features, device=transcoder.device)
     dtype = transcoder.target_variance.dtype
     with torch.no_grad():
         for number in (0.25, 1.0, 4.0):
@@ -149,7 +149,7 @@ def with_thresholds(transcoder: CrossLayerTranscoder, thresholds: Tensor, activa
     Raises:
         Refused: it takes no thresholds.
     """
-    device = transcoder.W_enc.device
+    device = transcoder.device
     built = build(activation, attrs.evolve(transcoder.context, device=device))
     if not isinstance(built, Settable):
         raise Refused(

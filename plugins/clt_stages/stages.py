@@ -35,7 +35,7 @@ class Convert:
         except Faults as error:
             faults += error.faults
         try:
-            ones = torch.ones(transcoder.W_enc.shape[:2])
+            ones = torch.ones(transcoder.shape)
             converted = conversion.with_thresholds(transcoder, ones, self.config.activation)
         except Faults as error:
             faults += error.faults

@@ -35,10 +35,10 @@ def estimate_thresholds(
         Thresholds [L, F] float64, > 0; and how many features of each layer were never selected, [L] int64. The
         threshold of those features is `config.unseen`, or else the mean of their layer's other thresholds.
     """
-    device = transcoder.W_enc.device
+    device = transcoder.device
     estimate = ESTIMATES[config.thresholds](transcoder)
     # In how many batches each feature was selected.
-    seen = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.float64, device=device)
+    seen = torch.zeros(transcoder.shape, dtype=torch.float64, device=device)
     for batch in batches:
         x = transcoder.normaliser.inputs(batch.to(device).inputs)
         smallest = smallest_selected(transcoder, x)
@@ -52,7 +52,7 @@ def estimate_thresholds(
 
 def smallest_selected(transcoder: CrossLayerTranscoder, x: Tensor) -> Tensor:
     """Each feature's smallest active value among tokens of normalised inputs [B, L, D]: [L, F] float64, inf if none."""
-    n_layers, n_features = transcoder.W_enc.shape[:2]
+    n_layers, n_features = transcoder.shape
     features = transcoder.encode_normalised(x).features
     if features.pairs is None:  # an activation without a fixed size may run dense
         acts = features.values.double()
@@ -66,7 +66,8 @@ def smallest_selected(transcoder: CrossLayerTranscoder, x: Tensor) -> Tensor:
 def pre_activations_of(transcoder: CrossLayerTranscoder, x: Tensor, layer: int) -> Tensor:
     """The pre-activations of one layer, [B, F], from normalised inputs [B, L, D]."""
     one = slice(layer, layer + 1)
-    return encode_dense(x[:, one], transcoder.W_enc[one], transcoder.b_enc[one])[:, 0]
+    h, rows, bias = transcoder.affine_form(x)
+    return encode_dense(h[:, one], rows[one], bias[one])[:, 0]
 
 
 class Estimate(Protocol):
@@ -154,4 +155,4 @@ ESTIMATES: dict[str, Callable[[CrossLayerTranscoder], Estimate]] = {
 
 def _zeros(transcoder: CrossLayerTranscoder) -> Tensor:
     """[L, F] float64."""
-    return torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.float64, device=transcoder.W_enc.device)
+    return torch.zeros(transcoder.shape, dtype=torch.float64, device=transcoder.device)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clt_plugins import Context, Features, Layout, Refused, dense_decode, parameter, sparse_decode, uniform
+from clt_plugins import Context, Features, Layout, Refused, dense_decode, own_rows, parameter, sparse_decode, uniform
 from clt_tyings.decoder import Decoder, View, unchanged
 
 if TYPE_CHECKING:
@@ -86,6 +86,11 @@ class Tied(Decoder):
                 "differs between target layers, which no decoder rows can hold; train without it to export",
             )
         return to_targets[0]
+
+    def own_rows(self) -> Tensor:
+        """What each feature writes to its own layer, [L, F, D], scales included; differentiable."""
+        rows = own_rows(self.weight, Layout.own_layer(self.n_layers, self.n_features))
+        return rows if self.scale is None else rows * self.scale[..., None]
 
     def _rows(self, layer: int) -> Tensor:
         """The rows of a source layer's features for each target, without scales: [F, L - layer, D], detached."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clt_plugins import Context, Features, Layout, dense_decode, parameter, sparse_decode, uniform
+from clt_plugins import Context, Features, Layout, dense_decode, own_rows, parameter, sparse_decode, uniform
 from clt_tyings.decoder import Decoder, View
 
 
@@ -57,6 +57,10 @@ class Untied(Decoder):
     def expand(self, layer: int) -> Tensor:
         """The decoder of one source layer, [F, L - layer, D], detached."""
         return self._rows(self.weight.detach(), layer)
+
+    def own_rows(self) -> Tensor:
+        """What each feature writes to its own layer, [L, F, D]; differentiable."""
+        return own_rows(self.weight, self.layout)
 
     def views(self) -> dict[str, View]:
         """One tensor W_dec.SS [F, L - s, D] for each source layer."""

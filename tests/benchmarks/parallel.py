@@ -65,7 +65,7 @@ class Step:
         self.parallel = self.parts.context.parallel
         self.transcoder = self.parts.transcoder
         self.parameters = list(self.transcoder.parameters())
-        self.optimizer = make_optimizer(self.transcoder, recipe.train)
+        self.optimizer = make_optimizer(self.transcoder, recipe)
         reuse_gradients(p for p in self.parameters if is_matrix(p, options.d_model))
         generator = torch.Generator().manual_seed(0)
         shape = options.batch, options.layers, options.d_model

@@ -91,7 +91,7 @@ class Own:
         recipe = read_recipe(tables, plugins=plugins)
         self.parts = assemble(recipe)
         self.transcoder = self.parts.transcoder
-        self.optimizer = make_optimizer(self.transcoder, recipe.train)
+        self.optimizer = make_optimizer(self.transcoder, recipe)
         if options.path == "sparse":
             reuse_gradients(p for p in self.transcoder.parameters() if is_matrix(p, self.transcoder.d_model))
         generator = torch.Generator().manual_seed(0)

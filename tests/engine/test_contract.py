@@ -146,7 +146,7 @@ def test_a_closed_pipe_is_not_an_error_of_the_plugin_that_wrote_into_it(ran: Any
 def test_what_a_plugin_refuses_is_the_users_and_has_the_recipes_line(ran: Any, phase: str) -> None:
     done = ran(phase, 'raise Refused("losses[1].weight", "too heavy; use a smaller one")')
     assert done.exit_code == ExitCode.USAGE
-    assert done.stderr.splitlines()[-1] == "recipe.toml:19: losses[1].weight: too heavy; use a smaller one"
+    assert done.stderr.splitlines()[-1] == "recipe.toml:18: losses[1].weight: too heavy; use a smaller one"
     assert "plugin" not in done.stderr
 
 
@@ -364,8 +364,12 @@ def test_gradients_of_a_losss_parameters_count_for_the_norm_and_are_clipped(thir
     steep = LEARNED.replace("self.weight * (active - self.level).square()", "1000 * self.level + 0 * active")
     third_party(steep)
     # The first step of Adam is lr · g / (|g| + eps): half of lr for a gradient that was clipped to 1, else almost all.
-    train = {"steps": 1, "clip_norm": 1.0, "eps": 1.0, "lr": 0.01, "warmup_steps": 0, "schedule": "constant"}
-    run(tables(**{**SETTINGS, "train": train, "loggers": ["jsonl"]}), out=tmp_path / "out")
+    chosen = {
+        "train": {"steps": 1, "clip_norm": 1.0, "lr": 0.01},
+        "optimizer": {"name": "adam", "eps": 1.0},
+        "schedule": {"name": "constant", "warmup_steps": 0},
+    }
+    run(tables(**{**SETTINGS, **chosen, "loggers": ["jsonl"]}), out=tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert max(line.get("optim/grad_norm", 0) for line in lines) == pytest.approx(1000, rel=1e-2)
     level = load_file(checkpoint(tmp_path / "out", 1) / "training.safetensors")["losses.1.level"]

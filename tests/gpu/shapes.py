@@ -48,7 +48,8 @@ def shapes() -> dict[str, Shape]:
         "transcoder": {"features": 32_768, "dtype": "bfloat16"},
         "activation": {"name": "batchtopk", "k": 256, "anneal_from": 1},
         "losses": [{"name": "mse"}, {"name": "auxk"}],
-        "train": {"steps": 10_000, "batch_tokens": 8192, "lr": 1e-4, "clip_norm": 1.0, "states": "bf16"},
+        "train": {"steps": 10_000, "batch_tokens": 8192, "lr": 1e-4, "clip_norm": 1.0},
+        "optimizer": {"name": "adam", "states": "bf16"},
     }
     return {
         "G k 200": Shape("examples/gpt2.toml, the last fifth", gpt2, Sizes(12, 768, bf16), done=0.9),

@@ -30,7 +30,7 @@ from clt_plugins.registry.plugins import Plugins
 from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
-from clt_plugins.training.optimizers.schedule import with_rate
+from clt_plugins.training.optimizers.rate import with_rate
 from tests.gpu.absent import CUDA, Ops
 
 NEVER = 10**9
@@ -147,7 +147,8 @@ def run(parts: Parts, chosen: Recipe, ops: Ops, begins: Callable[[], None], *, d
     assert isinstance(source, Rows)
     config = with_rate(chosen.train, transcoder.n_layers * transcoder.n_features)
     config = attrs.evolve(config, log_every=NEVER, eval_every=NEVER, checkpoint_every=NEVER)
-    optimizer = make_optimizer(transcoder, config, chosen.seed)
+    optimizer = make_optimizer(transcoder, chosen)
+    schedule = build(chosen.schedule, parts.context)
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
     transcoder.train()
     idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=CUDA)
@@ -162,7 +163,7 @@ def run(parts: Parts, chosen: Recipe, ops: Ops, begins: Callable[[], None], *, d
     source.begins = begin
     with tempfile.TemporaryDirectory() as folder:
         try:
-            train(parts, config, optimizer, progress, [], Path(folder), lambda: False)
+            train(parts, config, optimizer, schedule, progress, [], Path(folder), lambda: False)
         except _Enough:
             return
     raise AssertionError("the loop ended before the steps asked for")

@@ -16,6 +16,7 @@ from clt_plugins.registry.plugins import Plugins, load_plugins
 from tests.gpu.absent import absent_gpu
 from tests.gpu.steps import Ranks, Sizes, assembled, joined, recipe, run
 from tests.gpu.watch import Watch
+from tests.support.helpers import ENCODERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
@@ -23,6 +24,7 @@ LEVELS: dict[str, list[Any]] = {
     "activation": ["relu", "jumprelu", "topk", "batchtopk"],
     "scope": ["global", "layer"],
     "ranking": ["raw", "norm", "zscore"],
+    "encoder": ["plain", "pre_bias", "tied", "tied-scaled", "low_rank"],
     "tying": ["untied", "per_source", "per_target"],
     "options": ["plain", "skip", "offset, scale and skip"],
     "loss": ["mse", "auxk", "tanh_sparsity", "preactivation"],
@@ -32,10 +34,10 @@ LEVELS: dict[str, list[Any]] = {
 }
 
 NUMBERS = {
-    "bf16 weights": ({"dtype": "bfloat16"}, {}),
-    "fp32": ({}, {}),
-    "fp32, bf16 product": ({}, {"precision": "bf16"}),
-    "fp32, bf16 moments": ({}, {"states": "bf16"}),
+    "bf16 weights": ({"dtype": "bfloat16"}, {}, "fp32"),
+    "fp32": ({}, {}, "fp32"),
+    "fp32, bf16 product": ({}, {"precision": "bf16"}, "fp32"),
+    "fp32, bf16 moments": ({}, {}, "bf16"),
 }
 
 Combination = dict[str, Any]
@@ -58,15 +60,17 @@ def _tables(chosen: Combination) -> dict[str, Any]:
     losses: list[dict[str, Any]] = [{"name": "mse"}]
     if chosen["loss"] != "mse":
         losses.append({"name": chosen["loss"]} | ({"k": 4} if chosen["loss"] == "auxk" else {}))
-    transcoder, train = NUMBERS[chosen["numbers"]]
+    transcoder, train, states = NUMBERS[chosen["numbers"]]
     way, _, kernels = chosen["way"].partition(", ")
     return {
         "transcoder": {"path": way, **transcoder},
+        "encoder": ENCODERS[chosen["encoder"]],
         "activation": activation,
         "tying": tying,
         "losses": losses,
         "kernels": {"name": kernels or "auto"},
         "train": {"clip_norm": 1.0, **train},
+        "optimizer": {"name": "adam", "states": states},
     }
 
 

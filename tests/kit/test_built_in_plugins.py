@@ -38,6 +38,29 @@ def test_activations(case: Case) -> None:
 
 
 @parametrize(
+    "encoders",
+    settings={
+        "plain": [{}, {"pre_bias": True}],
+        "tied": [{}, {"normalise": True, "scale": True}],
+        "low_rank": {"rank": 3},
+    },
+)
+def test_encoders(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
+    "normalisations",
+    settings={
+        "whitening": [{}, {"method": "pca", "shrinkage": 0.0}, {"sides": "inputs"}, {"sides": "targets"}],
+        "rms": {},
+    },
+)
+def test_normalisations(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
     "tyings",
     settings={
         "untied": [{}, {"skip": True}],
@@ -53,13 +76,31 @@ def test_tyings(case: Case) -> None:
     "losses",
     settings={
         "mse": [{}, {"scale": "raw"}],
-        "tanh_sparsity": {"weight": 0.1, "schedule": "constant"},
+        "tanh_sparsity": {"weight": 0.1, "weight_schedule": {"name": "constant", "warmup_steps": 0}},
         "preactivation": [{"weight": 0.3}, {"weight": 0.3, "scope": "all"}],
         "auxk": {"weight": 0.5, "k": 3},
     },
     expected_failures={"auxk/gradient_reconstruction": "the residual is detached on purpose (Gao et al. 2024, A.2)"},
 )
 def test_losses(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
+    "optimizers",
+    settings={
+        "adam": [{}, {"states": "bf16"}, {"roles": {"bias": {"lr_factor": 0.5}, "decoder": {"weight_decay": 0.1}}}],
+        "adamw": {"weight_decay": 0.1},
+        "rowwise_adam": {"weight_decay": 0.1},
+        "muon": [{}, {"adjust_lr": "original", "nesterov": False}],
+    },
+)
+def test_optimizers(case: Case) -> None:
+    case.run()
+
+
+@parametrize("schedules", settings={"linear": [{}, {"warmup_steps": 3}], "ramp": [{}, {"delay": 0.2}]})
+def test_schedules(case: Case) -> None:
     case.run()
 
 
@@ -155,7 +196,7 @@ def test_stages(case: Case) -> None:
 def test_no_choice_is_left_out() -> None:
     """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
-    tried |= {"exporters", "stages", "crosslayer_coding"}
+    tried |= {"exporters", "stages", "crosslayer_coding", "optimizers", "schedules"}
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}
     built_in = {info.name for info in loaded.infos if info.distribution.split()[0] == "clt-plugins"}

@@ -107,6 +107,8 @@ def test_every_example_and_command_runs(tmp_path: Path) -> None:
         run(*line.split()[1:])
     assert f'"{kind}/example"' in (tmp_path / "runs" / "try" / "metrics.jsonl").read_text()
     assert (tmp_path / "clt-mine" / "clt_mine" / "__init__.py").is_file()
+    assert len(shown["reverse_kl.py"].splitlines()) < 60
+    run("-m", "clt_plugins", "plugins", "reverse_kl", "-preverse_kl", "--check")
     recipe = ("try.toml", f"-p{module}", "-peven")
     assert run("-m", "clt_plugins", "validate", *recipe).stdout.startswith('name = "try"')
     odd = run("-m", "clt_plugins", "validate", *recipe, "--set", "transcoder.features=63", code=2)

@@ -32,10 +32,14 @@ MODEL = {"path": "some/model"}
 
 
 def make(
-    activation: dict[str, Any] = JUMPRELU, tying: dict[str, Any] = TYINGS["untied"], normalisation: str = "mean_std"
+    activation: dict[str, Any] = JUMPRELU,
+    tying: dict[str, Any] = TYINGS["untied"],
+    normalisation: str = "mean_std",
+    **changes: Any,
 ) -> CrossLayerTranscoder:
     """A transcoder with every parameter stirred, and statistics of skewed data."""
-    transcoder = parts(activation=activation, tying=tying, normalisation={"name": normalisation}).transcoder
+    normaliser = {"name": normalisation}
+    transcoder = parts(activation=activation, tying=tying, normalisation=normaliser, **changes).transcoder
     stir(transcoder)
     batch = random_batch(64, L, D, seed=5)
     skewed = type(batch)(batch.inputs * 3 + 1.5, batch.targets * torch.arange(1, D + 1) - 2)

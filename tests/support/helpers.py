@@ -58,9 +58,16 @@ TYINGS: dict[str, dict[str, Any]] = {
     "per_target": {"name": "per_target"},
     "per_target-affine": {"name": "per_target", "feature_offset": True, "feature_scale": True},
 }
+ENCODERS: dict[str, dict[str, Any]] = {
+    "plain": {"name": "plain"},
+    "pre_bias": {"name": "plain", "pre_bias": True},
+    "tied": {"name": "tied"},
+    "tied-scaled": {"name": "tied", "normalise": True, "scale": True},
+    "low_rank": {"name": "low_rank", "rank": 2},
+}
 ALL_LOSSES: list[dict[str, Any]] = [
     {"name": "mse"},
-    {"name": "tanh_sparsity", "weight": 0.1, "schedule": "constant"},
+    {"name": "tanh_sparsity", "weight": 0.1, "weight_schedule": {"name": "constant", "warmup_steps": 0}},
     {"name": "auxk", "weight": 0.5, "k": 3},
 ]
 

@@ -35,7 +35,7 @@ from clt_plugins.model.devices import make_parallel
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.clip import clip_gradients, gradient_norm
 from clt_plugins.training.optimizers.make import make_optimizer
-from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, plugins, random_batch, recipe, stir, tables
+from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, ENCODERS, TYINGS, plugins, random_batch, recipe, stir, tables
 
 GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2)}
 """Data × tensor ranks."""
@@ -54,13 +54,17 @@ class Case:
     dtype: str = "float64"
     losses: tuple[str, ...] = ("mse", "tanh_sparsity", "auxk")
     kernels: str = "torch"
+    encoder: str = "plain"
 
     @property
     def name(self) -> str:
-        return "-".join((self.activation, self.tying, self.path, self.dtype, str(len(self.losses)), self.kernels))
+        return "-".join(
+            (self.activation, self.tying, self.path, self.dtype, str(len(self.losses)), self.kernels, self.encoder)
+        )
 
     def recipe(self) -> Recipe:
         return recipe(
+            encoder=ENCODERS[self.encoder],
             activation=ACTIVATIONS[self.activation],
             tying=TYINGS[self.tying],
             losses=[loss for loss in LOSSES if loss["name"] in self.losses],
@@ -78,8 +82,13 @@ CASES = [
     *(Case(activation, "untied-skip", path="dense") for activation in ("relu", "jumprelu", "batchtopk")),
     Case("batchtopk", "untied-skip", kernels="numba"),
     Case("batchtopk", "untied-skip", losses=("mse", "auxk", "preactivation")),
+    *(Case("batchtopk", "untied", encoder=encoder) for encoder in ENCODERS if encoder != "plain"),
 ]
-TRAINED = [Case("batchtopk", "untied-skip"), Case("jumprelu", "per_source-affine")]
+TRAINED = [
+    Case("batchtopk", "untied-skip"),
+    Case("jumprelu", "per_source-affine"),
+    *(Case("batchtopk", "per_target", encoder=encoder) for encoder in ("pre_bias", "tied-scaled", "low_rank")),
+]
 
 
 RUN: dict[str, Any] = {
@@ -163,7 +172,7 @@ def steps(case: Case, built: Parts, count: int = 50) -> dict[str, torch.Tensor]:
     """Weights after some steps of training with clipped gradients."""
     parallel, transcoder = built.context.parallel, built.transcoder
     parameters = list(transcoder.parameters())
-    optimizer = make_optimizer(transcoder, case.recipe().train)
+    optimizer = make_optimizer(transcoder, case.recipe())
     share = TOKENS // parallel.data_ranks
     rows = slice(parallel.data_rank * share, (parallel.data_rank + 1) * share)
     shard = parallel.shard(FEATURES)

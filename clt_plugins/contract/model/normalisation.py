@@ -26,8 +26,9 @@ class Normalisation(Protocol):
     It may also be `Observes`: then it gathers statistics of its own.
     """
 
-    needs: Sequence[str]
-    """Which statistics `fit` reads: of "mean", "std", "rms" and "norm"."""
+    @property
+    def needs(self) -> Sequence[str]:
+        """Which statistics `fit` reads: of "mean", "std", "rms" and "norm". An attribute of the class will do."""
 
     def fit(self, statistics: Mapping[str, Tensor]) -> None:
         """Set the buffers from statistics of raw activations, of all ranks, in float64 on the CPU.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Tying(Protocol):
     """The decoder: which weights carry a feature of layer s to layer t >= s.
 
-    It may also be `Shifted`.
+    It may also be `Shifted`, and have `OwnRows`.
     """
 
     def decode(self, features: Features) -> Tensor:

@@ -20,7 +20,7 @@ def encode_dense(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """All pre-activations, [B, L, F]; differentiable, in the inputs' type.
 
     Args:
-        inputs: [B, L, D], normalised; weight: [L, F, D]; bias: [L, F].
+        inputs: [B, L, H], what the encoder makes of normalised inputs; weight: its rows, [L, F, H]; bias: [L, F].
     """
     return _Encode.apply(inputs, weight, bias)
 

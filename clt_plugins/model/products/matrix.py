@@ -87,10 +87,11 @@ def is_exact(product: Product | None, weight: Tensor, inputs: Tensor) -> bool:
     return product in (None, "fp32") and weight.dtype == inputs.dtype
 
 
-def check_product(product: Product, device: torch.device, *, d_model: int, n_features: int) -> None:
+def check_product(product: Product, device: torch.device, *, row_size: int, n_features: int) -> None:
     """Refuse a product that the device does not have.
 
     Args:
+        row_size: H, how many numbers an encoder's row has; d_model for most.
         n_features: F of this rank.
 
     Raises:
@@ -101,10 +102,11 @@ def check_product(product: Product, device: torch.device, *, d_model: int, n_fea
     if product == "tf32" and (device.type != "cuda" or _capability(device) < (8, 0)):
         raise Refused("train.precision", f'"tf32" needs an NVIDIA GPU of Ampere or later, not {device}: use "fp32"')
     if product == "fp8":
-        if d_model % 16 or n_features % 16:
+        if row_size % 16 or n_features % 16:
             raise Refused(
                 "train.precision",
-                f'"fp8" needs sizes divisible by 16: d_model is {d_model}, features of a rank {n_features}: use "bf16"',
+                f'"fp8" needs sizes divisible by 16: a row of the encoder has {row_size}, '
+                f'a rank {n_features} features: use "bf16"',
             )
         if device.type == "cuda" and _capability(device) < (8, 9):
             raise Refused("train.precision", '"fp8" needs an NVIDIA GPU of Ada, Hopper or later: use "bf16"')

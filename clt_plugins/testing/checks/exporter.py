@@ -14,6 +14,7 @@ from typing import Any
 from unittest import SkipTest
 
 import torch
+from safetensors.torch import save_file
 
 from clt_plugins.contract.abilities import Checks
 from clt_plugins.errors import Faults
@@ -22,7 +23,7 @@ from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.registry import check
-from clt_plugins.testing.report import Nonconformance, complain, expect, same
+from clt_plugins.testing.report import Nonconformance, complain, expect, location, one_line, same
 
 TRANSCODERS: tuple[dict[str, Any], ...] = (
     {"activation": {"name": "jumprelu"}, "normalisation": {"name": "mean_std"}},
@@ -105,7 +106,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-@check("exports", trial=True)
+@check("exports", trial=True, basic=True)
 def export(bench: Bench) -> None:
     """`export` writes files that are not empty, with the same bytes each time, and does not change the transcoder."""
     parts, exporter, folder = _exported(bench)
@@ -124,6 +125,35 @@ def export(bench: Bench) -> None:
     )
     for name, x in parts.transcoder.tensors().items():
         same(x, before[name], f"{name} as it was before the export", "`export`: work on copies")
+
+
+@check("exports")
+def every_choice(bench: Bench) -> None:
+    """Every transcoder is exported, or `Refused` before anything is written: each activation and normalisation of
+    `TRANSCODERS`, each of `TYINGS`."""
+    subjects = [{"tying": {"name": "untied"}, **tables} for tables in TRANSCODERS]
+    subjects += [{**tables, "tying": tying} for tying in TYINGS for tables in TRANSCODERS[:3]]
+    for number, tables in enumerate(subjects):
+        names = [tables[table]["name"] for table in ("activation", "tying")]
+        offered = [bench.plugins.choices(table) for table in ("activation", "tying")]
+        if not all(name in choices for name, choices in zip(names, offered, strict=True)):
+            continue
+        try:
+            parts = _trained(bench, tables)
+        except Faults:
+            continue  # the plugin's `clt_check` refuses the recipe itself
+        folder = bench.folder / f"every{number}"
+        folder.mkdir()
+        what = f"activation {names[0]!r}, tying {tables['tying']}"
+        try:
+            bench.build(parts.context).export(parts.transcoder, folder)
+        except Faults:
+            written = sorted(file.name for file in folder.iterdir())
+            look = "`export`: look before you write"
+            expect(not written, f"nothing written where it refuses ({what})", ", ".join(written), look)
+        except Exception as error:
+            look = f"{location(error, bench.file)}: ask by `isinstance(..., Thresholded)` for what not every choice has"
+            complain(f"an export, or `Refused` with the remedy, for {what}", one_line(error), look)
 
 
 @check("exports")
@@ -161,24 +191,49 @@ def _every_tensor(bench: Bench, parts: Parts, exporter: Any, folder: Path) -> No
         )
 
 
-@check("exports")
+@check("exports", needs=("every_tensor", "recognises"))
 def round_trip(bench: Bench) -> None:
     """`CrossLayerTranscoder.load` reads the folder back, and the outputs on raw activations are the same.
 
-    Skipped where the format cannot be read back.
+    Skipped where the format has no `reader`.
     """
+    if bench.spec.reader is None:
+        raise SkipTest("it has no `reader`")
     for parts, _, folder in _all_exported(bench):
+        tying = parts.transcoder.choices["tying"].name
         try:
             loaded = CrossLayerTranscoder.load(folder, plugins=bench.plugins, kernels="torch")
         except Faults as error:
-            raise SkipTest(f"not read back: {error}") from error
+            expected = f"to read back what was exported (tying {tying!r})"
+            complain(expected, str(error), "`recognises` and `read`, and the shapes that `export` writes")
         inputs = bench.batch(seed=9).inputs
         with torch.no_grad():
             expected, outputs = parts.transcoder(inputs), loaded(inputs)
         # float32 weights; folding statistics into them rounds once more.
-        tying = parts.transcoder.choices["tying"].name
         what = f"the outputs of the transcoder that was exported (tying {tying!r})"
         same(outputs, expected, what, "what `export` folds into weights, and what it leaves out", 1e-4)
+
+
+@check("exports")
+def recognises(bench: Bench) -> None:
+    """The reader recognises what was exported, and neither an empty folder, a language model's, nor a run's.
+
+    Skipped where the format has no `reader`.
+    """
+    if bench.spec.reader is None:
+        raise SkipTest("it has no `reader`")
+    reader = bench.spec.reader()
+    parts, _, folder = _exported(bench)
+    look = "`recognises`: a quick look at file names"
+    expect(reader.recognises(folder), "its own folder recognised", "not recognised", look)
+    empty, model, own = (bench.folder / name for name in ("empty", "model", "own"))
+    empty.mkdir()
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "gpt2"}')
+    save_file({"wte.weight": torch.zeros(4, 4)}, model / "model.safetensors")
+    parts.transcoder.save(own)
+    for other, what in ((empty, "an empty folder"), (model, "a language model's folder"), (own, "a transcoder's own")):
+        expect(not reader.recognises(other), f"{what} not recognised", "it says that it can read it", look)
 
 
 @check("exports")

@@ -68,7 +68,7 @@ def products(bench: Bench) -> None:
         expect(isinstance(number, int), "preference(device), an int", repr(number), '`preference`, which "auto" asks')
 
 
-@check("kernels")
+@check("kernels", needs=("products",))
 def edges(bench: Bench) -> None:
     """No pairs, one token, one feature, one layer, one dimension; shapes that do not fill a tile; empty tokens."""
     kernels = built(bench)
@@ -83,7 +83,7 @@ def edges(bench: Bench) -> None:
     assert_conforms(kernels, Problem.random(Layout.untied(2, 3), mask, 5, torch.float64, per_target=False), 1e-12)
 
 
-@check("kernels")
+@check("kernels", needs=("products",))
 def rows(bench: Bench) -> None:
     """Rows of no feature become zero; a pair may occur twice; empty places at the end touch nothing."""
     kernels = built(bench)
@@ -103,7 +103,7 @@ def rows(bench: Bench) -> None:
             assert_conforms(kernels, full.with_empty_places(7), 1e-12)
 
 
-@check("kernels")
+@check("kernels", needs=("products",))
 def strides(bench: Bench) -> None:
     """Dense tensors need not be contiguous."""
     problem = Problem.random(Layout.untied(3, 4), random_mask(5, 3, 4, 0.4), 6, torch.float64, per_target=False)
@@ -111,7 +111,7 @@ def strides(bench: Bench) -> None:
     assert_conforms(built(bench), attrs.evolve(problem, dense=strided), 1e-12)
 
 
-@check("kernels")
+@check("kernels", needs=("products",))
 def threads(bench: Bench) -> None:
     """Results have the same bits whatever the number of threads."""
     kernels, before = built(bench), torch.get_num_threads()
@@ -164,7 +164,7 @@ def select(bench: Bench) -> None:
                         _assert_selects(kernels, kind, dtype, shape, by)
 
 
-@check("kernels")
+@check("kernels", needs=("select",))
 def select_by_ranks(bench: Bench) -> None:
     """Ranks with unequal shares of the features, or with parts of the batch, keep what one process keeps."""
     kernels = built(bench)
@@ -246,7 +246,7 @@ def update(bench: Bench) -> None:
             torch.set_num_threads(before)
 
 
-@check("kernels")
+@check("kernels", needs=("products",))
 def gradient(bench: Bench) -> None:
     """`torch.autograd.gradcheck` through `clt_plugins.sparse_decode`."""
     kernels = built(bench)

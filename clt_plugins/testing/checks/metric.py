@@ -15,7 +15,7 @@ from torch import Tensor
 from clt_plugins.model.assemble import Parts, close
 from clt_plugins.model.scores import score
 from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench, idle_tokens
-from clt_plugins.testing.checks.tensor_parallel import CHOICE, _packed, _slice, _weights
+from clt_plugins.testing.checks.tensor_parallel import CHOICE, cut, packed, weights_by_name
 from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
@@ -86,7 +86,7 @@ def numbers(bench: Bench) -> None:
 def no_change(bench: Bench) -> None:
     """A run ends with the same bits with the metric and without."""
     train = {"steps": 4, "log_every": 1, "eval_every": 2, "eval_tokens": 2 * TOKENS, "checkpoint_every": 4}
-    changes: dict[str, Any] = {"train": {**train, "lr": 0.01}, "transcoder": {"normalisation_tokens": 2 * TOKENS}}
+    changes: dict[str, Any] = {"train": {**train, "lr": 0.01, "statistics_tokens": 2 * TOKENS}}
     trained: list[dict[str, Tensor]] = []
     chosen: list[Any] = bench.recipe_data()["metrics"]
     for metrics in (chosen, []):
@@ -109,7 +109,7 @@ def ranks(bench: Bench) -> None:
         raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
     changes: dict[str, Any] = {"transcoder": {"dtype": "float64", "path": "sparse"}}
     parts = bench.parts(**changes)
-    weights = _packed(_weights(parts))
+    weights = packed(weights_by_name(parts))
     expected = measured(parts, bench)
     for layout, split in LAYOUTS.items():
         changes["parallel"] = {"name": CHOICE, **split}
@@ -129,9 +129,9 @@ def ranks(bench: Bench) -> None:
 def measured_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Mapping[str, Any]:
     """What the metric reports on one rank, with the parent's weights."""
     parts = bench.parts(stirred=False, **changes)
-    axes, local = parts.transcoder.feature_axes(), _weights(parts)
+    axes, local = parts.transcoder.feature_axes(), weights_by_name(parts)
     for name, value in load(weights).items():
-        local[name].copy_(_slice(value, axes[name], parts.context.parallel.shard(FEATURES)))
+        local[name].copy_(cut(value, axes[name], parts.context.parallel.shard(FEATURES)))
     found = measured(parts, bench)
     close(parts)
     return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in found.items()}

@@ -72,7 +72,7 @@ def _runs(bench: Bench) -> list[list[dict[str, Any]]]:
     return runs
 
 
-@check("parallel")
+@check("parallel", basic=True)
 def shard(bench: Bench) -> None:
     """The shards of ranks that share features make up all F, in order; ranks and group sizes agree."""
     for ranks in _runs(bench):

@@ -65,7 +65,7 @@ def _epoch(bench: Bench) -> set[Any]:
     return set(seen)
 
 
-@check("source")
+@check("source", needs=("resume", "exactly_once", "ranks"))
 def other_ranks(bench: Bench) -> None:
     """A state that some data ranks saved continues with more or fewer of them: every row of an epoch comes once, or
     `load_state` refuses. The state is the same on each rank."""
@@ -106,7 +106,7 @@ def other_ranks(bench: Bench) -> None:
     )
 
 
-@check("source")
+@check("source", needs=("determinism",))
 def other_process(bench: Bench) -> None:
     """Another process gives the same batches and states, and the same `identity`, whatever `hash` says there."""
     job = {

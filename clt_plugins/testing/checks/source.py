@@ -52,7 +52,7 @@ def equal(actual: Batch, expected: Batch, what: str, look: str) -> None:
         same(getattr(actual, name), getattr(expected, name), f"{what}: {name}", look)
 
 
-@check("source", trial=True)
+@check("source", trial=True, basic=True)
 def batches(bench: Bench) -> None:
     """Every batch has exactly the tokens of `train.batch_tokens`, L layers and D dimensions, finite and detached."""
     with opened(bench) as source:
@@ -87,7 +87,7 @@ def determinism(bench: Bench) -> None:
             equal(second.next(), expected, f"batch {number} of a second run", look)
 
 
-@check("source")
+@check("source", needs=("determinism",))
 def resume(bench: Bench) -> None:
     """After loading any `state()`, written as JSON and read back, the same batches follow."""
     with opened(bench) as source:
@@ -121,7 +121,7 @@ def resume(bench: Bench) -> None:
                 )
 
 
-@check("source")
+@check("source", needs=("resume",))
 def exactly_once(bench: Bench) -> None:
     """No row comes twice before the data are used up, whether the run is interrupted or not."""
     with opened(bench) as source:

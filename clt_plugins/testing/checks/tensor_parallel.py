@@ -45,7 +45,7 @@ class Result:
     """Its features of each layer."""
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", needs=("sparse_is_dense",))
 def tensor_parallel(bench: Bench) -> None:
     """On 2 and 3 ranks that share the features, everything is as on one: first values, terms, features, gradients.
 
@@ -54,10 +54,10 @@ def tensor_parallel(bench: Bench) -> None:
     if CHOICE not in bench.plugins.choices("parallel"):
         raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
     changes: dict[str, Any] = {"transcoder": {"dtype": "float64", "path": "sparse"}}
-    fresh = _weights(bench.parts(stirred=False, **changes))
+    fresh = weights_by_name(bench.parts(stirred=False, **changes))
     expected = {f"first/{name}": value.clone() for name, value in fresh.items()}
     parts = bench.parts(**changes)
-    weights = _packed(_weights(parts))
+    weights = packed(weights_by_name(parts))
     expected |= _after_step(parts, bench)
     changes["parallel"] = {"name": CHOICE}
     for world in RANKS:
@@ -69,27 +69,36 @@ def step_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Resul
     parts = bench.parts(stirred=False, **changes)
     axes = parts.transcoder.feature_axes()
     shard = parts.context.parallel.shard(FEATURES)
-    local = _weights(parts)
+    local = weights_by_name(parts)
     tensors = {f"first/{name}": x.clone() for name, x in local.items()}
     for name, value in load(weights).items():
-        local[name].copy_(_slice(value, axes[name], shard))
+        part = cut(value, axes[name], shard)
+        expect(
+            local[name].shape == part.shape,
+            f"{name} {list(part.shape)} on a rank that has {len(shard)} of {FEATURES} features",
+            str(list(local[name].shape)),
+            "`__init__`: make it for `context.parallel.shard(context.n_features)`, and say by "
+            "`clt_plugins.parameter(value, feature_axis)` which axis counts features",
+        )
+        local[name].copy_(part)
     tensors |= _after_step(parts, bench)
     # Not closed after an error: other ranks would report the lost connection, and this process is killed anyway.
     close(parts)
-    return Result(tensors=_packed(tensors), axes=axes, shard=shard)
+    return Result(tensors=packed(tensors), axes=axes, shard=shard)
 
 
-def _weights(parts: Parts) -> dict[str, Tensor]:
+def weights_by_name(parts: Parts) -> dict[str, Tensor]:
     """The transcoder's tensors without its statistics."""
     return {name: x for name, x in parts.transcoder.tensors().items() if not name.startswith("normaliser.")}
 
 
-def _packed(tensors: dict[str, Tensor]) -> bytes:
+def packed(tensors: dict[str, Tensor]) -> bytes:
     """A safetensors file of copies: views of one tensor cannot be in one."""
     return save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
 
 
-def _slice(x: Tensor, axis: int | None, shard: range) -> Tensor:
+def cut(x: Tensor, axis: int | None, shard: range) -> Tensor:
+    """A rank's part of a tensor."""
     return x if axis is None else x.narrow(axis, shard.start, len(shard))
 
 
@@ -115,4 +124,4 @@ def _compare(expected: dict[str, Tensor], results: list[Result]) -> None:
             axis = 2 if kind == "features" else result.axes.get(inner)
             what = f"{name.replace('/', ' of ')} on rank {rank} of {len(ranks)} as in one process"
             expect(name in tensors, what, "rank has none", LOOK[kind])
-            same(tensors[name], _slice(expected[name], axis, result.shard), what, LOOK[kind], tolerance)
+            same(tensors[name], cut(expected[name], axis, result.shard), what, LOOK[kind], tolerance)

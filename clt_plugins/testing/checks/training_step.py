@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import TOKENS, Bench, gradients, stir
+from clt_plugins.testing.bench import TOKENS, Bench, as_now, gradients, stir
 from clt_plugins.testing.checks.tensor_parallel import ROUNDING
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses")
 def sparse_is_dense(bench: Bench) -> None:
     """The sparse path equals the dense reference, in float64: features, reconstruction, terms, gradients."""
     outcomes, grads, densities = [], [], []
@@ -32,6 +32,7 @@ def sparse_is_dense(bench: Bench) -> None:
         grads.append(gradients(parts))
         densities.append(outcomes[-1].features.dense())
     look = {
+        "encoder": "`rows`: must be differentiable by torch, or be a parameter",
         "activation": "`selection`, which must keep every pair whose value or gradient can be non-zero, and `forward`",
         "tying": "`decode`: the branch for `features.pairs is None` against the other",
         "losses": "whether a term reads `features.values` as [N]: use `per_feature` and sums, which work on both",
@@ -50,17 +51,21 @@ def sparse_is_dense(bench: Bench) -> None:
         same(grads[1][name], grads[0][name], f"the same gradient of {name} on both paths", look, ROUNDING)
 
 
-@check("activation", "tying")
+@check("encoder", "activation", "tying", needs=("sparse_is_dense",))
 def gradient(bench: Bench) -> None:
-    """The derivative of a loss by the encoder and the tying is the numerical one, in float64 (`gradcheck`)."""
+    """The derivative of a loss by the encoder and the tying is the numerical one, in float64 (`gradcheck`).
+
+    State that a step changes is taken back before each evaluation.
+    """
     _gradcheck(bench, lambda name: not name.startswith("activation."))
 
 
-@check("activation")
+@check("activation", needs=("gradient",))
 def own_gradient(bench: Bench) -> None:
     """The derivative by the activation's parameters is the numerical one, in float64 (`gradcheck`).
 
-    A straight-through estimator's is not: list it in `expected_failures` and say so. Skipped without parameters.
+    Every parameter that requires a gradient gets one. A straight-through estimator's is not right: list it in
+    `expected_failures` and say so. Skipped without parameters.
     """
     _gradcheck(bench, lambda name: name.startswith("activation."))
 
@@ -73,6 +78,8 @@ def _gradcheck(bench: Bench, belongs: Callable[[str], bool]) -> None:
         raise SkipTest("it has no parameters")
 
     def loss(name: str, value: Tensor) -> Tensor:
+        restore()
+
         def run(module: CrossLayerTranscoder) -> Tensor:
             x = module.normaliser.inputs(batch.inputs)
             features = module.encode_normalised(x).features
@@ -81,8 +88,10 @@ def _gradcheck(bench: Bench, belongs: Callable[[str], bool]) -> None:
 
         return torch.func.functional_call(_Call(transcoder, run), {f"module.{name}": value}, ())
 
+    restore = as_now(transcoder.activation)
     for name in names:
-        value = transcoder.get_parameter(name).detach().clone().requires_grad_()
+        # In float64, whatever its own type: a step of 1e-7 is lost in float32.
+        value = transcoder.get_parameter(name).detach().double().clone().requires_grad_()
         look = f"what {name} goes through: a `detach()`, a `no_grad`, or a wrong `backward`"
         try:
             # A step of 1e-7 does not change which features are kept: their pre-activations are further apart.
@@ -113,7 +122,7 @@ class _Call(torch.nn.Module):
         return self.function(self.module)
 
 
-@check("activation", "tying")
+@check("encoder", "activation", "tying")
 def save_load(bench: Bench) -> None:
     """After a training step, a saved and loaded transcoder has the same bits and gives the same outputs."""
     parts = bench.parts()
@@ -137,13 +146,13 @@ def save_load(bench: Bench) -> None:
                 dict(loaded.named_buffers())[name],
                 buffer,
                 f"the buffer {name} as it was saved",
-                "one with `persistent=False` is not saved, so `__init__` must compute it; no step may change it",
+                "a buffer with `persistent=False` is not saved, so `__init__` computes it, and steps do not change it",
             )
     with torch.no_grad():
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", "normalisation")
 def resume(bench: Bench) -> None:
     """A run that is resumed from a checkpoint ends with the same parameters, bit for bit, as one that never stopped."""
     train: dict[str, Any] = {
@@ -176,7 +185,7 @@ def _run(bench: Bench, recipe: Recipe, out: Path, resume: str | None = None) -> 
     return run(recipe, out=out, resume=resume, plugins=bench.plugins).tensors()
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses")
 def bf16(bench: Bench) -> None:
     """With bfloat16 parameters, a step's terms and gradients are finite."""
     parts = bench.parts(transcoder={"dtype": "bfloat16"})
@@ -188,7 +197,7 @@ def bf16(bench: Bench) -> None:
         expect(bool(torch.isfinite(grad).all()), f"a finite gradient of {name}", "inf or NaN in it", look)
 
 
-@check("activation", "tying")
+@check("encoder", "activation", "tying")
 def meta(bench: Bench) -> None:
     """On the device "meta" it builds without memory, with the parameters that it has on a CPU."""
     real, planned = bench.parts(), bench.parts(device="meta")
@@ -200,7 +209,7 @@ def meta(bench: Bench) -> None:
     expect(not allocated, "parameters without memory", f"{', '.join(allocated)} on {real.context.device}", look)
 
 
-@check("activation", "tying", "losses", trial=True)
+@check("encoder", "activation", "tying", "losses", trial=True)
 def determinism(bench: Bench) -> None:
     """Built and stepped twice from one seed, everything is the same bit for bit."""
     runs = []
@@ -219,7 +228,7 @@ def determinism(bench: Bench) -> None:
             same(second[name], first[name], f"the same {what} of {name} in a second run", look)
 
 
-@check("activation", "tying", "losses")
+@check("encoder", "activation", "tying", "losses", "normalisation")
 def no_sync(bench: Bench) -> None:
     """A step reads nothing back from the device and has no shape that depends on numbers.
 

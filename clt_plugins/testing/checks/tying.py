@@ -13,7 +13,7 @@ from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
 
 
-@check("tying")
+@check("tying", trial=True, basic=True)
 def decoder(bench: Bench) -> None:
     """Shapes; no feature writes to an earlier layer; `expand` and `norms` agree with `decode`."""
     parts = bench.parts(transcoder={"dtype": "float64"})

@@ -54,17 +54,21 @@ def call(function: Callable[..., Any], subject: Subject, arguments: tuple[Any, .
     os.environ["MASTER_PORT"] = str(subject.port)
     sys.path[:] = subject.path
     module = subject.module
+    file = ""
     try:
         if module:  # its file may have changed since the last call
             for name in [name for name in sys.modules if f"{name}.".startswith(f"{module}.")]:
                 del sys.modules[name]
             importlib.invalidate_caches()
         plugins = load_plugins(extra=[module] if module else [])
+        file = plugins.pick(subject.slot, subject.choice).file
         with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
             bench = Bench(plugins, subject.slot, subject.choice, subject.settings, subject.tables, module, Path(folder))
             return function(bench, *arguments)
+    except Nonconformance:
+        raise
     except (Exception, SystemExit) as error:
         cause = error.__cause__ or error
         what = f"the step to run on {os.environ['WORLD_SIZE']} ranks"
         got = f"rank {os.environ['RANK']}: {one_line(error)}"
-        raise Nonconformance(message(what, got, location(cause))) from None
+        raise Nonconformance(message(what, got, location(cause, file))) from None

@@ -52,16 +52,17 @@ def forget_squares(parameters: Iterable[Any]) -> None:
 def clip_gradients(
     parameters: Iterable[nn.Parameter], norm: Tensor, limit: float, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Let the optimizer's next step scale all gradients by limit / norm where the norm is larger.
+    """Scale all gradients by limit / norm where the norm is larger, or let the optimizer's next step do it.
 
-    Adam divides each gradient by a number as it reads it, so that no pass over the gradients is needed (torch's fused
-    Adam: `grad_scale`, made for mixed precision). That number is float32. The gradients of float64 parameters are
-    scaled here.
+    Some optimizers divide each gradient by a number as they read it, so that no pass over the gradients is needed
+    (torch's fused ones: `grad_scale`, made for mixed precision). That number is float32. For others, and for float64
+    parameters, the gradients are scaled here.
     """
     # The factor stays on the device: an `if norm > limit` would wait for it.
     with_grad = [p for p in parameters if p.grad is not None]
     scale = (norm / limit).clamp_min(1.0)
-    if any(p.dtype == torch.float64 for p in with_grad):
+    reads_scale = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if not reads_scale or any(p.dtype == torch.float64 for p in with_grad):
         torch._foreach_div_([p.grad for p in with_grad if p.grad is not None], scale)
     else:
         optimizer.grad_scale = scale.float()  # type: ignore[attr-defined]

@@ -1,98 +1,115 @@
-"""The optimizer of a run, from the recipe's settings.
-
-Kingma & Ba 2015 (arXiv 1412.6980); Loshchilov & Hutter 2019 (arXiv 1711.05101).
-"""
+"""The weights of a run, and the optimizer that its recipe chooses for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
 from torch import nn
 
-from clt_plugins.training.optimizers.adam import AdamBF16, Piece
-from clt_plugins.training.optimizers.schedule import with_rate
+from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
+from clt_plugins.data.random import digest
+from clt_plugins.errors import WrongReturn
+from clt_plugins.registry.build import build
+from clt_plugins.training.optimizers.rate import set_rate, with_rate
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.recipe import TrainConfig
+    from clt_plugins.contract.recipe import Recipe
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 
 def make_optimizer(
-    model: CrossLayerTranscoder, config: TrainConfig, seed: int = 0, extra: Mapping[str, nn.Parameter] | None = None
+    transcoder: CrossLayerTranscoder, recipe: Recipe, extra: Mapping[str, nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:
-    """Adam or AdamW over a model's parameters: torch's fused one, or `AdamBF16` where weights or moments are bfloat16.
+    """The recipe's optimizer over a transcoder's parameters, at its highest rate.
 
-    Weight decay applies to matrices, not to biases and thresholds. The learning rate is set anew in every step, by
-    `set_rate`. On a GPU it is a tensor there, as is the count of steps: a CUDA graph of a step can be captured.
+    Args:
+        extra: parameters of losses, by name.
+
+    Raises:
+        Refused: it cannot train these weights.
+        PluginError: what it made is no optimizer of all of them.
+    """
+    chosen = build_optimizer(transcoder, recipe)
+    weights = weights_of(transcoder, recipe.seed, extra)
+    optimizer = chosen.make(weights)
+    _check(chosen, optimizer, weights)
+    rate = with_rate(recipe.train, transcoder.n_layers * transcoder.n_features).lr
+    assert rate is not None
+    set_rate(optimizer, rate)
+    return optimizer
+
+
+def build_optimizer(transcoder: CrossLayerTranscoder, recipe: Recipe) -> Optimizer:
+    """The recipe's choice for `[optimizer]`."""
+    return build(recipe.optimizer, attrs.evolve(transcoder.context, recipe=recipe))
+
+
+def _check(chosen: Optimizer, optimizer: torch.optim.Optimizer, weights: Sequence[Weight]) -> None:
+    """Raise `WrongReturn` where a weight would silently not be trained, or twice."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise WrongReturn(chosen, f"make must return a torch.optim.Optimizer, got {optimizer!r:.200}")
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    wrong = [weight.name for weight in weights if grouped.count(id(weight.parameter)) != 1]
+    if wrong:
+        raise WrongReturn(chosen, f"every weight must be in one group of the optimizer: {', '.join(wrong)}")
+
+
+def weights_of(
+    transcoder: CrossLayerTranscoder, seed: int = 0, extra: Mapping[str, nn.Parameter] | None = None
+) -> list[Weight]:
+    """All weights of a run, each with its role and pieces.
 
     Args:
         extra: parameters of losses, by name.
     """
-    extra = extra or {}
-    parameters = [*model.parameters(), *extra.values()]
-    matrices = [p for p in parameters if is_matrix(p, model.d_model)]
-    others = [p for p in parameters if not is_matrix(p, model.d_model)]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    # The loop sets the rate before every step; the optimizer only needs some number to start with.
-    config = with_rate(config, model.n_layers * model.n_features)
-    assert config.lr is not None
-    device = model.W_enc.device
-    beta1, beta2 = config.betas
-    optimizer: torch.optim.Optimizer
-    moments = torch.bfloat16 if config.states == "bf16" else torch.float32
-    # torch's fused optimizers keep moments in the parameters' type, and round both to the nearest.
-    if moments == torch.bfloat16 or any(p.dtype == torch.bfloat16 for p in parameters):
-        optimizer = AdamBF16(
-            groups,
-            lr=config.lr,
-            betas=(beta1, beta2),
-            eps=config.eps,
-            decoupled=config.optimizer == "adamw",
-            seed=seed,
-            moments=moments,
-            split=config.bf16_weights == "split",
-            pieces=_pieces(model, extra),
-            kernels=model.context.kernels,
-        )
-    else:
-        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-        capturable = device.type == "cuda"
-        optimizer = kind(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True, capturable=capturable)
-    if device.type == "cuda":
-        for group in optimizer.param_groups:  # not at once: torch reads the first rate back to check it
-            group["lr"] = torch.full((), config.lr, device=device)
-    return optimizer
+    by_name = {**dict(transcoder.named_parameters()), **(extra or {})}
+    pieces = _pieces(transcoder, seed, by_name)
+    weights = []
+    for name, p in by_name.items():
+        rows = is_matrix(p, transcoder.d_model)
+        weights.append(Weight(name=name, parameter=p, role=role_of(name, rows), rows=rows, pieces=pieces[name]))
+    return weights
 
 
-def state_bytes(config: TrainConfig, dtype: torch.dtype) -> int:
-    """Bytes that the optimizer keeps for each parameter of a type: two moments, and the weight's lower half."""
-    if config.states == "bf16":
-        moment = 2
-    else:
-        moment = torch.promote_types(dtype, torch.float32).itemsize
-    return 2 * moment + (2 if config.bf16_weights == "split" and dtype == torch.bfloat16 else 0)
+def role_of(name: str, rows: bool) -> Role:
+    """The role of a weight by its name, and whether it holds rows of d_model numbers."""
+    if name.startswith("losses["):
+        return "loss"
+    if name.startswith("activation."):
+        return "threshold"
+    if name in ("W_enc", "b_enc") or name.startswith("encoder."):
+        return "encoder" if rows else "bias"
+    if name.startswith("tying."):
+        return "decoder" if rows else "bias"
+    return "other"
 
 
 def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
-    """Whether a parameter holds rows of d_model numbers, of features or between dimensions; not a bias or threshold."""
-    per_feature = getattr(parameter, "feature_axis", None) is not None
-    return parameter.dim() >= (2 if per_feature else 3) and parameter.shape[-1] == d_model
+    """Whether a parameter holds rows, of features or between dimensions; not a bias or threshold.
+
+    Rows of a decoder may be a list [R, D]; whatever else is a matrix has one for each layer. An encoder's rows need not
+    have d_model numbers.
+    """
+    is_list = getattr(parameter, "feature_axis", None) == 0 and parameter.shape[-1] == d_model
+    return parameter.dim() >= (2 if is_list else 3)
 
 
-def _pieces(model: CrossLayerTranscoder, extra: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[Piece]]:
+def _pieces(transcoder: CrossLayerTranscoder, seed: int, by_name: Mapping[str, nn.Parameter]) -> dict[str, list[Piece]]:
     """How parameters are cut: as in files, where they are the same for any number of ranks."""
-    by_name = {**dict(model.named_parameters()), **extra}
-    found: dict[nn.Parameter, list[Piece]] = {p: [] for p in by_name.values()}
-    for name, (owner, view, axis) in model.views().items():
-        found[by_name[owner]].append(Piece(name, view, axis, model.own, model.n_features))
+
+    def key(name: str) -> int:
+        return digest(seed, "rounding", name) % 2**32
+
+    found: dict[str, list[Piece]] = {name: [] for name in by_name}
+    for name, (owner, view, axis) in transcoder.views().items():
+        found[owner].append(Piece(name, key(name), view, axis, transcoder.own, transcoder.n_features))
     for name, p in by_name.items():
-        parts = [piece.view(p.detach()) for piece in found[p]]
+        parts = [piece.view(p.detach()) for piece in found[name]]
         # A plugin's view may be transposed or leave something out; and losses have none.
         if sum(x.numel() for x in parts) != p.numel() or not all(x.is_contiguous() for x in parts):
-            found[p] = [Piece(name, axis=getattr(p, "feature_axis", None), own=model.own, features=model.n_features)]
+            axis = getattr(p, "feature_axis", None)
+            found[name] = [Piece(name, key(name), axis=axis, own=transcoder.own, features=transcoder.n_features)]
     return found

@@ -55,8 +55,8 @@ def _changes(needs: Plan, recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
         yield "train.precision=bf16", "features are selected by a product in bfloat16", False
         if device != "cpu":
             yield "train.precision=tf32", "features are selected by a product in TF32", False
-    if recipe.train.states == "fp32":
-        yield "train.states=bf16", "moments are rounded", False
+    if table["optimizer"].get("states") == "fp32":
+        yield "optimizer.states=bf16", "moments are rounded", False
     if recipe.transcoder.dtype == "float32":
         yield "transcoder.dtype=bfloat16", "weights are rounded", False
     if recipe.model is not None and recipe.model.dtype == "float32":
@@ -93,7 +93,7 @@ def to_fit(needs: Plan, recipe: Recipe, changed: Changed) -> list[str]:
     for setting in (
         "source.buffer_device=cpu",
         "model.dtype=bfloat16",
-        "train.states=bf16",
+        "optimizer.states=bf16",
         "transcoder.dtype=bfloat16",
         f"train.batch_tokens={max(1, batch // 2)}",
         f"train.batch_tokens={max(1, batch // 4)}",

@@ -165,11 +165,11 @@ def estimate(parts: Parts, recipe: Recipe, outline: Outline | None = None, rates
     libraries = rates.context if rates else 0
     held = memory(first, transcoder, outline, buffer=buffer, libraries=libraries, fixed=libraries > 0)
     written = int(first.visits) * first.d_model
-    encoded = first.tokens * first.n_layers * first.d_model * first.n_features
+    encoded = first.tokens * first.n_layers * first.row_size * first.n_features
     flops = Flops(
-        encoder=2 * (3 if first.dense or first.keeps_pre else 1) * encoded,
+        encoder=2 * (3 if first.dense or first.keeps_pre else 1) * encoded + first.encoder_flops,
         # Three products: decode, the gradient of the values, and that of the rows. Then the encoder's rows.
-        sparse=3 * 2 * written + (0 if first.dense else 2 * first.pairs * first.d_model),
+        sparse=3 * 2 * written + (0 if first.dense else 2 * first.pairs * first.row_size),
         optimizer=12 * first.parameters,
     )
     ranks = parts.context.parallel.world

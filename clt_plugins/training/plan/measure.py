@@ -59,11 +59,11 @@ def measure(recipe: Recipe, n_layers: int, d_model: int) -> Rates:
     return _rates(
         device,
         f"{small.transcoder.features} features per layer, {small.train.batch_tokens} tokens a step",
-        memory=done.parameters * (3 * done.weight_bytes + 2 * done.state_bytes) / seconds["optimizer"],
+        memory=(3 * done.parameters * done.weight_bytes + 2 * done.state_bytes) / seconds["optimizer"],
         products=products | {done.product: _flops(done) / seconds["product"]},
         numbers=done.tokens * n_layers * done.n_features / seconds["selection"],
         decoded=numbers / seconds["decode"],
-        differentiated=(numbers + done.pairs * d_model) / gradients,
+        differentiated=(numbers + done.pairs * done.row_size) / gradients,
         touched=done.rows / zeroed,
     )
 
@@ -91,7 +91,7 @@ def _name(device: torch.device) -> str:
 
 
 def _flops(done: Work) -> float:
-    return 2 * done.tokens * done.n_layers * done.n_features * done.d_model
+    return 2 * done.tokens * done.n_layers * done.n_features * done.row_size
 
 
 def _scaled(recipe: Recipe, n_layers: int, d_model: int) -> Recipe:
@@ -138,18 +138,18 @@ def _step(parts: Parts, recipe: Recipe) -> tuple[dict[str, float], Work]:
         transcoder.activation.schedule(0.5)
     transcoder.settle(0.0)  # what is dense at first is measured as it is later
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, context.d_model))
-    optimizer = make_optimizer(transcoder, recipe.train)
+    optimizer = make_optimizer(transcoder, recipe)
     done = work(parts, recipe, progress=0.5)
     x = transcoder.normaliser.inputs(batch.inputs)
-    weight, bias = transcoder.W_enc.detach(), transcoder.b_enc.detach()
+    h, weight, bias = (one.detach() for one in transcoder.affine_form(x))
 
     def product() -> None:
         for layer in range(context.n_layers):
-            affine(x[:, layer], weight[layer], bias[layer], transcoder.product)
+            affine(h[:, layer], weight[layer], bias[layer], transcoder.product)
 
     def encode() -> None:
-        selection = transcoder.activation.selection(len(x), transcoder.tying.norms)
-        encode_selected(x, weight, bias, [selection], context.kernels, transcoder.product)
+        selection = transcoder.activation.selection(len(h), transcoder.tying.norms)
+        encode_selected(h, weight, bias, [selection], context.kernels, transcoder.product)
 
     outcome: Any = None
 

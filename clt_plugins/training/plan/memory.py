@@ -70,12 +70,12 @@ def memory(
     return Memory(
         parameters=parameter_bytes,
         gradients=parameter_bytes,
-        optimizer=work.parameters * work.state_bytes,
+        optimizer=work.state_bytes,
         normalisation=_bytes(transcoder.statistics().values()),
         source=buffer,
         language_model=outline.model_bytes,
         libraries=libraries,
-        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes,
+        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes + work.encoder_bytes,
         pre_activations=layers * block * work.compute_bytes,
         selection=pairs * SELECTED_BYTES,
         pairs=pairs * PAIR_BYTES + of_extra,
@@ -96,9 +96,8 @@ def peak(parts: Memory) -> int:
 
 def disk(work: Work, recipe: Recipe) -> Disk:
     """What a run writes, of all ranks together."""
-    numbers = work.parameters * work.tensor_ranks
-    weights = numbers * work.weight_bytes
-    checkpoint = weights + numbers * work.state_bytes + 8 * work.n_layers * recipe.transcoder.features
+    weights = work.parameters * work.tensor_ranks * work.weight_bytes
+    checkpoint = weights + work.tensor_ranks * work.state_bytes + 8 * work.n_layers * recipe.transcoder.features
     rows = recipe.train.steps * recipe.train.batch_tokens + recipe.train.eval_tokens
     return Disk(
         checkpoint=checkpoint,

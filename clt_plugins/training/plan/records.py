@@ -17,7 +17,7 @@ class Memory:
     gradients: int
     """One for each parameter."""
     optimizer: int
-    """Adam's two moments of each parameter; and the lower halves of bfloat16 weights (`train.bf16_weights`)."""
+    """What the optimizer keeps beside the parameters, such as Adam's two moments of each."""
     normalisation: int
     """The normalisation's numbers: a shift and a scale of inputs and targets, or matrices."""
     source: int
@@ -27,7 +27,8 @@ class Memory:
     libraries: int
     """CUDA's context and the libraries' own memory; 0 where the plan is of no GPU."""
     batch: int
-    """Inputs and targets, raw and normalised; the reconstruction, its error, and gradients of it."""
+    """Inputs and targets, raw and normalised; what an encoder makes of inputs and weights; the reconstruction, its
+    error, and gradients of it."""
     pre_activations: int
     """Pre-activations: of all layers where they are kept, else of one layer at a time."""
     selection: int
@@ -59,7 +60,7 @@ class Flops:
     """Floating-point operations of a training step; a multiplication and an addition count as two."""
 
     encoder: int
-    """Pre-activations, and their gradients where they are dense."""
+    """Pre-activations, and their gradients where they are dense; and what an encoder computes for them."""
     sparse: int
     """Decoding active pairs, the gradients of values and decoder rows, and of the encoder's rows."""
     optimizer: int

@@ -125,10 +125,11 @@ def _encoder(work: Work, rates: Rates) -> Piece:
     """The product of all layers; where pre-activations are dense, their gradients too."""
     block = work.tokens * work.n_layers * work.n_features
     times = 3 if work.dense or work.keeps_pre else 1
-    weights = work.n_layers * work.n_features * work.d_model * work.weight_bytes
+    weights = work.n_layers * work.n_features * work.row_size * work.weight_bytes
+    flops = times * 2 * block * work.row_size + work.encoder_flops
     needs = {
-        PRODUCT: times * 2 * block * work.d_model / product_rate(rates, work.product),
-        MEMORY: times * (weights + block * work.compute_bytes) / rates.memory,
+        PRODUCT: flops / product_rate(rates, work.product),
+        MEMORY: (times * (weights + block * work.compute_bytes) + work.encoder_bytes) / rates.memory,
     }
     return _piece("encoder", needs)
 
@@ -150,7 +151,7 @@ def _decoder(work: Work, rates: Rates) -> list[Piece]:
             _piece("decode", {PRODUCT: 2 * numbers / rate, MEMORY: weights / rates.memory}),
             _piece("gradients", {PRODUCT: 4 * numbers / rate, MEMORY: 3 * weights / rates.memory}),
         ]
-    used, own = used_rows(work) * row, work.pairs * work.d_model
+    used, own = used_rows(work) * row, work.pairs * work.row_size
     again = 0.0 if work.exact else own / rates.decoded  # values of the selected, in full precision
     decode = {
         MEMORY: used / rates.memory,
@@ -159,7 +160,7 @@ def _decoder(work: Work, rates: Rates) -> list[Piece]:
     }
     gradients = {
         MEMORY: (2 * used + work.rows * row) / rates.memory,
-        CACHE: (work.visits + 2 * work.pairs) * work.d_model * work.compute_bytes / rates.cached,
+        CACHE: (numbers + 2 * own) * work.compute_bytes / rates.cached,
         INSTRUCTIONS: (numbers + own) / rates.differentiated + work.rows / rates.touched,
     }
     return [_piece("decode", decode), _piece("gradients", gradients)]
@@ -167,7 +168,7 @@ def _decoder(work: Work, rates: Rates) -> list[Piece]:
 
 def _optimizer(work: Work, rates: Rates) -> Piece:
     """Adam reads weight, gradient and moments, and writes weight and moments."""
-    moved = work.parameters * (3 * work.weight_bytes + 2 * work.state_bytes)
+    moved = 3 * work.parameters * work.weight_bytes + 2 * work.state_bytes
     return _piece("optimizer", {MEMORY: moved / rates.memory})
 
 

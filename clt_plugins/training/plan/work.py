@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from clt_plugins.contract.abilities import Scheduled
-from clt_plugins.model.products.matrix import is_exact
-from clt_plugins.model.transcoder import DENSE_ABOVE
-from clt_plugins.training.optimizers.make import is_matrix, state_bytes
+from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
+from clt_plugins.training.optimizers.make import build_optimizer, is_matrix, weights_of
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
@@ -31,6 +32,12 @@ class Work:
     d_model: int
     n_features: int
     """F of this rank."""
+    row_size: int
+    """H: numbers of an encoder's row; d_model for most encoders."""
+    encoder_flops: int
+    """What the encoder computes besides the product of rows, and its gradients."""
+    encoder_bytes: int
+    """What it makes of inputs and weights for that product, and the gradients of it."""
     pairs: int
     """N: active pairs of this rank."""
     extra: int
@@ -45,11 +52,11 @@ class Work:
     """Whether all pre-activations are kept for a loss."""
     parameters: int
     rows: int
-    """R: rows of D numbers, of the encoder and the decoder."""
+    """R: as many rows of D numbers as the encoder's and the decoder's matrices amount to."""
     weight_bytes: int
     """Of each parameter."""
     state_bytes: int
-    """Of each parameter: moments, and the lower halves of weights (`train.bf16_weights`)."""
+    """Of all parameters: what the optimizer keeps beside them."""
     compute_bytes: int
     """Of each normalised activation."""
     row_bytes: int
@@ -101,17 +108,21 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     tokens, n_layers, d_model = train.batch_tokens // parallel.data_ranks, transcoder.n_layers, transcoder.d_model
     compute_type = transcoder.target_variance.dtype
     compute = compute_type.itemsize
-    extra = [_extra_pairs(loss, tokens, n_layers, transcoder.W_enc.shape[1]) for loss in parts.losses]
+    extra = [_extra_pairs(loss, tokens, n_layers, transcoder.shape[1]) for loss in parts.losses]
     dtype = parts.context.dtype
     product = transcoder.product or "fp32"
     narrow = NARROW.get(product, str(dtype).removeprefix("torch."))
     sparse = not transcoder.runs_dense
     matrices = [p for p in transcoder.parameters() if is_matrix(p, d_model)]
+    encoder_flops, encoder_bytes, row_dtype = _encoder(transcoder, tokens, compute_type)
     return Work(
         tokens=tokens,
         n_layers=n_layers,
         d_model=d_model,
-        n_features=transcoder.W_enc.shape[1],
+        n_features=transcoder.shape[1],
+        row_size=transcoder.row_size,
+        encoder_flops=encoder_flops,
+        encoder_bytes=encoder_bytes,
         pairs=_pairs(parts, tokens, progress),
         extra=sum(extra),
         targets=_targets(transcoder),
@@ -121,21 +132,37 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         parameters=sum(p.numel() for p in transcoder.parameters()),
         rows=sum(p.numel() for p in matrices) // d_model,
         weight_bytes=dtype.itemsize,
-        state_bytes=state_bytes(train, dtype),
+        state_bytes=sum(map(build_optimizer(transcoder, recipe).state_bytes, weights_of(transcoder))),
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
         product=narrow if sparse or parts.context.device.type != "cpu" else str(compute_type).removeprefix("torch."),
-        exact=is_exact(transcoder.product, transcoder.W_enc, transcoder.target_variance),
+        exact=transcoder.product in (None, "fp32") and row_dtype == compute_type,
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
         data_ranks=parallel.data_ranks,
     )
 
 
+def _encoder(transcoder: CrossLayerTranscoder, tokens: int, dtype: torch.dtype) -> tuple[int, int, torch.dtype]:
+    """Operations and bytes of what is made of inputs and weights before their product, and the type of the rows.
+
+    An encoder is known only as functions: torch counts what they do, here mostly on the device "meta".
+    """
+    x = torch.empty(tokens, transcoder.n_layers, transcoder.d_model, dtype=dtype, device=transcoder.device)
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        h, rows, _ = transcoder.affine_form(x)
+        made = [one for one in (h, rows) if one is not x and not isinstance(one, nn.Parameter)]
+        summed = [one.sum() for one in made if one.requires_grad]
+        if summed:
+            parameters = [p for p in transcoder.parameters() if p.requires_grad]
+            torch.autograd.grad(summed, parameters, allow_unused=True)
+    return counter.get_total_flops(), 2 * sum(one.numel() * one.element_size() for one in made), rows.dtype
+
+
 def _pairs(parts: Parts, tokens: int, progress: float) -> int:
     """N, where the activation fixes it; else as many as make a transcoder change from dense to sparse."""
     transcoder = parts.transcoder
-    at_change = int(DENSE_ABOVE * tokens * transcoder.n_layers * transcoder.W_enc.shape[1])
+    at_change = int(DENSE_ABOVE * tokens * transcoder.n_layers * transcoder.shape[1])
     if not transcoder.activation.fixed_size:
         return at_change
     if isinstance(transcoder.activation, Scheduled):

@@ -25,7 +25,7 @@ from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
-from clt_plugins.training.optimizers.schedule import with_rate
+from clt_plugins.training.optimizers.rate import with_rate
 
 NEVER = 10**9
 
@@ -109,7 +109,8 @@ class Step:
         self.parts = Parts(context, rows, transcoder, losses)
         config = with_rate(self.recipe.train, transcoder.n_layers * transcoder.n_features)
         self.config = attrs.evolve(config, log_every=NEVER, eval_every=NEVER, checkpoint_every=NEVER)
-        self.optimizer = make_optimizer(transcoder, self.config, self.recipe.seed)
+        self.optimizer = make_optimizer(transcoder, self.recipe)
+        self.schedule = build(self.recipe.schedule, context)
         transcoder.train()
         idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=device)
         self.progress = Progress(step=int(done * self.config.steps), tokens=0, idle_tokens=idle)
@@ -143,7 +144,16 @@ class Step:
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                train(self.parts, self.config, self.optimizer, self.progress, [], Path(folder), wants_stop)
+                train(
+                    self.parts,
+                    self.config,
+                    self.optimizer,
+                    self.schedule,
+                    self.progress,
+                    [],
+                    Path(folder),
+                    wants_stop,
+                )
             except _Enough:
                 return
         raise AssertionError("the loop ended before the steps asked for")

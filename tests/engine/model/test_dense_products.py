@@ -90,9 +90,9 @@ def test_an_fp8_product_is_near():
 @pytest.mark.parametrize(
     ("product", "sizes", "word"),
     [
-        ("tf32", {"d_model": 16, "n_features": 16}, "Ampere"),
-        ("fp8", {"d_model": 24, "n_features": 16}, "divisible by 16"),
-        ("fp8", {"d_model": 16, "n_features": 8}, "divisible by 16"),
+        ("tf32", {"row_size": 16, "n_features": 16}, "Ampere"),
+        ("fp8", {"row_size": 24, "n_features": 16}, "divisible by 16"),
+        ("fp8", {"row_size": 16, "n_features": 8}, "divisible by 16"),
     ],
 )
 def test_a_product_that_is_not_there_is_refused(product, sizes, word):

@@ -60,7 +60,7 @@ def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
     close(parts)
     transcoder = parts.transcoder
     fit_to_statistics(transcoder, statistics)
-    optimizer = make_optimizer(transcoder, recipe.train)
+    optimizer = make_optimizer(transcoder, recipe)
     idle = torch.zeros(transcoder.n_layers, transcoder.n_features, dtype=torch.int64)
     losses = []
     for step, batch in enumerate(found):

@@ -159,9 +159,9 @@ def test_an_unknown_table_and_a_bad_name_are_faults(stubbed: Plugins) -> None:
 @pytest.mark.parametrize(
     ("table", "line"),
     [
-        ({"train": {"steps": 10, "betas": [0.9]}}, "train.betas: length must be >= 2: 1"),
-        ({"train": {"steps": 10, "betas": [0.9, 1.0]}}, "train.betas: must be < 1: 1.0"),
-        ({"train": {"steps": 10, "warmup_steps": 10}}, "train.warmup_steps: must be < steps (10): 10"),
+        ({"optimizer": {"name": "adam", "betas": [0.9]}}, "optimizer.betas: length must be >= 2: 1"),
+        ({"optimizer": {"name": "adam", "betas": [0.9, 1.0]}}, "optimizer.betas: must be < 1: 1.0"),
+        ({"schedule": {"name": "wsd", "warmup_steps": 10}}, "schedule.warmup_steps: must be < steps (10): 10"),
         ({"train": {"steps": 10, "lr": math.nan}}, "train.lr: must be > 0: nan"),
         (
             {"model": {"path": "m", "inputs": "h.0.mlp"}},
@@ -187,7 +187,8 @@ def test_what_a_recipe_does_not_say_has_its_default(stubbed: Plugins) -> None:
     assert recipe.kernels.name == "auto"
     assert recipe.stages == []
     assert recipe.model is None
-    assert recipe.train.betas == [0.9, 0.95]
+    assert (recipe.optimizer.name, recipe.schedule.name) == ("adam", "linear")
+    assert recipe.optimizer.config.betas == [0.9, 0.95]
 
 
 # -- --set ------------------------------------------------------------------------------------------------------
@@ -303,7 +304,8 @@ def test_the_resolved_recipe_is_the_recipe(stubbed: Plugins, tmp_path: Path) -> 
     table = merged(
         model={"path": "org/name", "layers": [0, 2]},
         losses=["mse", {"name": "layered", "layers": [1]}],
-        train={"steps": 10, "eps": 1e-16},
+        train={"steps": 10},
+        optimizer={"name": "adam", "eps": 1e-16},
         kernels="auto",
     )
     recipe = read_recipe(table, plugins=stubbed)
@@ -313,7 +315,7 @@ def test_the_resolved_recipe_is_the_recipe(stubbed: Plugins, tmp_path: Path) -> 
     assert read_recipe(recipe_data(recipe), plugins=stubbed) == recipe
     data = tomllib.loads(as_toml(recipe))
     assert data == recipe_data(recipe)
-    assert data["train"]["warmup_steps"] == 1
+    assert data["optimizer"]["eps"] == 1e-16
     assert "clip_norm" not in data["train"]
 
 

@@ -9,16 +9,15 @@ import pytest
 
 from clt_plugins import run
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizers.schedule import with_rate
+from clt_plugins.training.optimizers.rate import with_rate
 from tests.support.helpers import tables
 
 
-def test_warm_up_and_dead_features_go_by_the_number_of_steps_and_tokens() -> None:
-    config = TrainConfig(steps=600, batch_tokens=1024)
-    assert (config.warmup_steps, config.dead_after_tokens) == (60, 30_720)
+def test_dead_features_go_by_the_number_of_tokens() -> None:
+    assert TrainConfig(steps=600, batch_tokens=1024).dead_after_tokens == 30_720
     assert TrainConfig(steps=1, batch_tokens=1).dead_after_tokens == 1
     assert TrainConfig(steps=24_000).dead_after_tokens == 1_000_000, "no longer than a million tokens"
-    assert TrainConfig(steps=600, warmup_steps=7, dead_after_tokens=9).warmup_steps == 7
+    assert TrainConfig(steps=600, dead_after_tokens=9).dead_after_tokens == 9
 
 
 def test_the_learning_rate_falls_with_the_root_of_the_number_of_features() -> None:
@@ -35,5 +34,5 @@ def test_the_run_says_what_it_took(tmp_path: Path) -> None:
     written = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]
     # 3 layers x 10 features; 12 steps of 16 tokens.
     assert written["lr"] == pytest.approx(0.25 / 30**0.5, rel=0.02)
-    assert (written["warmup_steps"], written["dead_after_tokens"]) == (1, 9)
+    assert written["dead_after_tokens"] == 9
     assert run(table, out=tmp_path / "run", resume="latest").n_layers == 3, "it can be resumed by the same recipe"

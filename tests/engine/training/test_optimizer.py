@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from clt_plugins.training.optimizers.adam import AdamBF16
 
 from clt_plugins.contract.recipe import TrainConfig
-from clt_plugins.training.optimizers.adam import AdamBF16
 from clt_plugins.training.optimizers.make import make_optimizer
 from clt_plugins.training.optimizers.reference import store
 from tests.support.helpers import parts, random_batch
@@ -60,7 +60,7 @@ def test_adamw_decays_matrices_only():
             p.grad = torch.zeros_like(p)
         optimizer.step()
         for name, p in transcoder.named_parameters():
-            factor = 0.95 if name in ("W_enc", "tying.weight") else 1.0
+            factor = 0.95 if name in ("encoder.W_enc", "tying.weight") else 1.0
             torch.testing.assert_close(p.detach(), before[name] * factor)
 
 

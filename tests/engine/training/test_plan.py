@@ -45,7 +45,7 @@ def test_the_peak_is_what_lasts_and_the_largest_phase():
 
 def test_settings_change_what_they_should():
     base = plan(recipe(), plugins())
-    half = plan(recipe(train={"states": "bf16"}), plugins())
+    half = plan(recipe(optimizer={"name": "adam", "states": "bf16"}), plugins())
     assert half.bytes.optimizer == base.bytes.optimizer / 2
     dense = plan(recipe(transcoder={"path": "dense"}), plugins())
     assert dense.bytes.pairs == 0 < base.bytes.pairs
@@ -79,7 +79,8 @@ def test_the_command_prints_the_keys_that_users_read(tmp_path):
         *("layers", "d_model", "features", "parameters", "parameters_by_name", "ranks"),
         *("bytes", "total_bytes", "host_bytes", "flops", "total_flops", "tokens", "disk", "speed"),
     ]
-    assert list(printed["bytes"]) == [*LASTING, "batch", "pre_activations", "selection", "pairs", "model_pass"]
+    phases = ["batch", "pre_activations", "selection", "pairs", "model_pass", "statistics"]
+    assert list(printed["bytes"]) == [*LASTING, *phases]
     assert list(printed["flops"]) == ["encoder", "sparse", "optimizer"]
     for command in (["plan"], ["run", "--dry-run"]):
         done = CliRunner().invoke(main_group, [*command, str(tmp_path / "r.toml")])

@@ -27,6 +27,9 @@ WORK = Work(
     n_layers=2,
     d_model=10,
     n_features=1000,
+    row_size=10,
+    encoder_flops=0,
+    encoder_bytes=0,
     pairs=400,
     extra=50,
     targets=1.5,
@@ -36,7 +39,7 @@ WORK = Work(
     parameters=50_000,
     rows=5000,
     weight_bytes=4,
-    state_bytes=8,
+    state_bytes=400_000,
     compute_bytes=4,
     row_bytes=160,
     product="float32",
@@ -184,7 +187,7 @@ def test_what_does_not_fit_is_refused_with_the_remedy():
     assert told.startswith(f"needs {huge.total_bytes / 1e9:.0f} GB of 24: ") and f"--gpus {speed.smallest_gpus}" in told
     assert as_table(huge).endswith(f"does not fit: {told}")
     large = on_gpu("l40s", **LARGE | {"transcoder": {"features": 40_960}})
-    assert large.speed is not None and large.speed.fits is False and large.speed.to_fit[0] == "train.states=bf16"
+    assert large.speed is not None and large.speed.fits is False and large.speed.to_fit[0] == "optimizer.states=bf16"
     assert f"set {' and '.join(large.speed.to_fit)}" in as_table(large)
 
 

@@ -93,7 +93,7 @@ def test_other_settings_and_other_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_recipes_generate_and_train_from_a_folder_and_from_a_server(tmp_path: Path) -> None:
-    small = ["source.buffer_tokens=2048", "train.batch_tokens=256", "train.eval_tokens=512", "train.warmup_steps=0"]
+    small = ["source.buffer_tokens=2048", "train.batch_tokens=256", "train.eval_tokens=512", "schedule.warmup_steps=0"]
     (tmp_path / "root").mkdir()
     recipe = read_recipe(EXAMPLES / "generate.toml", [*small, "train.steps=8"], plugins=plugins())
     from clt_datasets.make.generate import generate

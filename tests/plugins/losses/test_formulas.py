@@ -50,6 +50,8 @@ def make_forward(**changes: Any) -> Forward:
         extra=None,
         pre=draw(B, L, F, seed=9),
         progress=0.4,
+        step=40,
+        steps=100,
     )
     return attrs.evolve(forward, **changes)
 
@@ -87,25 +89,27 @@ def test_mse_is_the_sum_over_layers_of_the_mean_over_tokens_and_dimensions(scale
     torch.testing.assert_close(reconstruction.grad, gradient, rtol=1e-12, atol=0)
 
 
+CONSTANT = {"name": "constant", "warmup_steps": 0}
+DELAYED = {"name": "ramp", "delay": 0.25}
 SCHEDULES = [
-    ("constant", 0.0, 1.0),
-    ("constant", 0.9, 1.0),
-    ("linear", 0.0, 0.0),
-    ("linear", 0.4, 0.4),
-    ("linear", 1.0, 1.0),
-    ("delayed", 0.2, 0.0),
-    ("delayed", 0.25, 0.0),
-    ("delayed", 0.4, 0.2),
-    ("delayed", 1.0, 1.0),
+    (CONSTANT, 0, 1.0),
+    (CONSTANT, 90, 1.0),
+    ("ramp", 0, 0.0),
+    ("ramp", 40, 0.4),
+    ("ramp", 100, 1.0),
+    (DELAYED, 20, 0.0),
+    (DELAYED, 25, 0.0),
+    (DELAYED, 40, 0.2),
+    (DELAYED, 100, 1.0),
 ]
-"""Schedule (with a delay of 0.25), share of the steps, share of λ: (0.4 - 0.25) / (1 - 0.25) is 0.2."""
+"""Schedule, step of 100, share of λ: (0.4 - 0.25) / (1 - 0.25) is 0.2."""
 
 
-@pytest.mark.parametrize("schedule, progress, share", SCHEDULES)
-def test_tanh_sparsity_is_a_sum_over_features_and_a_mean_over_tokens(schedule, progress, share) -> None:
-    forward = make_forward(progress=progress)
+@pytest.mark.parametrize("schedule, step, share", SCHEDULES)
+def test_tanh_sparsity_is_a_sum_over_features_and_a_mean_over_tokens(schedule, step, share) -> None:
+    forward = make_forward(step=step)
     acts = forward.features.values.clone().requires_grad_()
-    loss = built("tanh_sparsity", weight=0.3, c=1.7, schedule=schedule, delay=0.25)
+    loss = built("tanh_sparsity", weight=0.3, c=1.7, weight_schedule=schedule)
     (term,) = loss(attrs.evolve(forward, features=Features(acts))).values()
     expected, gradient = 0.0, torch.zeros(B, L, F, dtype=torch.float64)
     for b, s, f in FEATURES:

@@ -75,8 +75,9 @@ def test_a_dimension_that_never_varied_is_scaled_like_the_others_of_its_layer():
 
 @pytest.mark.parametrize("side", ["input", "target"])
 def test_a_run_with_sqrt_d_model_has_a_mean_norm_of_sqrt_d_model(side, tmp_path):
-    train = {"steps": 1, "warmup_steps": 0, "statistics_tokens": 48}
-    chosen = tables(normalisation="sqrt_d_model", train=train)
+    train = {"steps": 1, "statistics_tokens": 48}
+    schedule = {"name": "linear", "warmup_steps": 0}
+    chosen = tables(normalisation="sqrt_d_model", train=train, schedule=schedule)
     trained = run(chosen, out=tmp_path / "run")
     source = parts(**chosen).source
     x = torch.cat([getattr(source.next(), f"{side}s") for _ in range(3)])

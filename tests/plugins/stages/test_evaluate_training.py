@@ -57,7 +57,10 @@ TRAINED: dict[str, tuple[dict[str, Any], list[dict[str, Any]], dict[str, str | N
     # The penalty makes features rare that a random encoder activates at every tenth token.
     "jumprelu": (
         {"name": "jumprelu", "threshold": 0.5, "bandwidth": 0.5},
-        [{"name": "mse"}, {"name": "tanh_sparsity", "weight": 0.05, "schedule": "constant"}],
+        [
+            {"name": "mse"},
+            {"name": "tanh_sparsity", "weight": 0.05, "weight_schedule": {"name": "constant", "warmup_steps": 0}},
+        ],
         {
             "l0": "falls",
             "by_layer.l0": "falls",

@@ -178,5 +178,5 @@ def test_files_of_another_format_say_so(tmp_path: Path):
     data = json.loads(file.read_text())
     assert list(data) == [
         *("format", "clt_plugins", "layers", "d_model", "features", "dtype", "normalisation", "model"),
-        *("activation", "tying", "step", "tokens"),
+        *("encoder", "activation", "tying", "step", "tokens"),
     ]

@@ -12,32 +12,38 @@ import pytest
 import torch
 from torch import nn
 
-from clt_plugins import Faults, run
-from clt_plugins.contract.recipe import TrainConfig
+from clt_optimizers.bf16 import AdamBF16
+from clt_plugins import Faults, Piece, run
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.model.devices import make_kernels
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing.adam_update import FORMS, PLACES, example
 from clt_plugins.training.optimizers import reference
-from clt_plugins.training.optimizers.adam import AdamBF16, Piece
-from clt_plugins.training.optimizers.make import make_optimizer, state_bytes
+from clt_plugins.training.optimizers.make import build_optimizer, make_optimizer, weights_of
 from clt_plugins.training.plan.build import plan
 from tests.support.helpers import parts, plugins, recipe, tables
 
 BF16 = {"dtype": "bfloat16"}
 CHOICES = {
-    "bf16 states": {"train": {"states": "bf16"}},
+    "bf16 states": {"optimizer": {"name": "adam", "states": "bf16"}},
     "stochastic": {"transcoder": BF16},
-    "stochastic, bf16 states": {"transcoder": BF16, "train": {"states": "bf16", "bf16_weights": "stochastic"}},
-    "split": {"transcoder": BF16, "train": {"bf16_weights": "split"}},
-    "split, bf16 states": {"transcoder": BF16, "train": {"states": "bf16", "bf16_weights": "split"}},
+    "stochastic, bf16 states": {
+        "transcoder": BF16,
+        "optimizer": {"name": "adam", "states": "bf16", "bf16_weights": "stochastic"},
+    },
+    "split": {"transcoder": BF16, "optimizer": {"name": "adam", "bf16_weights": "split"}},
+    "split, bf16 states": {
+        "transcoder": BF16,
+        "optimizer": {"name": "adam", "states": "bf16", "bf16_weights": "split"},
+    },
 }
 
 
 def adam(parameters: list[nn.Parameter], **settings) -> AdamBF16:
-    return AdamBF16(
-        parameters, **{"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "decoupled": False, "seed": 0, **settings}
-    )
+    flat = [p for each in parameters for p in (each["params"] if isinstance(each, dict) else [each])]
+    pieces = {p: [Piece(str(number), number)] for number, p in enumerate(flat)}
+    own = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "decoupled": False, "pieces": pieces}
+    return AdamBF16(parameters, **{**own, **settings})
 
 
 def test_small_updates_move_weights_on_average() -> None:
@@ -113,8 +119,8 @@ def test_bits_do_not_depend_on_how_the_work_is_cut(form: str, monkeypatch: pytes
 
 def steps(parameters: dict[str, nn.Parameter], grads: dict[str, torch.Tensor], own: range, count: int = 3) -> AdamBF16:
     """Updates of a rank's parameters: `a` [2, F, 3] and `b` [2, F]."""
-    pieces = {p: [Piece(name, lambda x: x, 1, own, 10)] for name, p in parameters.items()}
-    optimizer = adam(list(parameters.values()), pieces=pieces, seed=5)
+    pieces = {p: [Piece(name, ord(name), axis=1, own=own, features=10)] for name, p in parameters.items()}
+    optimizer = adam(list(parameters.values()), pieces=pieces)
     for _ in range(count):
         for name, p in parameters.items():
             p.grad = grads[name][:, own.start : own.stop].clone()
@@ -146,9 +152,9 @@ def test_several_uneven_ranks_round_like_one_process_in_any_order() -> None:
 def test_the_pieces_of_an_untied_decoder_are_numbered_over_all_ranks() -> None:
     """The rows of a layer follow each other on a rank; in the complete decoder other ranks' lie between."""
     built = parts()
-    optimizer = make_optimizer(built.transcoder, TrainConfig(steps=1, states="bf16", lr=1e-2))
+    optimizer = make_optimizer(built.transcoder, recipe(**CHOICES["bf16 states"]))
     assert isinstance(optimizer, AdamBF16)
-    names = [one.name for _, one in optimizer.pieces[built.transcoder.tying.weight]]  # type: ignore[index, union-attr]
+    names = [one.name for one in optimizer.pieces[built.transcoder.tying.weight]]  # type: ignore[index, union-attr]
     assert names == ["W_dec.00", "W_dec.01", "W_dec.02"]
 
 
@@ -178,12 +184,15 @@ def test_bytes_of_each_choice() -> None:
         assert needs.bytes.optimizer == number * needs.parameters, choice
         assert needs.bytes.parameters == (2 if "transcoder" in CHOICES[choice] else 4) * needs.parameters
         built = parts(**CHOICES[choice])
-        optimizer = make_optimizer(built.transcoder, chosen.train)
+        optimizer = make_optimizer(built.transcoder, chosen)
         kept = [x for state in optimizer.state.values() for x in state.values() if x.dim()]
         assert sum(x.numel() * x.element_size() for x in kept) == number * needs.parameters, choice
-        assert state_bytes(chosen.train, built.context.dtype) == number
+        said = map(build_optimizer(built.transcoder, chosen).state_bytes, weights_of(built.transcoder))
+        assert sum(said) == number * needs.parameters
 
 
 def test_a_choice_for_bfloat16_weights_is_refused_for_others() -> None:
-    with pytest.raises(Faults, match=r"train\.bf16_weights: weights are float32: leave it out, or set transcoder\."):
-        recipe(train={"bf16_weights": "split"})
+    with pytest.raises(
+        Faults, match=r"optimizer\.bf16_weights: weights are float32: leave it out, or set transcoder\."
+    ):
+        recipe(optimizer={"name": "adam", "bf16_weights": "split"})

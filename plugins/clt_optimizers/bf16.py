@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.contract.abilities import Updates
-from clt_plugins.data.random import digest
-from clt_plugins.data.update import AdamUpdate
-from clt_plugins.model.sparse import row_squares
-from clt_plugins.training.optimizers import reference
+from clt_plugins import AdamUpdate, Piece, Updates, row_squares, update_rows
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.model.kernels import Kernels
-
-
-@attrs.frozen(eq=False)
-class Piece:
-    """A part of a parameter whose elements are numbered for random bits: what a file holds under one name."""
-
-    name: str
-    view: Callable[[Tensor], Tensor] = lambda x: x
-    """From the parameter to the part: contiguous."""
-    axis: int | None = None
-    """The axis of the view that counts features; None if every rank has all of it."""
-    own: range = range(0)
-    """This rank's features along that axis,"""
-    features: int = 0
-    """of so many of all ranks."""
-
-    def numbering(self, shape: torch.Size) -> dict[str, int]:
-        """`first`, `period` and `stride` of an `AdamUpdate` of the piece, whose rows are along its last axis."""
-        if self.axis is None:
-            return {"first": 0, "period": max(1, shape[:-1].numel()), "stride": 0}
-        inner = shape[self.axis + 1 :].numel()
-        period = len(self.own) * inner // shape[-1] if self.axis < len(shape) - 1 else 1
-        return {"first": self.own.start * inner, "period": period, "stride": self.features * inner}
+    from clt_plugins import Kernels
 
 
 class AdamBF16(torch.optim.Optimizer):
@@ -58,34 +30,31 @@ class AdamBF16(torch.optim.Optimizer):
         self,
         params: Iterable[Any],
         *,
-        lr: float,
         betas: tuple[float, float],
         eps: float,
         decoupled: bool,
-        seed: int,
+        pieces: Mapping[nn.Parameter, Sequence[Piece]],
+        lr: float = 1e-3,
         moments: torch.dtype = torch.bfloat16,
         split: bool = False,
-        pieces: Mapping[nn.Parameter, list[Piece]] | None = None,
         kernels: Kernels | None = None,
     ):
         """
         Args:
+            pieces: how parameters are cut.
             split: keep the lower halves of bfloat16 weights.
-            pieces: how parameters are cut; each is one piece, named by its place in `params`, if None.
             kernels: what computes the update, where they can (`Updates`).
         """
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self._step_supports_amp_scaling = True
         self.decoupled = decoupled
         self.grad_scale: Tensor | None = None
         """What gradients are divided by, a scalar on the device; None: by nothing."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        default = {p: [Piece(str(number))] for number, p in enumerate(parameters)}
-        pieces = default if pieces is None else pieces
-        self.pieces = {p: [(digest(seed, "rounding", one.name) % 2**32, one) for one in pieces[p]] for p in parameters}
-        self.update: Callable[[AdamUpdate], None] = reference.update_rows
+        self.pieces = pieces
+        self.update: Callable[[AdamUpdate], None] = update_rows
         if isinstance(kernels, Updates):
             self.update = kernels.update_rows
-        for p in parameters:
+        for p in [p for group in self.param_groups for p in group["params"]]:
             # On a GPU the count is there too: nothing is copied from the CPU in a step.
             state = {"step": torch.zeros((), device=p.device if p.device.type == "cuda" else "cpu")}
             state |= {key: torch.zeros_like(p, dtype=moments) for key in ("exp_avg", "exp_avg_sq")}
@@ -108,7 +77,7 @@ class AdamBF16(torch.optim.Optimizer):
             for p, numbers in zip(with_grad, scalars, strict=True):
                 for update in self._updates(p, numbers.to(p.device), group):
                     # Kernels compute in float32.
-                    (reference.update_rows if p.dtype == torch.float64 else self.update)(update)
+                    (update_rows if p.dtype == torch.float64 else self.update)(update)
 
     def _scalars(self, steps: Tensor, group: Mapping[str, Any]) -> Tensor:
         """`AdamUpdate.scalars` of parameters that were updated so many times, [P, 5]."""
@@ -126,7 +95,7 @@ class AdamBF16(torch.optim.Optimizer):
         assert parameter.grad is not None
         grad = parameter.grad.contiguous()
         beta1, beta2 = group["betas"]
-        for key, piece in self.pieces[parameter]:
+        for piece in self.pieces[parameter]:
             weight = piece.view(parameter.detach())
             columns = weight.shape[-1] if weight.dim() else 1
             rows = weight.numel() // max(columns, 1)
@@ -149,6 +118,6 @@ class AdamBF16(torch.optim.Optimizer):
                 beta2=beta2,
                 eps=group["eps"],
                 weight_decay=0.0 if self.decoupled else group["weight_decay"],
-                key=key,
+                key=piece.key,
                 **piece.numbering(weight.shape),
             )

@@ -1,0 +1,140 @@
+"""Optimizers and schedules that are wrong in one way each: the kit finds the fault. Without it each conforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
+
+import pytest
+
+from clt_plugins.testing import Nonconformance, cases
+
+if TYPE_CHECKING:
+    from tests.conftest import Distributions
+
+OPTIMIZER = '''
+import torch
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    """One to be checked."""
+
+class Momentum(torch.optim.Optimizer):
+    _step_supports_amp_scaling = True
+    grad_scale = None
+    steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                    state["step"] = 0
+                state["step"] += 1
+                grad = p.grad / (1 if self.grad_scale is None else self.grad_scale)
+                state["momentum"].lerp_(grad, 0.1)
+                p.sub_(group["lr"] * state["momentum"] / (1 - 0.9 ** state["step"]))
+
+class Maker:
+    def make(self, weights):
+        return Momentum([{"params": [w.parameter for w in weights]}], {"lr": 1.0})
+
+    def state_bytes(self, weight):
+        return 4 * weight.parameter.numel()
+
+@hookimpl
+def clt_optimizers():
+    return [Spec("mine", Config, lambda config, context: Maker())]
+'''
+
+SCHEDULE = '''
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    """One to be checked."""
+
+class Falling:
+    asked = 0
+
+    def __call__(self, step, steps, peak):
+        self.asked += 1
+        return peak * (1 - min(step, steps) / (2 * steps))
+
+@hookimpl
+def clt_schedules():
+    return [Spec("mine", Config, lambda config, context: Falling())]
+'''
+
+GRAD = "grad = p.grad / (1 if self.grad_scale is None else self.grad_scale)"
+UPDATE = 'p.sub_(group["lr"] * state["momentum"] / (1 - 0.9 ** state["step"]))'
+FALL = "return peak * (1 - min(step, steps) / (2 * steps))"
+
+FAULTS = [
+    ("its own rate", OPTIMIZER, 'group["lr"] *', "0.01 *", "moves"),
+    ("a NaN", OPTIMIZER, GRAD, "grad = p.grad / 0 * 0", "moves"),
+    ("None as 0", OPTIMIZER, "continue", "p.grad = torch.ones_like(p)", "moves"),
+    ("a weight left out", OPTIMIZER, "for w in weights]", "for w in weights[1:]]", "moves"),
+    ("no optimizer", OPTIMIZER, 'return Momentum([{"params": [w.parameter for w in weights]}], {"lr": 1.0})',
+     "return None", "moves"),
+    ("a count of its own", OPTIMIZER, '0.9 ** state["step"]', "0.9 ** self.steps", "resume"),
+    ("state beside the state", OPTIMIZER, 'state["momentum"].lerp_(grad, 0.1)',
+     'self.kept = getattr(self, "kept", {}); m = self.kept.setdefault(p, torch.zeros_like(p)); m.lerp_(grad, 0.1);'
+     ' state["momentum"].copy_(grad); p.sub_(group["lr"] * m)', "resume"),
+    ("state that cannot be saved", OPTIMIZER, 'state["step"] = 0', 'state["step"] = 0; state["past"] = [1]', "resume"),
+    ("two moments said", OPTIMIZER, "return 4 *", "return 8 *", "state_bytes"),
+    ("bytes of a scalar", OPTIMIZER, "return 4 * weight.parameter.numel()", "return 4", "state_bytes"),
+    ("no scale", OPTIMIZER, GRAD, "grad = p.grad", "clipped"),
+    ("a scale that multiplies", OPTIMIZER, GRAD, "grad = p.grad * (1 if self.grad_scale is None else self.grad_scale)",
+     "clipped"),
+    ("a norm of its own rows", OPTIMIZER, GRAD, GRAD + "; grad = grad / grad.norm()", "tensor_ranks"),
+    ("a state of all rows", OPTIMIZER, 'state["step"] = 0',
+     'state["step"] = 0; state["row"] = torch.ones(p.shape[-1] + 1)', "tensor_ranks"),
+    ("more than the peak", SCHEDULE, FALL, "return peak * (1 + step)", "values"),
+    ("below 0", SCHEDULE, FALL, "return peak * (1 - step / steps)", "values"),
+    ("a division by 0 steps", SCHEDULE, FALL, "return peak * (1 - min(1, step / (steps - 1)))", "values"),
+    ("no number", SCHEDULE, FALL, "return str(peak)", "values"),
+    ("a count", SCHEDULE, FALL, "return peak / self.asked", "by_step_alone"),
+    ("random numbers", SCHEDULE, FALL, "import random; return peak * random.random()", "by_step_alone"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
+    """What the kit says of a plugin by `choice/check`; one check or all."""
+
+    def run(source: str, only: str = "") -> dict[str, str]:
+        distributions.forget("plugin_under_test")
+        distributions.module("plugin_under_test", source)
+        found = {}
+        for case in cases("plugin_under_test"):
+            if only in ("", case.check):
+                try:
+                    case.run()
+                except Nonconformance as error:
+                    found[case.check] = str(error)
+                except SkipTest:
+                    pass
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("source", [OPTIMIZER, SCHEDULE], ids=["optimizer", "schedule"])
+def test_without_a_fault_it_conforms(failures: Any, source: str) -> None:
+    assert failures(source) == {}
+
+
+@pytest.mark.parametrize(("source", "right", "wrong", "check"), [row[1:] for row in FAULTS], ids=[f[0] for f in FAULTS])
+def test_a_fault_is_found_by_its_check(failures: Any, source: str, right: str, wrong: str, check: str) -> None:
+    assert source.count(right) == 1
+    assert list(failures(source.replace(right, wrong), check)) == [check]
