@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,7 @@ def train(
     loggers: list[Logger],
     folder: Path,
     wants_stop: Callable[[], bool],
+    at_checkpoint: Callable[[int, Callable[[Mapping[str, Any]], None]], None],
     calls: Calls | None = None,
 ) -> Scores | None:
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
@@ -80,6 +81,8 @@ def train(
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
         calls: the callbacks, which act between steps; None if there are none.
+        at_checkpoint: called with a step and a way to log when its checkpoint is written, and for the one to go on
+            from: what was broken off there is done first.
 
     Raises:
         Stopped: interrupted (after a checkpoint), or the loss was not finite (the last good checkpoint stays).
@@ -101,7 +104,7 @@ def train(
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
-    def log(metrics: dict[str, Any]) -> None:
+    def log(metrics: Mapping[str, Any]) -> None:
         for logger in loggers:
             logger.log(progress.step, {"tokens": progress.tokens, **metrics})
         if calls is not None:
@@ -117,6 +120,8 @@ def train(
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
+    if progress.step:
+        at_checkpoint(progress.step, log)
     while progress.step < config.steps and not progress.stopped:
         due = _due(config, progress.step + 1)
         if calls is not None:
@@ -220,6 +225,8 @@ def train(
             bar.close()
             text = f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
             raise Stopped(ExitCode.INTERRUPTED, text if parallel.rank == 0 else "")
+        if due["checkpoint"]:
+            at_checkpoint(progress.step, log)
         watch.skip()  # evaluation and checkpoints are no part of the next step's time
     bar.close()
     return evaluated
