@@ -59,7 +59,7 @@ class Weight:
     """This rank's part of it: its features, where it has some."""
     role: Role
     rows: bool
-    """Whether it holds rows of D numbers, of features or between dimensions: matrices, which weight decay is for."""
+    """Whether it holds rows, of features or between dimensions: matrices, which weight decay is for."""
     pieces: Sequence[Piece]
     """How it is cut; together they are all of it."""
 

@@ -75,7 +75,7 @@ def weights_of(
 
 
 def role_of(name: str, rows: bool) -> Role:
-    """The role of a weight by its name, and whether it holds rows of d_model numbers."""
+    """The role of a weight by its name, and whether it holds rows."""
     if name.startswith("losses["):
         return "loss"
     if name.startswith("activation."):
