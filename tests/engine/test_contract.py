@@ -122,7 +122,7 @@ def test_an_accidental_value_error_with_a_colon_is_the_plugins(ran: Any, phase: 
     assert done.exit_code == ExitCode.FAILED
     (line,) = [line for line in done.stderr.splitlines() if "too heavy" in line]
     number = LOSS.splitlines().index(f"    {'    ' * (phase == 'step')}pass  # {phase}") + 1
-    assert line.startswith("recipe.toml:17: losses[1]: 'mine' of plugin 'mine' (clt-mine 1.0): failed in ")
+    assert line.startswith("recipe.toml:16: losses[1]: 'mine' of plugin 'mine' (clt-mine 1.0): failed in ")
     assert f"ValueError: losses: too heavy (clt_mine_mine.py:{number})" in line
     assert "Traceback" not in done.stderr
 
