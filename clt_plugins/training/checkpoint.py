@@ -33,7 +33,7 @@ from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.model.select.above import CapacityState
 from clt_plugins.training import state as state_of
-from clt_plugins.training.moments import moments, set_moments
+from clt_plugins.training.optimizers.moments import moments, set_moments
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts

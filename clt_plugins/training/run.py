@@ -18,6 +18,7 @@ from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.finished.stages import after_training, check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
+from clt_plugins.model.in_model.passes import check_losses
 from clt_plugins.model.normalisation.fit import fit_to_source
 from clt_plugins.model.saved import save_transcoder
 from clt_plugins.model.sparse import release_gradients, reuse_gradients
@@ -27,7 +28,6 @@ from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, set_aside
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
-from clt_plugins.training.in_model import check_losses
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.rate import with_rate

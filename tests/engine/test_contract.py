@@ -335,7 +335,7 @@ SETTINGS: dict[str, Any] = {
     "loggers": [],
     "train": {"steps": 6, "checkpoint_every": 3, "clip_norm": 0.5, "lr": 0.01},
 }
-NAMES = ("losses.1.level", "losses.1.offset")
+NAMES = ("losses[1].level", "losses[1].offset")
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -372,7 +372,7 @@ def test_gradients_of_a_losss_parameters_count_for_the_norm_and_are_clipped(thir
     run(tables(**{**SETTINGS, **chosen, "loggers": ["jsonl"]}), out=tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert max(line.get("optim/grad_norm", 0) for line in lines) == pytest.approx(1000, rel=1e-2)
-    level = load_file(checkpoint(tmp_path / "out", 1) / "training.safetensors")["losses.1.level"]
+    level = load_file(checkpoint(tmp_path / "out", 1) / "training.safetensors")["losses[1].level"]
     assert float(level) == pytest.approx(-0.005, rel=1e-2)
 
 
