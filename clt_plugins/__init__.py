@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         OwnRows,
         Preferred,
         ReadsBack,
+        RunsModel,
         Scheduled,
         Sends,
         Settable,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         Stateful,
         SumsLater,
         Thresholded,
+        TrainsInModel,
         Updates,
     )
     from clt_plugins.contract.context import Context
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.normalisation import Normalisation
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.model.tying import Tying
-    from clt_plugins.contract.reading.language_model import LanguageModel
+    from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
     from clt_plugins.contract.reading.source import Outline, Source
     from clt_plugins.contract.reading.transform import Transform
     from clt_plugins.contract.recipe import Recipe
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.results.scores import Scores
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
-    from clt_plugins.contract.training.loss import Forward, Loss
+    from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
     from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
     from clt_plugins.contract.training.schedule import Schedule
@@ -103,6 +105,7 @@ _LAZY = {
         "OwnRows",
         "Preferred",
         "ReadsBack",
+        "RunsModel",
         "Scheduled",
         "Sends",
         "Settable",
@@ -110,6 +113,7 @@ _LAZY = {
         "Stateful",
         "SumsLater",
         "Thresholded",
+        "TrainsInModel",
         "Updates",
     ],
     "contract.context": ["Context"],
@@ -119,13 +123,13 @@ _LAZY = {
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel"],
+    "contract.reading.language_model": ["LanguageModel", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
     "contract.results.scores": ["Scores"],
-    "contract.training.loss": ["Forward", "Loss"],
+    "contract.training.loss": ["Forward", "Loss", "ModelPass"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
     "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
     "contract.training.schedule": ["Schedule"],

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.contract.model.parallel import Over
-    from clt_plugins.contract.reading.language_model import LanguageModel
+    from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
     from clt_plugins.contract.results.exporter import Imported
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Pairs
@@ -50,6 +50,26 @@ class Scheduled(Protocol):
         """Called before every training step with the share of the steps that are done.
 
         What it does in eval mode must not depend on it.
+        """
+
+
+@runtime_checkable
+class RunsModel(Protocol):
+    """A loss that needs the language model, run on whole texts with the transcoder in the place of its MLPs.
+
+    It gets `Forward.model` in the steps for which `runs` says so, None in the others. Losses that run in the same step
+    share one pass, of as many contexts as the most demanding of them asks for.
+    """
+
+    contexts: int
+    """Contexts of text in such a step, of all data ranks together."""
+
+    def runs(self, step: int, progress: float) -> bool:
+        """Whether it runs the model in a step; the answer follows from the arguments alone, so that all ranks agree.
+
+        Args:
+            step: counted from 1.
+            progress: the share of the training steps that are done, 0 to 1, as `Forward.progress`.
         """
 
 
@@ -95,6 +115,29 @@ class HasModel(Protocol):
 
     def language_model(self) -> LanguageModel:
         """The model, with the transcoder's layers to be replaced."""
+
+
+@runtime_checkable
+class TrainsInModel(Protocol):
+    """A source whose language model can be trained through: it gives whole texts for the losses that run it.
+
+    The texts are training data, never held out. Giving them changes no batch of `Source.next` and no `Source.state`.
+    """
+
+    def trainable_model(self) -> TrainableModel:
+        """The model, with the transcoder's layers to be replaced."""
+
+    def training_text(self, contexts: int, position: Any) -> tuple[Any, Any]:
+        """This data rank's part of some contexts of text, as one text for the model; and the position after them.
+
+        The parts of all data ranks are disjoint, and together the same contexts for any number of ranks. Each has at
+        least one context, and each context a position that counts.
+
+        Args:
+            contexts: how many, of all data ranks together; at least one for each.
+            position: None at first, then what the last call returned: small JSON, the same on every rank. Checkpoints
+                hold it. The texts follow from it alone, so that a resumed run reads those that would have come next.
+        """
 
 
 @runtime_checkable

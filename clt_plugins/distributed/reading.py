@@ -50,17 +50,20 @@ class Reading:
         self.asks = self.asked = False
         """Whether this rank is asked to stop, and whether any is."""
 
-    def next(self) -> Batch:
+    def next(self, also: Callable[[], None] | None = None) -> Batch:
         """The next batch, on the device. `check` must follow.
+
+        Args:
+            also: reads what the step needs besides; other ranks learn of its failure as they do of a batch's.
 
         Raises:
             Refused: a rank could not read the first batch; raised on rank 0, `Stopped` on the others.
         """
         if self.alone:
-            return self.source.next().to(self.device)
+            return self._read(also)
         batch = None
         try:
-            batch = self.source.next().to(self.device)
+            batch = self._read(also)
         except Exception as error:
             self.error = error
         table = torch.zeros(self.parallel.world, 2, dtype=torch.int64)
@@ -73,6 +76,12 @@ class Reading:
             return _each(self.shape, lambda x: torch.zeros_like(x, device=self.device))
         self.shape = _each(batch, lambda x: x.to("meta"))
         self.sums = self.sums * ODD + fingerprint(batch)
+        return batch
+
+    def _read(self, also: Callable[[], None] | None) -> Batch:
+        batch = self.source.next().to(self.device)
+        if also is not None:
+            also()
         return batch
 
     def batches(self, count: int) -> Iterator[Batch]:

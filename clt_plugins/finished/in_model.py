@@ -1,8 +1,5 @@
-"""A language model with a transcoder in the place of its MLPs.
-
-Every layer's output is replaced in one forward pass. A layer reads what the replacements before it wrote. Its features
-are computed from that, and its output is the sum of what the features of all layers so far write to it. An activation
-that selects over all layers sees, for layers that come later, what the unchanged model reads there.
+"""A language model evaluated with a transcoder in the place of its MLPs: every layer's output is replaced in one
+forward pass (`Replacement`).
 
 Positions that are no training data (the first of a text, special tokens) keep the model's own MLPs.
 
@@ -19,9 +16,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Thresholded
-from clt_plugins.data.features import Features, Pairs
 from clt_plugins.errors import Refused
+from clt_plugins.model.in_model.replacement import Replacement
 
 if TYPE_CHECKING:
     from clt_plugins.contract.reading.language_model import LanguageModel
@@ -65,69 +61,6 @@ class InModel:
     """The share of the cross-entropy lost by mean-ablation that the transcoder saves; None where nothing is lost."""
     largest_logit_error_with_errors: float | None
     """The largest difference of a logit between `with_errors` and the unchanged model; None where it is not finite."""
-
-
-class Replacement:
-    """The reconstruction of one layer after the other, from what the layers read in the changed model.
-
-    Args:
-        inputs: what the MLPs of the unchanged model read, raw, [R, L, D].
-    """
-
-    @torch.no_grad()
-    def __init__(self, transcoder: CrossLayerTranscoder, inputs: Tensor):
-        self.transcoder = transcoder
-        self.raw = inputs.clone()
-        # Features of the layers so far: sparse, by their indices and values; or dense.
-        self.token: list[Tensor] = []
-        self.feature: list[Tensor] = []
-        self.values: list[Tensor] = []
-        shape = len(inputs), transcoder.n_layers, transcoder.shape[1]
-        _, self.rows, self.bias = transcoder.affine_form(transcoder.normaliser.inputs(inputs[:1]))
-        self.acts = inputs.new_zeros(shape) if transcoder.runs_dense else None
-
-    @torch.no_grad()
-    def __call__(self, layer: int, inputs: Tensor) -> Tensor:
-        """What the transcoder writes at a layer that reads `inputs` [R, D]; [R, D]. Call it for each layer in turn."""
-        self.raw[:, layer] = inputs
-        x = self.transcoder.normaliser.inputs(self.raw)
-        features = self._dense(x, layer) if self.acts is not None else self._sparse(x, layer)
-        return self.transcoder.normaliser.restore(self.transcoder.reconstruct(features, x))[:, layer]
-
-    def _dense(self, x: Tensor, layer: int) -> Features:
-        assert self.acts is not None
-        self.acts[:, layer] = self.transcoder.encode_normalised(x).features.dense()[:, layer]
-        return Features(self.acts)
-
-    def _sparse(self, x: Tensor, layer: int) -> Features:
-        """The features of this layer, and those of earlier layers as they were when it was their turn."""
-        n_layers, n_features = self.transcoder.n_layers, self.transcoder.shape[1]
-        of_layer = self._thresholded(x, layer) if isinstance(self.transcoder.activation, Thresholded) else None
-        token, feature, values = of_layer or self._selected(x, layer)
-        for so_far, new in ((self.token, token), (self.feature, feature), (self.values, values)):
-            so_far.append(new)
-        token, feature, values = torch.cat(self.token), torch.cat(self.feature), torch.cat(self.values)
-        order = torch.argsort(token * (n_layers * n_features) + feature)
-        pairs = Pairs(token[order], feature[order], len(x), n_layers, n_features)
-        return Features(values[order], pairs)
-
-    def _thresholded(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Token, feature and value of the layer's active features; other layers need not be encoded for them."""
-        transcoder, activation = self.transcoder, self.transcoder.activation
-        assert isinstance(activation, Thresholded)
-        h, weight = transcoder.encoder.inputs(x)[:, layer], self.rows[layer].to(x.dtype)
-        pre = torch.addmm(self.bias[layer].to(x.dtype), h, weight.T)
-        token, number = (pre > activation.threshold()[layer].to(pre)).nonzero(as_tuple=True)
-        feature = layer * weight.shape[0] + number
-        return token, feature, activation(pre[token, number], feature)
-
-    def _selected(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Token, feature and value of what the activation selects in the layer."""
-        features = self.transcoder.encode_normalised(x).features
-        pairs = features.pairs
-        assert pairs is not None
-        in_layer = pairs.layer == layer
-        return pairs.token[in_layer], pairs.feature[in_layer], features.values[in_layer]
 
 
 @attrs.define(eq=False)
@@ -233,8 +166,11 @@ def _replacements(
     reconstruction = Replacement(transcoder, inputs)
     yield "transcoder", lambda layer, read, _: reconstruction(layer, read.to(inputs))
     again = Replacement(transcoder, inputs)
-    # In float64 the two add up to the model's own output to the last bit, as long as features are the same.
-    errors = outputs.double() - transcoder(inputs).double()
+    # In float64 the two add up to the model's own output to the last bit, as long as features are the same. So they are
+    # computed by the same steps: in another order, sums round otherwise.
+    unchanged = Replacement(transcoder, inputs)
+    made = torch.stack([unchanged(layer, inputs[:, layer]) for layer in range(transcoder.n_layers)], 1)
+    errors = outputs.double() - made.double()
     yield "with_errors", lambda layer, read, _: again(layer, read.to(inputs)).double() + errors[:, layer]
     yield "mean", lambda layer, read, written: mean[layer].to(written).expand_as(written)
     yield "zero", lambda layer, read, written: torch.zeros_like(written)

@@ -40,8 +40,8 @@ class Parts:
     """Of transformed batches, where the recipe has transforms."""
     transcoder: CrossLayerTranscoder
     losses: list[Loss]
-    transforms: list[Transform]
-    metrics: list[Metric]
+    transforms: list[Transform] = attrs.field(factory=list)
+    metrics: list[Metric] = attrs.field(factory=list)
 
     def chosen(self) -> dict[str, Any]:
         """What a recipe chose and a step uses, by path: `activation`, `losses[1]`."""

@@ -6,7 +6,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import RunsModel
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Selected, Spec
-from clt_plugins.contract.training.loss import Forward
+from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
+from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
@@ -136,12 +138,28 @@ class Bench:
         Args:
             dead: whether a third of all features count as dead.
         """
-        losses = parts.losses if self.slot == "losses" else [Probe()]
+        losses: Sequence[Loss] = parts.losses if self.slot == "losses" else [Probe()]
         idle = idle_tokens(str(parts.context.device), parts.context.parallel.shard(FEATURES))
-        outcome = objective(parts.transcoder, losses, batch, idle if dead else idle * 0, 0.5)
+        idle = idle if dead else idle * 0
+        outcome = objective(parts.transcoder, losses, batch, idle, 0.5, passes(parts, losses))
         if outcome.total.requires_grad:  # a loss that stops every gradient is found by its own check
             outcome.total.backward()
         return outcome
+
+
+def passes(parts: Parts, losses: Sequence[Loss]) -> list[ModelPass | None]:
+    """What losses get that run the language model, in a step in which they all do: of the source's model, with its
+    next texts. On the device "meta", which has no numbers, shapes only."""
+    wanted = [isinstance(loss, RunsModel) for loss in losses]
+    if parts.context.device.type == "meta":
+        logits, tokens = torch.zeros(2, 12, 11, device="meta"), torch.zeros(12, dtype=torch.int64, device="meta")
+        one = ModelPass(
+            logits=logits[0].clone().requires_grad_(), unchanged=logits[1], next_tokens=tokens, mean=torch.mean
+        )
+        return [one if runs else None for runs in wanted]
+    run = InModel(parts.transcoder, losses, parts.source)
+    run.read(wanted, None)
+    return run.passes(wanted)
 
 
 def stir(module: torch.nn.Module, seed: int = 3, scale: float = 0.2) -> None:
@@ -161,31 +179,32 @@ def idle_tokens(device: str = "cpu", features: range = range(FEATURES)) -> Tenso
 
 
 def as_now(module: Any) -> Callable[[], None]:
-    """Returns what takes a module back to its state of now: what a step changed and is not trained.
-
-    Parameters without gradient, buffers, and attributes that are numbers, tensors or plain collections of them.
-    """
+    """Returns what takes a module back to its state of now, which a forward pass may change: parameters, buffers, and
+    attributes that are numbers, tensors or plain collections of them."""
     modules = list(module.modules()) if isinstance(module, torch.nn.Module) else [module]
-    plain = [{k: copy.deepcopy(x) for k, x in vars(each).items() if _is_plain(x)} for each in modules]
+    plain = [{k: copy.deepcopy(x) for k, x in _attributes(each).items()} for each in modules]
     tensors: list[tuple[Tensor, Tensor]] = []
     for each in modules:
         if isinstance(each, torch.nn.Module):
-            own = [
-                *each._buffers.values(),
-                *(p for p in each._parameters.values() if p is not None and not p.requires_grad),
-            ]
-            tensors += [(x, x.detach().clone()) for x in own if x is not None]
+            own = [*each.parameters(recurse=False), *each.buffers(recurse=False)]
+            tensors += [(x, x.detach().clone()) for x in own]
 
     def restore() -> None:
         for each, values in zip(modules, plain, strict=True):
-            for name in [name for name, x in vars(each).items() if _is_plain(x) and name not in values]:
+            for name in _attributes(each).keys() - values.keys():
                 delattr(each, name)
             vars(each).update(copy.deepcopy(values))
         with torch.no_grad():
             for x, value in tensors:
-                x.copy_(value)
+                if not torch.equal(x, value):  # a backward pass may need it as it is
+                    x.copy_(value)
 
     return restore
+
+
+def _attributes(module: Any) -> dict[str, Any]:
+    """The plain attributes that the author gave it; those of torch's own are kept in others."""
+    return {k: x for k, x in vars(module).items() if _is_plain(x) and k not in ("_parameters", "_buffers", "_modules")}
 
 
 def _is_plain(x: Any) -> bool:

@@ -33,7 +33,7 @@ from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.model.select.above import CapacityState
 from clt_plugins.training import state as state_of
-from clt_plugins.training.moments import moments, set_moments
+from clt_plugins.training.optimizers.moments import moments, set_moments
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
@@ -59,6 +59,8 @@ class Progress:
     """What it is trained by, as TOML."""
     identity: Mapping[str, str] = attrs.field(factory=dict)
     """What the data are made from, as the source says (`Identified`)."""
+    texts: Any = None
+    """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +83,8 @@ class TrainingState:
     """Places for pairs above a threshold, where sizes are fixed."""
     plugins: dict[str, Any] = attrs.field(factory=dict)
     """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
+    texts: Any = None
+    """How far texts for losses that run the language model are read."""
 
 
 def save_checkpoint(
@@ -115,6 +119,7 @@ def save_checkpoint(
             source=parts.source.state(),
             recipe=progress.recipe,
             identity=dict(progress.identity),
+            texts=progress.texts,
             capacity=transcoder.capacity.state(parallel),
             plugins=plugins,
         )
@@ -245,4 +250,4 @@ def load_checkpoint(
         load_position(parts.source, state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
-    return Progress(state.step, state.tokens, idle_tokens)
+    return Progress(state.step, state.tokens, idle_tokens, texts=None if source_anew else state.texts)

@@ -8,6 +8,7 @@ One step, from left to right through the code, with the file of each part:
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
+    in the model           the language model with the transcoder in it   model/in_model; if a loss asks for it
     losses                 scalar terms of one forward pass, added up     training/objective; a plugin's Loss
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
@@ -37,13 +38,14 @@ from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
-from clt_plugins.training.moments import moments
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
+from clt_plugins.training.optimizers.moments import moments
 from clt_plugins.training.optimizers.rate import set_rate
 from clt_plugins.training.state import Watch
 
@@ -85,6 +87,7 @@ def train(
     assert config.lr is not None
     schedule_steps = config.schedule_steps or config.steps
     parameters = list(learned.parameters(parts).values())
+    in_model = InModel(transcoder, parts.losses, source)
     reading = Reading(source, parallel, device)
     held = Watch(parts)
     watch = Stopwatch()
@@ -97,6 +100,9 @@ def train(
         for logger in loggers:
             logger.log(progress.step, {"tokens": progress.tokens, **metrics})
 
+    def read_text(wanted: list[bool]) -> None:
+        progress.texts = in_model.read(wanted, progress.texts)
+
     def checkpoint() -> None:
         nonlocal saved_step
         reading.compare()
@@ -108,7 +114,12 @@ def train(
         due = _due(config, progress.step + 1)
         before = parallel.sent()
 
-        batch = reading.next()
+        done = min(1.0, progress.step / schedule_steps)
+        wanted = in_model.wanted(progress.step + 1, done)
+        first_text = any(wanted) and in_model.text is None
+        batch = reading.next(lambda wanted=wanted: read_text(wanted))  # type: ignore[misc]
+        if first_text:
+            reading.check()  # a rank that could not read goes on with the last text, and has none yet
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
 
@@ -117,10 +128,10 @@ def train(
         set_rate(optimizer, lr)
         # None instead of zeros: the sparse products then write the first gradient over the buffer, without adding.
         optimizer.zero_grad(set_to_none=True)
-        done = min(1.0, progress.step / schedule_steps)
         if anneal is not None:
             anneal(done)
-        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done)
+        of_model = in_model.passes(wanted)
+        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done, of_model)
         # Losses of which none has a gradient in this step (AuxK alone, while no feature is dead) change no weight.
         if outcome.total.requires_grad:
             outcome.total.backward()

@@ -11,7 +11,7 @@ from functools import lru_cache
 import attrs
 from torch import Tensor
 
-from clt_plugins.contract.training.loss import Forward, Loss
+from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Refused, WrongReturn
@@ -49,13 +49,19 @@ class Outcome:
 
 
 def objective(
-    transcoder: CrossLayerTranscoder, losses: Sequence[Loss], batch: Batch, idle_tokens: Tensor, progress: float
+    transcoder: CrossLayerTranscoder,
+    losses: Sequence[Loss],
+    batch: Batch,
+    idle_tokens: Tensor,
+    progress: float,
+    passes: Sequence[ModelPass | None] | None = None,
 ) -> Outcome:
     """The loss of a batch of raw activations.
 
     Args:
         idle_tokens: tokens since each feature was last active, [L, F] int64.
         progress: steps done, as a share of all.
+        passes: what each loss gets of the language model; nothing if not given.
 
     Raises:
         Refused: two losses give a term of the same name.
@@ -74,7 +80,7 @@ def objective(
     norms = lru_cache(maxsize=1)(transcoder.tying.norms)
     terms: dict[str, Tensor] = {}
     steps = transcoder.context.schedule_steps
-    for loss, extra in zip(losses, encoded.extras, strict=True):
+    for loss, extra, model in zip(losses, encoded.extras, passes or [None] * len(losses), strict=True):
         forward = Forward(
             batch=batch,
             inputs=x,
@@ -92,6 +98,7 @@ def objective(
             progress=progress,
             step=round(progress * steps),
             steps=steps,
+            model=model,
         )
         for name, value in _terms(loss, forward).items():
             if name in terms:

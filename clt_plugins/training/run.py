@@ -18,6 +18,7 @@ from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.finished.stages import after_training, check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
+from clt_plugins.model.in_model.passes import check_losses
 from clt_plugins.model.normalisation.fit import fit_to_source
 from clt_plugins.model.saved import save_transcoder
 from clt_plugins.model.sparse import release_gradients, reuse_gradients
@@ -84,6 +85,7 @@ def run(
         with all_or_none(parallel):
             parts = assemble(start.recipe, start.folder, context.device, parallel)
             stack.callback(close, parts)
+            check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
             # What conversion or export would refuse at the end is refused now.
             check_stages(parts, start.recipe, plugins)
         return _train(parts, start, accept, plugins, signals)

@@ -1,4 +1,4 @@
-"""Terms of the training loss: mse, tanh_sparsity, preactivation, auxk."""
+"""Terms of the training loss: mse, tanh_sparsity, preactivation, auxk, kl, ce."""
 
 from __future__ import annotations
 
@@ -61,6 +61,30 @@ class AuxKConfig:
     """Both weights over the run; constant if not given."""
 
 
+@frozen(kw_only=True)
+class InModelConfig:
+    """A loss of the language model with the transcoder in the place of its MLPs."""
+
+    weight: float = field(default=1.0, validator=validators.ge(0))
+    """Multiplies the term."""
+    contexts: int = field(default=4, validator=validators.gt(0))
+    """Contexts of training text that the model reads in a step, of all data ranks together."""
+    every: int = field(default=1, validator=validators.gt(0))
+    """Steps from one such step to the next. The weight is not multiplied by it."""
+    start: float = field(default=0.0, validator=[validators.ge(0), validators.lt(1)])
+    """The share of the run without it: with 0.9 it acts in the last tenth."""
+
+
+@frozen(kw_only=True)
+class KLConfig(InModelConfig):
+    """KL(unchanged model || model with the transcoder in the place of its MLPs), nats per token (arXiv 2503.17272)."""
+
+
+@frozen(kw_only=True)
+class CEConfig(InModelConfig):
+    """The cross-entropy of the next token in the model with the transcoder in the place of its MLPs, nats per token."""
+
+
 def build_mse(config: MSEConfig, context: Context) -> Any:
     from clt_losses.terms import MSE
 
@@ -85,6 +109,18 @@ def build_auxk(config: AuxKConfig, context: Context) -> Any:
     return AuxK(config, context)
 
 
+def build_kl(config: KLConfig, context: Context) -> Any:
+    from clt_losses.in_model import KL
+
+    return KL(config)
+
+
+def build_ce(config: CEConfig, context: Context) -> Any:
+    from clt_losses.in_model import CE
+
+    return CE(config)
+
+
 @hookimpl
 def clt_losses() -> list[Spec]:
     return [
@@ -92,4 +128,6 @@ def clt_losses() -> list[Spec]:
         Spec("tanh_sparsity", TanhSparsityConfig, build_tanh_sparsity),
         Spec("preactivation", PreactivationConfig, build_preactivation),
         Spec("auxk", AuxKConfig, build_auxk),
+        Spec("kl", KLConfig, build_kl),
+        Spec("ce", CEConfig, build_ce),
     ]

@@ -1,4 +1,4 @@
-"""The language model of a stream on held-out text, with its MLPs watched or replaced.
+"""The language model of a stream, run on whole texts, with its MLPs watched or replaced.
 
 Shapes: C contexts, T tokens in the longest, R positions that count, D d_model, V vocabulary.
 """
@@ -26,7 +26,7 @@ LARGEST_LOGITS = 2**26
 
 
 class StreamLanguageModel:
-    """A `LanguageModel`: runs a model on the held-out text of a stream.
+    """A `TrainableModel`: runs a model on the held-out text of a stream, or on contexts to train on.
 
     Args:
         sites: what the transcoder reads and what it predicts, layer by layer.
@@ -75,6 +75,11 @@ class StreamLanguageModel:
         after[:, : length - 1] = torch.where(continues, text.ids[:, 1:], -1)
         return after.flatten()[text.rows]
 
+    def lengths(self, text: Contexts) -> list[int]:
+        """How many positions of each context count."""
+        count, length = text.ids.shape
+        return torch.bincount(text.rows // length, minlength=count).tolist()
+
     @torch.inference_mode()
     def run(self, text: Contexts, replace: Replace | None = None) -> Tensor:
         """Logits at the positions that count, [R, V] float32; `replace` as in `LanguageModel.run`.
@@ -82,6 +87,10 @@ class StreamLanguageModel:
         Raises:
             Refused: a layer's output is computed before its input.
         """
+        return self.logits(text, replace)
+
+    def logits(self, text: Contexts, replace: Replace | None = None) -> Tensor:
+        """Like `run`, differentiable in what `replace` returns: [R, V] in float32 at least."""
         device = self.model.device
         rows = text.rows.to(device)
         kwargs: dict[str, Any] = {"position_ids": text.position_ids.to(device), "use_cache": False}
@@ -94,7 +103,7 @@ class StreamLanguageModel:
                 acts += [(read, swap.keep), (written, swap.replaced)]
         with hooked(self.model, acts):
             logits = self.model(text.ids.to(device), **kwargs).logits
-        return logits.flatten(0, 1)[rows].float()
+        return logits.flatten(0, 1)[rows].to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class _Swap:

@@ -33,16 +33,19 @@ from clt_stream.rows import Rows, moved
 from clt_stream.sites import find_sites
 from clt_stream.text import open_texts
 from clt_stream.text.documents import check_split, nothing_held_out
+from clt_stream.training import TrainingTexts
 
 if TYPE_CHECKING:
     from clt_plugins import Context, Group
     from clt_stream import StreamConfig
+    from clt_stream.contexts import Contexts
 
 log = logging.getLogger(__name__)
 
 
 class Stream:
-    """A `Source`: a language model's activations as it reads text. It also `HasModel`, is `Identified` and `Buffered`.
+    """A `Source`: a language model's activations as it reads text. It also `HasModel`, `TrainsInModel`, is `Identified`
+    and `Buffered`.
 
     Raises:
         Refused: the model, its sites or the text cannot be used, or the text has fewer tokens than a batch.
@@ -102,6 +105,8 @@ class Stream:
         self.queue = torch.cuda.Stream(self.reader.device) if self.ahead and on_gpu else None
         self.order = torch.empty(0, dtype=torch.int64)
         self._identity: dict[str, str] | None = None
+        self._texts: TrainingTexts | None = None
+        """Contexts for losses that run the model; made at the first one."""
         self.evaluation: list[Batch] = []
         self.evaluation_tokens = 0
         """How many tokens `evaluation` was read for; it has fewer where the held-out text has."""
@@ -151,6 +156,16 @@ class Stream:
             contexts=self.config.model_batch,
             length=self.config.context,
         )
+
+    def trainable_model(self) -> StreamLanguageModel:
+        """The same model, for losses that run it on `training_text`."""
+        return self.language_model()
+
+    def training_text(self, contexts: int, position: Any) -> tuple[Contexts, Any]:
+        """See `TrainsInModel`: the stream's contexts in order, from the first one on."""
+        if self._texts is None or position is None:
+            self._texts = TrainingTexts(self._packer(held_out=False, contexts=1), self.rank, self.ranks)
+        return self._texts.read(contexts, position)
 
     def identity(self) -> Mapping[str, str]:
         """See `Identified`: of the text, the tokenizer, the model's weights and the sites; computed once."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Batch, check_data, generator
+from clt_synthetic.model import Text, ToyModel
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -43,7 +44,7 @@ class Truth:
 
 
 class Synthetic:
-    """A `Source` of sparse features that are known. It is also `Identified`.
+    """A `Source` of sparse features that are known. It is also `Identified`, and `TrainsInModel`: of a toy model.
 
     Raises:
         Refused: the batch cannot be divided among the data ranks.
@@ -89,6 +90,16 @@ class Synthetic:
     def statistics(self) -> Mapping[str, Tensor] | None:
         """None: the engine estimates them from the first batches."""
         return None
+
+    def trainable_model(self) -> ToyModel:
+        """A toy model, whose activations have nothing to do with those of the batches."""
+        return ToyModel(self.n_layers, self.d_model, self.seed)
+
+    def training_text(self, contexts: int, position: Any) -> tuple[Text, Any]:
+        """This rank's part of the next contexts of the toy model, every so many-th; and how many were read so far."""
+        model, first = self.trainable_model(), position or 0
+        numbers = range(first + self.rank, first + contexts, self.ranks)
+        return Text([model.context("train", number) for number in numbers]), first + contexts
 
     def identity(self) -> Mapping[str, str]:
         """See `Identified`: of the settings and of what this version of torch draws."""

@@ -215,7 +215,8 @@ def test_a_source_that_repeats_a_row_after_resuming(failures: Any) -> None:
 
 def test_a_source_that_repeats_a_row_though_its_state_is_right(failures: Any) -> None:
     """Batches are as before, since the row before the first one is the last one."""
-    again = {"self.rows[start : start + share]": "self.rows[[(n * 31) % 64 for n in range(start, start + share)]]"}
+    rows = "self.rows[[n * 31 % 64 for n in range(start, start + share)]]"
+    again = {"self.rows[start : start + share]": rows}
     found = failures(HEADER + SOURCE, only="once", OFFSET="0", **again)
     assert "112 different rows, resumed after 48\n     got: 48 of them came before" in found["mine/exactly_once"]
 
@@ -306,6 +307,49 @@ def test_a_loss_that_detaches_its_gradient(failures: Any) -> None:
     found = failures(HEADER + LOSS, DETACH="* (1 - forward.features.values.detach().tanh())")
     assert found.keys() == {"mine/gradient_features"}
     assert "a `detach()`" in found["mine/gradient_features"]
+
+
+IN_MODEL = """
+class Loss:
+    needs_pre = False
+    contexts = 3
+
+    def selection(self, tokens, idle_tokens):
+        return None
+
+    def runs(self, step, progress):
+        return RUNS
+
+    def __call__(self, forward):
+        NONE
+        surprise = -forward.model.logits.log_softmax(-1).gather(1, forward.model.next_tokens[:, None]).squeeze(1)
+        return {"mine": MEAN}
+
+@hookimpl
+def clt_losses():
+    return [Spec("mine", Config, lambda config, context: Loss())]
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"MEAN": "surprise.mean()"}, "instead of `x.mean()`"),
+        ({"MEAN": "surprise.sum()"}, "instead of `x.mean()` or `x.sum()`"),
+        ({"NONE": "pass"}, "'NoneType' object has no attribute"),
+        ({"RUNS": "step"}, "expected: True or False, the same each time"),
+    ],
+)
+def test_a_loss_that_runs_the_model_wrongly(failures: Any, changed: dict[str, str], text: str) -> None:
+    right = {"RUNS": "progress >= 0.5", "NONE": "if forward.model is None: return {}"}
+    right["MEAN"] = "forward.model.mean(surprise)"
+    found = failures(HEADER + IN_MODEL, only="runs_model", **{**right, **changed})
+    assert text in found["mine/runs_model"]
+
+
+def test_a_loss_that_runs_the_model_conforms(failures: Any) -> None:
+    right = {"RUNS": "True", "NONE": "if forward.model is None: return {}", "MEAN": "forward.model.mean(surprise)"}
+    assert failures(HEADER + IN_MODEL, **right) == {}
 
 
 def test_a_logger_that_blocks(failures: Any) -> None:

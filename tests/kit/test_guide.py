@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from clt_plugins import Context, Forward, load_plugins
+from clt_plugins import Context, Forward, Step, load_plugins
 from clt_plugins.cli.listing import undocumented
 from clt_plugins.contract import abilities
 from clt_plugins.contract.hooks import Hooks
@@ -69,7 +69,7 @@ def test_every_ability_and_its_methods_are_explained(ability: type) -> None:
     assert all(re.search(rf"`{name}[`(]", TEXT) for name in (ability.__name__, *methods))
 
 
-@pytest.mark.parametrize("cls", [Context, Forward])
+@pytest.mark.parametrize("cls", [Context, Step, Forward])
 def test_every_field_of_what_plugins_are_given_is_described(cls: type) -> None:
     rows = "\n".join(line for line in TEXT.splitlines() if line.startswith("| `"))
     assert not [a.name for a in attrs.fields(cls) if f"`{a.name}`" not in rows]
@@ -107,6 +107,8 @@ def test_every_example_and_command_runs(tmp_path: Path) -> None:
         run(*line.split()[1:])
     assert f'"{kind}/example"' in (tmp_path / "runs" / "try" / "metrics.jsonl").read_text()
     assert (tmp_path / "clt-mine" / "clt_mine" / "__init__.py").is_file()
+    assert len(shown["reverse_kl.py"].splitlines()) < 60
+    run("-m", "clt_plugins", "plugins", "reverse_kl", "-preverse_kl", "--check")
     recipe = ("try.toml", f"-p{module}", "-peven")
     assert run("-m", "clt_plugins", "validate", *recipe).stdout.startswith('name = "try"')
     odd = run("-m", "clt_plugins", "validate", *recipe, "--set", "transcoder.features=63", code=2)

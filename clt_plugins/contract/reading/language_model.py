@@ -1,4 +1,4 @@
-"""The language model of a source that `HasModel`."""
+"""The language model of a source that `HasModel` or `TrainsInModel`."""
 
 from __future__ import annotations
 
@@ -35,3 +35,13 @@ class LanguageModel(Protocol):
                 returns replaces what was written, and later layers read that. Other positions keep what the model
                 wrote.
         """
+
+
+class TrainableModel(LanguageModel, Protocol):
+    """The language model of a source that `TrainsInModel`: gradients flow through it. Its own weights get none."""
+
+    def lengths(self, text: Any) -> list[int]:
+        """How many of the positions [R] each context of the text has, in their order."""
+
+    def logits(self, text: Any, replace: Callable[[int, Tensor, Tensor], Tensor | None] | None = None) -> Tensor:
+        """Like `run`, [R, V] in float32 at least; differentiable in what `replace` returns."""

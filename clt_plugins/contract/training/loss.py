@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from clt_plugins.data.features import Features
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class ModelPass:
+    """The language model on some training text, unchanged and with the transcoder in the place of its MLPs.
+
+    Shapes: R positions that a next token follows, V vocabulary.
+    """
+
+    logits: Tensor
+    """With the transcoder, [R, V]; differentiable in the transcoder's parameters."""
+    unchanged: Tensor
+    """Of the model as it is, [R, V]; constants."""
+    next_tokens: Tensor
+    """The token id after each position, [R] int64."""
+    mean: Callable[[Tensor], Tensor]
+    """The mean of a number per position, [R], over the positions of all data ranks; differentiable."""
+
+
 @attrs.frozen(eq=False)
 class Forward:
     """One forward pass, as the losses see it. All tensors are in normalised units, except those of `batch`."""
@@ -59,10 +76,13 @@ class Forward:
     """Steps done, from 0 up to `steps`; for a `Schedule`: `schedule(forward.step, forward.steps, weight)`."""
     steps: int
     """The steps that schedules go over (`train.schedule_steps`, else all of the run)."""
+    model: ModelPass | None = None
+    """The language model with the transcoder in it, for a loss that `RunsModel`, in the steps in which it does; else
+    None."""
 
 
 class Loss(Protocol):
-    """A term of the training loss."""
+    """A term of the training loss. It may also be one that `RunsModel`: then it gets the language model's logits."""
 
     needs_pre: bool
     """Whether `Forward.pre` is needed. It keeps all of [B, L, F] in memory: use a selection where that is enough."""

@@ -10,11 +10,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.training.loss import Forward
+from clt_plugins.contract.training.loss import Forward, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features, Pairs
 from clt_plugins.model.assemble import Parts
-from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench, as_now, idle_tokens
+from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench, as_now, idle_tokens, passes
 from clt_plugins.testing.checks.activation import IN_PLACE
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
@@ -71,7 +71,7 @@ def _forwards(parts: Parts, bench: Bench) -> Iterator[tuple[str, Forward]]:
     """What the loss may get, and in words; reconstruction and values require a gradient."""
     whole = capture(parts, bench)
     pairs = whole.features.pairs
-    nothing = Features(torch.zeros_like(whole.features.values), pairs)
+    nothing = kept = Features(torch.zeros_like(whole.features.values), pairs)
     if pairs is not None:
         none = Pairs(pairs.token[:0], pairs.feature[:0], pairs.tokens, pairs.n_layers, pairs.n_features)
         nothing = Features(whole.features.values[:0], none)
@@ -82,7 +82,8 @@ def _forwards(parts: Parts, bench: Bench) -> Iterator[tuple[str, Forward]]:
         ("16 tokens and dead features", whole),
         ("1 token", capture(parts, bench, tokens=1)),
         ("16 tokens", capture(parts, bench, dead=False)),
-        ("a batch where no feature is active", off),
+        ("a batch where no feature is kept", off),
+        ("a batch where all features are 0", attrs.evolve(off, features=kept)),
         ("a batch of zeros", attrs.evolve(off, batch=batch, inputs=zeros, targets=zeros)),
     ):
         changes: dict[str, Any] = {"reconstruction": _leaf(forward.reconstruction)}
@@ -135,8 +136,46 @@ def gradient_features(bench: Bench) -> None:
     )
     if extra is not None:
         _compare(extra.values, lambda x: attrs.evolve(forward, extra=Features(x, extra.pairs)), loss, "extra.values")
+    model = forward.model
+    if model is not None:
+        _compare(
+            model.logits, lambda x: attrs.evolve(forward, model=attrs.evolve(model, logits=x)), loss, "model.logits"
+        )
     if forward.pre is not None:
         _compare(forward.pre, lambda x: attrs.evolve(forward, pre=x), loss, "pre")
+
+
+@check("losses")
+def runs_model(bench: Bench) -> None:
+    """A loss that runs the language model asks for a fixed number of contexts, says in which steps, has no term in the
+    others, and its terms are `mean`s over the positions of all data ranks. Skipped where it runs none."""
+    forward, loss = _forward(bench)
+    if forward.model is None:
+        raise SkipTest("it does not run the language model: `contexts` and `runs` would say so")
+    contexts: Any = loss.contexts
+    good = type(contexts) is int and contexts > 0
+    expect(good, "a number of contexts, 1 or more, in `contexts`", repr(contexts), "`contexts`")
+    for step, progress in ((1, 0.0), (50, 0.5), (100, 0.99)):
+        answers = [loss.runs(step, progress) for _ in range(2)]
+        text = "True or False, the same each time: all ranks must agree"
+        expect(answers in ([True, True], [False, False]), text, str(answers), "`runs`")
+    model = forward.model
+    with torch.no_grad():
+        without = loss(attrs.evolve(forward, model=None))
+        terms, halved = (loss(attrs.evolve(forward, model=each)) for each in (model, _halved(model)))
+    text = "terms that do not need the model, or none, where `forward.model` is None"
+    expect(isinstance(without, Mapping), text, repr(without)[:200], "`__call__`: return {} there")
+    for name, value in terms.items():
+        if name not in without:
+            text = f"{name!r} in proportion to `forward.model.mean`, which knows the positions of all data ranks"
+            same(
+                halved[name], value / 2, text, "`__call__`: `forward.model.mean(x)` instead of `x.mean()` or `x.sum()`"
+            )
+
+
+def _halved(model: ModelPass) -> ModelPass:
+    """As if other data ranks had as many positions, where the term is 0."""
+    return attrs.evolve(model, mean=lambda x: model.mean(x) / 2)
 
 
 def _forward(bench: Bench) -> tuple[Forward, Any]:
@@ -255,7 +294,7 @@ def capture(
     batch = bench.batch(dtype).rows(slice(0, tokens))
     with torch.no_grad():
         idle = idle_tokens()
-        objective(parts.transcoder, [Spy()], batch, idle if dead else idle * 0, 0.5)
+        objective(parts.transcoder, [Spy()], batch, idle if dead else idle * 0, 0.5, passes(parts, parts.losses[:1]))
     return seen[0]
 
 

@@ -158,7 +158,7 @@ def test_later_layers_read_what_earlier_replacements_wrote(relu_model):
     model.transformer.h[0].mlp.register_forward_hook(lambda _, args, out: out + shift)
     with torch.no_grad():
         wanted = model(text.ids, position_ids=text.position_ids, use_cache=False).logits.flatten(0, 1)[text.rows]
-    from clt_plugins.finished.in_model import Replacement
+    from clt_plugins.model.in_model.replacement import Replacement
 
     clean: list[torch.Tensor] = []
     language.run(text, lambda layer, read, written: clean.append(read))

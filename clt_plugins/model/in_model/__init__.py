@@ -1,0 +1,1 @@
+"""The transcoder in the place of a language model's MLPs."""
