@@ -18,8 +18,8 @@ from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.optimizers.make import build_optimizer, make_optimizer, weights_of
-from clt_plugins.training.optimizers.moments import moments
 from clt_plugins.training.optimizers.rate import set_rate
 
 RATE = 1e-2
