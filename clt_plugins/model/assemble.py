@@ -41,8 +41,8 @@ class Parts:
     """Of transformed batches, where the recipe has transforms."""
     transcoder: CrossLayerTranscoder
     losses: list[Loss]
-    transforms: list[Transform]
-    metrics: list[Metric]
+    transforms: list[Transform] = attrs.field(factory=list)
+    metrics: list[Metric] = attrs.field(factory=list)
     callbacks: list[Callback] = attrs.field(factory=list)
 
     def chosen(self) -> dict[str, Any]:

@@ -18,6 +18,26 @@ def _to(table: str, setting: str) -> Elsewhere:
     return lambda value: {table: {setting: value}}
 
 
+def _stage(name: str) -> Elsewhere:
+    """A table that is a stage now."""
+    return lambda value: {"stages": [{"name": name, **(value if isinstance(value, Mapping) else {})}]}
+
+
+def _exports(value: Any) -> dict[str, Any]:
+    """Each export is a stage, and each folder has one name."""
+    formats = [
+        {"name": one} if isinstance(one, str) else one
+        for one in (value if isinstance(value, list) else [value])
+        if isinstance(one, str | Mapping)
+    ]
+    stages: list[dict[str, Any]] = []
+    for number, one in enumerate(formats):
+        earlier = sum(other.get("name") == one.get("name") for other in formats[:number])
+        again = {"folder": f"{one.get('name')}.{earlier + 1}"} if earlier else {}
+        stages.append({"name": "export", "format": dict(one), **again})
+    return {"stages": stages}
+
+
 MOVED: Mapping[str, Elsewhere] = {
     "transcoder.normalisation": _to("normalisation", "name"),
     "transcoder.normalisation_tokens": _to("train", "statistics_tokens"),
@@ -29,6 +49,9 @@ MOVED: Mapping[str, Elsewhere] = {
     "train.bf16_weights": _to("optimizer", "bf16_weights"),
     "train.schedule": _to("schedule", "name"),
     "train.warmup_steps": _to("schedule", "warmup_steps"),
+    "convert": _stage("convert"),
+    "evaluate": _stage("evaluate"),
+    "exports": _exports,
 }
 """What became of a table (`convert`) or a setting (`train.optimizer`)."""
 

@@ -22,11 +22,10 @@ from clt_plugins.contract.spec import Selected, Spec
 from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
+from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
-from clt_plugins.training.checkpoint import Progress
-from clt_plugins.training.in_model import InModel
 from clt_plugins.training.objective import Outcome, objective
 
 LAYERS, D_MODEL, FEATURES, TOKENS = 3, 6, 41, 16
@@ -47,6 +46,10 @@ TABLES: dict[str, Any] = {
     "train": {"steps": 100, "batch_tokens": TOKENS, "dead_after_tokens": 64},
 }
 """The recipe around the choice under test."""
+
+
+INSIDE = {"exports": ("stages", "export", "format")}
+"""For a kind that stands only in other choices: the list, the choice, and its setting that holds it."""
 
 
 class Probe:
@@ -102,7 +105,11 @@ class Bench:
         """
         data = copy.deepcopy(TABLES) | copy.deepcopy(dict(self.tables))
         chosen = {"name": self.choice, **copy.deepcopy(dict(self.settings))}
-        data[self.slot] = [chosen] if BY_TABLE[self.slot].many else chosen
+        if self.slot in INSIDE:
+            table, holder, key = INSIDE[self.slot]
+            data[table] = [{"name": holder, key: chosen}]
+        else:
+            data[self.slot] = [chosen] if BY_TABLE[self.slot].many else chosen
         for name, value in changes.items():
             merge = isinstance(value, dict) and "name" not in value
             data[name] = {**data.get(name, {}), **value} if merge else value
@@ -128,7 +135,11 @@ class Bench:
 
     def selected(self, recipe: Recipe | None = None) -> Selected:
         """The choice with its settings, as a recipe has it."""
-        value = getattr(recipe or self.recipe(), self.slot)
+        recipe = recipe or self.recipe()
+        if self.slot in INSIDE:
+            table, _, key = INSIDE[self.slot]
+            return getattr(getattr(recipe, table)[0].config, key)
+        value = getattr(recipe, self.slot)
         return value[0] if BY_TABLE[self.slot].many else value
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 1, device: str = "cpu") -> Batch:
@@ -163,7 +174,7 @@ def passes(parts: Parts, losses: Sequence[Loss]) -> list[ModelPass | None]:
         )
         return [one if runs else None for runs in wanted]
     run = InModel(parts.transcoder, losses, parts.source)
-    run.read(wanted, Progress(step=0, tokens=0, idle_tokens=idle_tokens()))
+    run.read(wanted, None)
     return run.passes(wanted)
 
 
@@ -184,31 +195,32 @@ def idle_tokens(device: str = "cpu", features: range = range(FEATURES)) -> Tenso
 
 
 def as_now(module: Any) -> Callable[[], None]:
-    """Returns what takes a module back to its state of now: what a step changed and is not trained.
-
-    Parameters without gradient, buffers, and attributes that are numbers, tensors or plain collections of them.
-    """
+    """Returns what takes a module back to its state of now, which a forward pass may change: parameters, buffers, and
+    attributes that are numbers, tensors or plain collections of them."""
     modules = list(module.modules()) if isinstance(module, torch.nn.Module) else [module]
-    plain = [{k: copy.deepcopy(x) for k, x in vars(each).items() if _is_plain(x)} for each in modules]
+    plain = [{k: copy.deepcopy(x) for k, x in _attributes(each).items()} for each in modules]
     tensors: list[tuple[Tensor, Tensor]] = []
     for each in modules:
         if isinstance(each, torch.nn.Module):
-            own = [
-                *each._buffers.values(),
-                *(p for p in each._parameters.values() if p is not None and not p.requires_grad),
-            ]
-            tensors += [(x, x.detach().clone()) for x in own if x is not None]
+            own = [*each.parameters(recurse=False), *each.buffers(recurse=False)]
+            tensors += [(x, x.detach().clone()) for x in own]
 
     def restore() -> None:
         for each, values in zip(modules, plain, strict=True):
-            for name in [name for name, x in vars(each).items() if _is_plain(x) and name not in values]:
+            for name in _attributes(each).keys() - values.keys():
                 delattr(each, name)
             vars(each).update(copy.deepcopy(values))
         with torch.no_grad():
             for x, value in tensors:
-                x.copy_(value)
+                if not torch.equal(x, value):  # a backward pass may need it as it is
+                    x.copy_(value)
 
     return restore
+
+
+def _attributes(module: Any) -> dict[str, Any]:
+    """The plain attributes that the author gave it; those of torch's own are kept in others."""
+    return {k: x for k, x in vars(module).items() if _is_plain(x) and k not in ("_parameters", "_buffers", "_modules")}
 
 
 def _is_plain(x: Any) -> bool:

@@ -153,8 +153,9 @@ def _prune(path: Path) -> None:
     remove(doomed)
 
 
-def set_aside(folder: Path, step: int) -> list[Path]:
-    """Move checkpoints later than a step to `set_aside/N/`, the latest first; they are of a history that is left.
+def set_aside(folder: Path, step: int, what: str = "checkpoints") -> list[Path]:
+    """Move checkpoints (or results of stages) later than a step to `set_aside/N/`, the latest first; they are of a
+    history that is left.
 
     Interrupted, it leaves the earlier ones of them: those are still of one history.
 
@@ -182,7 +183,7 @@ def set_aside(folder: Path, step: int) -> list[Path]:
             raise OSError(f"{path}: could not be set aside in {target}: {error.strerror or error}") from error
         moved.append(target / path.name)
     names = ", ".join(path.name for path in later)
-    logger.warning("going back to step %s: later checkpoints are set aside in %s: %s", step, target, names)
+    logger.warning("going back to step %s: later %s are set aside in %s: %s", step, what, target, names)
     return moved
 
 

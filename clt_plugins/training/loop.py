@@ -8,7 +8,7 @@ One step, from left to right through the code, with the file of each part:
     encode + select        a layer's [B, F] at a time; k pairs are kept   model/encoder, model/selection
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
-    in the model           the language model with the transcoder in it   training/in_model; if a loss asks for it
+    in the model           the language model with the transcoder in it   model/in_model; if a loss asks for it
     losses                 scalar terms of one forward pass, added up     training/objective; a plugin's Loss
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -40,10 +40,10 @@ from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
-from clt_plugins.training.in_model import InModel
 from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.kept.state import Watch
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
@@ -70,6 +70,7 @@ def train(
     loggers: list[Logger],
     folder: Path,
     wants_stop: Callable[[], bool],
+    at_checkpoint: Callable[[int, Callable[[Mapping[str, Any]], None]], None],
     calls: Calls | None = None,
 ) -> Scores | None:
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
@@ -80,6 +81,8 @@ def train(
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
         calls: the callbacks, which act between steps; None if there are none.
+        at_checkpoint: called with a step and a way to log when its checkpoint is written, and for the one to go on
+            from: what was broken off there is done first.
 
     Raises:
         Stopped: interrupted (after a checkpoint), or the loss was not finite (the last good checkpoint stays).
@@ -101,11 +104,14 @@ def train(
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
-    def log(metrics: dict[str, Any]) -> None:
+    def log(metrics: Mapping[str, Any]) -> None:
         for logger in loggers:
             logger.log(progress.step, {"tokens": progress.tokens, **metrics})
         if calls is not None:
             calls.note(metrics)
+
+    def read_text(wanted: list[bool]) -> None:
+        progress.texts = in_model.read(wanted, progress.texts)
 
     def checkpoint() -> None:
         nonlocal saved_step
@@ -114,6 +120,8 @@ def train(
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
+    if progress.step:
+        at_checkpoint(progress.step, log)
     while progress.step < config.steps and not progress.stopped:
         due = _due(config, progress.step + 1)
         if calls is not None:
@@ -124,7 +132,7 @@ def train(
         done = min(1.0, progress.step / schedule_steps)
         wanted = in_model.wanted(progress.step + 1, done)
         first_text = any(wanted) and in_model.text is None
-        batch = reading.next(lambda wanted=wanted: in_model.read(wanted, progress))  # type: ignore[misc]
+        batch = reading.next(lambda wanted=wanted: read_text(wanted))  # type: ignore[misc]
         if first_text:
             reading.check()  # a rank that could not read goes on with the last text, and has none yet
         tokens = batch.tokens * parallel.data_ranks
@@ -217,6 +225,8 @@ def train(
             bar.close()
             text = f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
             raise Stopped(ExitCode.INTERRUPTED, text if parallel.rank == 0 else "")
+        if due["checkpoint"]:
+            at_checkpoint(progress.step, log)
         watch.skip()  # evaluation and checkpoints are no part of the next step's time
     bar.close()
     return evaluated

@@ -13,6 +13,7 @@ from clt_plugins.contract.training.metric import Step
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Refused, WrongReturn
 from clt_plugins.training import learned
+from clt_plugins.training.optimizers.make import weights_of
 
 if TYPE_CHECKING:
     from clt_plugins.contract.results.scores import Scores
@@ -47,7 +48,7 @@ def step_of(
         idle_tokens=progress.idle_tokens,
         gradient_norm=outcome.total.new_full((), torch.nan) if norm is None else norm,
         rate=lr,
-        parameters=learned.parameters(parts),
+        weights=weights_of(parts.transcoder, extra=learned.parameters(parts)),
         transcoder=parts.transcoder,
     )
 

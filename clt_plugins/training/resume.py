@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FREE_TABLES = {"name", "requires", "metrics", "loggers", "parallel", "kernels", "convert", "evaluate", "exports"}
+FREE_TABLES = {"name", "requires", "metrics", "loggers", "parallel", "kernels", "stages"}
 """Where the run is computed, what is watched, and what comes after it."""
 
 FREE_RATES = {"train.lr", "train.clip_norm"}

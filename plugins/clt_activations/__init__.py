@@ -84,7 +84,7 @@ def clt_activations() -> list[Spec]:
     ]
 
 
-THRESHOLDS = "has thresholds already, there is nothing to convert: leave out [convert]"
+THRESHOLDS = "has thresholds already, there is nothing to convert: leave it out"
 
 
 @hookimpl
@@ -92,7 +92,11 @@ def clt_check(recipe: Recipe) -> list[str]:
     config = recipe.activation.config
     if not isinstance(config, TopKConfig):
         thresholded = isinstance(config, ReLUConfig | JumpReLUConfig)
-        return [f"convert: {recipe.activation.name} {THRESHOLDS}"] if thresholded and recipe.convert else []
+        return [
+            f"stages[{index}]: {recipe.activation.name} {THRESHOLDS}"
+            for index, stage in enumerate(recipe.stages)
+            if stage.name == "convert" and thresholded
+        ]
     faults = []
     if config.k >= 1 and config.k != int(config.k):
         faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")

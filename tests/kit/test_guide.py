@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from clt_plugins import Context, Forward, load_plugins
+from clt_plugins import Context, Forward, Step, load_plugins
 from clt_plugins.cli.listing import undocumented
 from clt_plugins.contract import abilities
 from clt_plugins.contract.hooks import Hooks
@@ -69,7 +69,7 @@ def test_every_ability_and_its_methods_are_explained(ability: type) -> None:
     assert all(re.search(rf"`{name}[`(]", TEXT) for name in (ability.__name__, *methods))
 
 
-@pytest.mark.parametrize("cls", [Context, Forward])
+@pytest.mark.parametrize("cls", [Context, Step, Forward])
 def test_every_field_of_what_plugins_are_given_is_described(cls: type) -> None:
     rows = "\n".join(line for line in TEXT.splitlines() if line.startswith("| `"))
     assert not [a.name for a in attrs.fields(cls) if f"`{a.name}`" not in rows]

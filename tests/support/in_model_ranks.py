@@ -1,4 +1,4 @@
-"""What each of several ranks does for `tests/engine/training/test_in_model_ranks.py`: gradients of losses that run the
+"""What each of several ranks does for `tests/engine/model/test_in_model_ranks.py`: gradients of losses that run the
 language model, with features split over two ranks and with contexts split over two.
 
 Started as `python -m tests.support.in_model_ranks FOLDER`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
@@ -18,8 +18,7 @@ import torch.distributed as dist
 from clt_parallel.grid import Grid
 from clt_plugins import Single
 from clt_plugins.model.assemble import Parts, assemble
-from clt_plugins.training.checkpoint import Progress
-from clt_plugins.training.in_model import InModel
+from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.training.objective import objective
 from tests.support.helpers import ACTIVATIONS, TYINGS, recipe, stir
 from tests.support.ranks import cut
@@ -54,10 +53,8 @@ def gradients(found: Parts, parallel: Any) -> dict[str, torch.Tensor]:
     """Terms and gradients of the second step."""
     run = InModel(found.transcoder, found.losses, found.source)
     wanted = run.wanted(1, 0.0)
-    idle = torch.zeros(found.transcoder.W_enc.shape[:2], dtype=torch.int64)
-    progress = Progress(step=0, tokens=0, idle_tokens=idle)
-    run.read(wanted, progress)
-    run.read(wanted, progress)
+    idle = torch.zeros(found.transcoder.shape, dtype=torch.int64)
+    run.read(wanted, run.read(wanted, None))
     outcome = objective(found.transcoder, found.losses, found.source.next(), idle, 0.0, run.passes(wanted))
     outcome.total.backward()
     parallel.reduce_gradients(list(found.transcoder.parameters()))

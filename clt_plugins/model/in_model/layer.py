@@ -2,7 +2,8 @@
 
 There a layer's inputs are known only after the layers before it have written, and gradients flow back through them.
 
-Shapes: R positions, L layers, D d_model, F features per layer of this rank, N active pairs of the layer.
+Shapes: R positions, L layers, H numbers of an encoder's row, F features per layer of this rank, N active pairs of the
+layer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def select_in_layer(
     How many are kept is read back from a GPU.
 
     Args:
-        inputs: [R, L, D], normalised; weight: [L, F, D]; bias: [L, F].
+        inputs: what rows are multiplied with, [R, L, H]; weight: the rows, [L, F, H]; bias: [L, F].
     """
     n_features = weight.shape[1]
     with torch.no_grad():
@@ -45,31 +46,25 @@ def select_in_layer(
 
 
 def encode_in_layer(
-    inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    token: Tensor,
-    number: Tensor,
-    layer: int,
-    kernels: Kernels,
-    parallel: Parallel,
+    inputs: Tensor, weight: Tensor, bias: Tensor, token: Tensor, number: Tensor, layer: int, kernels: Kernels
 ) -> Tensor:
     """The pre-activations of some pairs of a layer, [N]; differentiable.
 
     Args:
-        inputs: of the layer, [R, D], normalised; weight: [L, F, D]; bias: [L, F].
+        inputs: of the layer, [R, H]; weight: [L, F, H]; bias: [L, F].
         token, number: which pairs, sorted; see `select_in_layer`.
     """
     pairs = Pairs(token, number, len(inputs), 1, weight.shape[1])
-    if parallel.tensor_ranks > 1:
-        inputs = _OfAllRanks.apply(inputs, parallel)
     return _LayerPre.apply(inputs, weight, bias, pairs, layer, kernels)
 
 
-class _OfAllRanks(torch.autograd.Function):
-    """The same on all ranks that share features. Each knows what flows back through its own features: they are added,
-    since the layers before need all of it."""
+def of_all_ranks(x: Tensor, parallel: Parallel) -> Tensor:
+    """What this rank's features read, which is the same on all ranks that share features. Each rank knows what flows
+    back through its own features: it is added up, since the layers before need all of it."""
+    return x if parallel.tensor_ranks == 1 else _OfAllRanks.apply(x, parallel)
 
+
+class _OfAllRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, parallel):
         ctx.parallel = parallel

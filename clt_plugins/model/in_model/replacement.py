@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from clt_plugins.contract.abilities import Thresholded
 from clt_plugins.data.features import Features, Pairs
-from clt_plugins.model.in_model.layer import encode_in_layer, select_in_layer
+from clt_plugins.model.in_model.layer import encode_in_layer, of_all_ranks, select_in_layer
 
 if TYPE_CHECKING:
     from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -41,9 +41,11 @@ class Replacement:
         self.transcoder = transcoder
         self.raw = list(inputs.unbind(1))
         """What each layer reads, [R, D]: in the changed model, as far as that is known."""
+        self.read = self.raw.copy()
+        """The same for this rank's features."""
+        self.rows, self.bias = transcoder.encoder.rows(transcoder.tying).contiguous(), transcoder.encoder.bias()
         self.lengths = [len(inputs)] if lengths is None else list(lengths)
         self.norms = lru_cache(maxsize=1)(transcoder.tying.norms)
-        _, self.rows, self.bias = transcoder.affine_form(transcoder.normaliser.inputs(inputs[:1]))
         self.written: Tensor | None = None
         """What this rank's features of the layers so far write, normalised, [R, L, D]."""
         # All features of the layers so far, [R, L, F], where a transcoder runs by matrix products. (A training step
@@ -53,16 +55,17 @@ class Replacement:
 
     def __call__(self, layer: int, inputs: Tensor) -> Tensor:
         """What the transcoder writes at a layer that reads `inputs` [R, D]; [R, D]. Call it for each layer in turn."""
-        transcoder = self.transcoder
-        self.raw[layer] = inputs
+        transcoder, parallel = self.transcoder, self.transcoder.context.parallel
+        self.raw[layer], self.read[layer] = inputs, of_all_ranks(inputs, parallel)
         x = transcoder.normaliser.inputs(torch.stack(self.raw, 1))
         if self.acts is not None:
             self.acts[:, layer] = transcoder.encode_normalised(x).features.dense()[:, layer]
             return transcoder.normaliser.restore(transcoder.reconstruct(Features(self.acts), x))[:, layer]
-        written = transcoder.tying.decode(self._features(x, layer))
+        read = x if parallel.tensor_ranks == 1 else transcoder.normaliser.inputs(torch.stack(self.read, 1))
+        written = transcoder.tying.decode(self._features(read, layer))
         self.written = written if self.written is None else self.written + written
         # Ranks add up what is read here, not all that is written for later layers.
-        total = transcoder.context.parallel.sum_features(self.written[:, layer])
+        total = parallel.sum_features(self.written[:, layer])
         return transcoder.normaliser.restore(total[:, None] + transcoder.tying.affine(x))[:, layer]
 
     def _features(self, x: Tensor, layer: int) -> Features:
@@ -72,6 +75,7 @@ class Replacement:
             x: [R, L, D], normalised.
         """
         transcoder, context = self.transcoder, self.transcoder.context
+        rows, bias = self.rows, self.bias
         h = transcoder.encoder.inputs(x)
         found: list[tuple[Tensor, Tensor]] = []
         begin = 0
@@ -80,16 +84,12 @@ class Replacement:
         with context.parallel.apart():
             for length in parts:
                 selection = transcoder.activation.selection(length, self.norms)
-                token, number = select_in_layer(
-                    selection, h[begin : begin + length].detach(), self.rows, self.bias, layer
-                )
+                token, number = select_in_layer(selection, h[begin : begin + length].detach(), rows, bias, layer)
                 found.append((token + begin, number))
                 begin += length
         token, number = (torch.cat(same) for same in zip(*found, strict=True))
-        pre = encode_in_layer(
-            h[:, layer], self.rows, self.bias, token, number, layer, context.kernels, context.parallel
-        )
-        feature = number + layer * transcoder.shape[1]
+        pre = encode_in_layer(h[:, layer], rows, bias, token, number, layer, context.kernels)
+        feature = number + layer * rows.shape[1]
         pairs = Pairs(token, feature, len(x), *transcoder.shape)
         return Features(transcoder.activation(pre, feature), pairs)
 

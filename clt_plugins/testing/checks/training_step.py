@@ -60,6 +60,15 @@ def own_gradient(bench: Bench) -> None:
     Every parameter that requires a gradient gets one. A straight-through estimator's is not right: list it in
     `expected_failures` and say so. Skipped without parameters.
     """
+    parts = bench.parts(transcoder={"dtype": "float64", "path": "sparse"})
+    bench.step(parts, bench.batch(torch.float64))
+    for name, parameter in parts.transcoder.activation.named_parameters():  # type: ignore[attr-defined]
+        expect(
+            not parameter.requires_grad or parameter.grad is not None,
+            f"a gradient of {name}, or a parameter that is not trained",
+            "none, though it requires one: the optimizer keeps moments for it, and weight decay may move it",
+            "what is only state says `requires_grad_(False)`; else a `detach()` or `no_grad` on its way",
+        )
     _gradcheck(bench, lambda name: name.startswith("activation."))
 
 

@@ -1,7 +1,7 @@
 """The language model in a training step, for losses that ask for it (`RunsModel`).
 
 The unchanged model reads some contexts without gradients. Then it reads them with the transcoder in the place of its
-MLPs (`model/in_model`): gradients flow back through its later layers to all that the transcoder wrote.
+MLPs (`Replacement`): gradients flow back through its later layers to all that the transcoder wrote.
 
 Every tensor rank reads the same contexts, and has its own features. Data ranks read disjoint ones.
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.model.transcoder import CrossLayerTranscoder
-    from clt_plugins.training.checkpoint import Progress
 
 
 class InModel:
@@ -49,12 +48,17 @@ class InModel:
         """For each loss, whether it runs the model in a step, counted from 1."""
         return [loss is not None and bool(loss.runs(step, progress)) for loss in self.losses]
 
-    def read(self, wanted: Sequence[bool], progress: Progress) -> None:
-        """Read the contexts of a step, if any loss runs the model in it."""
+    def read(self, wanted: Sequence[bool], position: Any) -> Any:
+        """Read the contexts of a step, if any loss runs the model in it; returns the position after them.
+
+        Args:
+            position: see `TrainsInModel.training_text`.
+        """
         contexts = [loss.contexts for loss, runs in zip(self.losses, wanted, strict=True) if loss is not None and runs]
         if contexts:
             assert isinstance(self.source, TrainsInModel)
-            self.text, progress.texts = self.source.training_text(max(contexts), progress.texts)
+            self.text, position = self.source.training_text(max(contexts), position)
+        return position
 
     def passes(self, wanted: Sequence[bool]) -> list[ModelPass | None]:
         """For each loss that runs the model in this step, the pass that all of them share."""
@@ -72,8 +76,7 @@ def run_model(transcoder: CrossLayerTranscoder, model: TrainableModel, text: Any
     learned depends neither on the number of contexts in a pass, nor on that of ranks.
     """
     parallel = transcoder.context.parallel
-    device = transcoder.b_enc.device
-    dtype = torch.promote_types(transcoder.b_enc.dtype, torch.float32)
+    device, dtype = transcoder.device, torch.promote_types(transcoder.context.dtype, torch.float32)
     reads: list[Tensor] = []
 
     def watch(_: int, read: Tensor, written: Tensor) -> None:
