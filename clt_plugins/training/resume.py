@@ -300,7 +300,7 @@ def check_data_ranks(before: Before, source: Source, accepted: Collection[str]) 
     old, new = before.data_ranks, source.parallel.data_ranks
     if old is not None and old != new:
         text = (
-            f"they drop rows, so {new} data ranks give other batches than the {old} of the run in {before.folder}; "
-            f"resume on {old}, or accept it: --accept transforms"
+            "they drop rows, so batches depend on the number of data ranks: in the run in "
+            f"{before.folder} it was {old}, now it is {new}; resume on as many, or accept it: --accept transforms"
         )
         raise Refused("transforms", text)
