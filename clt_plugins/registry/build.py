@@ -17,7 +17,7 @@ import attrs
 
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
-from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, Where, WrongReturn, parse_path
+from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, Unreachable, Where, WrongReturn, parse_path
 from clt_plugins.registry.info import remedy
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.spec import Selected
     from clt_plugins.registry.info import Info
 
-TOLD = (Faults, Stopped, PluginError, DamagedError, MemoryError)
+TOLD = (Faults, Stopped, Unreachable, PluginError, DamagedError, MemoryError)
 """Exceptions that say themselves what the user has to know."""
 
 

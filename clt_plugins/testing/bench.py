@@ -48,6 +48,10 @@ TABLES: dict[str, Any] = {
 """The recipe around the choice under test."""
 
 
+INSIDE = {"exports": ("stages", "export", "format")}
+"""For a kind that stands only in other choices: the list, the choice, and its setting that holds it."""
+
+
 class Probe:
     """The loss of a step where no loss is under test: its gradient reaches reconstruction and features."""
 
@@ -84,6 +88,10 @@ class Bench:
     def spec(self) -> Spec:
         return self.plugins.pick(self.slot, self.choice).spec
 
+    def settable(self) -> set[str]:
+        """The names of the choice's settings."""
+        return {a.name for a in attrs.fields(self.spec.config)}
+
     @property
     def file(self) -> str:
         """The plugin's module."""
@@ -97,7 +105,11 @@ class Bench:
         """
         data = copy.deepcopy(TABLES) | copy.deepcopy(dict(self.tables))
         chosen = {"name": self.choice, **copy.deepcopy(dict(self.settings))}
-        data[self.slot] = [chosen] if BY_TABLE[self.slot].many else chosen
+        if self.slot in INSIDE:
+            table, holder, key = INSIDE[self.slot]
+            data[table] = [{"name": holder, key: chosen}]
+        else:
+            data[self.slot] = [chosen] if BY_TABLE[self.slot].many else chosen
         for name, value in changes.items():
             merge = isinstance(value, dict) and "name" not in value
             data[name] = {**data.get(name, {}), **value} if merge else value
@@ -123,7 +135,11 @@ class Bench:
 
     def selected(self, recipe: Recipe | None = None) -> Selected:
         """The choice with its settings, as a recipe has it."""
-        value = getattr(recipe or self.recipe(), self.slot)
+        recipe = recipe or self.recipe()
+        if self.slot in INSIDE:
+            table, _, key = INSIDE[self.slot]
+            return getattr(getattr(recipe, table)[0].config, key)
+        value = getattr(recipe, self.slot)
         return value[0] if BY_TABLE[self.slot].many else value
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 1, device: str = "cpu") -> Batch:
@@ -179,31 +195,32 @@ def idle_tokens(device: str = "cpu", features: range = range(FEATURES)) -> Tenso
 
 
 def as_now(module: Any) -> Callable[[], None]:
-    """Returns what takes a module back to its state of now: what a step changed and is not trained.
-
-    Parameters without gradient, buffers, and attributes that are numbers, tensors or plain collections of them.
-    """
+    """Returns what takes a module back to its state of now, which a forward pass may change: parameters, buffers, and
+    attributes that are numbers, tensors or plain collections of them."""
     modules = list(module.modules()) if isinstance(module, torch.nn.Module) else [module]
-    plain = [{k: copy.deepcopy(x) for k, x in vars(each).items() if _is_plain(x)} for each in modules]
+    plain = [{k: copy.deepcopy(x) for k, x in _attributes(each).items()} for each in modules]
     tensors: list[tuple[Tensor, Tensor]] = []
     for each in modules:
         if isinstance(each, torch.nn.Module):
-            own = [
-                *each._buffers.values(),
-                *(p for p in each._parameters.values() if p is not None and not p.requires_grad),
-            ]
-            tensors += [(x, x.detach().clone()) for x in own if x is not None]
+            own = [*each.parameters(recurse=False), *each.buffers(recurse=False)]
+            tensors += [(x, x.detach().clone()) for x in own]
 
     def restore() -> None:
         for each, values in zip(modules, plain, strict=True):
-            for name in [name for name, x in vars(each).items() if _is_plain(x) and name not in values]:
+            for name in _attributes(each).keys() - values.keys():
                 delattr(each, name)
             vars(each).update(copy.deepcopy(values))
         with torch.no_grad():
             for x, value in tensors:
-                x.copy_(value)
+                if not torch.equal(x, value):  # a backward pass may need it as it is
+                    x.copy_(value)
 
     return restore
+
+
+def _attributes(module: Any) -> dict[str, Any]:
+    """The plain attributes that the author gave it; those of torch's own are kept in others."""
+    return {k: x for k, x in vars(module).items() if _is_plain(x) and k not in ("_parameters", "_buffers", "_modules")}
 
 
 def _is_plain(x: Any) -> bool:

@@ -40,6 +40,18 @@ class Outcome:
     skipped: bool = False
     told: bool = True
     """False while it was only made for the sake of another."""
+    error: Exception | None = None
+    """What was raised."""
+
+    def tell(self) -> None:
+        """Raise what a test should see: one message, without the errors that it comes from (`__context__` has them)."""
+        __tracebackhide__ = True
+        if self.skipped:
+            raise SkipTest(self.text)
+        if self.failed:
+            failure = Nonconformance(self.text)
+            failure.__context__ = self.error
+            raise failure from None
 
 
 @attrs.frozen(kw_only=True)
@@ -94,10 +106,7 @@ class Case:
             self.run_alone()
             return
         made.told = True
-        if made.skipped:
-            raise SkipTest(made.text)
-        if made.failed:
-            raise Nonconformance(made.text)
+        made.tell()
 
     def run_alone(self, *, trial: bool = False) -> None:
         """Do the check, whatever came of others.
@@ -114,35 +123,21 @@ class Case:
 
         check = checks_of(self.slot)[self.check]
         choice = None if self.slot == PLUGIN else self.plugins.pick(self.slot, self.choice)
-        what = (
-            f"plugin {self.plugin!r}" if choice is None else f"{BY_TABLE[self.slot].kind} {self.choice!r} of {choice}"
-        )
+        what = f"plugin {self.choice!r}"
+        if choice is not None:
+            what = f"{BY_TABLE[self.slot].kind} {self.choice!r} of {choice}"
         with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-            bench = Bench(
-                self.plugins,
-                self.slot,
-                self.choice,
-                self.settings,
-                self.tables,
-                self.module,
-                Path(folder),
-                trial=trial,
-            )
+            subject = (self.plugins, self.slot, self.choice, self.settings, self.tables, self.module)
+            bench = Bench(*subject, Path(folder), trial=trial)
             outcome = self._outcome(check.run, bench, choice)
-        same = [
-            name
-            for name, o in self.outcomes.items()
-            if o.failed and o.text.endswith(outcome.text) and name != self.check
-        ]
+        others = {name: other for name, other in self.outcomes.items() if other.failed and name != self.check}
+        same = [name for name, other in others.items() if other.text.endswith(outcome.text)]
         if outcome.failed and same:
             outcome = Outcome(f"it fails as {self.label}/{same[0]} does: mend that first", skipped=True)
         if outcome.failed:
             outcome.text = f"{what}, check {self.check!r}:\n{outcome.text}"
         self.outcomes[self.check] = outcome
-        if outcome.skipped:
-            raise SkipTest(outcome.text)
-        if outcome.failed:
-            raise Nonconformance(outcome.text)
+        outcome.tell()
 
     def _outcome(self, check: Callable[[Any], None], bench: Any, choice: Choice | None) -> Outcome:
         try:
@@ -150,11 +145,14 @@ class Case:
         except SkipTest as reason:
             return Outcome(str(reason), skipped=True)
         except Nonconformance as error:
-            return Outcome(str(error), failed=True)
+            return Outcome(str(error), failed=True, error=error)
         except Exception as error:
             if not self.settings and choice is not None and refuses_settings(error):
                 return Outcome(f"the default is refused: {one_line(error)}; give others by `settings`", skipped=True)
-            return Outcome(message("the check runs through", one_line(error), _location(error, choice)), failed=True)
+            # The same error is the same text, whether the engine has wrapped it or not.
+            cause = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
+            text = message("the check runs through", one_line(cause), _location(cause, choice))
+            return Outcome(text, failed=True, error=error)
         return Outcome()
 
 
@@ -167,9 +165,7 @@ def refuses_settings(error: Exception) -> bool:
 def _location(error: BaseException, choice: Choice | None) -> str:
     """Where an error of a plugin came from; the plugin's file where the engine found the fault from outside."""
     file = "" if choice is None else choice.file
-    if isinstance(error, PluginError):
-        return file if error.__cause__ is None else location(error.__cause__, file)
-    return location(error, file)
+    return file if isinstance(error, PluginError) else location(error, file)
 
 
 def cases(

@@ -37,8 +37,10 @@ class DecoderNormsConfig:
 
 @frozen(kw_only=True)
 class GradientNormsConfig:
-    """Of each logged step: the 2-norm of the gradients of the encoder, the decoder, the activation and the losses
-    (`optim/grad_norm_encoder`, ...), of those that have any. It costs a pass over the gradients."""
+    """Of each logged step: the 2-norm of the gradients of encoder matrices, decoder matrices, biases and so on
+    (`optim/grad_norm_encoder`, `_decoder`, `_bias`, `_threshold`, `_loss`, `_other`), of those that have any. It costs
+    a pass over the gradients. With `train.clip_norm` they are those after clipping, unless the optimizer clips
+    gradients as it reads them, as adam and adamw do."""
 
 
 def build_training(config: TrainingConfig, context: Context) -> Any:

@@ -71,28 +71,22 @@ class DecoderNorms:
         """Nothing."""
 
 
-PARTS = {"W_enc": "encoder", "b_enc": "encoder", "encoder": "encoder", "tying": "decoder", "losses": "losses"}
-"""By the first word of a parameter's name; all others are the activation's."""
-
-
 class GradientNorms:
-    """A `Metric`: the gradient's norm in each part of the transcoder. Gradients are as the optimizer left them: where
-    it scaled them to `train.clip_norm` in place (float64), these norms are of the scaled ones."""
+    """A `Metric`: the norm of the gradients of all weights of a role."""
 
     def __init__(self, context: Context):
         self.context = context
 
     def step(self, step: Step) -> Mapping[str, Any]:
         squares: dict[str, Tensor] = {}
-        for name, parameter in step.parameters.items():
-            part = PARTS.get(name.split(".")[0], "activation")
-            if parameter.grad is not None:
-                square = parameter.grad.double().square().sum()
-                # Of a parameter that is split over ranks each has its own rows; others count once.
-                split = getattr(parameter, "feature_axis", None) is not None
+        for weight in step.weights:
+            if weight.parameter.grad is not None:
+                square = weight.parameter.grad.double().square().sum()
+                # Of a weight that is split over ranks each has its own rows; others count once.
+                split = getattr(weight.parameter, "feature_axis", None) is not None
                 square = self.context.parallel.total(square) if split else square
-                squares[part] = squares.get(part, square * 0) + square
-        return {f"optim/grad_norm_{part}": float(square.sqrt()) for part, square in squares.items()}
+                squares[weight.role] = squares.get(weight.role, square * 0) + square
+        return {f"optim/grad_norm_{role}": float(square.sqrt()) for role, square in squares.items()}
 
     def held_out(self) -> None:
         """Nothing."""

@@ -122,7 +122,7 @@ def test_an_accidental_value_error_with_a_colon_is_the_plugins(ran: Any, phase: 
     assert done.exit_code == ExitCode.FAILED
     (line,) = [line for line in done.stderr.splitlines() if "too heavy" in line]
     number = LOSS.splitlines().index(f"    {'    ' * (phase == 'step')}pass  # {phase}") + 1
-    assert line.startswith("recipe.toml:17: losses[1]: 'mine' of plugin 'mine' (clt-mine 1.0): failed in ")
+    assert line.startswith("recipe.toml:16: losses[1]: 'mine' of plugin 'mine' (clt-mine 1.0): failed in ")
     assert f"ValueError: losses: too heavy (clt_mine_mine.py:{number})" in line
     assert "Traceback" not in done.stderr
 
@@ -335,7 +335,7 @@ SETTINGS: dict[str, Any] = {
     "loggers": [],
     "train": {"steps": 6, "checkpoint_every": 3, "clip_norm": 0.5, "lr": 0.01},
 }
-NAMES = ("losses.1.level", "losses.1.offset")
+NAMES = ("losses[1].level", "losses[1].offset")
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -372,7 +372,7 @@ def test_gradients_of_a_losss_parameters_count_for_the_norm_and_are_clipped(thir
     run(tables(**{**SETTINGS, **chosen, "loggers": ["jsonl"]}), out=tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert max(line.get("optim/grad_norm", 0) for line in lines) == pytest.approx(1000, rel=1e-2)
-    level = load_file(checkpoint(tmp_path / "out", 1) / "training.safetensors")["losses.1.level"]
+    level = load_file(checkpoint(tmp_path / "out", 1) / "training.safetensors")["losses[1].level"]
     assert float(level) == pytest.approx(-0.005, rel=1e-2)
 
 

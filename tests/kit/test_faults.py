@@ -215,7 +215,8 @@ def test_a_source_that_repeats_a_row_after_resuming(failures: Any) -> None:
 
 def test_a_source_that_repeats_a_row_though_its_state_is_right(failures: Any) -> None:
     """Batches are as before, since the row before the first one is the last one."""
-    again = {"self.rows[start : start + share]": "self.rows[[(n * 31) % 64 for n in range(start, start + share)]]"}
+    rows = "self.rows[[n * 31 % 64 for n in range(start, start + share)]]"
+    again = {"self.rows[start : start + share]": rows}
     found = failures(HEADER + SOURCE, only="once", OFFSET="0", **again)
     assert "112 different rows, resumed after 48\n     got: 48 of them came before" in found["mine/exactly_once"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from clt_plugins import Context, Forward, load_plugins
+from clt_plugins import Context, Forward, Step, load_plugins
 from clt_plugins.cli.listing import undocumented
 from clt_plugins.contract import abilities
 from clt_plugins.contract.hooks import Hooks
@@ -69,17 +69,18 @@ def test_every_ability_and_its_methods_are_explained(ability: type) -> None:
     assert all(re.search(rf"`{name}[`(]", TEXT) for name in (ability.__name__, *methods))
 
 
-@pytest.mark.parametrize("cls", [Context, Forward])
+@pytest.mark.parametrize("cls", [Context, Step, Forward])
 def test_every_field_of_what_plugins_are_given_is_described(cls: type) -> None:
     rows = "\n".join(line for line in TEXT.splitlines() if line.startswith("| `"))
     assert not [a.name for a in attrs.fields(cls) if f"`{a.name}`" not in rows]
 
 
-def test_every_check_is_listed() -> None:
+def test_every_check_is_listed_and_says_what_it_asks() -> None:
     kit = TEXT[TEXT.index("## The conformance kit") :]
     rows = {line.split("|")[1].strip(): line for line in kit.splitlines() if line.startswith("| ")}
     for table, checks in CHECKS.items():
         assert sorted(re.findall(r"`(\w+)`", rows[table])) == sorted(checks)
+        assert all(len(rows[f"`{name}`"].split("|")[3].split()) >= 3 for name in checks)
 
 
 def test_every_field_of_every_config_is_described() -> None:

@@ -5,7 +5,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer (of this rank).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.contract.results.scores import Scores
+    from clt_plugins.contract.training.optimizer import Weight
     from clt_plugins.data.affine import Affine
     from clt_plugins.data.batch import Batch
     from clt_plugins.data.features import Features
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Step:
-    """A training step that is done, as metrics see it. Nothing in it may be changed; all tensors are detached.
+    """A training step that is done, as metrics and callbacks see it. Nothing in it may be changed; all is detached.
 
     What it says of tokens is of this data rank's share of the batch; what it says of features, of this tensor rank's.
     """
@@ -49,12 +50,13 @@ class Step:
     idle_tokens: Tensor
     """Tokens since each feature was last active, [L, F] int64; 0 for those of this step."""
     gradient_norm: Tensor
-    """2-norm of all gradients before clipping, of all ranks together; a scalar."""
+    """2-norm of all gradients before clipping, of all ranks together; a scalar. For callbacks, NaN in steps without
+    a log, unless gradients are clipped."""
     rate: float
     """The learning rate."""
-    parameters: Mapping[str, Tensor]
-    """The parameters after the step, by name, as this rank has them; `parameter.grad` is the gradient of this step,
-    perhaps clipped."""
+    weights: Sequence[Weight]
+    """What is trained, after the step, with names and roles. `weight.parameter.grad` is the gradient of this step, None
+    if it had none; scaled to `train.clip_norm`, unless the optimizer scales gradients as it reads them."""
     transcoder: Any
     """The `CrossLayerTranscoder`, after the step."""
 

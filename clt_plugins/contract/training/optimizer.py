@@ -54,12 +54,12 @@ class Weight:
     """A parameter that is trained."""
 
     name: str
-    """`W_enc`, `tying.weight`, `activation.log_threshold`, `losses[1].scale`."""
+    """`encoder.W_enc`, `tying.weight`, `activation.log_threshold`, `losses[1].scale`."""
     parameter: nn.Parameter
     """This rank's part of it: its features, where it has some."""
     role: Role
     rows: bool
-    """Whether it holds rows of D numbers, of features or between dimensions: matrices, which weight decay is for."""
+    """Whether it holds rows, of features or between dimensions: matrices, which weight decay is for."""
     pieces: Sequence[Piece]
     """How it is cut; together they are all of it."""
 

@@ -77,14 +77,16 @@ def selection(bench: Bench) -> None:
             "the pre-activation of each pair",
             f"{look}: is a block kept without a copy, or changed in place?",
         )
-        before = kept.clone()
         values = activation(kept, pairs.feature)
-        same(
-            kept,
-            before,
-            "`forward` to leave the pre-activations as they are: losses and the backward pass read them too",
-            IN_PLACE.replace("`see`", "`forward`"),
-        )
+        for some, feature in ((pre.flatten(1)[pairs.token, pairs.feature] - 1, pairs.feature), (pre.clone(), None)):
+            before = some.clone()
+            activation(some, feature)
+            same(
+                some,
+                before,
+                "`forward` to leave the pre-activations as they are: losses and the backward pass read them too",
+                IN_PLACE.replace("`see`", "`forward`"),
+            )
         look_values = "`forward`: an elementwise function of `pre`, ending in what cannot be negative"
         expect(values.shape == kept.shape, f"values {list(kept.shape)}", str(list(values.shape)), look_values)
         expect(bool((values >= 0).all()), "values >= 0", f"{float(values.detach().min()):g} among them", look_values)

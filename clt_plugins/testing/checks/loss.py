@@ -71,7 +71,7 @@ def _forwards(parts: Parts, bench: Bench) -> Iterator[tuple[str, Forward]]:
     """What the loss may get, and in words; reconstruction and values require a gradient."""
     whole = capture(parts, bench)
     pairs = whole.features.pairs
-    nothing = Features(torch.zeros_like(whole.features.values), pairs)
+    nothing = kept = Features(torch.zeros_like(whole.features.values), pairs)
     if pairs is not None:
         none = Pairs(pairs.token[:0], pairs.feature[:0], pairs.tokens, pairs.n_layers, pairs.n_features)
         nothing = Features(whole.features.values[:0], none)
@@ -82,7 +82,8 @@ def _forwards(parts: Parts, bench: Bench) -> Iterator[tuple[str, Forward]]:
         ("16 tokens and dead features", whole),
         ("1 token", capture(parts, bench, tokens=1)),
         ("16 tokens", capture(parts, bench, dead=False)),
-        ("a batch where no feature is active", off),
+        ("a batch where no feature is kept", off),
+        ("a batch where all features are 0", attrs.evolve(off, features=kept)),
         ("a batch of zeros", attrs.evolve(off, batch=batch, inputs=zeros, targets=zeros)),
     ):
         changes: dict[str, Any] = {"reconstruction": _leaf(forward.reconstruction)}
@@ -184,7 +185,8 @@ def _forward(bench: Bench) -> tuple[Forward, Any]:
 
 @check("losses")
 def own_gradient(bench: Bench) -> None:
-    """The loss's own parameters are trained: a run moves each that requires a gradient, by its numerical derivative.
+    """The loss's own parameters are trained: each that requires a gradient gets one, its numerical derivative, and no
+    other tensor of the loss does.
 
     Skipped where it has none.
     """

@@ -59,11 +59,15 @@ def measured(parts: Parts, bench: Bench, *, tokens: int = TOKENS) -> dict[str, A
 def _tensors(step: Any, parts: Parts) -> dict[str, Tensor]:
     names = ("targets", "reconstruction", "variance", "counts", "idle_tokens", "total")
     tensors = {name: getattr(step, name) for name in names}
-    tensors |= {"batch.inputs": step.batch.inputs, "features.values": step.features.values, **step.parameters}
-    return tensors | {f"{name}.grad": p.grad for name, p in step.parameters.items() if p.grad is not None}
+    tensors |= {"batch.inputs": step.batch.inputs, "features.values": step.features.values}
+    for weight in step.weights:
+        tensors[weight.name] = weight.parameter
+        if weight.parameter.grad is not None:
+            tensors[f"{weight.name}.grad"] = weight.parameter.grad
+    return tensors
 
 
-@check("metrics", trial=True)
+@check("metrics", trial=True, basic=True)
 def numbers(bench: Bench) -> None:
     """Numbers by name, finite, of at most two dimensions; also where features are dense, and for one token."""
     look = "what `step` and `result` return"

@@ -75,12 +75,12 @@ def weights_of(
 
 
 def role_of(name: str, rows: bool) -> Role:
-    """The role of a weight by its name, and whether it holds rows of d_model numbers."""
+    """The role of a weight by its name, and whether it holds rows."""
     if name.startswith("losses["):
         return "loss"
     if name.startswith("activation."):
         return "threshold"
-    if name in ("W_enc", "b_enc") or name.startswith("encoder."):
+    if name.startswith("encoder."):
         return "encoder" if rows else "bias"
     if name.startswith("tying."):
         return "decoder" if rows else "bias"

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from clt_plugins.finished.in_model import Replacement
+from clt_plugins.finished.thresholds import pre_activations_of
 from torch import Tensor
 
 from clt_plugins import CrossLayerTranscoder, Refused, Single
 from clt_plugins.files.folders import atomic_folder
-from clt_plugins.finished.in_model import Replacement
-from clt_plugins.finished.thresholds import pre_activations_of
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.training.optimizers.make import is_matrix
 from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, random_batch, stir

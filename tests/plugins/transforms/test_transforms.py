@@ -9,15 +9,9 @@ import torch
 
 from clt_plugins import Batch, Refused, Single
 from clt_plugins.model.assemble import assemble
-from clt_plugins.testing import parametrize
 from tests.support.helpers import parts, random_batch, recipe
 
 L, D = 3, 6
-
-
-@parametrize("clt_transforms", settings={"drop_outliers": {"factor": 1.25}, "drop_tokens": {"ids": [3, 4, 5, 6, 7]}})
-def test_conforms(case: Any) -> None:
-    case.run()
 
 
 def transform(name: str, **settings: Any) -> Any:

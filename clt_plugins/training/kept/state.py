@@ -9,6 +9,7 @@ word. `Watch` finds such tensors by their identity and version. It reads no numb
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,14 @@ from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import PluginError, Refused, names
 from clt_plugins.model.parameters import saved_buffers
 from clt_plugins.registry.build import plugin_error
+from clt_plugins.training.learned import View
 
 if TYPE_CHECKING:
     from clt_plugins.files.sliced import SlicedTensors
     from clt_plugins.model.assemble import Parts
 
+OF_PLUGIN = re.compile(r"(\w+\[\d+\])\.")
+"""What names of saved tensors begin with: `losses[1].`."""
 DEPTH = 3
 """How far a plugin's lists, tables and records are looked into."""
 BY_MODULES = "make it a buffer (`register_buffer` of a torch.nn.Module) or a parameter, or "
@@ -38,11 +42,18 @@ def tensors(parts: Parts) -> tuple[dict[str, Tensor], dict[str, int | None]]:
     """Parameters and buffers of modules outside the transcoder, by path and name; and the feature axis of each."""
     out: dict[str, Tensor] = {}
     axes: dict[str, int | None] = {}
+    of_parameter: dict[str, dict[str, View]] = {}
+    for part, cut in parts.transcoder.views().items():
+        of_parameter.setdefault(cut[0], {})[part] = cut
     for path, module in parts.outside().items():
         for name, parameter in module.named_parameters():
             out[f"{path}.{name}"], axes[f"{path}.{name}"] = parameter, getattr(parameter, "feature_axis", None)
         for name, value, axis in saved_buffers(module):
-            out[f"{path}.{name}"], axes[f"{path}.{name}"] = value, axis
+            if isinstance(axis, str):
+                for part, (_, view, its) in of_parameter[axis].items():
+                    out[f"{path}.{name}.{part}"], axes[f"{path}.{name}.{part}"] = view(value), its
+            else:
+                out[f"{path}.{name}"], axes[f"{path}.{name}"] = value, axis
     return out, axes
 
 
@@ -91,6 +102,11 @@ def load(parts: Parts, stored: SlicedTensors, saved: Mapping[str, Any], accepted
         Refused: something is not in the checkpoint; names it.
     """
     targets, axes = tensors(parts)
+    for name in stored.shapes:
+        if OF_PLUGIN.match(name) and name not in targets and not names(accepted, name):
+            raise Refused(
+                stored.folder, f"holds the state {name!r}, which no plugin takes; to drop it: --accept {name}"
+            )
     for name, target in targets.items():
         if name in stored.shapes:
             target.copy_(read(stored, name, axes[name], parts))
