@@ -25,6 +25,7 @@ from torch import Tensor
 
 from clt_plugins.contract.abilities import Stateful
 from clt_plugins.data.batch import Batch
+from clt_plugins.distributed.reading import a_batch
 from clt_plugins.errors import ExitCode, Refused, Stopped, WrongReturn
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class TransformedSource:
     def _read(self) -> Read:
         """The next raw batch, transformed."""
         number, self.number = self.number, self.number + 1
-        return self._apply(self.source.next().to(self.context.device), number)
+        return self._apply(a_batch(self.source).to(self.context.device), number)
 
     def _apply(self, batch: Batch, number: int) -> Read:
         """
