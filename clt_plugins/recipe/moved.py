@@ -1,4 +1,7 @@
-"""Settings that stand elsewhere in a recipe than they did; an old one is refused, with the line to write instead."""
+"""Settings that stand elsewhere in a recipe than they did.
+
+A recipe with an old one is refused, with the line to write instead. What an older run has written is read all the same.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,8 @@ MOVED: Mapping[str, Elsewhere] = {
 """What became of a table (`convert`) or a setting (`train.optimizer`)."""
 
 
-def refuse_moved(table: dict[str, Any]) -> list[Fault]:
-    """Take settings that have moved out of a recipe's plain tables; returns a fault for each.
+def move(table: dict[str, Any]) -> list[Fault]:
+    """Put settings in a recipe's plain tables where they stand now; returns a fault for each that has moved.
 
     Each fault has the complete line of the new table: with what the recipe says of it already, or its default choice,
     and all that has moved there.
@@ -72,6 +75,7 @@ def refuse_moved(table: dict[str, Any]) -> list[Fault]:
     for tables in found.values():
         for name, value in tables.items():
             now[name] = _merged(now.get(name, table.get(name)), value)
+    table.update(now)
     return [
         Fault(tuple(old.split(".")), f"has moved: write instead {_lines(tables, now)}") for old, tables in found.items()
     ]

@@ -25,7 +25,7 @@ from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
 from clt_plugins.contract.types import is_choice
 from clt_plugins.errors import Fault, Faults, Refused
 from clt_plugins.recipe.lines import line_of
-from clt_plugins.recipe.moved import refuse_moved
+from clt_plugins.recipe.moved import move
 from clt_plugins.recipe.overrides import Overrides
 from clt_plugins.recipe.structure import converter, plain
 from clt_plugins.toml import toml_text
@@ -72,7 +72,7 @@ def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Seq
     flags = Overrides(overrides)
     faults = flags.apply(table)
     typed = None
-    in_tables = refuse_moved(table)
+    in_tables = move(table)
     try:
         typed = converter(plugins.pick, folder).structure(table, Recipe)
     except Faults as error:
@@ -100,6 +100,7 @@ def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -
         Faults: see `read_recipe`.
     """
     table = _read_toml(file)
+    move(table)  # the run may be older
     missing = []
     for slot in OF_RECIPE:
         chosen = table.get(slot.table)

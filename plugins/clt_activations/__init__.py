@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Selected, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context, Recipe
@@ -43,6 +43,9 @@ class TopKConfig:
     """Training starts with this factor times k features, which then fall linearly to k; 1 trains with k throughout."""
     anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
     """The share of the training steps over which they fall."""
+    anneal_schedule: Annotated[Selected, "schedule"] | None = None
+    """How what is above k falls, by a schedule in place of the straight line over `anneal_over`. Most have a warm-up;
+    set its `warmup_steps` to 0 to begin at the top."""
 
 
 @frozen(kw_only=True)

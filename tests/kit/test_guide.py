@@ -75,11 +75,12 @@ def test_every_field_of_what_plugins_are_given_is_described(cls: type) -> None:
     assert not [a.name for a in attrs.fields(cls) if f"`{a.name}`" not in rows]
 
 
-def test_every_check_is_listed() -> None:
+def test_every_check_is_listed_and_says_what_it_asks() -> None:
     kit = TEXT[TEXT.index("## The conformance kit") :]
     rows = {line.split("|")[1].strip(): line for line in kit.splitlines() if line.startswith("| ")}
     for table, checks in CHECKS.items():
         assert sorted(re.findall(r"`(\w+)`", rows[table])) == sorted(checks)
+        assert all(len(rows[f"`{name}`"].split("|")[3].split()) >= 3 for name in checks)
 
 
 def test_every_field_of_every_config_is_described() -> None:

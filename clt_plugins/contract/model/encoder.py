@@ -24,7 +24,8 @@ class Encoder(Protocol):
     def inputs(self, x: Tensor) -> Tensor:
         """What rows are multiplied with, h [B, L, H], in the type of x; differentiable.
 
-        Layer l of it may depend on layers up to l of x only: in a language model later ones are not there yet.
+        Layer l of a token may depend on layers up to l of that token only: in a language model later ones are not there
+        yet.
 
         Args:
             x: [B, L, D], normalised; not to be changed.

@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 """Of float64, after a few steps of Adam, whose first steps depend on the sign of small gradients alone."""
 
 
-@check("callbacks", trial=True)
+@check("callbacks", trial=True, basic=True)
 def members(bench: Bench) -> None:
     """It has a method of a callback, and its `every` fits them."""
     callback = bench.parts().callbacks[0]

@@ -32,7 +32,7 @@ def _form(transcoder: CrossLayerTranscoder, x: Tensor) -> dict[str, Tensor]:
     return {"inputs": encoder.inputs(x), "rows": encoder.rows(transcoder.tying), "bias": encoder.bias()}
 
 
-@check("encoder")
+@check("encoder", trial=True, basic=True)
 def form(bench: Bench) -> None:
     """`inputs`, `rows` and `bias` have their shapes and types, and change nothing: called again, they are the same."""
     transcoder, x = _parts(bench).transcoder, bench.batch(torch.float64).inputs
@@ -55,10 +55,13 @@ def form(bench: Bench) -> None:
 
 @check("encoder")
 def causal(bench: Bench) -> None:
-    """A layer of `inputs` does not depend on later layers of x: in a language model those are not computed yet."""
+    """A layer of `inputs` depends neither on later layers of x, which a language model has not computed yet, nor on
+    other tokens of the batch."""
     transcoder, x = _parts(bench).transcoder, bench.batch(torch.float64).inputs
     with torch.no_grad():
         h = transcoder.encoder.inputs(x)
+        alone = torch.cat([transcoder.encoder.inputs(token[None]) for token in x])
+        same(alone, h, "`inputs` of each token as if it were alone", "`inputs`: statistics of the batch", ROUNDING)
         for layer in range(LAYERS - 1):
             changed = x.clone()
             changed[:, layer + 1 :] += 1
@@ -70,7 +73,7 @@ def causal(bench: Bench) -> None:
             )
 
 
-@check("encoder")
+@check("encoder", needs=("sparse_is_dense", "fresh"))
 def product(bench: Bench) -> None:
     """Pre-activations are h · rows + bias on every path, and so are gradients: against autograd of the dense form.
 
@@ -126,13 +129,30 @@ def expand(bench: Bench) -> None:
 
 @check("encoder")
 def fresh(bench: Bench) -> None:
-    """When parameters change in place, as an optimizer changes them, everything follows them: nothing is kept."""
-    used, new = _parts(bench).transcoder, _parts(bench).transcoder
-    x = bench.batch(torch.float64).inputs
-    _form(used, x)
-    for transcoder in (used, new):
-        stir(transcoder, seed=8)
-    before, after = _form(used, x), _form(new, x)
-    for name in FORM:
-        what = f"`{name}` after its parameters changed, as if it had not been asked before"
-        same(before[name], after[name], what, f"`{name}`: a tensor that is kept from an earlier call")
+    """When a parameter changes in place, as an optimizer changes it, something of what the encoder gives changes too.
+
+    So does `rows` when the decoder changes in what `expand` reads of it.
+    """
+    transcoder, x = _parts(bench).transcoder, bench.batch(torch.float64).inputs
+    assert isinstance(transcoder.encoder, torch.nn.Module)
+    look = "a tensor that is kept from an earlier call, or a parameter that nothing reads"
+    for name, p in transcoder.encoder.named_parameters():
+        before = {part: value.detach().clone() for part, value in _form(transcoder, x).items()}
+        stir(torch.nn.ParameterList([p]), seed=8)
+        after = _form(transcoder, x)
+        expected = f"`inputs`, `rows` or `bias` to change with {name}"
+        expect(any(not torch.equal(after[part], before[part]) for part in FORM), expected, "all as before", look)
+    matrix, rows = _matrix(transcoder), transcoder.encoder.rows(transcoder.tying).detach().clone()
+    assert isinstance(transcoder.tying, torch.nn.Module)
+    stir(transcoder.tying, seed=8)
+    if matrix is not None and not torch.equal(matrix, _matrix(transcoder)):
+        changed = not torch.equal(rows, transcoder.encoder.rows(transcoder.tying))
+        expect(changed, "`rows` to change with the decoder, as `expand` does", "`rows` as before", look)
+
+
+def _matrix(transcoder: CrossLayerTranscoder) -> Tensor | None:
+    """A copy of what `expand` gives for the first layer; None where it refuses."""
+    try:
+        return transcoder.encoder.expand(0, transcoder.tying)[0].clone()
+    except Refused:
+        return None

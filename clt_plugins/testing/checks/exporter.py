@@ -1,7 +1,7 @@
 """Checks for `[[exports]]`: see `clt_plugins.contract.results.exporter.Exporter`.
 
 They use the first transcoder of `TRANSCODERS` that the format can hold, or the one that `recipe` names; and the first
-with each of `TYINGS`, whose skip path, offsets and scales a format may forget.
+with each of `OTHERS`, whose skip path, offsets and scales, or form of the encoder a format may forget.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ TRANSCODERS: tuple[dict[str, Any], ...] = (
     {"activation": {"name": "topk", "k": 8}},
 )
 
-TYINGS: tuple[dict[str, Any], ...] = (
-    {"name": "untied", "skip": True},
-    {"name": "per_source", "feature_offset": True},
-    {"name": "per_source", "feature_scale": True, "skip": True},
-    {"name": "per_target", "feature_offset": True, "feature_scale": True},
+OTHERS: tuple[dict[str, dict[str, Any]], ...] = (
+    {"tying": {"name": "untied", "skip": True}},
+    {"tying": {"name": "per_source", "feature_offset": True}},
+    {"tying": {"name": "per_source", "feature_scale": True, "skip": True}},
+    {"tying": {"name": "per_target", "feature_offset": True, "feature_scale": True}},
+    {"encoder": {"name": "plain", "pre_bias": True}},
 )
-"""Tried besides the default tying, where they are installed."""
+"""Tried besides the defaults, where they are installed."""
 
 
 def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
@@ -55,22 +56,22 @@ def _trained(bench: Bench, tables: dict[str, Any]) -> Parts:
     return parts
 
 
-def _exported(bench: Bench, tying: dict[str, Any] | None = None) -> tuple[Parts, Any, Path]:
+def _exported(bench: Bench, others: dict[str, dict[str, Any]] | None = None) -> tuple[Parts, Any, Path]:
     """A transcoder that the format can hold, the exporter, and the folder it wrote.
 
     Args:
-        tying: instead of the default.
+        others: choices instead of the defaults.
     """
     reasons = []
     for number, tables in enumerate(TRANSCODERS):
-        changes = tables if tying is None else {**tables, "tying": tying}
         try:
-            parts = _trained(bench, changes)
+            parts = _trained(bench, tables | (others or {}))
         except Faults as error:
             reasons.append(str(error))
             continue
         exporter = bench.build(parts.context)
-        folder = bench.folder / f"export{number}-{'-'.join(map(str, (tying or {}).values()))}"
+        spelled = (str(value) for table in (others or {}).values() for value in table.values())
+        folder = bench.folder / "-".join([f"export{number}", *spelled])
         folder.mkdir()
         try:
             exporter.export(parts.transcoder, folder)
@@ -88,16 +89,16 @@ def _exported(bench: Bench, tying: dict[str, Any] | None = None) -> tuple[Parts,
 
 
 def _all_exported(bench: Bench) -> Iterator[tuple[Parts, Any, Path]]:
-    """What `_exported` returns, for each tying that the format can hold."""
+    """What `_exported` returns, for each tying and encoder that the format can hold."""
     yield _exported(bench)
-    for tying in () if "tying" in bench.tables else TYINGS:
-        if tying["name"] in bench.plugins.choices("tying"):
+    for others in OTHERS:
+        if all(t not in bench.tables and one["name"] in bench.plugins.choices(t) for t, one in others.items()):
             try:
-                exported = _exported(bench, tying)
+                exported = _exported(bench, others)
             except Nonconformance as error:
                 if "nothing written" in str(error):
                     raise
-                continue  # the format has no place for this tying, and says so
+                continue  # the format has no place for it, and says so
             yield exported
 
 
@@ -130,13 +131,13 @@ def export(bench: Bench) -> None:
 @check("exports")
 def every_choice(bench: Bench) -> None:
     """Every transcoder is exported, or `Refused` before anything is written: each activation and normalisation of
-    `TRANSCODERS`, each of `TYINGS`."""
+    `TRANSCODERS`, each of `OTHERS`, an encoder without `W_enc`."""
     subjects = [{"tying": {"name": "untied"}, **tables} for tables in TRANSCODERS]
-    subjects += [{**tables, "tying": tying} for tying in TYINGS for tables in TRANSCODERS[:3]]
+    subjects += [{**tables, **others} for others in OTHERS for tables in TRANSCODERS[:3]]
+    subjects.append({**TRANSCODERS[0], "encoder": {"name": "low_rank"}})  # no tensor is called `W_enc`
     for number, tables in enumerate(subjects):
-        names = [tables[table]["name"] for table in ("activation", "tying")]
-        offered = [bench.plugins.choices(table) for table in ("activation", "tying")]
-        if not all(name in choices for name, choices in zip(names, offered, strict=True)):
+        chosen = {table: tables[table] for table in ("activation", "tying", "encoder") if table in tables}
+        if not all(one["name"] in bench.plugins.choices(table) for table, one in chosen.items()):
             continue
         try:
             parts = _trained(bench, tables)
@@ -144,7 +145,7 @@ def every_choice(bench: Bench) -> None:
             continue  # the plugin's `clt_check` refuses the recipe itself
         folder = bench.folder / f"every{number}"
         folder.mkdir()
-        what = f"activation {names[0]!r}, tying {tables['tying']}"
+        what = ", ".join(f"{table} {one}" for table, one in chosen.items())
         try:
             bench.build(parts.context).export(parts.transcoder, folder)
         except Faults:
@@ -200,17 +201,17 @@ def round_trip(bench: Bench) -> None:
     if bench.spec.reader is None:
         raise SkipTest("it has no `reader`")
     for parts, _, folder in _all_exported(bench):
-        tying = parts.transcoder.choices["tying"].name
+        chosen = ", ".join(f"{table} {parts.transcoder.choices[table].name!r}" for table in ("tying", "encoder"))
         try:
             loaded = CrossLayerTranscoder.load(folder, plugins=bench.plugins, kernels="torch")
         except Faults as error:
-            expected = f"to read back what was exported (tying {tying!r})"
+            expected = f"to read back what was exported ({chosen})"
             complain(expected, str(error), "`recognises` and `read`, and the shapes that `export` writes")
         inputs = bench.batch(seed=9).inputs
         with torch.no_grad():
             expected, outputs = parts.transcoder(inputs), loaded(inputs)
         # float32 weights; folding statistics into them rounds once more.
-        what = f"the outputs of the transcoder that was exported (tying {tying!r})"
+        what = f"the outputs of the transcoder that was exported ({chosen})"
         same(outputs, expected, what, "what `export` folds into weights, and what it leaves out", 1e-4)
 
 

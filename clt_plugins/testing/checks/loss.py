@@ -185,7 +185,8 @@ def _forward(bench: Bench) -> tuple[Forward, Any]:
 
 @check("losses")
 def own_gradient(bench: Bench) -> None:
-    """The loss's own parameters are trained: a run moves each that requires a gradient, by its numerical derivative.
+    """The loss's own parameters are trained: each that requires a gradient gets one, its numerical derivative, and no
+    other tensor of the loss does.
 
     Skipped where it has none.
     """

@@ -70,7 +70,8 @@ def moves(bench: Bench) -> None:
     optimizer = _made(bench, parts)
     look = "`step`, and the groups that `make` gives"
     named = dict(parts.transcoder.named_parameters())
-    for step, (rate, without) in enumerate(((RATE, ""), (RATE, "encoder.b_enc"), (0.0, ""))):
+    last = list(named)[-1]
+    for step, (rate, without) in enumerate(((RATE, ""), (RATE, last), (0.0, ""))):
         before = {name: p.detach().clone() for name, p in named.items()}
         optimizer.zero_grad(set_to_none=True)
         _gradients(parts, step, without)

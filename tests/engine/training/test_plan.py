@@ -14,7 +14,7 @@ from clt_plugins.training.plan.build import estimate, plan
 from clt_plugins.training.plan.memory import LASTING, PHASES
 from clt_plugins.training.plan.records import Plan
 from clt_plugins.training.plan.table import as_table
-from tests.support.helpers import TYINGS, parts, plugins, recipe
+from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, recipe
 
 B, L, D, F = 16, 3, 6, 10
 
@@ -47,6 +47,10 @@ def test_settings_change_what_they_should():
     base = plan(recipe(), plugins())
     half = plan(recipe(optimizer={"name": "adam", "states": "bf16"}), plugins())
     assert half.bytes.optimizer == base.bytes.optimizer / 2
+    average = plan(recipe(callbacks=[{"name": "ema"}], optimizer={"name": "adam", "states": "bf16"}), plugins())
+    assert average.bytes.plugins == average.bytes.parameters > half.bytes.plugins == 0, "an average of each parameter"
+    assert average.total_bytes - half.total_bytes == average.bytes.plugins
+    assert average.disk.checkpoint - half.disk.checkpoint == average.bytes.plugins
     dense = plan(recipe(transcoder={"path": "dense"}), plugins())
     assert dense.bytes.pairs == 0 < base.bytes.pairs
     assert dense.flops.encoder == 3 * base.flops.encoder
@@ -88,3 +92,23 @@ def test_the_command_prints_the_keys_that_users_read(tmp_path):
     lines = as_table(needs).splitlines()
     assert lines[:2] == ["layers 3, d_model 6, features 10 per layer", f"parameters {needs.parameters:,}"]
     assert lines[-1] == "times: --gpu NAME, or --measure here"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "flops", "made"),
+    [
+        # The product of B x L inputs with F rows of r numbers, then x · W_down and its gradient by W_down.
+        ("low_rank", 2 * B * L * F * 2 + 2 * 2 * B * L * D * 2, 2 * 4 * B * L * 2),
+        # What the decoder's rows are copied into, with its gradient.
+        ("tied", 2 * B * L * F * D, 2 * 4 * L * F * D),
+        ("pre_bias", 2 * B * L * F * D, 2 * 4 * B * L * D),
+    ],
+)
+def test_other_encoders_are_counted(encoder: str, flops: int, made: int):
+    changed = recipe(encoder=ENCODERS[encoder])
+    needs, base = plan(changed, plugins()), plan(recipe(), plugins())
+    built = parts(encoder=ENCODERS[encoder])
+    assert needs == estimate(built, changed), "without memory it is the same"
+    assert needs.parameters == sum(p.numel() for p in built.transcoder.parameters())
+    assert needs.flops.encoder == flops
+    assert needs.bytes.batch - base.bytes.batch == made

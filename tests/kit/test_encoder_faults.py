@@ -1,0 +1,124 @@
+"""Encoders that are wrong in one way each: the kit finds the fault and says where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
+
+import pytest
+
+from clt_plugins.testing import Nonconformance, cases
+
+if TYPE_CHECKING:
+    from tests.conftest import Distributions
+
+ENCODER = """
+import torch
+from attrs import frozen
+from clt_plugins import Spec, hookimpl, parameter, uniform
+
+@frozen(kw_only=True)
+class Config:
+    '''One to be checked.'''
+
+class Adds(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, kept):
+        ctx.kept = kept
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.kept["grad"] = ctx.kept.get("grad", 0) + grad
+        return ctx.kept["grad"], None
+
+class Encoder(torch.nn.Module):
+    def __init__(self, context):
+        super().__init__()
+        shape = context.n_layers, context.n_features, context.d_model
+        self.weight = parameter(uniform("mine", shape, 0.3, context, 1), 1)
+        self.b_enc = parameter(self.weight.detach().new_zeros(self.weight.shape[:2]), 1)
+        self.gain = parameter(self.weight.detach().new_ones(shape[0], shape[2]), None, partial_gradient=True)
+        self.kept = {}
+
+    def inputs(self, x):
+        return x * self.gain.to(x.dtype)
+
+    def rows(self, tying):
+        return self.weight
+
+    def bias(self):
+        return self.b_enc
+
+    def expand(self, layer, tying):
+        return self.weight.detach()[layer] * self.gain.detach()[layer], self.b_enc.detach()[layer]
+
+    def views(self):
+        return {name: (name, lambda x: x, p.feature_axis) for name, p in self.named_parameters()}
+
+@hookimpl
+def clt_encoders():
+    return [Spec("mine", Config, lambda config, context: Encoder(context))]
+"""
+
+CHECKS = ("form", "causal", "product", "expand", "fresh")
+"""Those of encoders alone; the template's test has all."""
+INPUTS, ROWS, BIAS = "return x * self.gain.to(x.dtype)", "return self.weight\n", "return self.b_enc\n"
+EXPAND = "return self.weight.detach()[layer] * self.gain.detach()[layer], self.b_enc.detach()[layer]"
+
+
+@pytest.fixture
+def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
+    """What the kit says of a plugin by check; one check or all."""
+
+    def run(source: str, only: str = "") -> dict[str, str]:
+        distributions.forget("encoder_under_test")
+        distributions.module("encoder_under_test", source)
+        found = {}
+        for case in cases("encoder_under_test"):
+            if case.check == only or (not only and case.check in CHECKS):
+                try:
+                    case.run()
+                except Nonconformance as error:
+                    found[case.check] = str(error)
+                except SkipTest:
+                    pass
+        return found
+
+    return run
+
+
+def test_without_a_fault_it_conforms(failures: Any) -> None:
+    assert failures(ENCODER) == {}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "check", "text"),
+    [
+        (INPUTS, "return x.mul_(self.gain.to(x.dtype))", "form", "`inputs` to leave its argument as it is"),
+        (INPUTS, "return x * self.gain.double()", "form", "float32 `inputs` of a float32 argument"),
+        (ROWS, "return self.weight + torch.rand(())\n", "form", "the same `rows` when asked again"),
+        (BIAS, "return self.b_enc.detach().add_(1)\n", "form", "encoder.b_enc as it was before"),
+        (INPUTS, "return x - x.mean(1, keepdim=True)", "causal", "only later layers of x change"),
+        (INPUTS, "return x.flip(1)", "causal", "only later layers of x change"),
+        (INPUTS, "return x - x.mean(0)", "causal", "as if it were alone"),
+        (EXPAND, "return self.weight.detach()[layer], self.b_enc.detach()[layer]", "expand", "pre-activations"),
+        (EXPAND, "return self.weight[layer] * self.gain[layer], self.b_enc.detach()[layer]", "expand", "detached"),
+        (EXPAND, EXPAND.replace("b_enc.detach()[layer]", "b_enc.detach()[-layer]"), "expand", "pre-activations"),
+        (ROWS, 'return self.kept.setdefault("rows", self.weight * 1)\n', "fresh", "to change with weight"),
+        (BIAS, 'return self.kept.setdefault("bias", self.b_enc + 0)\n', "fresh", "to change with b_enc"),
+        (ROWS, "return Adds.apply(self.weight, self.kept)\n", "product", "the gradient of encoder.weight"),
+        (INPUTS, "return x * Adds.apply(self.gain, self.kept).to(x.dtype)", "product", "the gradient of encoder.gain"),
+    ],
+)
+def test_a_fault_is_found_by_its_check(failures: Any, right: str, wrong: str, check: str, text: str) -> None:
+    assert ENCODER.count(right) == 1
+    found = failures(ENCODER.replace(right, wrong), check)
+    assert found.keys() == {check}
+    assert text in found[check]
+
+
+def test_shapes_that_do_not_fit_are_a_fault_of_the_plugin(failures: Any) -> None:
+    found = failures(ENCODER.replace(ROWS, "return self.weight[..., :-1]\n"), "form")
+    assert "inputs, rows and bias must be [B, L, H], [L, F, H] and [L, F]" in found["form"]
