@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clt_plugins.contract.hooks import hookimpl
 from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__, default_choice
-from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused
+from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused, Unreachable
 
 if TYPE_CHECKING:
     from clt_plugins.cli.options import verbose, with_plugins, with_recipe, with_trained
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Buffered,
         Checks,
         Closable,
+        FeatureRows,
         FixedSizes,
         HasModel,
         Identified,
@@ -51,7 +52,9 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.exporter import Exporter, Imported
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.results.scores import Scores
+    from clt_plugins.contract.results.stage import Stage, StageInfo
     from clt_plugins.contract.select import Kept, Per, Ranks, Select
+    from clt_plugins.contract.training.callback import Callback
     from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
     from clt_plugins.contract.training.metric import HeldOut, Metric, Step
     from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
@@ -67,13 +70,18 @@ if TYPE_CHECKING:
     from clt_plugins.distributed.single import Single
     from clt_plugins.files.hdf5 import open_hdf5
     from clt_plugins.files.locks import Lock
+    from clt_plugins.files.records import defined, write_json
     from clt_plugins.files.tensors import read_tensor, tensor_shapes, write_tensors
     from clt_plugins.files.untrusted import load_json, parse_json, read_small
     from clt_plugins.finished.find import Trained
+    from clt_plugins.finished.job import Job
+    from clt_plugins.finished.provenance import Provenance
     from clt_plugins.model.assemble import build_source
+    from clt_plugins.model.in_model.replacement import Replacement
     from clt_plugins.model.normalisation.affine import AffineNormalisation
     from clt_plugins.model.parameters import buffer, parameter, uniform
-    from clt_plugins.model.products.dense import dense_decode
+    from clt_plugins.model.products.dense import dense_decode, encode_dense
+    from clt_plugins.model.scores import score
     from clt_plugins.model.select.above import Above
     from clt_plugins.model.select.reference import TorchSelect
     from clt_plugins.model.selection import Top
@@ -87,6 +95,7 @@ if TYPE_CHECKING:
     from clt_plugins.rows.source import StoredSource
     from clt_plugins.rows.store import Store
     from clt_plugins.toml import toml_text
+    from clt_plugins.training.between.run import Training
     from clt_plugins.training.optimizers.reference import update_rows
     from clt_plugins.training.run import run
 
@@ -98,6 +107,7 @@ _LAZY = {
         "BothGradients",
         "Checks",
         "Closable",
+        "FeatureRows",
         "FixedSizes",
         "HasModel",
         "Identified",
@@ -128,7 +138,9 @@ _LAZY = {
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
+    "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
+    "contract.results.stage": ["Stage", "StageInfo"],
     "contract.training.loss": ["Forward", "Loss", "ModelPass"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
     "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
@@ -146,13 +158,18 @@ _LAZY = {
     "distributed.single": ["Single"],
     "files.hdf5": ["open_hdf5"],
     "files.locks": ["Lock"],
+    "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "files.untrusted": ["load_json", "parse_json", "read_small"],
     "finished.find": ["Trained"],
+    "finished.job": ["Job"],
+    "finished.provenance": ["Provenance"],
     "model.assemble": ["build_source"],
-    "model.products.dense": ["dense_decode"],
+    "model.in_model.replacement": ["Replacement"],
+    "model.products.dense": ["dense_decode", "encode_dense"],
     "model.normalisation.affine": ["AffineNormalisation"],
     "model.parameters": ["buffer", "parameter", "uniform"],
+    "model.scores": ["score"],
     "model.select.reference": ["TorchSelect"],
     "model.select.above": ["Above"],
     "model.selection": ["Top"],
@@ -166,6 +183,7 @@ _LAZY = {
     "rows.source": ["StoredSource"],
     "rows.store": ["Store"],
     "toml": ["toml_text"],
+    "training.between.run": ["Training"],
     "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
 }
@@ -181,6 +199,7 @@ __all__ = [
     "Refused",
     "Selected",
     "Spec",
+    "Unreachable",
     "__version__",
     "default_choice",
     "hookimpl",

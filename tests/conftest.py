@@ -34,7 +34,7 @@ LONG = (
     "faults/test_short.py",
     "kit/test_built_in_plugins.py",
     "plugins/parallel/test_parallel.py",
-    "engine/finished/test_evaluate_training.py",
+    "plugins/stages/test_evaluate_training.py",
     "plugins/kernels/test_kernels.py",
     "kit/test_new.py",
     "kit/test_guide.py",

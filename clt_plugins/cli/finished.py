@@ -13,6 +13,7 @@ from clt_plugins.cli.options import with_plugins, with_trained
 from clt_plugins.errors import Faults, Refused
 
 if TYPE_CHECKING:
+    from clt_plugins.contract.spec import Selected
     from clt_plugins.finished.find import Trained
     from clt_plugins.registry.plugins import Plugins
 
@@ -53,6 +54,57 @@ def _new(folder: Path) -> Iterator[Path]:
     inside.rmdir()
 
 
+def _stage(name: str, trained: Trained) -> Selected:
+    """The stage of that name in the recipe, or with its default settings."""
+    from clt_plugins.recipe.structure import structure_choice
+
+    of_recipe = (selected for selected in trained.recipe().stages if selected.name == name)
+    return next(of_recipe, None) or structure_choice(trained.plugins, "stages", name)
+
+
+def _run(name: str, trained: Trained, folder: Path | None, as_json: bool) -> list[Exception]:
+    """Run a stage of the recipe, which reads the source, on a transcoder; returns what went wrong in loggers.
+
+    Args:
+        folder: where the result goes; None: it is only shown.
+    """
+    import tempfile
+    from contextlib import nullcontext
+
+    from clt_plugins.finished.job import Job
+    from clt_plugins.finished.provenance import Provenance, settings_of
+    from clt_plugins.finished.stages import build_stage, run_stage
+    from clt_plugins.registry.build import naming_plugins
+
+    recipe, selected = trained.recipe(), _stage(name, trained)
+    with naming_plugins(trained.plugins.infos, recipe):
+        transcoder = trained.transcoder()
+        with trained.opened() as (context, source):
+            chosen = build_stage(selected, context)
+            job = Job(
+                transcoder=transcoder,
+                source=source,
+                recipe=recipe,
+                context=context,
+                plugins=trained.plugins,
+                folder=folder or Path(),
+                made_from=Provenance(transcoder=trained.origin(), settings=settings_of(selected, chosen.info, recipe)),
+                show=lambda text, record: _show(text, record, as_json),
+                log=lambda metrics: None,
+            )
+            with tempfile.TemporaryDirectory() if folder is None else nullcontext() as unseen:
+                if unseen is not None:
+                    return run_stage(chosen, job, Path(unseen) / "result", log=job.log)[1]
+                assert folder is not None
+                return run_stage(chosen, job, folder)[1]
+
+
+def _show(text: str, record: Any, as_json: bool) -> None:
+    from clt_plugins.files.records import json_text
+
+    click.echo(json_text(record) if as_json else text)
+
+
 @click.command()
 @with_trained(converted=False)
 @OUT
@@ -60,31 +112,10 @@ def _new(folder: Path) -> Iterator[Path]:
 def convert(trained: Trained, out: Path, as_json: bool) -> None:
     """Give PLACE (a run or a transcoder) thresholds in place of TopK or BatchTopK.
 
-    Settings are those of the recipe's [convert], and can be changed: --set convert.tolerance=0.01.
+    Settings are those of the stage `convert` in the recipe, and can be changed: --set stages.convert.tolerance=0.01.
     """
-    from clt_plugins.contract.recipe import ConvertConfig
-    from clt_plugins.files.records import json_text
-    from clt_plugins.finished import stages
-    from clt_plugins.finished.convert import as_table
-    from clt_plugins.finished.provenance import Provenance, settings_of
-    from clt_plugins.registry.build import naming_plugins
-
     with _new(out) as folder:
-        recipe = trained.recipe()
-        config = recipe.convert or ConvertConfig()
-        made_from = Provenance(transcoder=trained.origin(), settings=settings_of(recipe, "convert", config))
-        with naming_plugins(trained.plugins.infos, recipe):
-            transcoder = trained.transcoder()
-            with trained.source() as source:
-                stages.convert_stage(
-                    transcoder,
-                    source,
-                    config,
-                    trained.plugins,
-                    folder=folder,
-                    made_from=made_from,
-                    show=lambda report: click.echo(json_text(report) if as_json else as_table(report)),
-                )
+        _run("convert", trained, folder, as_json)
 
 
 @click.command()
@@ -94,17 +125,12 @@ def convert(trained: Trained, out: Path, as_json: bool) -> None:
 def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     """Evaluate PLACE (a run, a transcoder, or another tool's folder) on held-out text, alone and in the language model.
 
-    Settings are those of the recipe's [evaluate], and can be changed: --set evaluate.tokens=10000. The recipe's loggers
-    and evaluation.json are also written: into the folder that --out names, else into evaluation/ of the run; of a
-    checkpoint, or of another transcoder that is not the run's final one, into evaluations/NAME/.
+    Settings are those of the stage `evaluate` in the recipe, and can be changed: --set stages.evaluate.tokens=10000.
+    The recipe's loggers and evaluation.json are also written: into the folder that --out names, else into evaluation/
+    of the run; of a checkpoint, or of another transcoder that is not the run's final one, into evaluations/NAME/.
     """
     from contextlib import nullcontext
 
-    from clt_plugins.contract.recipe import EvaluateConfig
-    from clt_plugins.files.records import json_text
-    from clt_plugins.finished import stages
-    from clt_plugins.finished.evaluate import as_table
-    from clt_plugins.finished.provenance import Provenance, settings_of
     from clt_plugins.finished.results import check_writable, raise_first
     from clt_plugins.registry.build import naming_plugins
 
@@ -112,23 +138,8 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     if out is None and report_folder is not None:
         check_writable(report_folder)
     with _new(out) if out is not None else nullcontext(report_folder) as folder:
-        recipe = trained.recipe()
-        config = recipe.evaluate or EvaluateConfig()
-        made_from = Provenance(transcoder=trained.origin(), settings=settings_of(recipe, "evaluate", config))
-        with naming_plugins(trained.plugins.infos, recipe):
-            transcoder = trained.transcoder()
-            with trained.opened() as (context, source):
-                failures = stages.evaluate_stage(
-                    transcoder,
-                    source,
-                    config,
-                    recipe=recipe,
-                    context=context,
-                    folder=folder,
-                    made_from=made_from,
-                    show=lambda report: click.echo(json_text(report) if as_json else as_table(report)),
-                )
-    with naming_plugins(trained.plugins.infos, recipe):
+        failures = _run("evaluate", trained, folder, as_json)
+    with naming_plugins(trained.plugins.infos, trained.recipe()):
         raise_first(failures)
 
 
@@ -140,20 +151,33 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
 @with_plugins
 def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[str, ...]) -> None:
     """Write PLACE (a run, a transcoder, or another tool's folder) in the format of another tool."""
-    from clt_plugins.finished import stages
     from clt_plugins.finished.find import find_trained
-    from clt_plugins.finished.provenance import Provenance
+    from clt_plugins.finished.job import Job
+    from clt_plugins.finished.provenance import Provenance, settings_of
+    from clt_plugins.finished.stages import build_stage, run_stage
     from clt_plugins.recipe.overrides import Overrides
-    from clt_plugins.recipe.structure import plain, structure_choice
+    from clt_plugins.recipe.structure import structure_choice
     from clt_plugins.registry.build import naming_plugins
 
     table: dict[str, Any] = {"name": name}
     faults = Overrides(settings).apply(table)
     if faults:
         raise Faults(faults)
-    chosen = structure_choice(plugins, "exports", table, "--format")
+    structure_choice(plugins, "exports", table, "--format")
+    selected = structure_choice(plugins, "stages", {"name": "export", "format": table}, "--format")
     with _new(out) as folder, naming_plugins(plugins.infos, None):
         trained = find_trained(place, plugins)
-        made_from = Provenance(transcoder=trained.origin(), settings={"exports": plain(chosen)})
-        stages.export_stage(trained.transcoder(), chosen, folder, made_from)
+        transcoder = trained.transcoder()
+        chosen = build_stage(selected, transcoder.context)
+        job = Job(
+            transcoder=transcoder,
+            recipe=None,
+            context=transcoder.context,
+            plugins=plugins,
+            folder=folder,
+            made_from=Provenance(transcoder=trained.origin(), settings=settings_of(selected, chosen.info, None)),
+            show=lambda text, record: None,
+            log=lambda metrics: None,
+        )
+        run_stage(chosen, job, folder)
     click.echo(f"exported to {out}", err=True)

@@ -9,8 +9,6 @@ from typing import Any
 import attrs
 
 from clt_plugins.contract.recipe import (
-    ConvertConfig,
-    EvaluateConfig,
     ModelConfig,
     Recipe,
     TrainConfig,
@@ -29,8 +27,6 @@ ENGINE_TABLES: dict[str, type] = {
     "model": ModelConfig,
     "transcoder": TranscoderConfig,
     "train": TrainConfig,
-    "convert": ConvertConfig,
-    "evaluate": EvaluateConfig,
 }
 
 

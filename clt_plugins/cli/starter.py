@@ -28,9 +28,7 @@ def starter(plugins: Plugins) -> str:
     parts, tables = [HEADER], []
     for a in attrs.fields(Recipe):
         if a.name in ENGINE_TABLES:
-            # A table whose presence is the choice stands in a comment as a whole.
-            bracket = f"# [{a.name}]" if "example" in a.metadata else f"[{a.name}]"
-            tables.append("\n".join([*_comment(docs[a.name]), bracket, *_settings(ENGINE_TABLES[a.name])]))
+            tables.append("\n".join([*_comment(docs[a.name]), f"[{a.name}]", *_settings(ENGINE_TABLES[a.name])]))
         elif a.name in BY_TABLE:
             tables += _choices(BY_TABLE[a.name], plugins)
         else:

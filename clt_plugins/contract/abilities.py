@@ -94,6 +94,18 @@ class OwnRows(Protocol):
 
 
 @runtime_checkable
+class FeatureRows(Protocol):
+    """A tying whose features have decoder rows of their own, so that callbacks can set and scale those of one."""
+
+    def feature_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """The parameter that holds the rows of a source layer's features, and the view of it: [F, n, D].
+
+        n is L - layer, a row for each target; or 1 where one row serves all targets. The view is also taken of tensors
+        that have the parameter's shape, or length 1 instead of D.
+        """
+
+
+@runtime_checkable
 class Observes(Protocol):
     """A normalisation that gathers statistics of its own, such as a covariance or quantiles."""
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import attrs
 from attrs import Attribute, Factory, field, frozen, validators
 
-from clt_plugins.contract.slots import BY_TABLE, SLOTS, Slot
+from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
 from clt_plugins.contract.spec import FREE_ON_RESUME, Selected
 from clt_plugins.contract.types import HubOrPath
-from clt_plugins.errors import Refused
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)
@@ -107,72 +106,6 @@ class TrainConfig:
     at most a million."""
 
 
-def _range(_: Any, attribute: Attribute[Any], value: list[float]) -> None:
-    if len(value) != 2 or not 0 < value[0] < value[1]:
-        raise ValueError(f"'{attribute.name}' must be two positive numbers, ascending: {value}")
-
-
-def _positive_numbers(_: Any, attribute: Attribute[Any], value: float | list[float]) -> None:
-    numbers = value if isinstance(value, list) else [value]
-    if not numbers or min(numbers) <= 0:
-        raise ValueError(f"'{attribute.name}' must be > 0, for every layer: {value}")
-
-
-@frozen(kw_only=True)
-class ConvertConfig:
-    """After training: thresholds in place of a selection by rank (TopK, BatchTopK), at the same L0 in every layer."""
-
-    activation: str = "jumprelu"
-    """The activation that takes the thresholds."""
-    thresholds: Literal["feature", "cut", "layer"] = "feature"
-    """The thresholds before calibration: of each feature, the mean over batches of its smallest selected
-    pre-activation; one per layer, the mean of the smallest of all its features; or one per layer in standardised units
-    (the reference library's, for transcoders that rank so)."""
-    tokens: int = field(default=65536, validator=positive)
-    """Training tokens that the thresholds are estimated from."""
-    unseen: float | None = field(default=None, validator=validators.optional(positive))
-    """Threshold of features never selected among those; the mean of their layer's if not given."""
-    calibrate: bool = True
-    """Scale each layer's thresholds until its L0 is the target."""
-    calibration_tokens: int = field(default=16384, validator=positive)
-    """Held-out tokens to calibrate on; as many others, not calibrated on, are reported on."""
-    l0: float | list[float] | None = field(default=None, validator=validators.optional(_positive_numbers))
-    """The target L0, per layer; that of the trained transcoder if not given."""
-    tolerance: float = field(default=0.005, validator=positive)
-    """How far a layer's L0 may be from the target after calibration, as a share of it."""
-    scales: list[float] = field(factory=lambda: [0.01, 100.0], validator=_range)
-    """The smallest and largest factor that is tried."""
-
-    def targets(self, n_layers: int, n_features: int) -> list[float] | None:
-        """The target L0 of each layer; None if it is that of the trained transcoder.
-
-        Raises:
-            Refused: there are more or fewer layers, or a layer has not as many features.
-        """
-        if self.l0 is None:
-            return None
-        targets = self.l0 if isinstance(self.l0, list) else [self.l0] * n_layers
-        if len(targets) != n_layers:
-            text = f"{len(targets)} numbers for {n_layers} layers: give one for each, or one for all"
-            raise Refused("convert.l0", text)
-        if max(targets) > n_features:
-            raise Refused("convert.l0", f"{max(targets):g} is more than the {n_features} features of a layer")
-        return targets
-
-
-@frozen(kw_only=True)
-class EvaluateConfig:
-    """After training (and conversion): the transcoder judged on held-out text, alone and inside the language model."""
-
-    tokens: int = field(default=65536, validator=positive)
-    """Held-out tokens for statistics."""
-    model_tokens: int | None = field(default=None, validator=validators.optional(not_negative))
-    """Held-out tokens read by the language model with the transcoder in the place of its MLPs; 0 leaves this out. If
-    not given: 16384, or none where the source has no language model."""
-    dense_above: float = field(default=0.1, validator=[validators.gt(0), validators.lt(1)])
-    """A feature that is active at more than this share of tokens is ultra-dense."""
-
-
 def _as_folder(_: Any, attribute: Attribute[Any], value: str) -> None:
     if not value.replace("-", "a").replace(".", "a").replace("_", "a").isalnum() or value.startswith("."):
         raise ValueError(f"'{attribute.name}' must be letters, digits, '-', '_' and '.', to name a folder: {value!r}")
@@ -193,10 +126,10 @@ def _field(slot: Slot) -> Any:
 
 def _with_slots(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
     """The class's own fields, and those of all slots, each after the table that it names."""
-    added = attrs.make_class("Slots", {slot.table: _field(slot) for slot in SLOTS}, kw_only=True)
+    added = attrs.make_class("Slots", {slot.table: _field(slot) for slot in OF_RECIPE}, kw_only=True)
     by_name = {a.name: a for a in attrs.fields(added)}
     out = [a.evolve(inherited=False) for a in fields]
-    for slot in SLOTS:
+    for slot in OF_RECIPE:
         index = next(number for number, a in enumerate(out) if a.name == slot.after)
         out.insert(index + 1, by_name[slot.table])
     return out
@@ -222,11 +155,6 @@ class Recipe:
     """The transcoder's size and arithmetic."""
     train: TrainConfig
     """The training loop."""
-    convert: ConvertConfig | None = field(default=None, metadata={"example": None})
-    """After training, TopK or BatchTopK is replaced by thresholds; without this table it is not."""
-    evaluate: EvaluateConfig | None = field(default=None, metadata={"example": None})
-    """After that, the transcoder is evaluated on held-out text and inside the language model; without this table it is
-    not."""
 
     if TYPE_CHECKING:
         # The slots' fields, which a type checker does not see.
@@ -235,7 +163,7 @@ class Recipe:
     def selected(self) -> list[tuple[str, Selected]]:
         """All choices with their paths: `activation`, `losses[1]`; after each those in its settings,
         `losses[1].schedule`."""
-        return [found for slot in SLOTS for found in _selected(getattr(self, slot.table), slot.table)]
+        return [found for slot in OF_RECIPE for found in _selected(getattr(self, slot.table), slot.table)]
 
 
 def _selected(value: Any, path: str) -> Iterator[tuple[str, Selected]]:

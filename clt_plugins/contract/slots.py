@@ -14,6 +14,8 @@ from clt_plugins.contract.reading.source import Source
 from clt_plugins.contract.reading.transform import Transform
 from clt_plugins.contract.results.exporter import Exporter
 from clt_plugins.contract.results.logger import Logger
+from clt_plugins.contract.results.stage import Stage
+from clt_plugins.contract.training.callback import Callback
 from clt_plugins.contract.training.loss import Loss
 from clt_plugins.contract.training.metric import Metric
 from clt_plugins.contract.training.optimizer import Optimizer
@@ -38,6 +40,8 @@ class Slot:
     """What `build` returns."""
     many: bool = False
     """Whether a recipe has a list of them, `[[table]]`."""
+    inner: bool = False
+    """Whether it stands only in the settings of other choices: a recipe has no table of it."""
     needs_one: bool = False
     """Whether such a list must not be empty."""
     default: str | list[str] | None = None
@@ -54,6 +58,8 @@ class Slot:
     @property
     def bracket(self) -> str:
         """The table's head as TOML writes it."""
+        if self.inner:
+            return f"[{self.table}] in other choices"
         return f"[[{self.table}]]" if self.many else f"[{self.table}]"
 
 
@@ -161,13 +167,23 @@ SLOTS = (
         doc="What a training step and a held-out pass report.",
     ),
     Slot(
+        hook="callbacks",
+        table="callbacks",
+        kind="callback",
+        protocol=Callback,
+        many=True,
+        default=[],
+        after="metrics",
+        doc="What acts between steps: initial values, resampling, averages, an early stop.",
+    ),
+    Slot(
         hook="loggers",
         table="loggers",
         kind="logger",
         protocol=Logger,
         many=True,
         default=["tensorboard", "jsonl", "console"],
-        after="metrics",
+        after="callbacks",
         doc="Sinks of metrics.",
         note="It may write below `context.folder`.",
     ),
@@ -193,16 +209,29 @@ SLOTS = (
         note="It is built before the rest for `context.device`: `context.kernels` is None.",
     ),
     Slot(
+        hook="stages",
+        table="stages",
+        kind="stage",
+        protocol=Stage,
+        many=True,
+        default=[],
+        after="kernels",
+        doc="What is done with the transcoder after training, in this order.",
+        note="It may write into `job.folder` only.",
+    ),
+    Slot(
         hook="exporters",
         table="exports",
         kind="exporter",
         protocol=Exporter,
-        many=True,
-        default=[],
-        after="evaluate",
-        doc="Formats of other tools that the transcoder is written in at the end.",
+        inner=True,
+        after="stages",
+        doc="Formats of other tools that the stage `export` writes.",
     ),
 )
 """All kinds of choice, in the order in which a recipe lists them."""
+
+OF_RECIPE = tuple(slot for slot in SLOTS if not slot.inner)
+"""Those that a recipe has a table of."""
 
 BY_TABLE = {slot.table: slot for slot in SLOTS}

@@ -23,6 +23,8 @@ from clt_plugins.recipe.structure import plain
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.results.stage import StageInfo
+    from clt_plugins.contract.spec import Selected
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +72,8 @@ def identify(folder: Path) -> Origin:
         path: one.sha256 for path, one in files.items() if path.startswith("transcoder") and path[-5:] != ".json"
     }
     sha256 = _digest([tensors, description.activation, description.tying, description.normalisation])
-    record = recorded(folder / "convert.json")
+    # A conversion's own report, or the record of another stage that returned a transcoder.
+    record = recorded(folder / "convert.json") or recorded(folder / "stage.json")
     return Origin(
         folder=name,
         sha256=sha256,
@@ -102,15 +105,19 @@ def made_from_other(folder: Path, file: str, origin: Origin) -> bool:
     return record is not None and record.transcoder.sha256 != origin.sha256
 
 
-def settings_of(recipe: Recipe, table: str, value: Any) -> dict[str, Any]:
-    """A stage's settings, with those of the data that it reads.
-
-    Args:
-        table: the stage's table in a recipe.
-    """
+def settings_of(selected: Selected, info: StageInfo, recipe: Recipe | None) -> dict[str, Any]:
+    """A stage's settings, with those of the data that it reads; without those that change only when or where it runs
+    (`FREE_ON_RESUME`)."""
+    free = {a.alias for a in attrs.fields(type(selected.config)) if a.metadata.get("free_on_resume")}
+    own = {key: value for key, value in plain(selected.config).items() if key not in free}
+    if info.needs == "transcoder" or recipe is None:
+        return {selected.name: own}
     data = {"source": plain(recipe.source), "seed": recipe.seed, "batch_tokens": recipe.train.batch_tokens}
-    model = {} if recipe.model is None else {"model": plain(recipe.model)}
-    return {table: plain(value), **data, **model}
+    if recipe.transforms:
+        data["transforms"] = plain(recipe.transforms)
+    if recipe.model is not None:
+        data["model"] = plain(recipe.model)
+    return {selected.name: own, **data}
 
 
 def _digest(data: Any) -> str:

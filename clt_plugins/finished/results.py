@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from clt_plugins.errors import Faults, Refused, Stopped
 from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, verify
@@ -19,32 +19,32 @@ from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.recipe import Recipe
     from clt_plugins.contract.results.logger import Logger
 
 logger = logging.getLogger(__name__)
 
-Record = TypeVar("Record")
 
-
-def kept(folder: Path, file: str, record_class: type[Record], made_from: Provenance) -> Record | None:
-    """The result in a folder, if it is complete and was made from the same transcoder with the same settings.
+def kept(folder: Path, file: str, made_from: Provenance) -> bool:
+    """Whether the result in a folder is complete, and was made from the same transcoder with the same settings.
 
     Args:
-        file: the JSON file of the folder that holds the result.
+        file: the JSON file of the folder that says so.
     """
     if not folder.is_dir():
-        return None
+        return False
     try:
         verify(folder)
-        result = read_json(folder / file, record_class)
+        return recorded(folder / file) == made_from
     except Faults:
-        return None  # it is made anew, and replaced
-    return result if getattr(result, "made_from", None) == made_from else None
+        return False  # it is made anew, and replaced
 
 
 @contextmanager
-def replacing(folder: Path, *, report: tuple[str, Origin] | None = None) -> Iterator[Path]:
+def replacing(
+    folder: Path, *, report: tuple[str, Origin] | None = None, parallel: Parallel | None = None
+) -> Iterator[Path]:
     """Yields a folder to write a result into; it replaces `folder` when it is complete. See `atomic_folder`.
 
     The old folder is moved aside, to `NAME-<digest>`, where deleting it would lose something: files that another
@@ -52,12 +52,14 @@ def replacing(folder: Path, *, report: tuple[str, Origin] | None = None) -> Iter
 
     Args:
         report: the report's file, and the transcoder that the new one is on.
+        parallel: the ranks that write into it.
     """
+    lead = parallel is None or parallel.rank == 0
     aside: Path | None = None
     try:
-        with atomic_folder(folder) as partial:
+        with atomic_folder(folder, parallel) as partial:
             yield partial
-            if folder.is_dir() and _is_lost_with(folder, report):
+            if lead and folder.is_dir() and _is_lost_with(folder, report):
                 aside = _free_name(folder, report)
                 folder.rename(aside)
     except BaseException:
@@ -114,39 +116,46 @@ def check_writable(folder: Path) -> None:
 
 
 class ReportLoggers:
-    """The loggers of a report. They are built and started before the work, but what fails in one stops nothing."""
+    """The recipe's loggers, for one report: they write beside it. They start when something is logged; what fails in
+    one stops nothing.
 
-    def __init__(self) -> None:
+    Args:
+        recipe: names them; None: there are none.
+        context: with the report's folder.
+        step: what is logged is of this step; of the recipe's last if it is None.
+    """
+
+    def __init__(self, recipe: Recipe | None, context: Context, step: int | None):
         self.failures: list[Exception] = []
-        self.started: list[Logger] = []
+        self._recipe, self._context, self._step = recipe, context, step
+        self._started: list[Logger] | None = None
 
-    def start(self, recipe: Recipe, context: Context) -> None:
-        """Build and start all.
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Give all of them some numbers."""
+        if self._recipe is None:
+            return
+        if self._started is None:
+            self._started = []
+            self._start(self._recipe)
+        step = self._recipe.train.steps if self._step is None else self._step
+        for one in self._started:
+            self._attempt(lambda one=one: one.log(step, dict(metrics)))  # type: ignore[misc]
 
-        Raises:
-            Faults: one refuses its settings.
-        """
+    def _start(self, recipe: Recipe) -> None:
+        assert self._started is not None
         for chosen in recipe.loggers:
-            try:
-                one: Logger = build(chosen, context)
-            except (Faults, Stopped):
-                raise
-            except Exception as error:
-                self.failures.append(error)
+            built: list[Logger] = []
+            if not self._attempt(lambda: built.append(build(chosen, self._context))):  # noqa: B023 - called at once
                 continue
+            one = built[0]
             if self._attempt(lambda one=one: one.start(recipe_data(recipe), 0)):  # type: ignore[misc]
-                self.started.append(one)
+                self._started.append(one)
             else:
                 self._attempt(lambda one=one: one.close("failed"))  # type: ignore[misc]
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Give all of them the report's numbers."""
-        for one in self.started:
-            self._attempt(lambda one=one: one.log(step, metrics))  # type: ignore[misc]
-
     def close(self, status: str) -> None:
         """Close all."""
-        for one in self.started:
+        for one in self._started or ():
             self._attempt(lambda one=one: one.close(status))  # type: ignore[misc]
 
     def _attempt(self, call: Callable[[], None]) -> bool:

@@ -1,37 +1,34 @@
-"""The stages after training: convert, evaluate, export. Each writes a folder atomically.
+"""The stages of a recipe: built, checked before training, and run one after the other.
 
-A stage whose result is there, made from the same transcoder with the same settings, is not done again. Otherwise the
-old result stays until the new one is complete.
+Each writes a folder atomically. A stage whose result is there, made from the same transcoder with the same settings, is
+not run again. Otherwise the old result stays until the new one is complete.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
 
-from clt_plugins.contract.abilities import Checks
-from clt_plugins.errors import Fault, Faults, Stopped
+from clt_plugins.contract.abilities import HasModel
+from clt_plugins.contract.results.stage import Stage, StageInfo
+from clt_plugins.errors import Fault, Faults, Refused, Stopped, Where, WrongReturn
 from clt_plugins.files.records import FORMAT, write_json
-from clt_plugins.finished import convert as conversion
-from clt_plugins.finished import evaluate as evaluation
-from clt_plugins.finished.convert import Conversion
-from clt_plugins.finished.evaluate import Evaluation
-from clt_plugins.finished.provenance import Provenance, identify, settings_of
-from clt_plugins.finished.results import ReportLoggers, kept, raise_first, replacing
+from clt_plugins.finished.job import Job
+from clt_plugins.finished.provenance import Origin, Provenance, settings_of
+from clt_plugins.finished.results import ReportLoggers, replacing
 from clt_plugins.model.saved import put_transcoder
-from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.reading.source import Source
-    from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig, Recipe
-    from clt_plugins.contract.results.exporter import Exporter
+    from clt_plugins.contract.recipe import Recipe
     from clt_plugins.contract.spec import Selected
     from clt_plugins.model.assemble import Parts
     from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -39,21 +36,63 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 
 @attrs.frozen(kw_only=True)
-class Export:
-    """What an export was made from; the content of `export.json` beside the exporter's files."""
+class Record:
+    """What a result was made from; the content of `StageInfo.record` where the stage does not write that itself."""
 
     format: int = FORMAT
     """The version of this file."""
     made_from: Provenance
-    """The transcoder, and the settings of the export."""
+    """The transcoder, and the settings."""
 
 
-def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool = True) -> None:
-    """Before training, refuse settings that would make training or a later stage fail.
+@attrs.frozen(kw_only=True, eq=False)
+class Chosen:
+    """A stage, built, and the choice that it comes from."""
+
+    selected: Selected
+    stage: Stage
+    index: int | None = None
+    """Its number in the recipe; None where a command runs it alone."""
+
+    @property
+    def info(self) -> StageInfo:
+        return self.stage.info
+
+    def __str__(self) -> str:
+        return f"stage {self.selected.name!r}" if self.index is None else f"stages[{self.index}] {self.selected.name!r}"
+
+    @contextmanager
+    def faults_located(self) -> Iterator[None]:
+        """Faults of `stages.NAME.setting` are those of `stages[1].setting`, so that they have a line in the recipe."""
+        try:
+            yield
+        except Faults as error:
+            own: Where = ("stages", self.selected.name)
+            if self.index is None or not any(fault.where[:2] == own for fault in error.faults):
+                raise
+            path: Where = ("stages", self.index)
+            raise Faults(
+                attrs.evolve(one, where=(*path, *one.where[2:])) if one.where[:2] == own else one
+                for one in error.faults
+            ) from error
+
+
+def build_stage(selected: Selected, context: Context, index: int | None = None) -> Chosen:
+    """Build a stage.
+
+    Raises:
+        Faults, PluginError: see `build`; or it says nothing of itself.
+    """
+    stage: Stage = build(selected, context)
+    if not isinstance(stage.info, StageInfo):
+        raise WrongReturn(stage, f"{selected.name}.info must be a StageInfo, got {type(stage.info).__name__}")
+    return Chosen(selected=selected, stage=stage, index=index)
+
+
+def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool = True) -> list[Chosen]:
+    """Build the recipe's stages, and before training refuse settings that would make training or one of them fail.
 
     Args:
         parts: as built; the transcoder may be on the device "meta".
@@ -64,203 +103,171 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool =
     """
     transcoder, source = parts.transcoder, parts.source
     faults: list[Fault] = []
-
-    def collect(check: Callable[[], Result]) -> Result | None:
-        try:
-            return check()
-        except Faults as error:
-            faults.extend(error.faults)
-            return None
-
-    # What exporters will get: the converted transcoder, with any thresholds; None if it cannot be converted.
-    exported: CrossLayerTranscoder | None = transcoder
-    if recipe.convert is not None:
-        config, thresholds = recipe.convert, torch.ones(transcoder.shape)
-        collect(lambda: conversion.check_convertible(transcoder))
-        collect(lambda: config.targets(transcoder.n_layers, transcoder.n_features))
-        exported = collect(lambda: conversion.with_thresholds(transcoder, thresholds, config.activation, plugins))
-    if recipe.evaluate is not None and data:
-        evaluate_config = recipe.evaluate
-        collect(lambda: evaluation.model_tokens(source, evaluate_config))
+    stages: list[Chosen] = []
+    for index, selected in enumerate(recipe.stages):
+        with _collected(faults):
+            stages.append(build_stage(selected, parts.context, index))
+    faults += _conflicts(stages, recipe, parts.context.parallel)
     # Training needs held-out text too. A plan alone (device "meta") does not ask for it, since a source may have to
     # run a language model to answer.
-    if data and (recipe.convert is not None or recipe.evaluate is not None or transcoder.device.type != "meta"):
-        collect(lambda: evaluation.check_held_out(source))
-    for index, chosen in enumerate(recipe.exports):
-        exporter: Exporter | None = collect(lambda chosen=chosen: build(chosen, parts.context))  # type: ignore[misc]
-        if exported is not None and isinstance(exporter, Checks):
-            faults += [Fault(("exports", index), text) for text in exporter.check(exported)]
+    reads = any(chosen.info.needs != "transcoder" for chosen in stages)
+    if data and (reads or transcoder.device.type != "meta"):
+        with _collected(faults):
+            check_held_out(source)
+    current: CrossLayerTranscoder | None = transcoder
+    for chosen in stages:
+        needs = chosen.info.needs
+        if current is None and needs == "transcoder":
+            continue  # what it would get is not known
+        with _collected(faults), chosen.faults_located():
+            job = Job(
+                transcoder=current or transcoder,
+                source=source if data and needs != "transcoder" else None,  # type: ignore[arg-type]
+                recipe=recipe,
+                context=parts.context,
+                plugins=plugins,
+                folder=(parts.context.folder or Path()) / chosen.info.folder,
+                made_from=Provenance(
+                    transcoder=Origin(folder="transcoder"), settings=settings_of(chosen.selected, chosen.info, recipe)
+                ),
+                show=lambda text, record: None,
+                log=lambda metrics: None,
+            )
+            if needs == "language_model" and data:
+                _check_model(chosen, source)
+            before = len(faults)
+            returned = None
+            with _collected(faults), chosen.faults_located():
+                returned = chosen.stage.check(job)
+            if chosen.info.returns_transcoder:
+                current = returned if len(faults) == before else None
     if faults:
         raise Faults(faults)
+    return stages
 
 
-def convert_stage(
-    transcoder: CrossLayerTranscoder,
-    source: Source,
-    config: ConvertConfig,
-    plugins: Plugins,
-    *,
-    folder: Path,
-    made_from: Provenance,
-    show: Callable[[Conversion], None],
-) -> CrossLayerTranscoder:
-    """Convert into a folder: the transcoder, and the report as `convert.json`.
+@contextmanager
+def _collected(faults: list[Fault]) -> Iterator[None]:
+    try:
+        yield
+    except Faults as error:
+        faults += error.faults
 
-    Args:
-        show: called with the report after it was saved, and also when it cannot be saved.
+
+def _check_model(chosen: Chosen, source: Source) -> None:
+    if not isinstance(source, HasModel):
+        raise Refused(
+            f"stages.{chosen.selected.name}",
+            'needs the language model, and the source has none: use one that has, such as "stream", or leave it out',
+        )
+
+
+def _conflicts(stages: Sequence[Chosen], recipe: Recipe, parallel: Parallel) -> Iterator[Fault]:
+    """What the stages of a recipe cannot do together, or in this run."""
+    for number, chosen in enumerate(stages):
+        where: Where = ("stages", chosen.index or 0)
+        path = PurePosixPath(chosen.info.folder)
+        for other in stages[:number]:
+            theirs = PurePosixPath(other.info.folder)
+            if path == theirs or path in theirs.parents or theirs in path.parents:
+                text = f"writes {path}/, and {other} writes {theirs}/: give one of them another folder"
+                yield Fault(where, f"{chosen.selected.name!r} {text}")
+        if chosen.info.ranks == "all" and (one := next((s for s in stages[:number] if s.info.ranks == "one"), None)):
+            text = f"runs on all ranks, and {one} before it on one: put it first"
+            yield Fault(where, f"{chosen.selected.name!r} {text}")
+        every, saved = chosen.info.every, recipe.train.checkpoint_every
+        if every is not None and every % saved:
+            text = f"{every} is no multiple of train.checkpoint_every ({saved}): it runs on checkpoints"
+            yield Fault((*where, "every"), text)
+        elif every is not None and parallel.world > 1 and chosen.info.ranks == "one" and _reads(chosen):
+            text = f"{chosen.selected.name!r} runs on one rank, but during training {parallel.world} read the source"
+            yield Fault((*where, "every"), f"{text}: leave it out (train.eval_every scores on all ranks)")
+
+
+def _reads(chosen: Chosen) -> bool:
+    return chosen.info.needs != "transcoder"
+
+
+def check_fits(transcoder: CrossLayerTranscoder, source: Source) -> None:
+    """Refuse a source whose activations a transcoder cannot read.
 
     Raises:
-        Refused: it cannot be converted.
-        Unreachable: a layer cannot reach its target; nothing is written.
+        Refused: the numbers of layers or the widths differ.
     """
-    report: Conversion | None = None
-    try:
-        with replacing(folder) as partial:
-            converted, report = conversion.convert(transcoder, source, config, plugins)
-            report = attrs.evolve(report, made_from=made_from)
-            put_transcoder(converted, partial)
-            write_json(partial / "convert.json", report)
-    finally:
-        if report is not None:  # a full disk does not take the numbers away
-            show(report)
-    return converted
+    has, needs = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
+    if has != needs:
+        raise Refused(
+            "source",
+            f"has {has[0]} layers of d_model {has[1]}, but the transcoder is for {needs[0]} layers of "
+            f"d_model {needs[1]}: name the language model and layers that it was trained on",
+        )
 
 
-def evaluate_stage(
-    transcoder: CrossLayerTranscoder,
-    source: Source,
-    config: EvaluateConfig,
+def check_held_out(source: Source) -> None:
+    """Refuse a source that holds out no text.
+
+    Raises:
+        Refused: it holds out fewer than two tokens.
+    """
+    if sum(batch.tokens for batch in source.held_out(2)) < 2:
+        raise Refused("source", "holds out no text, without which nothing can be converted or evaluated: hold out some")
+
+
+def run_stage(
+    chosen: Chosen,
+    job: Job,
+    folder: Path,
     *,
-    recipe: Recipe,
-    context: Context,
-    folder: Path | None,
-    made_from: Provenance,
-    show: Callable[[Evaluation], None],
-) -> list[Exception]:
-    """Evaluate, and write the report as `evaluation.json` and by the recipe's loggers.
+    parallel: Parallel | None = None,
+    log: Callable[[Mapping[str, Any]], None] | None = None,
+) -> tuple[CrossLayerTranscoder | None, list[Exception]]:
+    """Run a stage; its result is in `folder` when it is complete.
 
     Args:
-        folder: where they are written; nothing is written if it is None.
-        show: called with the report after it was saved, and also when it cannot be saved.
+        job: its folder does not matter.
+        parallel: the ranks that run it, if not this one alone.
+        log: where metrics go; to loggers of the recipe that write into the folder if it is None.
 
     Returns:
-        What went wrong in loggers: the report is complete without them. The caller raises it at the end.
+        What the stage returned; and what went wrong in loggers, for the caller to raise at the end: the result is
+        complete without them.
 
     Raises:
-        Refused: the transcoder is for another model, there is no held-out text, or a logger refuses its settings.
+        Faults, Unreachable: see `Stage.run`.
+        OSError: the result could not be written.
     """
-    report: Evaluation | None = None
-    loggers = ReportLoggers()
-    try:
-        if folder is None:
-            report = attrs.evolve(evaluation.evaluate(transcoder, source, config), made_from=made_from)
-            return []
-        with replacing(folder, report=("evaluation.json", made_from.transcoder)) as partial:
-            loggers.start(recipe, attrs.evolve(context, folder=partial))
-            status = "failed"
-            try:
-                report = attrs.evolve(evaluation.evaluate(transcoder, source, config), made_from=made_from)
-                write_json(partial / "evaluation.json", report)
-                step = made_from.transcoder.step
-                loggers.log(recipe.train.steps if step is None else step, evaluation.as_metrics(report))
-                status = "finished"
-            except (KeyboardInterrupt, Stopped):
-                status = "interrupted"
-                raise
-            finally:
-                loggers.close(status)
-    finally:
-        if report is not None:
-            show(report)
-    return loggers.failures
-
-
-def export_stage(transcoder: CrossLayerTranscoder, chosen: Selected, folder: Path, made_from: Provenance) -> None:
-    """Export into a folder; `export.json` in it says what was exported.
-
-    Raises:
-        Refused: the format cannot hold the transcoder; nothing is written.
-    """
-    with replacing(folder) as partial:
-        build(chosen, transcoder.context).export(transcoder, partial)
-        write_json(partial / "export.json", Export(made_from=made_from))
-
-
-def after_training(
-    transcoder: CrossLayerTranscoder,
-    source: Source,
-    *,
-    recipe: Recipe,
-    context: Context,
-    plugins: Plugins,
-    folder: Path,
-) -> CrossLayerTranscoder:
-    """The stages that a recipe asks for; they write `converted/`, `evaluation/` and `exports/NAME/` in `folder`.
-
-    Results of other stages, and what users put there, stay.
-
-    Args:
-        transcoder: the one in `folder/transcoder`.
-
-    Returns:
-        The transcoder; the converted one if the recipe has [convert].
-    """
-    origin = identify(folder / "transcoder")
-    device = str(transcoder.device)
-    if recipe.convert is not None:
-        target = folder / "converted"
-        made_from = Provenance(transcoder=origin, settings=settings_of(recipe, "convert", recipe.convert))
-        if kept(target, "convert.json", Conversion, made_from) is not None:
-            _say_kept(target)
-            transcoder = type(transcoder).load(target, device=device, plugins=plugins)
-        else:
-            transcoder = convert_stage(
-                transcoder,
-                source,
-                recipe.convert,
-                plugins,
-                folder=target,
-                made_from=made_from,
-                show=lambda report: logger.info("%s", conversion.as_table(report)),
-            )
-        origin = identify(target)
-    failures: list[Exception] = []
-    if recipe.evaluate is not None:
-        target = folder / "evaluation"
-        made_from = Provenance(transcoder=origin, settings=settings_of(recipe, "evaluate", recipe.evaluate))
-        if kept(target, "evaluation.json", Evaluation, made_from) is not None:
-            _say_kept(target)
-        else:
-            failures += evaluate_stage(
-                transcoder,
-                source,
-                recipe.evaluate,
-                recipe=recipe,
-                context=context,
-                folder=target,
-                made_from=made_from,
-                show=lambda report: logger.info("%s", evaluation.as_table(report)),
-            )
-    for name, chosen in zip(_folder_names(recipe.exports), recipe.exports, strict=True):
-        target = folder / "exports" / name
-        made_from = Provenance(transcoder=origin, settings={"exports": plain(chosen)})
-        if kept(target, "export.json", Export, made_from) is not None:
-            _say_kept(target)
-        else:
-            export_stage(transcoder, chosen, target, made_from)
-            logger.info("exported to %s", target)
-    raise_first(failures)
-    return transcoder
-
-
-def _say_kept(folder: Path) -> None:
-    logger.info("%s: kept, it was made from this transcoder with these settings", folder)
-
-
-def _folder_names(exports: Sequence[Selected]) -> list[str]:
-    """A folder name for each export: its format, with a number from the second of the same format on."""
-    names: list[str] = []
-    for chosen in exports:
-        earlier = sum(name.split(".")[0] == chosen.name for name in names)
-        names.append(f"{chosen.name}.{earlier + 1}" if earlier else chosen.name)
-    return names
+    info, transcoder = chosen.info, job.transcoder
+    if _reads(chosen):
+        check_fits(transcoder, job.source)
+        check_held_out(job.source)
+    if info.needs == "language_model":
+        _check_model(chosen, job.source)
+    transcoder.eval()
+    origin = job.made_from.transcoder
+    aside = (info.record, origin) if info.keeps_older else None
+    returned: CrossLayerTranscoder | None = None
+    with replacing(folder, report=aside, parallel=parallel) as partial, chosen.faults_located():
+        context = attrs.evolve(job.context, folder=partial)
+        lead = parallel is None or parallel.rank == 0
+        loggers = ReportLoggers(job.recipe if lead else None, context, origin.step)
+        status = "failed"
+        try:
+            returned = chosen.stage.run(attrs.evolve(job, folder=partial, context=context, log=log or loggers.log))
+            if (returned is not None) != info.returns_transcoder:
+                given = "nothing" if returned is None else type(returned).__name__
+                raise WrongReturn(
+                    chosen.stage,
+                    f"{chosen}: with returns_transcoder = {info.returns_transcoder}, "
+                    f"run must return {'one' if info.returns_transcoder else 'None'}, got {given}",
+                )
+            if returned is not None:
+                put_transcoder(returned, partial)
+            if lead and not (partial / info.record).exists():
+                write_json(partial / info.record, Record(made_from=job.made_from))
+            status = "finished"
+        except (KeyboardInterrupt, Stopped):
+            status = "interrupted"
+            raise
+        finally:
+            loggers.close(status)
+    return returned, loggers.failures

@@ -13,6 +13,7 @@ from clt_plugins.contract.context import Context
 from clt_plugins.contract.model.parallel import Parallel
 from clt_plugins.contract.reading.source import Source
 from clt_plugins.contract.reading.transform import Transform
+from clt_plugins.contract.training.callback import Callback
 from clt_plugins.contract.training.loss import Loss
 from clt_plugins.contract.training.metric import Metric
 from clt_plugins.distributed.transformed import transformed
@@ -42,11 +43,12 @@ class Parts:
     losses: list[Loss]
     transforms: list[Transform] = attrs.field(factory=list)
     metrics: list[Metric] = attrs.field(factory=list)
+    callbacks: list[Callback] = attrs.field(factory=list)
 
     def chosen(self) -> dict[str, Any]:
         """What a recipe chose and a step uses, by path: `activation`, `losses[1]`."""
         inside = {table: getattr(self.transcoder, _ATTRIBUTE.get(table, table)) for table in self.transcoder.choices}
-        lists: dict[str, list[Any]] = {"losses": self.losses, "metrics": self.metrics}
+        lists: dict[str, list[Any]] = {"losses": self.losses, "metrics": self.metrics, "callbacks": self.callbacks}
         return inside | {f"{table}[{number}]": one for table, many in lists.items() for number, one in enumerate(many)}
 
     def outside(self) -> dict[str, nn.Module]:
@@ -82,7 +84,8 @@ def assemble_around(source: Source, context: Context) -> Parts:
     transcoder = build_transcoder(context)
     losses = [build(loss, context) for loss in recipe.losses]
     metrics = [build(metric, context) for metric in recipe.metrics]
-    parts = Parts(context, source, transcoder, losses, transforms, metrics)
+    callbacks = [build(callback, context) for callback in recipe.callbacks]
+    parts = Parts(context, source, transcoder, losses, transforms, metrics, callbacks)
     for module in parts.outside().values():
         note_axes(module)
     return parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,16 @@ def parameter(value: Tensor, feature_axis: int | None, *, partial_gradient: bool
     return marked
 
 
-def buffer(value: Tensor, feature_axis: int | None) -> Tensor:
+def buffer(value: Tensor, feature_axis: int | None = None, *, like: str = "") -> Tensor:
     """A tensor for `register_buffer` that says which of its axes counts features, so that its slices are saved.
 
     It keeps saying so where a step puts another tensor in its place (`self.mean = 0.9 * self.mean + ...`).
+
+    Args:
+        like: of a callback: the name of the transcoder's parameter (`tying.weight`) that it has the shape of, and is
+            cut for files like.
     """
-    value.feature_axis = feature_axis  # type: ignore[attr-defined]
+    value.feature_axis = like or feature_axis  # type: ignore[attr-defined]
     return value
 
 
@@ -79,8 +83,9 @@ def note_axes(module: nn.Module) -> None:
         vars(inner)[AXES] = vars(inner).get(AXES, {}) | axes
 
 
-def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, int | None]]:
-    """(name, buffer, feature axis) of the buffers that are saved: all but those with `persistent=False`."""
+def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, Any]]:
+    """(name, buffer, feature axis or the parameter that it is cut like) of the buffers that are saved: all but those
+    with `persistent=False`."""
     for prefix, inner in module.named_modules():
         for name, value in inner._buffers.items():
             if value is not None and name not in inner._non_persistent_buffers_set:

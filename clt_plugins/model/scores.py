@@ -79,7 +79,7 @@ class ScoreSums:
             raise Refused(
                 "source",
                 f"yields {self.tokens} held-out tokens to score on, but a variance needs 2: "
-                "raise train.eval_tokens, evaluate.tokens or convert.calibration_tokens, or hold out more text",
+                "raise train.eval_tokens, evaluate's `tokens` or convert's `calibration_tokens`, or hold out more text",
             )
         targets = self.targets.statistics()
         # The population's variance, as the error is averaged over all tokens too: a mean prediction has NMSE 1.

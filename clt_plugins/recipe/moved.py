@@ -1,4 +1,7 @@
-"""Settings that stand elsewhere in a recipe than they did; an old one is refused, with the line to write instead."""
+"""Settings that stand elsewhere in a recipe than they did.
+
+A recipe with an old one is refused, with the line to write instead. What an older run has written is read all the same.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,26 @@ def _to(table: str, setting: str) -> Elsewhere:
     return lambda value: {table: {setting: value}}
 
 
+def _stage(name: str) -> Elsewhere:
+    """A table that is a stage now."""
+    return lambda value: {"stages": [{"name": name, **(value if isinstance(value, Mapping) else {})}]}
+
+
+def _exports(value: Any) -> dict[str, Any]:
+    """Each export is a stage, and each folder has one name."""
+    formats = [
+        {"name": one} if isinstance(one, str) else one
+        for one in (value if isinstance(value, list) else [value])
+        if isinstance(one, str | Mapping)
+    ]
+    stages: list[dict[str, Any]] = []
+    for number, one in enumerate(formats):
+        earlier = sum(other.get("name") == one.get("name") for other in formats[:number])
+        again = {"folder": f"{one.get('name')}.{earlier + 1}"} if earlier else {}
+        stages.append({"name": "export", "format": dict(one), **again})
+    return {"stages": stages}
+
+
 MOVED: Mapping[str, Elsewhere] = {
     "transcoder.normalisation": _to("normalisation", "name"),
     "transcoder.normalisation_tokens": _to("train", "statistics_tokens"),
@@ -29,12 +52,15 @@ MOVED: Mapping[str, Elsewhere] = {
     "train.bf16_weights": _to("optimizer", "bf16_weights"),
     "train.schedule": _to("schedule", "name"),
     "train.warmup_steps": _to("schedule", "warmup_steps"),
+    "convert": _stage("convert"),
+    "evaluate": _stage("evaluate"),
+    "exports": _exports,
 }
 """What became of a table (`convert`) or a setting (`train.optimizer`)."""
 
 
-def refuse_moved(table: dict[str, Any]) -> list[Fault]:
-    """Take settings that have moved out of a recipe's plain tables; returns a fault for each.
+def move(table: dict[str, Any]) -> list[Fault]:
+    """Put settings in a recipe's plain tables where they stand now; returns a fault for each that has moved.
 
     Each fault has the complete line of the new table: with what the recipe says of it already, or its default choice,
     and all that has moved there.
@@ -49,6 +75,7 @@ def refuse_moved(table: dict[str, Any]) -> list[Fault]:
     for tables in found.values():
         for name, value in tables.items():
             now[name] = _merged(now.get(name, table.get(name)), value)
+    table.update(now)
     return [
         Fault(tuple(old.split(".")), f"has moved: write instead {_lines(tables, now)}") for old, tables in found.items()
     ]

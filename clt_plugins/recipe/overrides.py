@@ -5,6 +5,7 @@ So they pass the same checks as the file, and a fault in one names the flag.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from datetime import date, time
@@ -20,8 +21,9 @@ class Overrides:
     """Some `--set` flags.
 
     Args:
-        texts: `a.b=VALUE`, the value as TOML writes it, or else a bare string; `losses.0.weight=5` counts items from 0,
-            and the index after the last one adds an item.
+        texts: `a.b=VALUE`, the value as TOML writes it, or else a bare string. An item of a list is named by its
+            choice, `stages.evaluate.tokens=1000`, or counted from 0, `losses.0.weight=5`, `losses[0].weight=5`. A
+            choice that is not in the list, and the number after the last one, add an item.
     """
 
     def __init__(self, texts: Sequence[str]):
@@ -33,12 +35,14 @@ class Overrides:
         faults: list[Fault] = []
         for text in self.texts:
             keys, equals, value = text.partition("=")
-            parts = [part.strip() for part in keys.split(".")]
+            parts = [part.strip() for part in re.sub(r"\[(\d+)\]", r".\1", keys).split(".")]
             if not equals or not all(parts):
                 faults.append(Fault((), "expected KEY=VALUE, such as train.steps=100", f"--set {text}"))
                 continue
             try:
-                self.applied.append((_put(table, parts, parse(value.strip())), text))
+                new: list[Where] = []
+                where = _put(table, parts, parse(value.strip()), new)
+                self.applied += [(path, text) for path in (*new, where)]
             except ValueError as error:
                 faults.append(Fault((), str(error), f"--set {text}"))
         return faults
@@ -64,8 +68,9 @@ def parse(text: str) -> Any:
     return parsed["value"]
 
 
-def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:
-    """Set one value, making tables on the way; returns the path, indices as numbers.
+def _put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where]) -> Where:
+    """Set one value, making tables on the way; returns the path, indices as numbers. Items that are added to a list go
+    into `new`.
 
     Raises:
         ValueError: the path goes through something that has no inside.
@@ -75,11 +80,10 @@ def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:
     for number, part in enumerate(parts):
         key: str | int = part
         if isinstance(node, list):
-            if not part.isdecimal() or int(part) > len(node):
-                raise ValueError(f"{_dotted(where)} has {len(node)} items, counted from 0")
-            key = int(part)
+            key = _index(node, part, where)
             if key == len(node):
-                node.append({})
+                node.append({} if part.isdecimal() else {"name": part})
+                new.append((*where, key))
         elif not isinstance(node, dict):
             raise ValueError(f"{_dotted(where)} is not a table")
         where.append(key)
@@ -93,6 +97,25 @@ def _put(table: dict[str, Any], parts: list[str], value: Any) -> Where:
             node[key] = {"name": node[key]}
         node = node[key]
     return tuple(where)
+
+
+def _index(items: list[Any], part: str, where: list[str | int]) -> int:
+    """The number of an item of a list; that after the last one for a new item.
+
+    Raises:
+        ValueError: there is no such number, or there are several of that name.
+    """
+    if part.isdecimal():
+        if int(part) > len(items):
+            raise ValueError(f"{_dotted(where)} has {len(items)} items, counted from 0")
+        return int(part)
+    if where[0] not in BY_TABLE:
+        raise ValueError(f"{_dotted(where)} has {len(items)} items, counted from 0: expected a number, got {part!r}")
+    named = [n for n, item in enumerate(items) if part == (item.get("name") if isinstance(item, dict) else item)]
+    if len(named) > 1:
+        numbers = " or ".join(f"{_dotted(where)}.{n}" for n in named)
+        raise ValueError(f"{_dotted(where)} has {len(named)} items {part!r}: say {numbers}")
+    return named[0] if named else len(items)
 
 
 def _dotted(where: list[str | int]) -> str:

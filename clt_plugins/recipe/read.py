@@ -6,7 +6,7 @@ recipe/overrides           `--set train.steps=100`, put into the plain tables
 recipe/moved               settings that have moved: refused, with the new line
 recipe/structure           plain tables -> attrs classes by cattrs, strictly; all faults at once
 registry/plugins           a table's `name` -> the choice of a plugin, whose config class types the rest
-_across_tables, clt_check  complaints that no single field shows
+clt_check                  complaints that no single field shows
 model/assemble             typed recipe -> built objects (registry/build: build, wrap, check)
 """
 
@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.slots import SLOTS, Slot
+from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
+from clt_plugins.contract.types import is_choice
 from clt_plugins.errors import Fault, Faults, Refused
 from clt_plugins.recipe.lines import line_of
-from clt_plugins.recipe.moved import refuse_moved
+from clt_plugins.recipe.moved import move
 from clt_plugins.recipe.overrides import Overrides
 from clt_plugins.recipe.structure import converter, plain
 from clt_plugins.toml import toml_text
@@ -65,20 +66,20 @@ def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Seq
         file: what faults name.
         folder: what relative paths in it start from.
     """
-    for slot in SLOTS:
+    for slot in OF_RECIPE:
         if slot.default is not None and table.get(slot.table) is None:
             table[slot.table] = copy.deepcopy(slot.default)
     flags = Overrides(overrides)
     faults = flags.apply(table)
     typed = None
-    in_tables = refuse_moved(table)
+    in_tables = move(table)
     try:
         typed = converter(plugins.pick, folder).structure(table, Recipe)
     except Faults as error:
         in_tables += error.faults
     in_tables += _missing_distributions(table.get("requires"))
     if typed is not None and not (faults or in_tables):
-        in_tables = [*_across_tables(typed, plugins), *plugins.checks(typed)]
+        in_tables = plugins.checks(typed)
     faults += [locate(flags.locate(fault), file) for fault in in_tables]
     if typed is None or faults:
         raise Faults(faults)
@@ -88,8 +89,9 @@ def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Seq
 def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -> tuple[Recipe, list[str]]:
     """The recipe of a run that is over, without what nothing is left to do for.
 
-    What was only for training and its end (`requires`, `[[exports]]`) and choices of plugins that are not installed
-    are replaced by their defaults, or left out of a list. The source and the transforms are needed in any case.
+    `requires` was only for training and is left out. Choices of plugins that are not installed, and those that hold
+    such, are replaced by their defaults, or left out of a list. The source and the transforms are
+    needed in any case.
 
     Returns:
         The recipe, and a text for each logger that is left out.
@@ -98,8 +100,9 @@ def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -
         Faults: see `read_recipe`.
     """
     table = _read_toml(file)
+    move(table)  # the run may be older
     missing = []
-    for slot in SLOTS:
+    for slot in OF_RECIPE:
         chosen = table.get(slot.table)
         if slot.table in ("source", "transforms") or chosen is None:
             continue
@@ -111,7 +114,7 @@ def read_usable_recipe(file: Path, overrides: Sequence[str], plugins: Plugins) -
             if slot.table == "loggers":
                 missing += [f"logger {_name(one)!r} is of no installed plugin" for one in chosen if one not in left]
             table[slot.table] = left
-            if (not left and slot.needs_one) or slot.table == "exports":
+            if not left and slot.needs_one:
                 del table[slot.table]
     table.pop("requires", None)
     return _typed(table, str(file), file.parent, overrides, plugins), missing
@@ -123,15 +126,22 @@ def _name(chosen: Any) -> Any:
 
 
 def _is_installed(chosen: Any, slot: Slot, plugins: Plugins) -> bool:
-    """Whether a plugin offers a choice; what is no name is for `_typed` to complain of."""
+    """Whether plugins offer a choice, and those that its settings name; what is no name is for `_typed` to complain
+    of."""
     name = _name(chosen)
     if not isinstance(name, str):
         return True
     try:
-        plugins.pick(slot.table, name)
+        config: Any = plugins.pick(slot.table, name).spec.config
     except Faults:
         return False
-    return True
+    inside = chosen if isinstance(chosen, Mapping) else {}
+    attrs.resolve_types(config)
+    return all(
+        _is_installed(inside[a.alias], BY_TABLE[get_args(a.type)[1]], plugins)
+        for a in attrs.fields(config)
+        if is_choice(a.type) and a.alias in inside
+    )
 
 
 def locate(fault: Fault, file: str) -> Fault:
@@ -160,22 +170,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise Refused(path, f"not UTF-8 text: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise Refused(path, str(error)) from error
-
-
-def _across_tables(recipe: Recipe, plugins: Plugins) -> Iterator[Fault]:
-    """Complaints about the engine's own tables that no single field shows."""
-    if recipe.convert is None:
-        return
-    try:
-        plugins.pick("activation", recipe.convert.activation)
-    except Faults as error:
-        yield Fault(("convert", "activation"), str(error))
-    l0 = recipe.convert.l0 if isinstance(recipe.convert.l0, list) else [recipe.convert.l0]
-    layers = recipe.model.layers if recipe.model is not None else None
-    try:  # where [model] does not say how many layers there are, the source does when it is built
-        recipe.convert.targets(len(layers or l0), recipe.transcoder.features)
-    except Faults as error:
-        yield from error.faults
 
 
 def _missing_distributions(requires: Any) -> list[Fault]:

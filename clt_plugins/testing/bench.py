@@ -48,6 +48,10 @@ TABLES: dict[str, Any] = {
 """The recipe around the choice under test."""
 
 
+INSIDE = {"exports": ("stages", "export", "format")}
+"""For a kind that stands only in other choices: the list, the choice, and its setting that holds it."""
+
+
 class Probe:
     """The loss of a step where no loss is under test: its gradient reaches reconstruction and features."""
 
@@ -84,6 +88,10 @@ class Bench:
     def spec(self) -> Spec:
         return self.plugins.pick(self.slot, self.choice).spec
 
+    def settable(self) -> set[str]:
+        """The names of the choice's settings."""
+        return {a.name for a in attrs.fields(self.spec.config)}
+
     @property
     def file(self) -> str:
         """The plugin's module."""
@@ -97,7 +105,11 @@ class Bench:
         """
         data = copy.deepcopy(TABLES) | copy.deepcopy(dict(self.tables))
         chosen = {"name": self.choice, **copy.deepcopy(dict(self.settings))}
-        data[self.slot] = [chosen] if BY_TABLE[self.slot].many else chosen
+        if self.slot in INSIDE:
+            table, holder, key = INSIDE[self.slot]
+            data[table] = [{"name": holder, key: chosen}]
+        else:
+            data[self.slot] = [chosen] if BY_TABLE[self.slot].many else chosen
         for name, value in changes.items():
             merge = isinstance(value, dict) and "name" not in value
             data[name] = {**data.get(name, {}), **value} if merge else value
@@ -123,7 +135,11 @@ class Bench:
 
     def selected(self, recipe: Recipe | None = None) -> Selected:
         """The choice with its settings, as a recipe has it."""
-        value = getattr(recipe or self.recipe(), self.slot)
+        recipe = recipe or self.recipe()
+        if self.slot in INSIDE:
+            table, _, key = INSIDE[self.slot]
+            return getattr(getattr(recipe, table)[0].config, key)
+        value = getattr(recipe, self.slot)
         return value[0] if BY_TABLE[self.slot].many else value
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 1, device: str = "cpu") -> Batch:

@@ -32,8 +32,8 @@ from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.model.select.above import CapacityState
-from clt_plugins.training import state as state_of
-from clt_plugins.training.optimizers.moments import moments, set_moments
+from clt_plugins.training.kept import state as state_of
+from clt_plugins.training.kept.moments import moments, set_moments
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
@@ -59,6 +59,8 @@ class Progress:
     """What it is trained by, as TOML."""
     identity: Mapping[str, str] = attrs.field(factory=dict)
     """What the data are made from, as the source says (`Identified`)."""
+    stopped: str = ""
+    """Why a callback has ended training before its last step; empty if none has."""
     texts: Any = None
     """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
 
@@ -81,8 +83,10 @@ class TrainingState:
     """What its data are made from, by setting."""
     capacity: CapacityState | None = None
     """Places for pairs above a threshold, where sizes are fixed."""
+    stopped: str = ""
+    """Why a callback has ended training; empty if none has."""
     plugins: dict[str, Any] = attrs.field(factory=dict)
-    """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
+    """What `Stateful` plugins keep, by their path in the recipe (`losses[1]`): name and state."""
     texts: Any = None
     """How far texts for losses that run the language model are read."""
 
@@ -121,6 +125,7 @@ def save_checkpoint(
             identity=dict(progress.identity),
             texts=progress.texts,
             capacity=transcoder.capacity.state(parallel),
+            stopped=progress.stopped,
             plugins=plugins,
         )
         if parallel.rank == 0:
@@ -148,8 +153,9 @@ def _prune(path: Path) -> None:
     remove(doomed)
 
 
-def set_aside(folder: Path, step: int) -> list[Path]:
-    """Move checkpoints later than a step to `set_aside/N/`, the latest first; they are of a history that is left.
+def set_aside(folder: Path, step: int, what: str = "checkpoints") -> list[Path]:
+    """Move checkpoints (or results of stages) later than a step to `set_aside/N/`, the latest first; they are of a
+    history that is left.
 
     Interrupted, it leaves the earlier ones of them: those are still of one history.
 
@@ -177,7 +183,7 @@ def set_aside(folder: Path, step: int) -> list[Path]:
             raise OSError(f"{path}: could not be set aside in {target}: {error.strerror or error}") from error
         moved.append(target / path.name)
     names = ", ".join(path.name for path in later)
-    logger.warning("going back to step %s: later checkpoints are set aside in %s: %s", step, target, names)
+    logger.warning("going back to step %s: later %s are set aside in %s: %s", step, what, target, names)
     return moved
 
 
@@ -229,10 +235,12 @@ def load_checkpoint(
     accepted: Collection[str] = (),
     source_anew: bool = False,
 ) -> Progress:
-    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it.
+    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it, but for the
+    state of plugins (`load_plugins_state`), which callbacks may only now make room for.
 
     Args:
-        accepted: choices of the recipe that may be others than the checkpoint's; they begin anew.
+        accepted: choices of the recipe that may be others than the checkpoint's. With callbacks among them, a run that
+            one had ended goes on.
         source_anew: leave the source at its beginning, since it reads other data.
     """
     transcoder = parts.transcoder
@@ -240,9 +248,9 @@ def load_checkpoint(
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.device)
-    state_of.load(parts, stored, state.plugins, accepted)
-    others = {"idle_tokens", CPU, DEVICE, *state_of.tensors(parts)[0]}
-    set_moments(parts, optimizer, stored, stored.shapes.keys() - others, accepted)
+    others = {"idle_tokens", CPU, DEVICE}
+    of_optimizer = [name for name in stored.shapes if name not in others and not state_of.OF_PLUGIN.match(name)]
+    set_moments(parts, optimizer, stored, of_optimizer, accepted)
     transcoder.runs_dense = state.runs_dense
     transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens
@@ -250,4 +258,12 @@ def load_checkpoint(
         load_position(parts.source, state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
     set_generators(generators, parts.context.parallel, parts.context.device)
-    return Progress(state.step, state.tokens, idle_tokens, texts=None if source_anew else state.texts)
+    ended = "" if any(one.startswith("callbacks") for one in accepted) else state.stopped
+    texts = None if source_anew else state.texts
+    return Progress(state.step, state.tokens, idle_tokens, stopped=ended, texts=texts)
+
+
+def load_plugins_state(path: Path, parts: Parts, accepted: Collection[str]) -> None:
+    """Set what plugins outside the transcoder keep to what a checkpoint holds; see `state.load`."""
+    state = read_json(path / "training.json", TrainingState)
+    state_of.load(parts, SlicedTensors.find(path, "training"), state.plugins, accepted)

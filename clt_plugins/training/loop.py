@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +44,12 @@ from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.kept.moments import moments
+from clt_plugins.training.kept.state import Watch
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import Outcome, objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
-from clt_plugins.training.optimizers.moments import moments
 from clt_plugins.training.optimizers.rate import set_rate
-from clt_plugins.training.state import Watch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.training.schedule import Schedule
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
+    from clt_plugins.training.between.calls import Calls
 
 
 def train(
@@ -67,6 +70,8 @@ def train(
     loggers: list[Logger],
     folder: Path,
     wants_stop: Callable[[], bool],
+    at_checkpoint: Callable[[int, Callable[[Mapping[str, Any]], None]], None],
+    calls: Calls | None = None,
 ) -> Scores | None:
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
 
@@ -75,6 +80,9 @@ def train(
         folder: where checkpoints go.
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
+        calls: the callbacks, which act between steps; None if there are none.
+        at_checkpoint: called with a step and a way to log when its checkpoint is written, and for the one to go on
+            from: what was broken off there is done first.
 
     Raises:
         Stopped: interrupted (after a checkpoint), or the loss was not finite (the last good checkpoint stays).
@@ -96,9 +104,11 @@ def train(
     quiet = True if parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
-    def log(metrics: dict[str, Any]) -> None:
+    def log(metrics: Mapping[str, Any]) -> None:
         for logger in loggers:
             logger.log(progress.step, {"tokens": progress.tokens, **metrics})
+        if calls is not None:
+            calls.note(metrics)
 
     def read_text(wanted: list[bool]) -> None:
         progress.texts = in_model.read(wanted, progress.texts)
@@ -110,8 +120,13 @@ def train(
         save_checkpoint(folder, progress, parts, optimizer, config.keep_checkpoints)
         saved_step = progress.step
 
-    while progress.step < config.steps:
+    if progress.step:
+        at_checkpoint(progress.step, log)
+    while progress.step < config.steps and not progress.stopped:
         due = _due(config, progress.step + 1)
+        if calls is not None:
+            calls.before()
+            watch.skip()
         before = parallel.sent()
 
         done = min(1.0, progress.step / schedule_steps)
@@ -144,7 +159,8 @@ def train(
         norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
         # Before the clip: a NaN norm would make every gradient NaN, and the message could not name where it began. On a
         # GPU the loss is read only where the step reads numbers anyway, and always before a file is written.
-        if device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]:
+        guarded = device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]
+        if guarded:
             _guard(parts, outcome, norm, batch, progress.step, saved_step)
         if config.clip_norm is not None and norm is not None:
             clip_gradients(parameters, norm, config.clip_norm, optimizer)
@@ -167,6 +183,11 @@ def train(
         watch.lap("step_s")
         if progress.step == first + 1:
             held.check()  # what would be lost is told before hours of training
+        if calls is not None:
+            calls.after(partial(step_of, parts, progress, batch, outcome, counts, norm, lr))
+            due = calls.decide(due)
+            if any(due.values()) and not guarded:
+                _guard(parts, outcome, norm, batch, progress.step - 1, saved_step)
 
         if due["log"] or due["eval"]:
             reading.compare()
@@ -186,8 +207,16 @@ def train(
             log(metrics)
         if due["eval"]:
             held_out = passes(parts.metrics)
-            evaluated = score(transcoder, source.held_out(config.eval_tokens), held_out)
-            log(of_pass(held_out, evaluated))
+            with calls.evaluating() if calls is not None else nullcontext():
+                evaluated = score(transcoder, source.held_out(config.eval_tokens), held_out)
+            metrics = of_pass(held_out, evaluated)
+            log(metrics)
+            if calls is not None:
+                calls.evaluated(metrics)
+                due = calls.decide(due)
+        if calls is not None:
+            for metrics in calls.logged():
+                log(metrics)
         # A signal reaches ranks at different steps: all stop after the same one.
         stopping = reading.stops(wants_stop()) and progress.step < config.steps
         if due["checkpoint"] or stopping:
@@ -196,6 +225,8 @@ def train(
             bar.close()
             text = f"interrupted at step {progress.step}, checkpoint written: go on with --resume"
             raise Stopped(ExitCode.INTERRUPTED, text if parallel.rank == 0 else "")
+        if due["checkpoint"]:
+            at_checkpoint(progress.step, log)
         watch.skip()  # evaluation and checkpoints are no part of the next step's time
     bar.close()
     return evaluated

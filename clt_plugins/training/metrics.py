@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from clt_plugins.contract.training.metric import Step
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
 def step_of(
     parts: Parts, progress: Progress, batch: Batch, outcome: Outcome, counts: Tensor, norm: Tensor | None, lr: float
 ) -> Step:
-    """The step that was done, for metrics.
+    """The step that was done, for metrics and callbacks.
 
     Args:
         counts: at how many tokens of all data ranks each feature was active, [L, F].
-        norm: of the gradients; known at every log.
+        norm: of the gradients; known at every log, and where they are clipped.
         lr: the learning rate.
     """
-    assert norm is not None
     return Step(
         number=progress.step,
         batch=batch,
@@ -46,7 +46,7 @@ def step_of(
         total=outcome.total.detach(),
         counts=counts,
         idle_tokens=progress.idle_tokens,
-        gradient_norm=norm,
+        gradient_norm=outcome.total.new_full((), torch.nan) if norm is None else norm,
         rate=lr,
         weights=weights_of(parts.transcoder, extra=learned.parameters(parts)),
         transcoder=parts.transcoder,

@@ -27,6 +27,7 @@ from clt_plugins.contract.abilities import Identified
 from clt_plugins.contract.spec import Selected
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import Fault, Faults, Refused, names, parse_path
+from clt_plugins.recipe.moved import move
 from clt_plugins.recipe.structure import plain
 from clt_plugins.toml import inline
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FREE_TABLES = {"name", "requires", "metrics", "loggers", "parallel", "kernels", "convert", "evaluate", "exports"}
+FREE_TABLES = {"name", "requires", "metrics", "loggers", "parallel", "kernels", "stages"}
 """Where the run is computed, what is watched, and what comes after it."""
 
 FREE_RATES = {"train.lr", "train.clip_norm"}
@@ -89,10 +90,12 @@ class Before:
         Args:
             recipe: as TOML; that of the run's folder for checkpoints that hold none.
         """
+        tables = tomllib.loads(recipe)
+        move(tables)  # the run may be older
         return cls(
             folder=folder,
             step=state.step,
-            tables=tomllib.loads(recipe),
+            tables=tables,
             identity=state.identity,
             data_ranks=state.source.get("data_ranks") if "of_source" in state.source else None,
         )
@@ -124,7 +127,7 @@ def _in_record(before: Any, record: Any, path: str, free: bool) -> Iterator[Chan
 
 def _in_value(old: Any, value: Any, setting: str, free: bool, derived: bool) -> Iterator[Change]:
     inside = isinstance(value, list) and value and all(_has_settings(item) for item in value)
-    if isinstance(value, Selected) and isinstance(old, Mapping) and old.get("name") == value.name:
+    if isinstance(value, Selected) and isinstance(old, Mapping) and _is_named(value, old):
         yield from _in_record(old, value.config, setting, free)
     elif attrs.has(type(value)) and not isinstance(value, Selected) and isinstance(old, Mapping):
         yield from _in_record(old, value, setting, free)
@@ -152,12 +155,17 @@ def _is_default(value: Any, default: Any) -> bool:
     if not isinstance(value, Selected):
         return bool(plain(value) == plain(default))
     stated = {"name": default} if isinstance(default, str) else default
-    if not isinstance(stated, Mapping) or stated.get("name") not in (value.name, *value.spec.aliases):
+    if not isinstance(stated, Mapping) or not _is_named(value, stated):
         return False
     fields = [a for a in attrs.fields(type(value.config)) if a.init]
     return all(
         _is_default(getattr(value.config, a.name), stated.get(a.alias, _default(a, value.config))) for a in fields
     )
+
+
+def _is_named(value: Selected, stated: Mapping[str, Any]) -> bool:
+    """Whether a table names that choice, perhaps by an older name."""
+    return stated.get("name") in (value.name, *value.spec.aliases)
 
 
 def _default(a: attrs.Attribute[Any], record: Any) -> Any:
@@ -292,7 +300,7 @@ def check_data_ranks(before: Before, source: Source, accepted: Collection[str]) 
     old, new = before.data_ranks, source.parallel.data_ranks
     if old is not None and old != new:
         text = (
-            f"they drop rows, so {new} data ranks give other batches than the {old} of the run in {before.folder}; "
-            f"resume on {old}, or accept it: --accept transforms"
+            "they drop rows, so batches depend on the number of data ranks: in the run in "
+            f"{before.folder} it was {old}, now it is {new}; resume on as many, or accept it: --accept transforms"
         )
         raise Refused("transforms", text)

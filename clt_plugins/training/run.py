@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from clt_plugins.contract.recipe import Recipe
 from clt_plugins.distributed.agree import all_or_none, anyone, same_everywhere
 from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
-from clt_plugins.finished.stages import after_training, check_stages
+from clt_plugins.finished.results import raise_first
+from clt_plugins.finished.series import AtCheckpoints, Series
+from clt_plugins.finished.stages import check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.in_model.passes import check_losses
 from clt_plugins.model.normalisation.fit import fit_to_source
@@ -26,7 +28,8 @@ from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
 from clt_plugins.registry.build import build, naming_plugins
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training import learned
-from clt_plugins.training.checkpoint import Progress, load_checkpoint, set_aside
+from clt_plugins.training.between.calls import Calls
+from clt_plugins.training.checkpoint import Progress, load_checkpoint, load_plugins_state, set_aside
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
@@ -36,6 +39,7 @@ from clt_plugins.training.resume import changes, check_data_ranks, check_identit
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.results.logger import Logger
+    from clt_plugins.finished.stages import Chosen
     from clt_plugins.model.transcoder import CrossLayerTranscoder
 
 logger = logging.getLogger(__name__)
@@ -49,7 +53,7 @@ def run(
     accept: Collection[str] = (),
     plugins: Plugins | None = None,
 ) -> CrossLayerTranscoder:
-    """Train the transcoder a recipe describes; then convert, evaluate and export it, as far as the recipe asks.
+    """Train the transcoder a recipe describes; then do the stages that the recipe asks for.
 
     Args:
         recipe: typed, or a recipe file, or its tables as a dictionary.
@@ -59,7 +63,7 @@ def run(
             `training/resume`.
 
     Returns:
-        The trained transcoder, also saved in `out/transcoder`; the converted one (`out/converted`) if converted.
+        The trained transcoder, also saved in `out/transcoder`; or what the stages made of it (`out/converted`).
 
     Raises:
         Faults: the recipe has faults, or something that it names does not fit or is not there.
@@ -86,9 +90,9 @@ def run(
             parts = assemble(start.recipe, start.folder, context.device, parallel)
             stack.callback(close, parts)
             check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
-            # What conversion or export would refuse at the end is refused now.
-            check_stages(parts, start.recipe, plugins)
-        return _train(parts, start, accept, plugins, signals)
+            # What a stage would refuse at the end is refused now.
+            stages = check_stages(parts, start.recipe, plugins)
+        return _train(parts, start, accept, plugins, signals, stages)
 
 
 def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
@@ -100,7 +104,12 @@ def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
 
 
 def _train(
-    parts: Parts, start: Start, accept: Collection[str], plugins: Plugins, signals: Signals
+    parts: Parts,
+    start: Start,
+    accept: Collection[str],
+    plugins: Plugins,
+    signals: Signals,
+    stages: Sequence[Chosen],
 ) -> CrossLayerTranscoder:
     transcoder, source, folder = parts.transcoder, parts.source, start.folder
     parallel = parts.context.parallel
@@ -120,6 +129,12 @@ def _train(
         with all_or_none(parallel):
             progress = load_checkpoint(start.checkpoint, parts, optimizer, accepted=accept, source_anew=source_anew)
         logger.info("resumed from %s", start.checkpoint)
+    calls = Calls(parts, optimizer, progress, recipe.train.steps) if parts.callbacks else None
+    if calls is not None:
+        calls.start()
+    if start.checkpoint is not None:
+        with all_or_none(parallel):
+            load_plugins_state(start.checkpoint, parts, accept)
     progress.recipe, progress.identity = as_toml(recipe), identity
     # Only large matrices: a buffer per bias would save nothing.
     reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
@@ -128,8 +143,10 @@ def _train(
     with all_or_none(parallel):
         if parallel.rank == 0:
             set_aside(folder / "checkpoints", progress.step)
+            set_aside(folder / "stages", progress.step, "results")
             changed = changes(start.before.tables, recipe) if start.before is not None else []
             record_start(start, progress.recipe, plugins, changed, accept, progress.step)
+    at_checkpoints = AtCheckpoints(stages, folder, parts, recipe, plugins)
     with _loggers(recipe, parts, progress.step) as loggers:
         transcoder.train()
         with signals.in_loop():
@@ -142,32 +159,55 @@ def _train(
                 loggers,
                 folder / "checkpoints",
                 lambda: signals.asked,
+                at_checkpoints,
+                calls,
             )
+            if calls is not None:
+                calls.finish()
             save_transcoder(transcoder, folder / "transcoder")
             # In the last step there was nothing to stop; what comes after it can still be left out.
-            stopping = anyone(parallel, signals.asked) and bool(recipe.convert or recipe.evaluate or recipe.exports)
+            stopping = anyone(parallel, signals.asked) and bool(stages)
         signals.phase = f"interrupted after training: {folder / 'transcoder'} is saved, --resume does the rest"
         if stopping:
             raise Stopped(ExitCode.INTERRUPTED, signals.phase if parallel.rank == 0 else "")
     release_gradients(learned.parameters(parts).values())
     optimizer.state.clear()
+    transcoder.eval()
+    series = Series(
+        root=folder,
+        place=folder / "transcoder",
+        transcoder=transcoder,
+        parts=parts,
+        recipe=recipe,
+        plugins=plugins,
+        parallel=parallel,
+        failures=at_checkpoints.failures,
+    )
+    together = [chosen for chosen in stages if parallel.world > 1 and chosen.info.ranks == "all"]
+    for chosen in together:
+        series.run(chosen)
     # What follows is rank 0's alone and may take hours: no other rank waits for it.
     parallel.close()
     if parallel.rank > 0:
-        return transcoder.eval()
+        return series.loaded()
+    if progress.stopped:
+        logger.info("training ended at step %d of %d: %s", progress.step, recipe.train.steps, progress.stopped)
     if scores is not None:
         dead = f"{scores.dead_fraction:.1%} of features never active"
         logger.info("held-out NMSE %.4f at L0 %.1f, %s", scores.nmse, scores.l0, dead)
         for note in scores.notes():
             logger.warning("%s", note)
     logger.info("transcoder saved in %s", folder / "transcoder")
-    transcoder.eval()
-    if parallel.world > 1 and (recipe.convert or recipe.evaluate or recipe.exports):
+    series.parallel = None
+    alone = stages[len(together) :]
+    if parallel.world > 1 and alone:
         # With all features; this rank's own are in the file.
-        transcoder.to_empty(device="meta")
-        device = str(parts.context.device)
-        transcoder = type(transcoder).load(folder / "transcoder", device=device, plugins=plugins)
-    return after_training(transcoder, source, recipe=recipe, context=parts.context, plugins=plugins, folder=folder)
+        series.loaded().to_empty(device="meta")
+        series.transcoder = None
+    for chosen in alone:
+        series.run(chosen)
+    raise_first(series.failures)
+    return series.loaded()
 
 
 def _data(parts: Parts, start: Start, accept: Collection[str]) -> tuple[dict[str, str], bool]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attrs import field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import Selected, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context, Recipe
@@ -43,6 +43,9 @@ class TopKConfig:
     """Training starts with this factor times k features, which then fall linearly to k; 1 trains with k throughout."""
     anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
     """The share of the training steps over which they fall."""
+    anneal_schedule: Annotated[Selected, "schedule"] | None = None
+    """How what is above k falls, by a schedule in place of the straight line over `anneal_over`. Most have a warm-up;
+    set its `warmup_steps` to 0 to begin at the top."""
 
 
 @frozen(kw_only=True)
@@ -84,7 +87,7 @@ def clt_activations() -> list[Spec]:
     ]
 
 
-THRESHOLDS = "has thresholds already, there is nothing to convert: leave out [convert]"
+THRESHOLDS = "has thresholds already, there is nothing to convert: leave it out"
 
 
 @hookimpl
@@ -92,7 +95,11 @@ def clt_check(recipe: Recipe) -> list[str]:
     config = recipe.activation.config
     if not isinstance(config, TopKConfig):
         thresholded = isinstance(config, ReLUConfig | JumpReLUConfig)
-        return [f"convert: {recipe.activation.name} {THRESHOLDS}"] if thresholded and recipe.convert else []
+        return [
+            f"stages[{index}]: {recipe.activation.name} {THRESHOLDS}"
+            for index, stage in enumerate(recipe.stages)
+            if stage.name == "convert" and thresholded
+        ]
     faults = []
     if config.k >= 1 and config.k != int(config.k):
         faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")

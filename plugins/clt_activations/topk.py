@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from clt_plugins import Context, Refused, Top
+from clt_plugins import Context, Refused, Top, build
 
 if TYPE_CHECKING:
     from clt_activations import TopKConfig
+    from clt_plugins import Schedule
 
 EPSILON = 1e-6
 """What the reference library adds to a standard deviation before it divides by it."""
@@ -35,6 +36,8 @@ class TopK(nn.Module):
         self.config = config
         self.per = per
         self.context = context
+        chosen = config.anneal_schedule
+        self.anneal: Schedule | None = None if chosen is None else build(chosen, context)
         self.training_k = self.k
         """k in the current training step."""
 
@@ -44,6 +47,9 @@ class TopK(nn.Module):
         With more features at first, each gets a gradient from more tokens, finds a use, and fewer of them die.
         """
         left = max(0.0, 1 - progress / self.config.anneal_over)
+        if self.anneal is not None:
+            steps = self.context.schedule_steps
+            left = self.anneal(round(progress * steps), steps, 1.0)
         self.training_k = min(self.available, round(self.k * (1 + (self.config.anneal_from - 1) * left)))
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:

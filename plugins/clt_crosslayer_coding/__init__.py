@@ -89,9 +89,10 @@ def clt_check(recipe: Recipe) -> list[str]:
     """The limits of the checkpoint that the recipe alone shows; the exporter's `check` sees the rest."""
     from clt_crosslayer_coding import limits
 
-    return [
-        f"exports[{index}]: {fault}"
-        for index, export in enumerate(recipe.exports)
-        if isinstance(export.config, ExportConfig)
-        for fault in limits.of_recipe(export.config, recipe)
-    ]
+    faults, activation = [], recipe.activation
+    for path, chosen in recipe.selected():
+        if path.startswith("stages[") and chosen.choice.slot == "activation":
+            activation = chosen  # a conversion: what comes after it gets another activation
+        elif isinstance(chosen.config, ExportConfig):
+            faults += [f"{path}: {fault}" for fault in limits.of_recipe(chosen.config, recipe, activation)]
+    return faults

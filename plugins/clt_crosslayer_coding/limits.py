@@ -13,7 +13,7 @@ from clt_plugins import Fault, Refused, recipe_data
 
 if TYPE_CHECKING:
     from clt_crosslayer_coding import ExportConfig
-    from clt_plugins import CrossLayerTranscoder, Recipe
+    from clt_plugins import CrossLayerTranscoder, Recipe, Selected
 
 TOPK = ("topk", "batchtopk")
 ACTIVATIONS = ("relu", "jumprelu", *TOPK)
@@ -32,12 +32,13 @@ HOOKS: dict[str, tuple[str | None, str | None]] = {
 """For each module of Hugging Face within a block: TransformerLens's hook at its input and at its output."""
 
 
-def of_recipe(config: ExportConfig, recipe: Recipe) -> list[Fault]:
-    """Faults of the transcoder that a recipe describes, as far as built-in choices tell."""
-    model = recipe_data(recipe).get("model", {})
-    if recipe.convert is not None:
-        return _faults(config, model, recipe.convert.activation, None)
-    return _faults(config, model, recipe.activation.name, recipe.activation.config)
+def of_recipe(config: ExportConfig, recipe: Recipe, activation: Selected) -> list[Fault]:
+    """Faults of the transcoder that a recipe describes, as far as built-in choices tell.
+
+    Args:
+        activation: after conversion, if there is one before the export.
+    """
+    return _faults(config, recipe_data(recipe).get("model", {}), activation.name, activation.config)
 
 
 def of_transcoder(config: ExportConfig, transcoder: CrossLayerTranscoder) -> list[Fault]:

@@ -98,15 +98,16 @@ def clt_check(recipe: Recipe) -> list[str]:
     """The limits of the formats that the recipe alone shows; the exporters' `check` sees the rest."""
     from clt_exporters import limits
 
-    subject = limits.Subject.of_recipe(recipe)
     rules: dict[type, Callable[[Any, limits.Subject], list[Fault]]] = {
         CircuitTracerConfig: limits.circuit_tracer,
         SAELensConfig: limits.saelens,
         SafetensorsConfig: lambda _, subject: limits.plain("safetensors", subject),
     }
-    return [
-        f"exports[{index}]: {fault}"
-        for index, export in enumerate(recipe.exports)
-        if (rule := rules.get(type(export.config))) is not None
-        for fault in rule(export.config, subject)
-    ]
+    faults, subject = [], limits.Subject.of_recipe(recipe, recipe.activation.name)
+    for path, chosen in recipe.selected():
+        if path.startswith("stages[") and chosen.choice.slot == "activation":
+            # A conversion: what comes after it gets another activation.
+            subject = limits.Subject.of_recipe(recipe, chosen.name)
+        elif (rule := rules.get(type(chosen.config))) is not None:
+            faults += [f"{path}: {fault}" for fault in rule(chosen.config, subject)]
+    return faults

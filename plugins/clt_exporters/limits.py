@@ -40,10 +40,13 @@ class Subject:
     """Why normalisation and encoder are no matrix and bias on raw inputs; empty if that is not known yet."""
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe) -> Subject:
-        """The transcoder that a recipe describes, as far as built-in choices tell."""
+    def of_recipe(cls, recipe: Recipe, activation: str) -> Subject:
+        """The transcoder that a recipe describes, as far as built-in choices tell.
+
+        Args:
+            activation: after conversion, if there is one before the export.
+        """
         model = recipe_data(recipe).get("model", {})
-        activation = recipe.activation.name if recipe.convert is None else recipe.convert.activation
         return cls(
             activation=activation,
             thresholded=activation not in WITHOUT_THRESHOLDS,
@@ -132,7 +135,7 @@ def plain(format_name: str, subject: Subject) -> list[Fault]:
             Fault(
                 ("activation",),
                 f"{subject.activation} has no thresholds, and {format_name} needs them: "
-                "convert it first (`convert`, or a table [convert] in the recipe)",
+                "convert it first (`convert`, or a stage `convert` before it in the recipe)",
             )
         )
     if subject.offsets:

@@ -110,7 +110,7 @@ class AdafactorConfig(RatesConfig):
     """The second moment's decay in step t is 1 - t to this power."""
     eps: float = field(default=1e-3, validator=validators.gt(0), metadata=FREE_ON_RESUME)
     """The smallest root mean square that a parameter counts as having."""
-    clip: float = field(default=1.0, validator=validators.gt(0), metadata=FREE_ON_RESUME)
+    clip: float = field(default=1.0, validator=validators.ge(1), metadata=FREE_ON_RESUME)
     """The largest root mean square of an update, before the rate."""
 
 

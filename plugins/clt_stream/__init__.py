@@ -17,8 +17,8 @@ class StreamConfig:
     """Runs the model of `[model]` on text and yields its activations, shuffled, without storing them.
 
     Memory, besides the model: a block of `buffer_tokens` rows, and the held-out rows, as many as the largest evaluation
-    reads (`train.eval_tokens`, `evaluate.tokens`). Each of the two needs `model_batch` x `context` rows more. Both are
-    on `buffer_device`. A row has 2 x layers x d_model numbers in the model's dtype: in float32, 65536 rows of GPT-2
+    reads (`train.eval_tokens`, `tokens` of evaluate). Each of the two needs `model_batch` x `context` rows more. Both
+    are on `buffer_device`. A row has 2 x layers x d_model numbers in the model's dtype: in float32, 65536 rows of GPT-2
     small are 4.8 GB.
 
     On a GPU the block has two halves: the model reads into one while the other is trained on, a few passes in each

@@ -121,7 +121,7 @@ class _Swap:
             raise Refused(
                 "model.outputs",
                 f"{str(self.written)!r} is computed before the transcoder's inputs, so it cannot be replaced: name "
-                f"another module, or set evaluate.model_tokens = 0",
+                f"another module, or set stages.evaluate.model_tokens = 0",
             )
         flat = value.flatten(0, -2)
         new = self.replace(self.layer, self.inputs, self.written.scaled(flat[self.rows]))

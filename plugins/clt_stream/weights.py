@@ -56,7 +56,7 @@ def check_weights(model: PreTrainedModel, info: Mapping[str, Any], name: str) ->
     if missing:
         log.warning(
             f"{name} has no output head ({_some(missing)}): activations are right, but do not evaluate in the model "
-            f"(evaluate.model_tokens = 0)"
+            f"(stages.evaluate.model_tokens = 0)"
         )
 
 

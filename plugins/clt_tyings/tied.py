@@ -11,6 +11,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -139,6 +140,10 @@ class PerSource(Tied):
             written = dense_decode(values.flatten(0, 1)[:, None], self.weight, one)
             out = out + pad(written.view(-1, len(targets), out.shape[-1]), (0, 0, source, 0))
         return out
+
+    def feature_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """The row of each of a layer's features, for all targets: [F, 1, D]."""
+        return "weight", lambda weight: weight[layer][:, None]
 
     def _rows(self, layer: int) -> Tensor:
         return self.weight.detach()[layer][:, None].expand(-1, self.n_layers - layer, -1)

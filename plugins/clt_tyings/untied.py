@@ -5,6 +5,8 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,10 @@ class Untied(Decoder):
     def own_rows(self) -> Tensor:
         """What each feature writes to its own layer, [L, F, D]; differentiable."""
         return own_rows(self.weight, self.layout)
+
+    def feature_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """The rows of a layer's features, one for each target: [F, L - layer, D]."""
+        return "weight", lambda weight: self._rows(weight, layer)
 
     def views(self) -> dict[str, View]:
         """One tensor W_dec.SS [F, L - s, D] for each source layer."""

@@ -81,7 +81,8 @@ def test_the_recipe_trains_and_every_metric_of_a_run_is_explained(checkout: Path
     (checkout / "notes" / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
     more = '[[losses]]\nname = "tanh_sparsity"\n[[losses]]\nname = "preactivation"\n'
     more += '[[losses]]\nname = "mse"\n[[losses]]\nname = "auxk"\n'
-    more += "[evaluate]\ntokens = 256\nmodel_tokens = 64\n"
+    more += '[[stages]]\nname = "evaluate"\n'
+    more += "tokens = 256\nmodel_tokens = 64\n"
     (checkout / "mine.toml").write_text(recipe + more, encoding="utf-8")
     changes = {
         "model.path": str(MODEL),

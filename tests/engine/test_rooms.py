@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 import clt_plugins
 from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.slots import BY_TABLE, SLOTS
+from clt_plugins.contract.slots import OF_RECIPE, SLOTS
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "clt_plugins"
@@ -199,4 +199,4 @@ def test_every_hook_is_documented_and_every_slot_is_a_recipe_table() -> None:
     declared = {name: hook for name, hook in vars(Hooks).items() if name.startswith("clt_")}
     assert all(hook.__doc__ for hook in declared.values())
     assert declared.keys() - {f"clt_{slot.hook}" for slot in SLOTS} == {"clt_commands", "clt_check"}
-    assert set(BY_TABLE) <= {a.name for a in attrs.fields(Recipe)}
+    assert {slot.table for slot in OF_RECIPE} <= {a.name for a in attrs.fields(Recipe)}

@@ -43,17 +43,20 @@ dead_after_tokens = 64
 """A run of half a second."""
 
 STAGES = """
-[convert]
+[[stages]]
+name = "convert"
 tokens = 256
 calibration_tokens = 256
 tolerance = 0.5
-[evaluate]
+[[stages]]
+name = "evaluate"
 tokens = 128
-[[exports]]
-name = "safetensors"
-[[exports]]
-name = "saelens"
-model_name = "synthetic"
+[[stages]]
+name = "export"
+format = "safetensors"
+[[stages]]
+name = "export"
+format = { name = "saelens", model_name = "synthetic" }
 """
 """Everything after training."""
 
@@ -82,7 +85,14 @@ RECIPES = {
 
 RUN = ("run", "r.toml", "--out", "r")
 STORE = ("--tokens", "300", "--held-out", "64", "--chunk-mb", "0.05", "--block-rows", "16")
-CONVERT = ("--set", "convert.tokens=256", "--set", "convert.calibration_tokens=256", "--set", "convert.tolerance=0.5")
+CONVERT = (
+    "--set",
+    "stages.convert.tokens=256",
+    "--set",
+    "stages.convert.calibration_tokens=256",
+    "--set",
+    "stages.convert.tolerance=0.5",
+)
 GENERATE = ("generate", "r.toml", "--out", "d", *STORE)
 INTERRUPT = ("-p", "tests.support.interrupting", "--set", "loggers.2.name=interrupt", "--set", "loggers.2.kind=SIGKILL")
 
@@ -108,7 +118,7 @@ FOLDERS: dict[str, Prepared] = {
     "killed": Prepared(steps=((*RUN, *INTERRUPT, "--set", "loggers.2.at=8"),)),
     "finished": Prepared(steps=((*RUN, "--set", "train.keep_checkpoints=9"),)),
     "stages": Prepared(steps=(("run", "stages.toml", "--out", "r"),)),
-    "report": Prepared(after="finished", steps=(("evaluate", "r", "--set", "evaluate.tokens=64"),)),
+    "report": Prepared(after="finished", steps=(("evaluate", "r", "--set", "stages.evaluate.tokens=64"),)),
     "half": Prepared(steps=(GENERATE,), stop_at="train_00002"),
     "data": Prepared(steps=(GENERATE,)),
     "other": Prepared(other=True),
@@ -170,7 +180,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         folder="report",
-        arguments=("evaluate", "r", "--set", "evaluate.tokens=128"),
+        arguments=("evaluate", "r", "--set", "stages.evaluate.tokens=128"),
         makes=("r/evaluation",),
         keeps=("r/transcoder", "r/evaluation"),
     ),

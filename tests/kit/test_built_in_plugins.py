@@ -73,6 +73,20 @@ def test_tyings(case: Case) -> None:
 
 
 @parametrize(
+    "callbacks",
+    settings={
+        "resample": [{"every": 1, "until": 1.0}, {"every": 2, "encoder_scale": 1.0, "until": 1.0}],
+        "decoder_norm": [{"norm": 0.5}, {"norm": 0.5, "how": "exactly", "compensate": True}],
+        "ema": {"every": 1, "decay": 0.9},
+        "early_stopping": [{}, {"patience": 1, "change": 1e6}],
+        "active_subspace": [{"variance": 0.9}, {"dimensions": 3}],
+    },
+)
+def test_callbacks(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
     "losses",
     settings={
         "mse": [{}, {"scale": "raw"}],
@@ -188,10 +202,34 @@ def test_exporters(case: Case) -> None:
     case.run()
 
 
+@parametrize(
+    "stages",
+    settings={
+        "convert": [
+            {"tokens": 64, "calibration_tokens": 64, "tolerance": 3.0},
+            {"tokens": 64, "calibration_tokens": 64, "calibrate": False},
+        ],
+        "evaluate": {"tokens": 256},
+        "export": {"format": "safetensors"},
+    },
+)
+def test_stages(case: Case) -> None:
+    case.run()
+
+
 def test_no_choice_is_left_out() -> None:
     """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
-    tried |= {"transforms", "metrics", "exporters", "crosslayer_coding", "optimizers", "schedules"}
+    tried |= {
+        "transforms",
+        "metrics",
+        "exporters",
+        "stages",
+        "crosslayer_coding",
+        "optimizers",
+        "schedules",
+        "callbacks",
+    }
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}
     built_in = {info.name for info in loaded.infos if info.distribution.split()[0] == "clt-plugins"}

@@ -128,7 +128,7 @@ def test_on_the_command_line_with_the_recipes_line(clt: Clt, distributions: Dist
     done = clt("run", "recipe.toml")
     assert done.returncode == ExitCode.FAILED
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("recipe.toml:17: losses[1]: 'mine' of plugin 'bad' (clt-bad 2.3): ")
+    assert last.startswith("recipe.toml:16: losses[1]: 'mine' of plugin 'bad' (clt-bad 2.3): ")
     assert text in last
     assert "(clt_bad_bad.py:16)" in last
     assert "Traceback" not in done.stderr

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tests.conftest import Distributions
 
 OPTIMIZER = '''
-import torch
 from attrs import frozen
 from clt_plugins import Spec, hookimpl
 
@@ -22,37 +21,42 @@ from clt_plugins import Spec, hookimpl
 class Config:
     """One to be checked."""
 
-class Momentum(torch.optim.Optimizer):
-    _step_supports_amp_scaling = True
-    grad_scale = None
-    steps = 0
+def build(config, context):
+    import torch
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        self.steps += 1
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                    state["step"] = 0
-                state["step"] += 1
-                grad = p.grad / (1 if self.grad_scale is None else self.grad_scale)
-                state["momentum"].lerp_(grad, 0.1)
-                p.sub_(group["lr"] * state["momentum"] / (1 - 0.9 ** state["step"]))
+    class Momentum(torch.optim.Optimizer):
+        _step_supports_amp_scaling = True
+        grad_scale = None
+        steps = 0
 
-class Maker:
-    def make(self, weights):
-        return Momentum([{"params": [w.parameter for w in weights]}], {"lr": 1.0})
+        @torch.no_grad()
+        def step(self, closure=None):
+            self.steps += 1
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is None:
+                        continue
+                    state = self.state[p]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(p)
+                        state["step"] = 0
+                    state["step"] += 1
+                    grad = p.grad / (1 if self.grad_scale is None else self.grad_scale)
+                    state["momentum"].lerp_(grad, 0.1)
+                    p.sub_(group["lr"] * state["momentum"] / (1 - 0.9 ** state["step"]))
 
-    def state_bytes(self, weight):
-        return 4 * weight.parameter.numel()
+    class Maker:
+        def make(self, weights):
+            return Momentum([{"params": [w.parameter for w in weights]}], {"lr": 1.0})
+
+        def state_bytes(self, weight):
+            return 4 * weight.parameter.numel()
+
+    return Maker()
 
 @hookimpl
 def clt_optimizers():
-    return [Spec("mine", Config, lambda config, context: Maker())]
+    return [Spec("mine", Config, build)]
 '''
 
 SCHEDULE = '''

@@ -49,7 +49,7 @@ def make(
 
 
 def exporter(name: str, **settings: Any) -> Any:
-    """An exporter, built as for a recipe's `[[exports]]`."""
+    """An exporter, built as for a recipe's stage `export`."""
     chosen = structure_choice(plugins(), "exports", {"name": name, **settings})
     return build(chosen, parts().context)
 
@@ -99,8 +99,8 @@ def said_before_training(name: str, folder: Path, **changes: Any) -> list[str]:
         read_recipe(tables(**tables_of, exports=[{"name": name}]), plugins=plugins())
     except Faults as error:
         faults = [str(fault) for fault in error.faults]
-    assert all(fault.startswith("recipe: exports[0]: ") for fault in faults), faults
-    faults = [fault.removeprefix("recipe: exports[0]: ") for fault in faults]
+    assert all(fault.startswith("recipe: stages[0].format: ") for fault in faults), faults
+    faults = [fault.removeprefix("recipe: stages[0].format: ") for fault in faults]
 
     typed = read_recipe(tables(**tables_of), plugins=plugins())
     for device in ("cpu", "meta"):

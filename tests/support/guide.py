@@ -4,6 +4,8 @@ What is between these markers comes from the code; any text may stand around the
 
 - `<!-- example: KIND -->`: the template of a kind, a block for each of its files, each below `<!-- file: NAME -->`.
 - `<!-- public -->`: a line with the public names.
+- `<!-- checks -->` ... `<!-- end of checks -->`: the kit's checks by table, and what each asks: the first paragraph of
+  its docstring.
 
 Other files that the guide shows stand below `<!-- file: NAME -->`, and commands to run below `<!-- run -->`.
 """
@@ -15,6 +17,9 @@ from pathlib import Path
 
 import clt_plugins
 from clt_plugins.cli.new import TEMPLATES, renamed
+from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.testing import CHECKS
+from clt_plugins.testing.registry import Check, checks_of
 
 GUIDE = Path(__file__).resolve().parents[2] / "plugins" / "README.md"
 
@@ -33,6 +38,25 @@ def public() -> str:
     return ", ".join(f"`{name}`" for name in names) + "."
 
 
+def checks() -> str:
+    """Two tables: which checks a recipe's table has, and what each check asks."""
+    by_table = {table: checks_of(table) for table in CHECKS}
+    every = [check for check in by_table["activation"].values() if check.tables == tuple(BY_TABLE)]
+    listed = {"every choice": [check.name for check in every], **CHECKS}
+    lines = ["| table | checks |", "| --- | --- |"]
+    lines += [f"| {table} | {', '.join(f'`{name}`' for name in names)} |" for table, names in listed.items()]
+    lines += ["", "| check | of | |", "| --- | --- | --- |"]
+    told: list[Check] = []
+    for check in (check for table in by_table.values() for check in table.values()):
+        if check in told:
+            continue
+        told.append(check)
+        of = "every choice" if check in every else ", ".join(check.tables)
+        text = " ".join((check.run.__doc__ or "").split("\n\n")[0].split()).replace("|", "\\|")
+        lines.append(f"| `{check.name}` | {of} | {text} |")
+    return "\n".join(lines)
+
+
 def examples(text: str) -> list[str]:
     """The kinds whose template the guide shows."""
     return re.findall(r"<!-- example: (\w+) -->", text)
@@ -44,6 +68,8 @@ def written(text: str) -> str:
         block = rf"\s*<!-- file: clt_example_{kind}/\S+ -->\n```python\n.*?^```\n"
         shown = re.compile(rf"<!-- example: {kind} -->\n(?:{block})*", re.S | re.M)
         text = shown.sub(lambda _, kind=kind: f"<!-- example: {kind} -->\n\n{example(kind)}", text)
+    shown = re.compile(r"<!-- checks -->\n.*?<!-- end of checks -->\n", re.S)
+    text = shown.sub(lambda _: f"<!-- checks -->\n\n{checks()}\n\n<!-- end of checks -->\n", text)
     return re.sub(r"<!-- public -->\n.*\n", lambda _: f"<!-- public -->\n{public()}\n", text)
 
 

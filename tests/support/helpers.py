@@ -13,6 +13,7 @@ from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.recipe.read import read_recipe
+from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.plugins import Plugins, load_plugins
 
 SMALL: dict[str, Any] = {
@@ -77,8 +78,17 @@ def plugins() -> Plugins:
 
 
 def tables(**changes: Any) -> dict[str, Any]:
-    """SMALL with some tables changed: mappings are merged into a table, anything else replaces it."""
+    """SMALL with some tables changed: mappings are merged into a table, anything else replaces it.
+
+    `convert` and `evaluate` (settings) and `exports` (formats, or settings of the stage) are stages, in this order.
+    """
     out = copy.deepcopy(SMALL)
+    stages = [{"name": name, **changes.pop(name)} for name in ("convert", "evaluate") if name in changes]
+    stages += [
+        {"name": "export", **(one if "format" in one else {"format": one})} for one in changes.pop("exports", [])
+    ]
+    if stages:
+        out["stages"] = stages
     for name, value in changes.items():
         # A choice under another name has other settings: it replaces the table.
         if isinstance(value, Mapping) and "name" not in value and name in out:
@@ -90,6 +100,11 @@ def tables(**changes: Any) -> dict[str, Any]:
 
 def recipe(**changes: Any) -> Recipe:
     return read_recipe(tables(**changes), plugins=plugins())
+
+
+def convert_config(**settings: Any) -> Any:
+    """Settings of the stage `convert`."""
+    return structure_choice(plugins(), "stages", {"name": "convert", **settings}).config
 
 
 def parts(**changes: Any) -> Parts:

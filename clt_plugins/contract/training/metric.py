@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Step:
-    """A training step that is done, as metrics see it. Nothing in it may be changed; all tensors are detached.
+    """A training step that is done, as metrics and callbacks see it. Nothing in it may be changed; all is detached.
 
     What it says of tokens is of this data rank's share of the batch; what it says of features, of this tensor rank's.
     """
@@ -50,7 +50,8 @@ class Step:
     idle_tokens: Tensor
     """Tokens since each feature was last active, [L, F] int64; 0 for those of this step."""
     gradient_norm: Tensor
-    """2-norm of all gradients before clipping, of all ranks together; a scalar."""
+    """2-norm of all gradients before clipping, of all ranks together; a scalar. For callbacks, NaN in steps without
+    a log, unless gradients are clipped."""
     rate: float
     """The learning rate."""
     weights: Sequence[Weight]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 from typing import Any
 from unittest import SkipTest
@@ -10,7 +9,7 @@ from unittest import SkipTest
 import attrs
 
 from clt_plugins.contract.spec import Selected
-from clt_plugins.contract.types import check_config, field_docs, summary
+from clt_plugins.contract.types import check_config, field_docs, stated_default, summary
 from clt_plugins.errors import Faults
 from clt_plugins.model.assemble import close
 from clt_plugins.recipe.structure import plain, structure_choice
@@ -46,18 +45,6 @@ def config(bench: Bench) -> None:
         check_config(cls)
     except TypeError as error:
         complain("a config that recipes can hold", str(error), look)
-    names = {a.name for a in attrs.fields(cls)}
-    plain_values = [
-        name
-        for name, value in vars(cls).items()
-        if not name.startswith("_") and name not in names and not _is_behaviour(value)
-    ]
-    expect(
-        not plain_values,
-        "a type on every setting",
-        f"{', '.join(plain_values)} without one, so that no recipe can set it",
-        f"{look}: write `{(plain_values or ['x'])[0]}: float = ...`",
-    )
     positional = [a.name for a in attrs.fields(cls) if a.init and not a.kw_only]
     expect(
         not positional,
@@ -95,13 +82,9 @@ def config(bench: Bench) -> None:
     )
 
 
-def _is_behaviour(value: Any) -> bool:
-    return inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod | type)
-
-
 def _typed(bench: Bench, settings: Any) -> Selected | None:
     """The settings, typed; None where a field without a default is missing."""
-    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and a.default is attrs.NOTHING]
+    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and stated_default(a) is attrs.NOTHING]
     if set(required) - set(settings):
         return None
     try:
@@ -116,7 +99,7 @@ def default(bench: Bench) -> None:
 
     Skipped where it cannot work with defaults alone.
     """
-    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and a.default is attrs.NOTHING]
+    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and stated_default(a) is attrs.NOTHING]
     if required:
         raise SkipTest(f"no default: a recipe must set {', '.join(required)}")
     bench = attrs.evolve(bench, settings={})

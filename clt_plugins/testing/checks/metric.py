@@ -67,7 +67,7 @@ def _tensors(step: Any, parts: Parts) -> dict[str, Tensor]:
     return tensors
 
 
-@check("metrics", trial=True)
+@check("metrics", trial=True, basic=True)
 def numbers(bench: Bench) -> None:
     """Numbers by name, finite, of at most two dimensions; also where features are dense, and for one token."""
     look = "what `step` and `result` return"

@@ -18,8 +18,8 @@ from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.optimizers.make import build_optimizer, make_optimizer, weights_of
-from clt_plugins.training.optimizers.moments import moments
 from clt_plugins.training.optimizers.rate import set_rate
 
 RATE = 1e-2
@@ -70,7 +70,8 @@ def moves(bench: Bench) -> None:
     optimizer = _made(bench, parts)
     look = "`step`, and the groups that `make` gives"
     named = dict(parts.transcoder.named_parameters())
-    for step, (rate, without) in enumerate(((RATE, ""), (RATE, "encoder.b_enc"), (0.0, ""))):
+    last = list(named)[-1]
+    for step, (rate, without) in enumerate(((RATE, ""), (RATE, last), (0.0, ""))):
         before = {name: p.detach().clone() for name, p in named.items()}
         optimizer.zero_grad(set_to_none=True)
         _gradients(parts, step, without)

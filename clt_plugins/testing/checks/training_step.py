@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import torch
 from torch import Tensor
 
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import TOKENS, Bench, as_now, gradients, stir
+from clt_plugins.testing.bench import Bench, as_now, gradients, stir
 from clt_plugins.testing.checks.tensor_parallel import ROUNDING
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
-from clt_plugins.training.run import run
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from clt_plugins.contract.recipe import Recipe
 
 
 @check("encoder", "activation", "tying", "losses")
@@ -159,39 +152,6 @@ def save_load(bench: Bench) -> None:
             )
     with torch.no_grad():
         same(loaded(batch.inputs), transcoder(batch.inputs), "the same outputs after loading", look)
-
-
-@check("encoder", "activation", "tying", "losses", "normalisation")
-def resume(bench: Bench) -> None:
-    """A run that is resumed from a checkpoint ends with the same parameters, bit for bit, as one that never stopped."""
-    train: dict[str, Any] = {
-        "steps": 6,
-        "checkpoint_every": 3,
-        "log_every": 6,
-        "eval_every": 6,
-        "eval_tokens": 2 * TOKENS,
-    }
-    # All features are dead from the second step on until they are active: what waits for dead features is tried too.
-    train |= {"keep_checkpoints": 9, "lr": 0.01, "dead_after_tokens": TOKENS, "statistics_tokens": 2 * TOKENS}
-    changes: dict[str, Any] = {"train": train}
-    if bench.slot == "losses" and bench.choice != "mse":
-        # A loss may be 0, without a gradient, in a step (AuxK without dead features).
-        changes["losses"] = [*bench.recipe_data()["losses"], {"name": "mse"}]
-    recipe = bench.recipe(**changes)
-    out = bench.folder / "run"
-    with torch.random.fork_rng():
-        never_stopped = {name: x.clone() for name, x in _run(bench, recipe, out).items()}
-        resumed = _run(bench, recipe, out, resume="step_000003")
-    look = (
-        "what changes during a run and is neither a parameter nor a buffer of a torch.nn.Module, nor given by `state`: "
-        "no checkpoint holds it"
-    )
-    for name, value in never_stopped.items():
-        same(resumed[name], value, f"{name} after step 6, resumed after step 3, as if never stopped", look)
-
-
-def _run(bench: Bench, recipe: Recipe, out: Path, resume: str | None = None) -> dict[str, Tensor]:
-    return run(recipe, out=out, resume=resume, plugins=bench.plugins).tensors()
 
 
 @check("encoder", "activation", "tying", "losses")

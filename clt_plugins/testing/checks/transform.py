@@ -79,10 +79,13 @@ class Silent(Single):
         raise Nonconformance(text)
 
 
-def opened(bench: Bench, rank: int = 0, ranks: int = 1) -> TransformedSource:
+def opened(bench: Bench, parallel: Single | None = None) -> TransformedSource:
     """The transform as a run builds it, around made-up rows."""
-    parts = assemble(bench.recipe(), bench.folder, torch.device("cpu"), Silent(rank, ranks))
-    return TransformedSource(Rows(rank, ranks), [(bench.choice, parts.transforms[0])], parts.context)
+    parallel = parallel or Single()
+    parts = assemble(bench.recipe(), bench.folder, torch.device("cpu"), parallel)
+    return TransformedSource(
+        Rows(parallel.data_rank, parallel.data_ranks), [(bench.choice, parts.transforms[0])], parts.context
+    )
 
 
 def equal(actual: Batch, expected: Batch, what: str, look: str) -> None:
@@ -92,7 +95,7 @@ def equal(actual: Batch, expected: Batch, what: str, look: str) -> None:
         same(getattr(actual, name), getattr(expected, name), f"{name} of {what}", look)
 
 
-@check("transforms", trial=True)
+@check("transforms", trial=True, basic=True)
 def batches(bench: Bench) -> None:
     """A batch of the right shape and type comes back, finite, for 16 rows, one and none; the one given stays."""
     source = opened(bench)
@@ -153,7 +156,7 @@ def determinism(bench: Bench) -> None:
         equal(second, first, f"batch {number} in a second run", look)
 
 
-@check("transforms")
+@check("transforms", needs=("determinism",))
 def resume(bench: Bench) -> None:
     """A run that is resumed gets the batches that would have come next, bit for bit, rows left over included."""
     with torch.random.fork_rng():
@@ -171,7 +174,7 @@ def resume(bench: Bench) -> None:
                 equal(again.next(), expected[number], f"batch {number}, resumed after {step}", look)
 
 
-@check("transforms")
+@check("transforms", needs=("determinism", "resume"))
 def held_out(bench: Bench) -> None:
     """A held-out pass gives the same batches each time, and changes nothing for training; where `held_out` is False it
     gives what the source does."""
@@ -200,11 +203,11 @@ def held_out(bench: Bench) -> None:
             equal(new, old, f"held-out batch {number} as the source gives it", "`held_out`")
 
 
-@check("transforms")
+@check("transforms", needs=("determinism", "resume"))
 def ranks(bench: Bench) -> None:
     """On two data ranks it has the same state on both, asks no other rank, and, if it drops nothing, gives each its
     share of what one process gets."""
-    whole, halves = opened(bench), [opened(bench, rank, 2) for rank in range(2)]
+    whole, halves = opened(bench), [opened(bench, Silent(rank, 2)) for rank in range(2)]
     drops = whole.drops
     for number in range(4):
         parts = [half._read().batch for half in halves]

@@ -38,7 +38,7 @@ OF_EXTRA = 3
 """The same for losses that select pairs: what those write, the residual, its error."""
 DENSE = 5
 """[B, L, F] that are alive at once in a dense pass: pre-activations, features, and three gradients."""
-LASTING = ("parameters", "gradients", "optimizer", "normalisation", "source", "language_model", "libraries")
+LASTING = ("parameters", "gradients", "optimizer", "plugins", "normalisation", "source", "language_model", "libraries")
 PHASES = (("batch", "pre_activations", "selection"), ("batch", "pairs"), ("model_pass",), ("statistics",))
 
 
@@ -71,6 +71,7 @@ def memory(
         parameters=parameter_bytes,
         gradients=parameter_bytes,
         optimizer=work.state_bytes,
+        plugins=work.plugin_bytes,
         normalisation=_bytes(transcoder.statistics().values()),
         source=buffer,
         language_model=outline.model_bytes,
@@ -97,7 +98,8 @@ def peak(parts: Memory) -> int:
 def disk(work: Work, recipe: Recipe) -> Disk:
     """What a run writes, of all ranks together."""
     weights = work.parameters * work.tensor_ranks * work.weight_bytes
-    checkpoint = weights + work.tensor_ranks * work.state_bytes + 8 * work.n_layers * recipe.transcoder.features
+    kept = work.tensor_ranks * (work.state_bytes + work.plugin_bytes)
+    checkpoint = weights + kept + 8 * work.n_layers * recipe.transcoder.features
     rows = recipe.train.steps * recipe.train.batch_tokens + recipe.train.eval_tokens
     return Disk(
         checkpoint=checkpoint,

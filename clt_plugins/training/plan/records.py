@@ -18,6 +18,8 @@ class Memory:
     """One for each parameter."""
     optimizer: int
     """What the optimizer keeps beside the parameters, such as Adam's two moments of each."""
+    plugins: int
+    """What losses, metrics and callbacks keep: their parameters and buffers, averages of weights."""
     normalisation: int
     """The normalisation's numbers: a shift and a scale of inputs and targets, or matrices."""
     source: int
@@ -47,7 +49,7 @@ class Disk:
     """Bytes on disk, of all ranks together."""
 
     checkpoint: int
-    """One checkpoint: parameters and moments."""
+    """One checkpoint: parameters, moments, and what plugins keep."""
     run: int
     """The run's folder at its fullest: `train.keep_checkpoints` of them and one that is being written, and the
     transcoder."""

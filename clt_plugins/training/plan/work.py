@@ -57,6 +57,8 @@ class Work:
     """Of each parameter."""
     state_bytes: int
     """Of all parameters: what the optimizer keeps beside them."""
+    plugin_bytes: int = 0
+    """What losses, metrics and callbacks keep: their parameters and buffers, averages of weights."""
     compute_bytes: int
     """Of each normalised activation."""
     row_bytes: int
@@ -132,6 +134,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         parameters=sum(p.numel() for p in transcoder.parameters()),
         rows=sum(p.numel() for p in matrices) // d_model,
         weight_bytes=dtype.itemsize,
+        plugin_bytes=_kept(parts),
         state_bytes=sum(map(build_optimizer(transcoder, recipe).state_bytes, weights_of(transcoder))),
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
@@ -157,6 +160,13 @@ def _encoder(transcoder: CrossLayerTranscoder, tokens: int) -> tuple[int, int, t
             parameters = [p for p in transcoder.parameters() if p.requires_grad]
             torch.autograd.grad(summed, parameters, allow_unused=True)
     return counter.get_total_flops(), 2 * sum(one.numel() * one.element_size() for one in made), rows.dtype
+
+
+def _kept(parts: Parts) -> int:
+    """Bytes that plugins outside the transcoder keep on its device."""
+    own = [x for module in parts.outside().values() for x in [*module.parameters(), *module.buffers()]]
+    said = [one.state_bytes(parts.transcoder) for one in parts.callbacks if hasattr(one, "state_bytes")]
+    return sum(x.numel() * x.element_size() for x in own) + sum(said)
 
 
 def _pairs(parts: Parts, tokens: int, progress: float) -> int:

@@ -17,7 +17,11 @@ from clt_plugins.finished.find import find_trained
 from clt_plugins.recipe.read import as_toml
 from tests.support.helpers import plugins, recipe, tables
 
-CALIBRATION = ["--set=convert.tokens=512", "--set=convert.calibration_tokens=512", "--set=convert.tolerance=0.05"]
+CALIBRATION = [
+    "--set=stages.convert.tokens=512",
+    "--set=stages.convert.calibration_tokens=512",
+    "--set=stages.convert.tolerance=0.05",
+]
 
 
 def invoke(*arguments: object) -> Result:
@@ -69,7 +73,7 @@ def test_a_wrong_folder_is_named_with_exit_code_2(command, tmp_path):
 )
 def test_the_run_of_a_transcoder_is_found_from_any_working_directory(trained, inside, path, monkeypatch):
     monkeypatch.chdir(trained / inside)
-    done = invoke("evaluate", path, "--json", "--set", "evaluate.tokens=256")
+    done = invoke("evaluate", path, "--json", "--set", "stages.evaluate.tokens=256")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["tokens"] == 256
     is_checkpoint = "step" in str(Path(inside) / path)
@@ -77,7 +81,7 @@ def test_the_run_of_a_transcoder_is_found_from_any_working_directory(trained, in
     assert (trained / folder / "evaluation.json").is_file()
 
 
-REST = {"convert": CALIBRATION, "evaluate": ["--set", "evaluate.tokens=256"], "export": ["--format", "plain"]}
+REST = {"convert": CALIBRATION, "evaluate": ["--set", "stages.evaluate.tokens=256"], "export": ["--format", "plain"]}
 
 PLAIN_EXPORTER = '''
 from attrs import frozen
@@ -183,5 +187,10 @@ def test_a_run_of_the_library_is_quiet_and_the_logger_tells_its_results(tmp_path
     printed = capfd.readouterr()
     assert printed.out == "" and "held" not in printed.err and "saved" not in printed.err
     lines = "\n".join(caplog.messages).splitlines()
-    for start in ("held-out NMSE ", "transcoder saved in ", "on 512 held-out tokens not calibrated on", "exported to "):
+    for start in (
+        "held-out NMSE ",
+        "transcoder saved in ",
+        "on 512 held-out tokens not calibrated on",
+        f"{tmp_path}/run/exports/safetensors: written by",
+    ):
         assert sum(line.startswith(start) for line in lines) == 1, lines

@@ -20,7 +20,7 @@ from tests.support.helpers import plugins, tables
 
 CONVERT = {"tokens": 512, "calibration_tokens": 512, "tolerance": 0.05}
 STAGES = {"convert": CONVERT, "evaluate": {"tokens": 256}, "exports": [{"name": "safetensors"}]}
-FEW = ["--set", "evaluate.tokens=256"]
+FEW = ["--set", "stages.evaluate.tokens=256"]
 
 
 def invoke(*arguments: object) -> Result:
@@ -125,7 +125,11 @@ def test_a_report_on_another_transcoder_is_moved_aside(trained):
     sha256 = origin(trained / "evaluation/evaluation.json")["sha256"]
     assert (
         invoke(
-            "convert", trained, "--out", trained / "converted", *(f"--set=convert.{k}={v}" for k, v in CONVERT.items())
+            "convert",
+            trained,
+            "--out",
+            trained / "converted",
+            *(f"--set=stages.convert.{k}={v}" for k, v in CONVERT.items()),
         )
     ).exit_code == 0
     assert evaluate(trained)["made_from"]["transcoder"]["folder"] == "converted"
@@ -280,13 +284,13 @@ def test_in_a_run_a_logger_that_fails_does_not_take_later_stages_away(trained, d
 def test_a_logger_that_is_not_installed_blocks_no_command(logged, command, tmp_path):
     rest = {
         "evaluate": FEW,
-        "convert": ["--out", tmp_path / "out", *(f"--set=convert.{k}={v}" for k, v in CONVERT.items())],
+        "convert": ["--out", tmp_path / "out", *(f"--set=stages.convert.{k}={v}" for k, v in CONVERT.items())],
         "export": ["--out", tmp_path / "out", "--format", "safetensors"],
     }[command]
     place = logged
     if command == "export":
         assert invoke("convert", logged, "--out", logged / "converted", *(
-            f"--set=convert.{k}={v}" for k, v in CONVERT.items()
+            f"--set=stages.convert.{k}={v}" for k, v in CONVERT.items()
         )).exit_code == 0  # fmt: skip
     done = invoke(command, place, *rest)
     assert done.exit_code == 0, done.output
@@ -328,9 +332,9 @@ def test_a_full_disk_leaves_the_table_and_the_exit_code(trained, command, tmp_pa
 
     evaluate(trained)
     before = content(trained / "evaluation")
-    monkeypatch.setattr("clt_plugins.finished.stages.write_json", full)
+    monkeypatch.setattr("clt_stages.stages.write_json", full)
     rest = FEW if command == "evaluate" else ["--out", tmp_path / "out"]
-    changes = [f"--set=convert.{k}={v}" for k, v in CONVERT.items()]
+    changes = [f"--set=stages.convert.{k}={v}" for k, v in CONVERT.items()]
     done = invoke(command, trained, *rest, *(changes if command == "convert" else []))
     assert done.exit_code == ExitCode.FAILED
     assert "NMSE" in done.stdout and "L0" in done.stdout
@@ -339,7 +343,7 @@ def test_a_full_disk_leaves_the_table_and_the_exit_code(trained, command, tmp_pa
     assert not (tmp_path / "out").exists() and not list(tmp_path.rglob(".*partial"))
 
 
-@pytest.mark.parametrize("at", ["clt_plugins.finished.evaluate.score", "clt_plugins.finished.stages.write_json"])
+@pytest.mark.parametrize("at", ["clt_stages.evaluate.score", "clt_stages.stages.write_json"])
 def test_an_interrupted_evaluation_leaves_the_old_report(trained, at, monkeypatch):
     evaluate(trained)
     before = content(trained / "evaluation")

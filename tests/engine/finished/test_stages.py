@@ -24,7 +24,10 @@ STAGES = {
     "evaluate": {"tokens": 256},
     "exports": [
         {"name": "circuit-tracer", "model_name": "none"},
-        {"name": "circuit-tracer", "model_name": "none", "dtype": "bfloat16"},
+        {
+            "format": {"name": "circuit-tracer", "model_name": "none", "dtype": "bfloat16"},
+            "folder": "circuit-tracer.2",
+        },
         {"name": "safetensors"},
     ],
     "loggers": [{"name": "tensorboard"}, {"name": "jsonl"}],
@@ -67,15 +70,15 @@ def test_one_run_trains_converts_evaluates_and_exports(whole):
 BUILT: dict[str, tuple[dict[str, Any], list[str]]] = {
     "takes none": (
         {"convert": {"activation": "relu"}},
-        ["convert.activation: 'relu' takes no thresholds: choose one that does, such as jumprelu"],
+        ["stages[0].activation: 'relu' takes no thresholds: choose one that does, such as jumprelu"],
     ),
     "number of layers": (
         {"convert": {"l0": [1.0, 2.0]}},
-        ["convert.l0: 2 numbers for 3 layers: give one for each, or one for all"],
+        ["stages[0].l0: 2 numbers for 3 layers: give one for each, or one for all"],
     ),
     "language model": (
         {"evaluate": {"model_tokens": 100}},
-        ["evaluate.model_tokens: the source has no language model for the transcoder to stand in for: set it to 0"],
+        ["stages[0].model_tokens: the source has no language model for the transcoder to stand in for: set it to 0"],
     ),
     "all at once": (
         {
@@ -83,28 +86,31 @@ BUILT: dict[str, tuple[dict[str, Any], list[str]]] = {
             "evaluate": {"model_tokens": 1},
         },
         [
-            "convert.l0: 1 numbers for 3 layers",
-            "convert.activation: 'relu' takes no thresholds",
-            "evaluate.model_tokens: ",
+            "stages[0].l0: 1 numbers for 3 layers",
+            "stages[0].activation: 'relu' takes no thresholds",
+            "stages[1].model_tokens: ",
         ],
     ),
 }
 READ: dict[str, tuple[dict[str, Any], str]] = {
     "thresholds already": (
         {"activation": {"name": "jumprelu"}, "convert": {}},
-        "convert: jumprelu has thresholds already, there is nothing to convert: leave out [convert]",
+        "stages[0]: jumprelu has thresholds already, there is nothing to convert: leave it out",
     ),
     "thresholds of zero": (
         {"activation": {"name": "relu"}, "convert": {}},
-        "convert: relu has thresholds already, there is nothing to convert: leave out [convert]",
+        "stages[0]: relu has thresholds already, there is nothing to convert: leave it out",
     ),
-    "unknown": ({"convert": {"activation": "jumpre"}}, "convert.activation: unknown name 'jumpre', did you mean 'jump"),
-    "more than features": ({"convert": {"l0": [1, 2, 11]}}, "convert.l0: 11 is more than the 10 features of a layer"),
+    "unknown": (
+        {"convert": {"activation": "jumpre"}},
+        "stages[0].activation: unknown name 'jumpre', did you mean 'jump",
+    ),
+    "more than features": ({"convert": {"l0": [1, 2, 11]}}, "stages[0].l0: 11 is more than the 10 features of a layer"),
     "number of layers": (
         {"convert": {"l0": [1, 2]}, "model": {"path": "x", "layers": [0, 1, 2]}},
-        "convert.l0: 2 numbers for 3 layers: give one for each, or one for all",
+        "stages[0].l0: 2 numbers for 3 layers: give one for each, or one for all",
     ),
-    "not positive": ({"convert": {"l0": [1, 0, 2]}}, "convert.l0: must be > 0, for every layer: [1.0, 0.0, 2.0]"),
+    "not positive": ({"convert": {"l0": [1, 0, 2]}}, "stages[0].l0: must be > 0, for every layer: [1.0, 0.0, 2.0]"),
 }
 
 
@@ -132,7 +138,9 @@ def refused(commands: list[list[Any]], recipe: Path, texts: list[str], *, loads_
             number, _, rest = line.removeprefix(f"{recipe}:").partition(": ")
             assert rest.startswith(text), done.stderr
             table, _, key = text.partition(":")[0].partition(".")
-            assert re.match(rf"{key} = |\[+{table.partition('[')[0]}\]", written[int(number) - 1]), done.stderr
+            assert re.match(rf"{key} = |\[+{table.partition('[')[0]}(\.{key})?\]", written[int(number) - 1]), (
+                done.stderr
+            )
 
 
 @pytest.mark.parametrize("case", BUILT)
@@ -197,7 +205,7 @@ def test_an_exporter_of_any_plugin_is_asked_about_the_transcoder_as_it_will_be(d
     distributions.module("picky_exporter", EXPORTER)
     for changes, text in (({}, "batchtopk has ranks"), ({"convert": {}}, "jumprelu has thresholds")):
         file = write(tmp_path, exports=[{"name": "safetensors"}] * bool(changes) + [{"name": "picky"}], **changes)
-        setting = f"exports[{len(changes)}]"
+        setting = f"stages[{2 * len(changes)}].format"
         texts = [f"{setting}: activation: {text}", f"{setting}: tying: untied is not to my taste"]
         command = ["run", file, "-p", "picky_exporter", "--out", tmp_path / "run"]
         refused([command, ["plan", file, "-p", "picky_exporter"]], file, texts)
@@ -227,14 +235,14 @@ def test_a_layer_that_cannot_be_calibrated_ends_the_run_and_leaves_no_half(tmp_p
 
 
 def test_commands_do_the_same_one_by_one(plain, tmp_path):
-    changes = [f"--set=convert.{key}={value}" for key, value in STAGES["convert"].items()]
+    changes = [f"--set=stages.convert.{key}={value}" for key, value in STAGES["convert"].items()]
     found = invoke("convert", plain, "--out", tmp_path / "converted", *changes, "--json")
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
     assert len(report["after"]["l0"]) == 3
     assert "->" in invoke("convert", plain, "--out", tmp_path / "again", *changes).stdout
 
-    found = invoke("evaluate", plain, "--json", "--set", "evaluate.tokens=256")
+    found = invoke("evaluate", plain, "--json", "--set", "stages.evaluate.tokens=256")
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["l0"] == 5, "k of the trained one"
     assert json.loads((plain / "evaluation/evaluation.json").read_text())["l0"] == 5
@@ -285,9 +293,9 @@ def test_faults_of_commands_are_one_line(plain, whole, tmp_path):
     refused(ExitCode.USAGE, "unknown name 'saelen', did you mean", "export", plain, "--format", "saelen", *out)
     refused(ExitCode.USAGE, "dtype", "export", plain, "--format", "saelens", "--set", "dtype=int4", *out)
     refused(ExitCode.USAGE, "already there", "export", plain, "--format", "saelens", "--out", plain)
-    refused(ExitCode.FAILED, "layer 0 cannot reach", "convert", plain, *out, "--set", "convert.l0=9.9")
+    refused(ExitCode.FAILED, "layer 0 cannot reach", "convert", plain, *out, "--set", "stages.convert.l0=9.9")
     thresholds = ["convert", whole / "converted", *out]
-    refused(ExitCode.USAGE, "convert: jumprelu has thresholds already, there is nothing to convert", *thresholds)
+    refused(ExitCode.USAGE, "stages.convert: jumprelu has thresholds already, there is nothing to convert", *thresholds)
     one = ["top-activations", plain, "--features", "0:0", "--out", tmp_path / "out"]
     commands = (["evaluate", plain, *out], ["convert", plain, *out], one)
     for layers, d_model in ((2, 6), (3, 8)):

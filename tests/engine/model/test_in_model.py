@@ -10,10 +10,10 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from clt_plugins.finished.in_model import evaluate_in_model
 
 from clt_plugins import run
 from clt_plugins.errors import Faults
-from clt_plugins.finished.in_model import evaluate_in_model
 from clt_plugins.model.assemble import Parts
 from clt_plugins.model.in_model.passes import check_losses, run_model
 from clt_synthetic.source import Synthetic

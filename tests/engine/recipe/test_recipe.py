@@ -185,7 +185,7 @@ def test_what_a_recipe_does_not_say_has_its_default(stubbed: Plugins) -> None:
     assert [sink.name for sink in recipe.loggers] == ["tensorboard", "jsonl", "console"]
     assert recipe.parallel.name == "single"
     assert recipe.kernels.name == "auto"
-    assert recipe.exports == []
+    assert recipe.stages == []
     assert recipe.model is None
     assert (recipe.optimizer.name, recipe.schedule.name) == ("adam", "linear")
     assert recipe.optimizer.config.betas == [0.9, 0.95]
@@ -217,7 +217,11 @@ def test_set_changes_settings_before_they_are_checked(stubbed: Plugins) -> None:
         ("activation.k=-3", "--set activation.k=-3: must be > 0: -3"),
         ("losses.0.weight=x", '--set losses.0.weight=x: expected float, got "x"'),
         ("losses.3.weight=1", "--set losses.3.weight=1: losses has 2 items, counted from 0"),
-        ("losses.first.weight=1", "--set losses.first.weight=1: losses has 2 items, counted from 0"),
+        (
+            "losses.first.weight=1",
+            "--set losses.first.weight=1: unknown name 'first' "
+            "(known: auxk, layered, mse, preactivation, tanh_sparsity)",
+        ),
         ("name.x=1", "--set name.x=1: name is not a table"),
         ("activation.k", "--set activation.k: expected KEY=VALUE, such as train.steps=100"),
         ("=3", "--set =3: expected KEY=VALUE, such as train.steps=100"),

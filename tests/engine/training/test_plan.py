@@ -47,6 +47,10 @@ def test_settings_change_what_they_should():
     base = plan(recipe(), plugins())
     half = plan(recipe(optimizer={"name": "adam", "states": "bf16"}), plugins())
     assert half.bytes.optimizer == base.bytes.optimizer / 2
+    average = plan(recipe(callbacks=[{"name": "ema"}], optimizer={"name": "adam", "states": "bf16"}), plugins())
+    assert average.bytes.plugins == average.bytes.parameters > half.bytes.plugins == 0, "an average of each parameter"
+    assert average.total_bytes - half.total_bytes == average.bytes.plugins
+    assert average.disk.checkpoint - half.disk.checkpoint == average.bytes.plugins
     dense = plan(recipe(transcoder={"path": "dense"}), plugins())
     assert dense.bytes.pairs == 0 < base.bytes.pairs
     assert dense.flops.encoder == 3 * base.flops.encoder

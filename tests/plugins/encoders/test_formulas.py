@@ -12,13 +12,13 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from clt_plugins.finished.in_model import Replacement
+from clt_plugins.finished.thresholds import pre_activations_of
 from torch import Tensor
 
 from clt_plugins import CrossLayerTranscoder, Refused, Single
 from clt_plugins.errors import Stopped
 from clt_plugins.files.folders import atomic_folder
-from clt_plugins.finished.in_model import Replacement
-from clt_plugins.finished.thresholds import pre_activations_of
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.training.loop import _guard
 from clt_plugins.training.objective import objective

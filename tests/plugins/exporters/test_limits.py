@@ -177,7 +177,7 @@ def test_all_limits_are_said_at_once_and_a_conversion_counts():
     with pytest.raises(Faults) as error:
         read_recipe(faulty, plugins=plugins())
     starts = ["activation:", "tying.skip:", "model_name:"], ["activation:", "model_name:"]
-    expected = [f"recipe: exports[{index}]: {start}" for index, each in enumerate(starts) for start in each]
+    expected = [f"recipe: stages[{index}].format: {start}" for index, each in enumerate(starts) for start in each]
     texts = [str(fault) for fault in error.value.faults]
     assert [text[: len(start)] for text, start in zip(texts, expected, strict=True)] == expected
     named = [{"name": name, "model_name": "x"} for name in ("circuit-tracer", "saelens", "crosslayer-coding")]

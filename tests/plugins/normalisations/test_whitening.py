@@ -239,6 +239,8 @@ def test_the_squared_error_is_that_of_raw_activations_with_its_gradient(scale):
         extra=None,
         pre=None,
         progress=0.0,
+        step=0,
+        steps=1,
     )
     (term,) = parts(losses=[{"name": "mse", "scale": scale}]).losses[0](forward).values()
     by_layer = (transcoder.normaliser.restore(reconstruction) - batch.targets).square().mean((0, 2))

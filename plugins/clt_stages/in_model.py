@@ -16,12 +16,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.errors import Refused
-from clt_plugins.model.in_model.replacement import Replacement
+from clt_plugins import Refused, Replacement
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.reading.language_model import LanguageModel
-    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins import CrossLayerTranscoder, LanguageModel
 
 
 @attrs.frozen(kw_only=True)
@@ -132,7 +130,7 @@ def evaluate_in_model(transcoder: CrossLayerTranscoder, model: LanguageModel, to
         for variant, replace in _replacements(transcoder, read, written, mean.to(device)):
             sums[variant].add(model.run(text, replace)[followed], logits, next_tokens)
     if not count:
-        raise Refused("evaluate.model_tokens", f"among {tokens} held-out tokens none has a next token: raise it")
+        raise Refused("stages.evaluate.model_tokens", f"among {tokens} held-out tokens none has a next token: raise it")
     entropy, kl, top1 = (
         ByVariant(**{variant: of.mean(name, count) for variant, of in sums.items()})
         for name in ("cross_entropy", "kl", "agreed")

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
-from clt_plugins.contract.recipe import EvaluateConfig
-from clt_plugins.finished.evaluate import evaluate
 from clt_plugins.model.assemble import Parts
 from clt_plugins.model.transcoder import CrossLayerTranscoder
+from clt_stages import EvaluateConfig
+from clt_stages.evaluate import evaluate
 from tests.support.helpers import ACTIVATIONS, parts, stir
 from tests.support.language_models import save_model, save_text
 
@@ -183,10 +183,3 @@ def test_dead_and_dense_features_and_densities_are_counted(relu_model):
     counts = report.density_histogram.counts
     assert [sum(each) for each in counts] == [32, 0, 64]
     assert [each[-1] for each in counts] == [32, 0, 64], "all at a density of 1"
-
-
-def test_another_model_is_refused(relu_model):
-    found = stream(relu_model)
-    other = stream(relu_model, model={"layers": [0, 2]})
-    with pytest.raises(ValueError, match="has 2 layers of d_model 32, but the transcoder is for 3 layers"):
-        evaluate(found.transcoder, other.source, CONFIG)

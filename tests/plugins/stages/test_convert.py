@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from clt_plugins import CrossLayerTranscoder
-from clt_plugins.contract.recipe import ConvertConfig
 from clt_plugins.errors import Unreachable
-from clt_plugins.finished.convert import as_table, convert, with_thresholds
 from clt_plugins.model.assemble import Parts
-from tests.support.helpers import parts, plugins, stir
+from clt_stages.convert import as_table, convert, with_thresholds
+from tests.support.helpers import convert_config, parts, plugins, stir
 
 SIZES = {"layers": 3, "d_model": 16, "features": 48, "active": 3.0}
 BATCH = 2048
-CONFIG = ConvertConfig(tokens=2 * BATCH, calibration_tokens=2 * BATCH)
+CONFIG = convert_config(tokens=2 * BATCH, calibration_tokens=2 * BATCH)
 SELECTIONS: dict[str, dict[str, Any]] = {
     "topk": {"name": "topk", "k": 12},
     "batchtopk": {"name": "batchtopk", "k": 12},
@@ -66,8 +65,8 @@ def test_every_layer_keeps_its_l0_on_other_tokens(name, thresholds):
     1.7 %, and a miss of the bound somewhere in three layers would be no surprise.
     """
     built = trained(name)
-    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=65536, thresholds=thresholds)
-    converted, report = convert(built.transcoder, built.source, config, plugins())
+    config = convert_config(tokens=2 * BATCH, calibration_tokens=65536, thresholds=thresholds)
+    converted, report = convert(built.transcoder, built.source, config)
     assert converted.choices["activation"].name == "jumprelu"
     assert max(map(abs, report.l0_change)) < 0.02
     for before, after in zip(report.before.nmse, report.after.nmse, strict=True):
@@ -81,8 +80,8 @@ def test_any_thresholds_can_be_calibrated(name, thresholds):
     """Also those of another way of scoring: on the tokens calibrated on, counted by hand; on others, nearly."""
     built = trained(name)
     size = 8 * BATCH
-    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=size, thresholds=thresholds)
-    converted, report = convert(built.transcoder, built.source, config, plugins())
+    config = convert_config(tokens=2 * BATCH, calibration_tokens=size, thresholds=thresholds)
+    converted, report = convert(built.transcoder, built.source, config)
     held_out = list(built.source.held_out(2 * size))
     with torch.no_grad():
         l0 = [(count(converted, batch), count(built.transcoder, batch)) for batch in held_out]
@@ -106,8 +105,8 @@ def test_thresholds_are_means_of_the_smallest_selected():
     """Against a count by hand, feature by feature, over the same batches."""
     built = batchtopk()
     state = built.source.state()
-    config = ConvertConfig(tokens=4 * BATCH, calibration_tokens=BATCH, calibrate=False, unseen=7.5)
-    converted, report = convert(built.transcoder, built.source, config, plugins())
+    config = convert_config(tokens=4 * BATCH, calibration_tokens=BATCH, calibrate=False, unseen=7.5)
+    converted, report = convert(built.transcoder, built.source, config)
     built.source.load_state(state)
     smallest: dict[tuple[int, int], list[float]] = {}
     for _ in range(4):
@@ -130,9 +129,9 @@ def test_thresholds_are_means_of_the_smallest_selected():
 def test_it_is_deterministic_and_shares_the_weights():
     built = batchtopk()
     state = built.source.state()
-    first, one = convert(built.transcoder, built.source, CONFIG, plugins())
+    first, one = convert(built.transcoder, built.source, CONFIG)
     built.source.load_state(state)
-    second, two = convert(built.transcoder, built.source, CONFIG, plugins())
+    second, two = convert(built.transcoder, built.source, CONFIG)
     assert one == two
     assert torch.equal(first.activation.threshold(), second.activation.threshold())
     assert first.W_enc is built.transcoder.W_enc and first.tying is built.transcoder.tying
@@ -140,7 +139,7 @@ def test_it_is_deterministic_and_shares_the_weights():
 
 def test_it_saves_and_loads(tmp_path):
     built = batchtopk()
-    converted, _ = convert(built.transcoder, built.source, CONFIG, plugins())
+    converted, _ = convert(built.transcoder, built.source, CONFIG)
     converted.save(tmp_path / "out")
     again = CrossLayerTranscoder.load(tmp_path / "out", plugins=plugins())
     x = built.source.next().inputs
@@ -150,8 +149,8 @@ def test_it_saves_and_loads(tmp_path):
 @pytest.mark.parametrize("l0", [2.0, [1.0, 3.0, 6.0]])
 def test_an_l0_can_be_asked_for(l0):
     built = batchtopk()
-    config = ConvertConfig(tokens=2 * BATCH, calibration_tokens=8 * BATCH, l0=l0)
-    _, report = convert(built.transcoder, built.source, config, plugins())
+    config = convert_config(tokens=2 * BATCH, calibration_tokens=8 * BATCH, l0=l0)
+    _, report = convert(built.transcoder, built.source, config)
     targets = torch.tensor(l0 if isinstance(l0, list) else [l0] * 3)
     assert report.calibrated_to == targets.tolist()
     assert (torch.tensor(report.after.l0) / targets - 1).abs().max() < 0.05
@@ -159,25 +158,22 @@ def test_an_l0_can_be_asked_for(l0):
 
 def test_a_layer_that_cannot_reach_its_target_is_named():
     built = batchtopk()
-    config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=[4.0, 60.0, 4.0])
+    config = convert_config(tokens=512, calibration_tokens=BATCH, l0=[4.0, 60.0, 4.0])
     with pytest.raises(Unreachable, match=r"layer 1 cannot reach an L0 of 60: it is [\d.]+ with"):
-        convert(built.transcoder, built.source, config, plugins())
-    config = ConvertConfig(tokens=512, calibration_tokens=BATCH, l0=4.0, scales=[5.0, 10.0])
+        convert(built.transcoder, built.source, config)
+    config = convert_config(tokens=512, calibration_tokens=BATCH, l0=4.0, scales=[5.0, 10.0])
     with pytest.raises(Unreachable, match=r"layer 0 cannot reach an L0 of 4"):
-        convert(built.transcoder, built.source, config, plugins())
+        convert(built.transcoder, built.source, config)
 
 
 def test_what_cannot_be_converted_says_why():
     built = parts(activation={"name": "jumprelu"})
-    with pytest.raises(ValueError, match="convert: jumprelu has thresholds already"):
-        convert(built.transcoder, built.source, CONFIG, plugins())
-    other = parts(source={"name": "synthetic", "layers": 2, "d_model": 6, "features": 24, "active": 2.0})
-    with pytest.raises(ValueError, match="has 2 layers of d_model 6, but the transcoder is for 3 layers"):
-        convert(parts().transcoder, other.source, CONFIG, plugins())
-    with pytest.raises(ValueError, match=r"convert\.activation: 'relu' takes no thresholds"):
-        convert(small(), parts().source, ConvertConfig(activation="relu", tokens=64), plugins())
-    with pytest.raises(ValueError, match=r"convert\.l0: 2 numbers for 3 layers"):
-        convert(small(), parts().source, ConvertConfig(l0=[1.0, 2.0], tokens=64), plugins())
+    with pytest.raises(ValueError, match=r"stages\.convert: jumprelu has thresholds already"):
+        convert(built.transcoder, built.source, CONFIG)
+    with pytest.raises(ValueError, match=r"stages\.convert\.activation: 'relu' takes no thresholds"):
+        convert(small(), parts().source, convert_config(activation="relu", tokens=64))
+    with pytest.raises(ValueError, match=r"stages\.convert\.l0: 2 numbers for 3 layers"):
+        convert(small(), parts().source, convert_config(l0=[1.0, 2.0], tokens=64))
 
 
 def small() -> CrossLayerTranscoder:
@@ -194,7 +190,7 @@ def test_with_activation_shares_everything_but_the_activation():
     original.register_buffer("extra", torch.ones(3))
     before = dict(vars(original)), dict(original._modules), original.activation, dict(original.choices)
     names = list(original.state_dict())
-    activation = with_thresholds(small(), torch.ones(3, 10), "jumprelu", plugins()).activation
+    activation = with_thresholds(small(), torch.ones(3, 10), convert_config().activation).activation
     choice = parts(activation={"name": "jumprelu"}).transcoder.choices["activation"]
     other = original.with_activation(choice, activation)
     assert type(other) is type(original)
@@ -218,7 +214,7 @@ def test_with_activation_shares_everything_but_the_activation():
 def test_thresholds_select_what_passes_them():
     built = small()
     thresholds = torch.linspace(0.1, 1.0, 30).view(3, 10)
-    converted = with_thresholds(built, thresholds, "jumprelu", plugins())
+    converted = with_thresholds(built, thresholds, convert_config().activation)
     x = torch.randn(50, 3, 6, generator=torch.Generator().manual_seed(0))
     pre = torch.einsum("bld,lfd->blf", x, built.W_enc) + built.b_enc
     assert torch.allclose(converted.encode(x).dense(), torch.where(pre > thresholds, pre, 0), atol=1e-5)
@@ -227,8 +223,8 @@ def test_thresholds_select_what_passes_them():
 def test_one_batch_of_held_out_tokens_is_halved_and_other_tokens_are_reported_on():
     """Fewer tokens than a batch are enough: half of them to calibrate on, the rest to report on."""
     built = batchtopk()
-    config = ConvertConfig(tokens=BATCH, calibration_tokens=BATCH // 4, tolerance=0.05)
-    converted, report = convert(built.transcoder, built.source, config, plugins())
+    config = convert_config(tokens=BATCH, calibration_tokens=BATCH // 4, tolerance=0.05)
+    converted, report = convert(built.transcoder, built.source, config)
     (batch,) = built.source.held_out(BATCH // 2)
     assert (report.calibration_tokens, report.report_tokens) == (BATCH // 4, BATCH // 4)
     with torch.no_grad():

@@ -17,23 +17,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Settable, Thresholded
-from clt_plugins.errors import Refused
-from clt_plugins.files.records import defined
-from clt_plugins.finished.calibrate import calibrate
-from clt_plugins.finished.evaluate import check_fits, check_held_out
-from clt_plugins.finished.provenance import Provenance
-from clt_plugins.finished.thresholds import estimate_thresholds
-from clt_plugins.model.scores import Scores, score
-from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.recipe.structure import structure_choice
-from clt_plugins.registry.build import build
+from clt_plugins import Provenance, Refused, Scores, Settable, Thresholded, build, defined, score
+from clt_stages.calibrate import calibrate
+from clt_stages.thresholds import estimate_thresholds
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.reading.source import Source
-    from clt_plugins.contract.recipe import ConvertConfig
-    from clt_plugins.data.batch import Batch
-    from clt_plugins.registry.plugins import Plugins
+    from clt_plugins import Batch, CrossLayerTranscoder, Selected, Source
+    from clt_stages import ConvertConfig
 
 
 @attrs.frozen(kw_only=True)
@@ -61,7 +51,7 @@ class Conversion:
     """What a conversion did; the content of `convert.json`."""
 
     thresholds: str
-    """The estimate of the thresholds: `convert.thresholds` of the recipe."""
+    """The estimate of the thresholds: `thresholds` of the stage's settings."""
     calibrated_to: list[float]
     """The target of each layer's L0 on the tokens calibrated on, [L]."""
     scales: list[float]
@@ -83,7 +73,7 @@ class Conversion:
 
 
 def convert(
-    transcoder: CrossLayerTranscoder, source: Source, config: ConvertConfig, plugins: Plugins
+    transcoder: CrossLayerTranscoder, source: Source, config: ConvertConfig
 ) -> tuple[CrossLayerTranscoder, Conversion]:
     """A transcoder with thresholds that shares all weights with the one given, and a report.
 
@@ -91,12 +81,10 @@ def convert(
         Refused: the transcoder has thresholds already, the new activation takes none, or the data do not fit.
         Unreachable: a layer cannot reach its target.
     """
-    check_fits(transcoder, source)
-    check_held_out(source)
     check_convertible(transcoder)
     targets = config.targets(transcoder.n_layers, transcoder.n_features)
     # An activation that takes no thresholds is refused before the work.
-    with_thresholds(transcoder, torch.ones(transcoder.shape), config.activation, plugins)
+    with_thresholds(transcoder, torch.ones(transcoder.shape), config.activation)
     transcoder.eval()
     n_batches = max(1, -(-config.tokens // _batch_tokens(source)))
     thresholds, unseen = estimate_thresholds(transcoder, islice(iter(source.next, None), n_batches), config)
@@ -109,7 +97,7 @@ def convert(
     if config.calibrate:
         scales = calibrate(transcoder, thresholds, sample, targets, config)
         thresholds = thresholds * scales.to(thresholds)[:, None]
-    converted = with_thresholds(transcoder, thresholds, config.activation, plugins)
+    converted = with_thresholds(transcoder, thresholds, config.activation)
     after = score(converted, report_batches)
     l0 = zip(before.l0_by_layer.tolist(), after.l0_by_layer.tolist(), strict=True)
     report = Conversion(
@@ -134,7 +122,7 @@ def check_convertible(transcoder: CrossLayerTranscoder) -> None:
     """
     name = transcoder.choices["activation"].name
     if isinstance(transcoder.activation, Thresholded):
-        raise Refused("convert", f"{name} has thresholds already, there is nothing to convert: leave out [convert]")
+        raise Refused("stages.convert", f"{name} has thresholds already, there is nothing to convert: leave it out")
     if transcoder.device.type == "meta":
         return  # a plan has no numbers to try
     # A threshold only chooses: what it lets pass is the pre-activation. So it must be what the activation lets pass.
@@ -146,32 +134,30 @@ def check_convertible(transcoder: CrossLayerTranscoder) -> None:
             pre = torch.full(feature.shape, number, dtype=dtype, device=feature.device)
             if not torch.equal(transcoder.activation(pre, feature), pre):
                 raise Refused(
-                    "convert",
-                    f"{name} changes the pre-activations that it keeps, so no threshold can stand for it: leave out "
-                    "[convert], and export to a format that needs no thresholds",
+                    "stages.convert",
+                    f"{name} changes the pre-activations that it keeps, so no threshold can stand for it: leave it "
+                    "out, and export to a format that needs no thresholds",
                 )
 
 
-def with_thresholds(
-    transcoder: CrossLayerTranscoder, thresholds: Tensor, activation: str, plugins: Plugins
-) -> CrossLayerTranscoder:
+def with_thresholds(transcoder: CrossLayerTranscoder, thresholds: Tensor, activation: Selected) -> CrossLayerTranscoder:
     """A transcoder that shares the weights of another, but is active above thresholds [L, F].
 
     Args:
-        activation: the name of the activation that holds the thresholds, with its default settings.
+        activation: what holds the thresholds.
 
     Raises:
-        Refused: there is no such activation, or it takes no thresholds.
+        Refused: it takes no thresholds.
     """
-    choice = structure_choice(plugins, "activation", {"name": activation}, "convert")
     device = transcoder.device
-    built = build(choice, attrs.evolve(transcoder.context, device=device))
+    built = build(activation, attrs.evolve(transcoder.context, device=device))
     if not isinstance(built, Settable):
         raise Refused(
-            "convert.activation", f"{activation!r} takes no thresholds: choose one that does, such as jumprelu"
+            "stages.convert.activation",
+            f"{activation.name!r} takes no thresholds: choose one that does, such as jumprelu",
         )
     built.set_threshold(thresholds.to(device))
-    return transcoder.with_activation(choice, built)
+    return transcoder.with_activation(activation, built)
 
 
 def _samples(source: Source, tokens: int) -> tuple[list[Batch], list[Batch]]:

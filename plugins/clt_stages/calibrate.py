@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clt_plugins.errors import Unreachable
-from clt_plugins.finished.thresholds import pre_activations_of
+from clt_plugins import Unreachable
+from clt_stages.thresholds import pre_activations_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clt_plugins.contract.recipe import ConvertConfig
-    from clt_plugins.data.batch import Batch
-    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins import Batch, CrossLayerTranscoder
+    from clt_stages import ConvertConfig
 
 
 @torch.no_grad()
@@ -42,7 +41,7 @@ def calibrate(
         targets: an L0 for each layer.
 
     Raises:
-        Unreachable: no factor within `convert.scales` brings a layer's L0 near enough to its target.
+        Unreachable: no factor within `scales` brings a layer's L0 near enough to its target.
     """
     tokens = sum(batch.tokens for batch in sample)
     low, high = config.scales
@@ -54,14 +53,15 @@ def calibrate(
         if not least - near <= target <= most + near:
             raise Unreachable(
                 f"convert: layer {layer} cannot reach an L0 of {target:g}: it is {most:g} with its thresholds at "
-                f"{low:g} times, and {least:g} at {high:g} times the estimate; change convert.l0 or convert.scales"
+                f"{low:g} times, and {least:g} at {high:g} times the estimate; change "
+                "stages.convert.l0 or stages.convert.scales"
             )
         scale = scale_of(ratios, round(target * tokens), low, high)
         reached = _above(ratios, scale) / tokens
         if abs(reached - target) > near:
             raise Unreachable(
                 f"convert: layer {layer} cannot reach an L0 of {target:g}: the nearest is {reached:g}, further than "
-                f"{config.tolerance:g} of it; raise convert.tolerance or convert.calibration_tokens"
+                f"{config.tolerance:g} of it; raise stages.convert.tolerance or stages.convert.calibration_tokens"
             )
         scales.append(scale)
     return torch.tensor(scales, dtype=torch.float64)

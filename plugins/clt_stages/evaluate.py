@@ -11,17 +11,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import HasModel
-from clt_plugins.errors import Refused
-from clt_plugins.files.records import MEMORY_ONLY, as_data, defined
-from clt_plugins.finished.in_model import InModel, evaluate_in_model
-from clt_plugins.finished.provenance import Provenance
-from clt_plugins.model.scores import score
+from clt_plugins import HasModel, Provenance, Refused, defined, score
+from clt_stages.in_model import InModel, evaluate_in_model
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.reading.source import Source
-    from clt_plugins.contract.recipe import EvaluateConfig
-    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins import CrossLayerTranscoder, Source
+    from clt_stages import EvaluateConfig
 
 EDGES = [-8.0 + 0.5 * step for step in range(17)]
 """Edges of the bins of the density histogram: log10 of the share of tokens, 10^-8 to 1."""
@@ -85,33 +80,8 @@ class Evaluation:
     """A line for each layer without an NMSE (constant targets, numbers that are not finite): which one, and why."""
     made_from: Provenance | None = None
     """The transcoder that is judged, and the settings; None in files of earlier versions."""
-    density: Tensor | None = attrs.field(default=None, metadata=MEMORY_ONLY)
+    density: Tensor | None = attrs.field(default=None, metadata={"json": False})
     """The share of tokens at which each feature is active, [L, F] float32; not in the file."""
-
-
-def check_fits(transcoder: CrossLayerTranscoder, source: Source) -> None:
-    """Refuse a source whose activations a transcoder cannot read.
-
-    Raises:
-        Refused: the numbers of layers or the widths differ.
-    """
-    has, needs = (source.n_layers, source.d_model), (transcoder.n_layers, transcoder.d_model)
-    if has != needs:
-        raise Refused(
-            "source",
-            f"has {has[0]} layers of d_model {has[1]}, but the transcoder is for {needs[0]} layers of "
-            f"d_model {needs[1]}: name the language model and layers that it was trained on",
-        )
-
-
-def check_held_out(source: Source) -> None:
-    """Refuse a source that holds out no text.
-
-    Raises:
-        Refused: it holds out fewer than two tokens.
-    """
-    if sum(batch.tokens for batch in source.held_out(2)) < 2:
-        raise Refused("source", "holds out no text, without which nothing can be converted or evaluated: hold out some")
 
 
 def model_tokens(source: Source, config: EvaluateConfig) -> int:
@@ -125,7 +95,7 @@ def model_tokens(source: Source, config: EvaluateConfig) -> int:
         return MODEL_TOKENS if has_one else 0
     if config.model_tokens and not has_one:
         raise Refused(
-            "evaluate.model_tokens",
+            "stages.evaluate.model_tokens",
             "the source has no language model for the transcoder to stand in for: set it to 0, "
             'or evaluate with the recipe of a source that has one, such as "stream" (`evaluate --recipe`)',
         )
@@ -136,10 +106,8 @@ def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateC
     """Evaluate a transcoder on a source's held-out tokens; it is in eval mode afterwards.
 
     Raises:
-        Refused: the transcoder is for another model, or there is no held-out text.
+        Refused: a language model is asked for, and there is none; or there is too little held-out text.
     """
-    check_fits(transcoder, source)
-    check_held_out(source)
     tokens_in_model = model_tokens(source, config)
     transcoder.eval()
     scores = score(transcoder, source.held_out(config.tokens))
@@ -187,7 +155,7 @@ def as_metrics(report: Evaluation) -> dict[str, Any]:
         numbers = [torch.nan if number is None else number for number in getattr(report.by_layer, name)]
         metrics[f"evaluate/{name}_by_layer"] = torch.tensor(numbers)
     metrics["evaluate/density"] = report.density
-    for name, value in ({} if report.model is None else as_data(report.model)).items():
+    for name, value in ({} if report.model is None else attrs.asdict(report.model)).items():
         if isinstance(value, dict):
             metrics.update({f"evaluate/{name}_{variant}": number for variant, number in value.items()})
         else:

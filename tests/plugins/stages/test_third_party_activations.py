@@ -75,7 +75,7 @@ def test_one_that_keeps_pre_activations_is_converted(distributions, fixed, tmp_p
 @pytest.mark.parametrize("fixed", [True, False])
 def test_one_that_changes_what_it_keeps_is_refused_before_training(distributions, fixed, value, tmp_path):
     loaded = with_activation(distributions, fixed, value)
-    with pytest.raises(Faults, match=r"convert: mine changes the pre-activations that it keeps"):
+    with pytest.raises(Faults, match=r"stages\[0\]: mine changes the pre-activations that it keeps"):
         run(tables(**CHANGES), out=tmp_path / "run", plugins=loaded)
     assert not (tmp_path / "run").exists()
 

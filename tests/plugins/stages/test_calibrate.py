@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clt_plugins.contract.recipe import ConvertConfig
 from clt_plugins.errors import Unreachable
-from clt_plugins.finished import calibrate as calibration
-from clt_plugins.finished import thresholds as estimation
-from clt_plugins.finished.calibrate import calibrate, scale_of
-from clt_plugins.finished.convert import convert, with_thresholds
-from tests.support.helpers import parts, plugins, random_batch, stir
+from clt_stages import calibrate as calibration
+from clt_stages import thresholds as estimation
+from clt_stages.calibrate import calibrate, scale_of
+from clt_stages.convert import convert, with_thresholds
+from tests.support.helpers import convert_config, parts, random_batch, stir
 
 LOW, HIGH = 0.01, 100.0
 
@@ -65,9 +64,9 @@ def test_a_calibrated_layer_has_its_target_to_the_last_feature():
     sample = [random_batch(320, 3, 6, seed=seed) for seed in range(2)]
     thresholds = torch.full((3, 10), 0.5)
     targets = [0.7, 1.0, 2.123]
-    scales = calibrate(built.transcoder, thresholds, sample, targets, ConvertConfig())
+    scales = calibrate(built.transcoder, thresholds, sample, targets, convert_config())
     calibrated = thresholds * scales.float()[:, None]
-    converted = with_thresholds(built.transcoder, calibrated, "jumprelu", plugins())
+    converted = with_thresholds(built.transcoder, calibrated, convert_config().activation)
     with torch.no_grad():
         counts = sum(converted.encode(batch.inputs).counts().sum(1) for batch in sample)
     assert counts.tolist() == [round(target * 640) for target in targets]
@@ -78,7 +77,7 @@ def test_equal_pre_activations_that_leave_no_scale_near_enough_are_told():
     built = parts()
     stir(built.transcoder)
     batch = next(iter(built.source.held_out(16))).rows(torch.zeros(16, dtype=torch.int64))
-    config = ConvertConfig(scales=[0.001, 1000.0])
+    config = convert_config(scales=[0.001, 1000.0])
     with pytest.raises(Unreachable, match=r"layer 0 cannot reach an L0 of 1\.5: the nearest is [12], further than"):
         calibrate(built.transcoder, torch.full((3, 10), 0.5), [batch], [1.5, 1.5, 1.5], config)
 
@@ -96,6 +95,6 @@ def test_only_the_standardised_estimate_computes_all_pre_activations(thresholds,
     monkeypatch.setattr(calibration, "pre_activations_of", original)
     built = parts()
     stir(built.transcoder)
-    config = ConvertConfig(tokens=64, calibration_tokens=64, thresholds=thresholds, calibrate=False)
-    convert(built.transcoder, built.source, config, plugins())
+    config = convert_config(tokens=64, calibration_tokens=64, thresholds=thresholds, calibrate=False)
+    convert(built.transcoder, built.source, config)
     assert len(calls) == (4 * 3 if encodes_everything else 0), "4 batches of 3 layers"

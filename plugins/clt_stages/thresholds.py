@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from clt_plugins.model.products.dense import encode_dense
+from clt_plugins import encode_dense
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.recipe import ConvertConfig
-    from clt_plugins.data.batch import Batch
-    from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins import Batch, CrossLayerTranscoder
+    from clt_stages import ConvertConfig
 
 SMALLEST = 1e-7
 """Thresholds are at least this: calibration divides by them."""
@@ -27,14 +26,14 @@ SMALLEST = 1e-7
 def estimate_thresholds(
     transcoder: CrossLayerTranscoder, batches: Iterable[Batch], config: ConvertConfig
 ) -> tuple[Tensor, Tensor]:
-    """Thresholds by the estimate that `convert.thresholds` names.
+    """Thresholds by the estimate that `config.thresholds` names.
 
     Args:
         batches: of raw activations.
 
     Returns:
         Thresholds [L, F] float64, > 0; and how many features of each layer were never selected, [L] int64. The
-        threshold of those features is `convert.unseen`, or else the mean of their layer's other thresholds.
+        threshold of those features is `config.unseen`, or else the mean of their layer's other thresholds.
     """
     device = transcoder.device
     estimate = ESTIMATES[config.thresholds](transcoder)
@@ -151,7 +150,7 @@ ESTIMATES: dict[str, Callable[[CrossLayerTranscoder], Estimate]] = {
     "cut": CutOfLayer,
     "layer": StandardisedOfLayer,
 }
-"""By the value of `convert.thresholds`."""
+"""By the value of `ConvertConfig.thresholds`."""
 
 
 def _zeros(transcoder: CrossLayerTranscoder) -> Tensor:

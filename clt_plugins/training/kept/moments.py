@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clt_plugins.errors import Refused, names
 from clt_plugins.training import learned
-from clt_plugins.training.state import read
+from clt_plugins.training.kept.state import read
 
 if TYPE_CHECKING:
     from clt_plugins.files.sliced import SlicedTensors

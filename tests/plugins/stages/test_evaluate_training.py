@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from clt_plugins import run
-from clt_plugins.contract.recipe import EvaluateConfig
 from clt_plugins.files.records import as_data
-from clt_plugins.finished.evaluate import Evaluation, evaluate
+from clt_stages import EvaluateConfig
+from clt_stages.evaluate import Evaluation, evaluate
 from tests.support.helpers import parts, tables
 
 SHIPPED = Path(__file__).parents[3] / "examples/models/stdlib-gpt2"

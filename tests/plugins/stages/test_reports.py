@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from clt_plugins.contract.recipe import ConvertConfig, EvaluateConfig
 from clt_plugins.data.batch import Batch
 from clt_plugins.files.records import as_data, from_data, json_text, read_json, write_json
-from clt_plugins.finished import convert as conversion
-from clt_plugins.finished import evaluate as evaluation
-from clt_plugins.finished.convert import Conversion, convert
-from clt_plugins.finished.evaluate import Evaluation, evaluate
 from clt_plugins.model.scores import score
-from tests.support.helpers import parts, plugins, stir
+from clt_stages import EvaluateConfig
+from clt_stages import convert as conversion
+from clt_stages import evaluate as evaluation
+from clt_stages.convert import Conversion, convert
+from clt_stages.evaluate import Evaluation, evaluate
+from tests.support.helpers import convert_config, parts, stir
 from tests.support.language_models import save_model, save_text
 
 CONFIG = EvaluateConfig(tokens=300, model_tokens=300)
@@ -132,8 +132,8 @@ def test_a_transcoder_without_any_score_is_reported_all_the_same():
 def test_a_conversion_with_a_constant_layer_is_reported_too():
     built = parts()
     stir(built.transcoder)
-    config = ConvertConfig(tokens=512, calibration_tokens=512, tolerance=0.05)
-    _, report = convert(built.transcoder, Constant(built.source, 2.0), config, plugins())
+    config = convert_config(tokens=512, calibration_tokens=512, tolerance=0.05)
+    _, report = convert(built.transcoder, Constant(built.source, 2.0), config)
     assert report.before.nmse[1] is None and report.after.nmse[1] is None
     assert report.before.nmse[0] is not None
     assert from_data(Conversion, json.loads(json_text(report))) == report
@@ -143,8 +143,8 @@ def test_a_conversion_with_a_constant_layer_is_reported_too():
 def test_a_conversion_has_the_keys_that_users_read():
     built = parts()
     stir(built.transcoder)
-    config = ConvertConfig(tokens=512, calibration_tokens=512, tolerance=0.05)
-    _, report = convert(built.transcoder, built.source, config, plugins())
+    config = convert_config(tokens=512, calibration_tokens=512, tolerance=0.05)
+    _, report = convert(built.transcoder, built.source, config)
     data = as_data(report)
     tokens = ["calibration_tokens", "report_tokens"]
     assert list(data) == [

@@ -1,0 +1,1 @@
+"""What checkpoints hold besides the transcoder: what plugins keep, and what the optimizer keeps."""

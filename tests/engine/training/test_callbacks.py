@@ -1,0 +1,230 @@
+"""When callbacks are called, and what their operations change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from clt_plugins import PluginError, Training, load_plugins, run
+from clt_plugins.errors import Faults
+from clt_plugins.files.folders import read_tensors
+from clt_plugins.files.steps import step_folders
+from clt_plugins.training.checkpoint import Progress
+from clt_plugins.training.optimizers.make import make_optimizer
+from tests.support import recording
+from tests.support.helpers import parts, tables
+
+MODULE = "tests.support.recording"
+
+
+@pytest.fixture
+def noted() -> ModuleType:
+    """The module whose callback notes its calls, empty."""
+    for kept in (recording.CALLS, recording.WEIGHTS, recording.ACT):
+        kept.clear()
+    return recording
+
+
+def go(folder: Path, resume: str | None = None, accept: tuple[str, ...] = (), **changed: Any) -> Any:
+    changed.setdefault("callbacks", [{"name": "recording", "every": 2}])
+    changed["train"] = {"steps": 6, "eval_every": 3, "checkpoint_every": 3, "log_every": 3, **changed.get("train", {})}
+    return run(tables(**changed), out=folder, resume=resume, accept=accept, plugins=load_plugins(extra=[MODULE]))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_method_is_called_at_its_steps(tmp_path, noted):
+    go(tmp_path / "run")
+    seen = [(what, step) for what, step, *_ in noted.CALLS]
+    assert seen == [
+        ("start", 0),
+        *[("before", 0), ("after", 2), ("before", 2)],
+        *[("evaluated", 3), ("after", 4), ("before", 4), ("after", 6), ("evaluated", 6), ("finish", 6)],
+    ]
+    assert all(step == number for what, step, *rest in noted.CALLS if what == "after" for number in rest)
+    noted.CALLS.clear()
+    go(tmp_path / "run", resume="step_000003")
+    assert [(what, step) for what, step, *_ in noted.CALLS][:3] == [("start", 3), ("after", 4), ("before", 4)]
+
+
+def test_sampled_batches_are_normalised_and_trained_on_as_if_they_had_not_been_read(tmp_path, noted):
+    go(tmp_path / "without", callbacks=[])
+    seen = []
+    noted.ACT["start"] = noted.ACT["after"] = lambda run: seen.extend(run.sample(40))
+    go(tmp_path / "with")
+    assert len(seen) == 4 * 3, "batches of 16 tokens"
+    assert abs(float(torch.cat([batch.inputs for batch in seen]).mean())) < 0.2
+    one, other = (read_tensors(tmp_path / name / "transcoder/transcoder.safetensors") for name in ("without", "with"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_checkpoint_and_a_number_on_demand(tmp_path, noted):
+    def act(run: Training) -> None:
+        if run.step == 2:
+            run.checkpoint()
+            run.log({"mine/number": 7})
+
+    noted.ACT["after"] = act
+    go(tmp_path / "run")
+    assert [path.name for path in step_folders(tmp_path / "run/checkpoints")] == [f"step_00000{n}" for n in (2, 3, 6)]
+    assert [line["step"] for line in lines(tmp_path / "run") if line.get("mine/number") == 7] == [2]
+
+
+@pytest.mark.parametrize("method", ["before", "after", "evaluated"])
+def test_an_early_end_is_logged_evaluated_saved_and_stays(tmp_path, noted, method, caplog):
+    caplog.set_level("INFO")
+    noted.ACT[method] = lambda run: run.stop("enough") if run.step >= 3 else None
+    go(tmp_path / "run")
+    end = {"before": 5, "after": 4, "evaluated": 3}[method]
+    assert noted.CALLS[-1] == ("finish", end)
+    assert step_folders(tmp_path / "run/checkpoints")[-1].name == f"step_00000{end}"
+    last = [line for line in lines(tmp_path / "run") if line["step"] == end]
+    assert any("loss/total" in line for line in last)
+    assert any("eval/nmse" in line for line in last)
+    assert f"training ended at step {end} of 6: enough" in caplog.text
+    noted.ACT.clear()
+    noted.CALLS.clear()
+    go(tmp_path / "run", resume="latest")
+    assert [("start", end), ("finish", end)] == noted.CALLS
+    go(tmp_path / "run", resume="latest", accept=("callbacks",))
+    assert noted.CALLS[-1] == ("finish", 6)
+
+
+class Opened:
+    """A run that is begun, with an optimizer that knows of every weight."""
+
+    def __init__(self, **changed: Any):
+        self.parts = parts(**changed)
+        self.transcoder = self.parts.transcoder
+        recipe = self.parts.context.recipe
+        self.optimizer = make_optimizer(self.transcoder, recipe)
+        for p in self.transcoder.parameters():
+            p.grad = torch.ones_like(p)
+        self.optimizer.step()
+        idle = torch.full((3, 10), 9)
+        self.progress = Progress(step=1, tokens=16, idle_tokens=idle)
+        self.run = Training(self.parts, self.optimizer, self.progress, 12)
+
+    def states(self, key: str = "exp_avg") -> dict[str, torch.Tensor]:
+        """The optimizer's tensors, cut as files are."""
+        parameters = dict(self.transcoder.named_parameters())
+        views = self.transcoder.views().items()
+        out = {}
+        for name, (owner, view, _) in views:
+            out[name] = view(self.optimizer.state[parameters[owner]][key].expand_as(parameters[owner]))
+        return out
+
+
+@pytest.mark.parametrize("tying", ["untied", "per_source"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "adam"}, {"name": "adam", "states": "bf16"}, {"name": "rowwise_adam"}],
+    ids=["float32", "bf16", "rowwise"],
+)
+def test_new_weights_of_features_leave_all_other_numbers_as_they_are(tying, optimizer):
+    opened = Opened(tying={"name": tying}, optimizer=optimizer)
+    before = {name: x.clone() for name, x in opened.transcoder.tensors().items()}
+    feature = torch.tensor([2, 7])
+    encoder, decoder = torch.randn(2, 6), torch.randn(2, 2, 6)
+    opened.run.reinitialise(1, feature, encoder=encoder, bias=torch.tensor([0.5, 0.25]), decoder=decoder)
+    expected = dict(before)
+    expected["W_enc"] = before["W_enc"].clone()
+    expected["W_enc"][1, feature] = encoder
+    expected["b_enc"] = before["b_enc"].clone()
+    expected["b_enc"][1, feature] = torch.tensor([0.5, 0.25])
+    changed = {"W_enc": (1, feature), "b_enc": (1, feature)}
+    if tying == "untied":
+        expected["W_dec.01"] = before["W_dec.01"].clone()
+        expected["W_dec.01"][feature] = decoder
+        changed["W_dec.01"] = (feature,)
+    else:
+        expected["W_dec"] = before["W_dec"].clone()
+        expected["W_dec"][1, feature] = decoder.mean(1)
+        changed["W_dec"] = (1, feature)
+    for name, value in opened.transcoder.tensors().items():
+        assert torch.equal(value, expected[name]), name
+    for key in ("exp_avg", "exp_avg_sq"):
+        for name, value in opened.states(key).items():
+            forgotten = torch.zeros_like(value, dtype=torch.bool)
+            if name in changed:
+                forgotten[changed[name]] = True
+            assert (value[forgotten] == 0).all()
+            assert (value[~forgotten] != 0).all()
+    idle = torch.full((3, 10), 9)
+    idle[1, feature] = 0
+    assert torch.equal(opened.progress.idle_tokens, idle)
+
+
+def test_the_lower_halves_of_new_weights_are_empty():
+    opened = Opened(transcoder={"dtype": "bfloat16"}, optimizer={"name": "adam", "bf16_weights": "split"})
+    for p in opened.transcoder.parameters():
+        opened.optimizer.state[p]["low"].fill_(77)
+    opened.run.reinitialise(0, torch.tensor([4]), encoder=torch.ones(1, 6))
+    low = opened.states("low")["W_enc"]
+    assert (low[0, 4] == 0).all()
+    assert int((low == 77).sum()) == low.numel() - 6
+    factor = torch.ones(3, 10)
+    factor[2, 1] = 0.5
+    opened.run.scale_decoder(factor)
+    low = opened.states("low")["W_dec.02"]
+    assert (low[1] == 0).all()
+    assert int((low == 77).sum()) == low.numel() - 6
+
+
+@pytest.mark.parametrize("tying", [{"name": "untied"}, {"name": "per_source", "feature_scale": True}])
+def test_a_scaled_decoder_with_its_encoder_divided_writes_the_same(tying):
+    opened = Opened(tying=tying, activation={"name": "relu"}, transcoder={"dtype": "float64"})
+    x = torch.randn(5, 3, 6, dtype=torch.float64)
+    before, norms = opened.transcoder(x), opened.transcoder.tying.norms()
+    factor = torch.rand(3, 10, dtype=torch.float64) + 0.5
+    opened.run.scale_decoder(factor, inverse=True)
+    torch.testing.assert_close(opened.transcoder(x), before)
+    torch.testing.assert_close(opened.transcoder.tying.norms(), norms * factor.float())
+
+
+def test_a_tying_whose_features_share_rows_is_refused_by_name():
+    opened = Opened(tying={"name": "per_target"})
+    with pytest.raises(
+        Faults, match=r"callbacks: features of the tying 'per_target' have no decoder rows of their own"
+    ):
+        opened.run.scale_decoder(torch.ones(3, 10))
+
+
+MINE = """
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    '''One to be checked.'''
+
+class Mine:
+    BODY
+
+@hookimpl
+def clt_callbacks():
+    return [Spec("mine", Config, lambda config, context: Mine())]
+"""
+
+
+@pytest.mark.parametrize(
+    "body, text",
+    [
+        ("every = 1", "has none of the methods of a callback: start, before"),
+        ("every = 0; after = print", "its `every` is 0, so that `after` would never be called"),
+        ("every = 2; start = print", "its `every` is 2, but it has neither `before` nor `after`"),
+        ("every = 0.5; after = print", "must be a number of steps, 0 or more: 0.5"),
+        ("start = print", "is no Callback: it has no every"),
+    ],
+)
+def test_an_object_that_is_no_callback_is_refused_by_name(tmp_path, distributions, body, text):
+    distributions.module("mine", MINE.replace("BODY", body))
+    with pytest.raises(PluginError, match=rf"^callbacks\[0\]: 'mine' of plugin 'mine' .*{text}"):
+        run(tables(callbacks=["mine"]), out=tmp_path / "run", plugins=load_plugins(extra=["mine"]))
