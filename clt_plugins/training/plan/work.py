@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.contract.abilities import RunsModel, Scheduled
 from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
 from clt_plugins.training.optimizers.make import build_optimizer, is_matrix, weights_of
 
@@ -70,6 +70,8 @@ class Work:
     clips: bool
     tensor_ranks: int
     data_ranks: int
+    contexts: int = 0
+    """Of text that the language model reads in a step for losses that run it."""
 
     @property
     def active(self) -> int:
@@ -111,6 +113,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     compute_type = transcoder.target_variance.dtype
     compute = compute_type.itemsize
     extra = [_extra_pairs(loss, tokens, n_layers, transcoder.shape[1]) for loss in parts.losses]
+    contexts = [loss.contexts for loss in parts.losses if isinstance(loss, RunsModel)]
     dtype = parts.context.dtype
     product = transcoder.product or "fp32"
     narrow = NARROW.get(product, str(dtype).removeprefix("torch."))
@@ -143,6 +146,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
         data_ranks=parallel.data_ranks,
+        contexts=-(-max(contexts, default=0) // parallel.data_ranks),
     )
 
 
