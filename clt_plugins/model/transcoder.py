@@ -250,6 +250,15 @@ class CrossLayerTranscoder(nn.Module):
         note_axes(other)
         return other
 
+    def clone(self) -> CrossLayerTranscoder:
+        """A transcoder with numbers of its own, which may be changed; it shares kernels and ranks with this one."""
+        shared = (self.context, self.context.kernels, self.context.parallel, self.context.recipe)
+        other = copy.deepcopy(self, {id(one): one for one in shared})
+        # A deep copy of a parameter does not have what `parameter` has marked it with.
+        for (_, mine), (_, copied) in zip(self.named_parameters(), other.named_parameters(), strict=True):
+            vars(copied).update(vars(mine))
+        return other
+
     # -- sizes ------------------------------------------------------------------------------------------------------
 
     @property

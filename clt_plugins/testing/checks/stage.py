@@ -10,7 +10,6 @@ import contextlib
 import errno
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest, mock
@@ -20,7 +19,7 @@ import torch
 
 from clt_plugins.contract.abilities import HasModel
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.results.stage import StageInfo
+from clt_plugins.contract.results.stage import Stage, StageInfo
 from clt_plugins.errors import Faults, WrongReturn
 from clt_plugins.files.folders import verify
 from clt_plugins.finished.job import Job
@@ -186,13 +185,11 @@ def broken_off(bench: Bench) -> None:
     ready.run()
     older = {name: Path(name).read_bytes() for name in _files(ready.target)}
     made_from = attrs.evolve(ready.job.made_from, settings={"other": True})
-    job, writes = ready.again(made_from=made_from), 0
+    job = ready.again(made_from=made_from)
     for fails in range(20):
-        writes = 0
+        disk = Full(ready.chosen.stage, fails)
         try:
-            with _full_after(fails) as count:
-                run_stage(ready.chosen, job, ready.target)
-            writes = count[0]
+            run_stage(attrs.evolve(ready.chosen, stage=disk), job, ready.target)
         except (OSError, RuntimeError) as error:
             now = {name: Path(name).read_bytes() for name in _files(ready.target)}
             expect(now == older, "the older result as it was", one_line(error), "`run`: it must not touch it")
@@ -200,7 +197,7 @@ def broken_off(bench: Bench) -> None:
             expect(not left, "nothing half written left", ", ".join(left), "`run`")
             continue
         expect(
-            not writes,
+            not disk.refused,
             "a full disk to end `run` with an error",
             f"write {fails + 1} failed, and it went on: its result is incomplete",
             "`run`: an `except` that swallows errors?",
@@ -210,25 +207,28 @@ def broken_off(bench: Bench) -> None:
         return
 
 
-@contextlib.contextmanager
-def _full_after(writes: int) -> Iterator[list[int]]:
-    """The disk is full after so many files of a stage; yields how often that was said. The engine's own files pass."""
-    said = [0]
-    opened = 0
-    real = io.open
+class Full:
+    """A stage on a disk that is full after so many files: opening one more for writing fails."""
 
-    def limited(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        nonlocal opened
-        name = os.fspath(file) if isinstance(file, str | os.PathLike) else ""
-        if set(mode) & set("wax+") and ".partial" in str(name):
-            opened += 1
-            if opened > writes:
-                said[0] += 1
-                raise OSError(errno.ENOSPC, "No space left on device", str(name))
-        return real(file, mode, *arguments, **options)
+    def __init__(self, stage: Stage, files: int):
+        self.info, self.check, self.stage, self.left = stage.info, stage.check, stage, files
+        self.refused = 0
+        """How often that was said."""
 
-    with mock.patch.object(builtins, "open", limited), mock.patch.object(io, "open", limited):
-        yield said
+    def run(self, job: Job) -> Any:
+        real = io.open
+
+        def limited(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            name = os.fspath(file) if isinstance(file, str | os.PathLike) else ""
+            if set(mode) & set("wax+") and str(name).startswith(str(job.folder)):
+                self.left -= 1
+                if self.left < 0:
+                    self.refused += 1
+                    raise OSError(errno.ENOSPC, "No space left on device", str(name))
+            return real(file, mode, *arguments, **options)
+
+        with mock.patch.object(builtins, "open", limited), mock.patch.object(io, "open", limited):
+            return self.stage.run(job)
 
 
 @check("stages")

@@ -69,8 +69,7 @@ class Note:
                 raise KeyboardInterrupt
             raise RuntimeError(f"no note at {step}")
         if self.config.halves:
-            import copy
-            half = copy.deepcopy(job.transcoder)
+            half = job.transcoder.clone()
             half.W_enc.data /= 2
             return half
 
