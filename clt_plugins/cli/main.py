@@ -7,6 +7,8 @@ import json
 import logging
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clt_plugins.cli import finished
-from clt_plugins.cli.options import RECIPE, VERBOSE, selected_plugins, verbose, with_plugins, with_recipe
-from clt_plugins.contract.slots import SLOTS
+from clt_plugins.cli.new import KINDS, new
+from clt_plugins.cli.options import (
+    NAMES,
+    RECIPE,
+    VERBOSE,
+    named_before,
+    selected_plugins,
+    verbose,
+    with_plugins,
+    with_recipe,
+)
 from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.signals import heard
 from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable
@@ -41,10 +52,39 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return self.commands.get(cmd_name) or self._from_plugins(ctx).get(cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A command may be that of a plugin which `-p` names only after it: `histogram RUN -p mine.py`."""
+        if args and self.get_command(ctx, args[0]) is None and (names := _named_after(args)):
+            ctx.meta[NAMES] = (*ctx.meta.get(NAMES, ()), *names)
+            ctx.obj = None
+            command = self.get_command(ctx, args[0])
+            if command is not None and not any("-p" in parameter.opts for parameter in command.params):
+                args = _without_names(args)
+        return super().resolve_command(ctx, args)
+
     def _from_plugins(self, ctx: click.Context) -> dict[str, click.Command]:
         if ctx.obj is None:
-            ctx.obj = selected_plugins(()).commands()
-        return ctx.obj
+            plugins = selected_plugins(ctx.meta.get(NAMES, ()))
+            ctx.obj = plugins, plugins.commands(self.commands)
+        return ctx.obj[1]
+
+    @contextmanager
+    def _naming(self, ctx: click.Context) -> Iterator[None]:
+        """An error of a plugin's command names the plugin and the line."""
+        try:
+            yield
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception:
+            name = ctx.invoked_subcommand
+            if ctx.obj is None or name is None or name in self.commands:
+                raise
+            from clt_plugins.registry.build import naming_plugins
+
+            with naming_plugins(ctx.obj[0].infos, phase=f"the command {name!r}"):
+                raise
 
     def invoke(self, ctx: click.Context) -> Any:
         error: BaseException
@@ -52,7 +92,8 @@ class Commands(click.Group):
             # SIGTERM is Ctrl-C: what is half written is cleaned up.
             with heard() as signals:
                 signals.phase = "interrupted"
-                return super().invoke(ctx)
+                with self._naming(ctx):
+                    return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Stopped as stop:
@@ -92,9 +133,20 @@ def _located(fault: Fault, recipe: str | None) -> Fault:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="clt-plugins %(version)s")
+@named_before
 @verbose
 def main_group() -> None:
     """Train cross-layer transcoders, with everything that is a choice in a plugin."""
+
+
+def _named_after(args: list[str]) -> list[str]:
+    """What `-p` names among the arguments of a command."""
+    names = [after for arg, after in pairwise(args) if arg == "-p"]
+    return names + [arg[2:] for arg in args[1:] if arg.startswith("-p") and arg != "-p"]
+
+
+def _without_names(args: list[str]) -> list[str]:
+    return [arg for before, arg in pairwise(["", *args]) if not arg.startswith("-p") and before != "-p"]
 
 
 class RunCommand(click.Command):
@@ -185,7 +237,7 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
     from clt_plugins.registry.discovery import OWN
     from clt_plugins.testing.trial import trial
 
-    plugins.commands()  # so that one that fails is listed
+    plugins.commands(main_group.commands)  # so that one that fails is listed
     listed = listing(plugins, name)
     faults = undocumented(plugins) if check else []
     if check:  # the engine's own have been tried out by its tests, unless they are asked for
@@ -200,13 +252,11 @@ def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bo
 
 @main_group.command("new")
 @click.argument("name")
-@click.option("--kind", type=click.Choice([slot.kind for slot in SLOTS]), required=True, help="What it offers.")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it offers.")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder; ./NAME if not given.")
 def new_command(name: str, kind: str, out: Path | None) -> None:
     """Write a plugin: an installable package NAME with a working example and its conformance test."""
-    from clt_plugins.cli.new import new
-
-    folder = new(name, kind, out)
+    folder = new(name, kind, out, reserved=main_group.commands)
     click.echo(folder)
     click.echo(f"now: cd {folder} && pip install -e '.[dev]' && pytest", err=True)
 

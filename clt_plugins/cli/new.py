@@ -1,4 +1,4 @@
-"""`clt_plugins new`: a small installable plugin of one kind, with its conformance test.
+"""`clt_plugins new`: a small installable plugin of one kind, or with a command, and its tests.
 
 The code is a copy of the kind's template in `clt_plugins.templates`, under the plugin's own names.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import keyword
 import re
 import sys
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from clt_plugins.contract.spec import __version__
 from clt_plugins.errors import Refused
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+
+COMMAND = "command"
+KINDS = [*(slot.kind for slot in SLOTS), COMMAND]
+"""What can be written: a choice for a recipe, or a command."""
 
 PYPROJECT = """\
 [build-system]
@@ -52,6 +57,30 @@ def test_conforms(case):
     case.run()
 '''
 
+COMMAND_TEST = '''\
+"""What the command prints."""
+
+from click.testing import CliRunner
+
+from {module} import {choice}
+
+RECIPE = """
+name = "try"
+source = "synthetic"
+activation = "topk"
+transcoder = {{ features = 64 }}
+train = {{ steps = 20, batch_tokens = 256 }}
+"""
+
+
+def test_it_prints_the_tokens_of_a_run(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    done = CliRunner().invoke({choice}, [str(recipe)])
+    assert done.output == "5120\\n"
+    assert CliRunner().invoke({choice}, [str(recipe), "--per-feature"]).output == "80\\n"
+'''
+
 README = """\
 # {distribution}
 
@@ -60,9 +89,11 @@ The {kind} `{choice}` for clt-plugins.
 ```bash
 pip install -e '.[dev]'
 pytest                                  # the conformance kit
-python -m clt_plugins plugins {choice}  # its settings
+python -m clt_plugins {shown}
 ```
+"""
 
+IN_RECIPES = """
 In a recipe:
 
 ```toml
@@ -83,13 +114,14 @@ def usage(slot: Slot, choice: str) -> str:
     return f'{slot.table} = [{others}"{choice}"]'
 
 
-def new(name: str, kind: str, out: Path | None = None) -> Path:
+def new(name: str, kind: str, out: Path | None = None, *, reserved: Collection[str] = ()) -> Path:
     """Write a plugin's package; returns its folder.
 
     Args:
         name: the distribution's name, such as `clt-gated`; the module is then `clt_gated`, the choice `gated`.
-        kind: a `Slot.kind`.
+        kind: one of `KINDS`.
         out: the folder; `./NAME` if not given.
+        reserved: names that a command must not have.
 
     Raises:
         Refused: the name is not allowed or in use; or the folder is not empty.
@@ -102,7 +134,8 @@ def new(name: str, kind: str, out: Path | None = None) -> Path:
         raise Refused(repr(name), f"{choice!r} has another meaning in Python or here: choose another name")
     if module in sys.stdlib_module_names or find_spec(module) is not None:
         raise Refused(repr(name), f"there is a module {module!r} already: choose another name, such as clt-{name}")
-    slot = next(slot for slot in SLOTS if slot.kind == kind)
+    if kind == COMMAND and choice in reserved:
+        raise Refused(repr(name), f"{choice!r} is a command of clt-plugins itself: choose another name")
     folder = out or Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(folder, "already there: give another folder with --out")
@@ -113,7 +146,7 @@ def new(name: str, kind: str, out: Path | None = None) -> Path:
         "kind": kind,
         "version": ".".join(__version__.split(".")[:2]),
         "next_version": _next_minor(__version__),
-        "usage": usage(slot, choice),
+        "shown": f"{choice} --help" if kind == COMMAND else f"plugins {choice}  # its settings",
     }
     (folder / module).mkdir(parents=True)
     (folder / "tests").mkdir()
@@ -122,7 +155,13 @@ def new(name: str, kind: str, out: Path | None = None) -> Path:
         (folder / module / file.name).write_text(text, encoding="utf-8")
     (folder / "pyproject.toml").write_text(PYPROJECT.format(**words))
     (folder / "tests" / "test_conformance.py").write_text(TEST.format(**words))
-    (folder / "README.md").write_text(README.format(**words))
+    readme = README.format(**words)
+    if kind == COMMAND:
+        (folder / "tests" / f"test_{choice}.py").write_text(COMMAND_TEST.format(**words))
+    else:
+        slot = next(slot for slot in SLOTS if slot.kind == kind)
+        readme += IN_RECIPES.format(**words, usage=usage(slot, choice))
+    (folder / "README.md").write_text(readme)
     return folder
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 VERBOSE = "clt_plugins.verbose"
 RECIPE = "clt_plugins.recipe"
+NAMES = "clt_plugins.names"
+"""The plugins that `-p` names before the command."""
 
 
 def selected_plugins(names: Sequence[str], strict: bool = False) -> Plugins:
@@ -47,15 +49,30 @@ verbose = click.option(
 )
 
 
+def _before(context: click.Context, _: click.Parameter, value: tuple[str, ...]) -> None:
+    context.meta[NAMES] = value
+
+
+def named(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `-p`."""
+    text = "Load a module or a .py file as a plugin, or block a plugin."
+    return click.option("-p", "names", multiple=True, metavar="[no:]NAME", help=text, **options)
+
+
+named_before = named(expose_value=False, is_eager=True, callback=_before)
+"""`-p` before the command: then the plugin's own commands are there too, and in `--help`."""
+
+
 def with_plugins(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `-p`, `--strict` and `-v`; the command gets `plugins`."""
 
-    @click.option("-p", "names", multiple=True, metavar="[no:]NAME", help="Load a module as a plugin, or block one.")
+    @named()
     @click.option("--strict", is_flag=True, help="A plugin that fails to load is fatal.")
     @verbose
     @functools.wraps(command)
     def wrapped(*, names: tuple[str, ...], strict: bool, **rest: Any) -> Any:
-        return command(plugins=selected_plugins(names, strict), **rest)
+        before = click.get_current_context().meta.get(NAMES, ())
+        return command(plugins=selected_plugins((*before, *names), strict), **rest)
 
     return wrapped
 

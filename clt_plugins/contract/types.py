@@ -6,6 +6,7 @@ import ast
 import inspect
 import textwrap
 import types
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Union, cast, get_args, get_origin
@@ -66,6 +67,16 @@ def check_config(cls: Any) -> None:
             f"{cls.__name__}: {error}: types of fields must be importable when the plugin loads, "
             "not under TYPE_CHECKING"
         ) from error
+    names = {a.name for a in attrs.fields(cls)}
+    for base in reversed(cls.__mro__):
+        # What is a `ClassVar` has an annotation.
+        known = names | vars(base).get("__annotations__", {}).keys()
+        values = [name for name, value in vars(base).items() if name[0] != "_" and not _is_behaviour(value)]
+        if attrs.has(base) and (no_field := [name for name in values if name not in known]):
+            raise TypeError(
+                f"{cls.__name__}.{no_field[0]}: has no type, so that no recipe can set it: "
+                f"write `{no_field[0]}: float = ...`, or whatever it is"
+            )
     for a in attrs.fields(cls):
         if a.alias == "name":
             raise TypeError(f"{cls.__name__}.name: a recipe's table says its choice there; call the field otherwise")
@@ -81,6 +92,11 @@ def check_config(cls: Any) -> None:
             if table not in BY_TABLE:
                 near = did_you_mean(table, BY_TABLE) or f" (known: {', '.join(BY_TABLE)})"
                 raise TypeError(f"{cls.__name__}.{a.name}: no choices are made in a table {table!r}{near}")
+
+
+def _is_behaviour(value: Any) -> bool:
+    """Whether something in a class's body is no value: a method, a property, an inner class, a slot."""
+    return inspect.isroutine(value) or inspect.isdatadescriptor(value) or isinstance(value, type | cached_property)
 
 
 def _is_supported(tp: Any) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from clt_plugins.contract.abilities import SumsLater
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.agree import tell
-from clt_plugins.errors import ExitCode, Refused, Stopped
+from clt_plugins.errors import ExitCode, Refused, Stopped, WrongReturn
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
@@ -79,7 +79,7 @@ class Reading:
         return batch
 
     def _read(self, also: Callable[[], None] | None) -> Batch:
-        batch = self.source.next().to(self.device)
+        batch = a_batch(self.source).to(self.device)
         if also is not None:
             also()
         return batch
@@ -139,6 +139,18 @@ class Reading:
                     "data or library versions differ"
                 )
                 raise Refused("source", text) if self.parallel.rank == 0 else Stopped(ExitCode.USAGE, "")
+
+
+def a_batch(source: Source) -> Batch:
+    """A source's next batch.
+
+    Raises:
+        WrongReturn: it returned something else.
+    """
+    batch: object = source.next()
+    if not isinstance(batch, Batch):
+        raise WrongReturn(source, f"`next` must return a Batch, {type(source).__name__} returned {batch!r:.200}")
+    return batch
 
 
 def _later(parallel: Parallel, table: Tensor) -> Callable[[], Tensor]:

@@ -16,6 +16,7 @@ none of it: no process waits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from clt_plugins.contract.abilities import Stateful
 from clt_plugins.data.batch import Batch
+from clt_plugins.distributed.reading import a_batch
 from clt_plugins.errors import ExitCode, Refused, Stopped, WrongReturn
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class TransformedSource:
         """How many rows are left; those that are not in `rest` have to be read again."""
         self.counts: dict[str, int] = self._no_counts()
         """Rows dropped since the last log, of all data ranks, by name."""
+        self.is_alone = False
+        """Whether no other rank reads just now: see `alone`."""
         self.asked: dict[int, int] = {}
         """How many held-out tokens of the source give how many that were asked for."""
         # Abilities are asked for by `isinstance`, which looks at what an object has.
@@ -126,7 +130,7 @@ class TransformedSource:
     def _read(self) -> Read:
         """The next raw batch, transformed."""
         number, self.number = self.number, self.number + 1
-        return self._apply(self.source.next().to(self.context.device), number)
+        return self._apply(a_batch(self.source).to(self.context.device), number)
 
     def _apply(self, batch: Batch, number: int) -> Read:
         """
@@ -145,8 +149,8 @@ class TransformedSource:
         return Read(batch, dropped)
 
     def _exchange(self, row: list[int]) -> list[list[int]]:
-        """The rows of all data ranks; of this one alone where there are no others (any more)."""
-        if self.parallel.world == 1:
+        """The rows of all data ranks; of this one alone where there are no others (any more), or none that read."""
+        if self.parallel.world == 1 or self.is_alone:
             return [row]
         table = torch.zeros(self.parallel.world, len(row) + 1, dtype=torch.int64)
         table[self.parallel.rank] = torch.tensor([1, *row])
@@ -253,6 +257,18 @@ def transformed(source: Source, transforms: Sequence[Transform], context: Contex
         earlier = sum(name.split(".")[0] == chosen.name for name in names)
         names.append(f"{chosen.name}.{earlier + 1}" if earlier else chosen.name)
     return TransformedSource(source, list(zip(names, transforms, strict=True)), context)
+
+
+@contextmanager
+def alone(source: Source) -> Iterator[None]:
+    """A block in which this rank reads, and others do not; the source's state is to be set back afterwards."""
+    if isinstance(source, TransformedSource):
+        source.is_alone = True
+    try:
+        yield
+    finally:
+        if isinstance(source, TransformedSource):
+            source.is_alone = False
 
 
 def load_position(source: Source, state: dict[str, Any]) -> None:

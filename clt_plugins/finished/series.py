@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from clt_plugins.distributed.transformed import alone as reading_alone
 from clt_plugins.errors import Stopped
 from clt_plugins.files.steps import step_name
 from clt_plugins.finished.job import Job
@@ -137,7 +138,8 @@ class AtCheckpoints:
             self._run(together, step, log, parallel)
             if parallel.rank == 0:
                 try:
-                    self._run(alone, step, log, None)
+                    with reading_alone(source):
+                        self._run(alone, step, log, None)
                 except (KeyboardInterrupt, Stopped):
                     raise
                 except Exception as error:

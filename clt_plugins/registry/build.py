@@ -77,8 +77,11 @@ def missing_members(built: Any, table: str) -> list[str]:
 
 
 @contextmanager
-def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[None]:
+def naming_plugins(infos: Sequence[Info], recipe: Recipe | None = None, *, phase: str = "a step") -> Iterator[None]:
     """Errors raised inside a plugin leave as `PluginError`; users' errors and the engine's own leave as they are.
+
+    Args:
+        phase: what fails, for the message.
 
     Raises:
         PluginError: names the plugin whose code the error passed through last; begins with its setting, where the
@@ -93,7 +96,7 @@ def naming_plugins(infos: Sequence[Info], recipe: Recipe | None) -> Iterator[Non
         selected = [] if recipe is None else recipe.selected()
         used = [(path, chosen) for path, chosen in selected if chosen.choice.plugin == info.name]
         setting, choice = (used[0][0], used[0][1].choice) if len(used) == 1 else ("", None)
-        named = _named(error, choice or info, setting, "a step")
+        named = _named(error, choice or info, setting, phase)
         if named is error:
             raise
         raise named from error

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from clt_plugins.contract.slots import BY_TABLE, SLOTS
 from clt_plugins.contract.spec import API_VERSION, Choice, Spec
 from clt_plugins.contract.types import check_config
 from clt_plugins.errors import Fault, Faults, PluginError, Refused, did_you_mean, parse_path
+from clt_plugins.registry.by_name import imported, is_file
 from clt_plugins.registry.discovery import OWN, ROOT, Installed, find_plugins
 from clt_plugins.registry.info import Failure, Info, name_of, source_file
 from clt_plugins.registry.kernels import auto
@@ -94,14 +94,20 @@ class Plugins:
             faults += map(_as_fault, complaints)
         return faults
 
-    def commands(self) -> dict[str, click.Command]:
-        """The sub-commands that plugins add. A plugin whose hook fails is recorded and passed over."""
+    def commands(self, reserved: Collection[str] = ()) -> dict[str, click.Command]:
+        """The sub-commands that plugins add. A plugin whose hook fails is recorded and passed over.
+
+        Args:
+            reserved: names of the engine's own, which no plugin may give.
+        """
         by_name: dict[str, click.Command] = {}
         for impl in self._impls("clt_commands"):
             try:
                 for command in impl.function():
                     if not isinstance(getattr(command, "name", None), str):
                         raise TypeError(f"must return click commands, got {command!r}")
+                    if command.name in reserved:
+                        raise ValueError(f"{command.name!r} is a command of clt-plugins itself: give it another name")
                     if command.name in by_name:
                         raise ValueError(f"another plugin has a command {command.name!r} already")
                     by_name[command.name] = command
@@ -202,12 +208,13 @@ def load_plugins(
 
     Args:
         block: plugins or distributions not to import (`-p no:NAME`).
-        extra: importable modules that are no installed plugins (`-p package.module`); or, where `autoload` is off,
-            names of installed plugins or distributions to load all the same.
+        extra: modules that are no installed plugins (`-p package.module`), or their files (`-p folder/module.py`); or,
+            where `autoload` is off, names of installed plugins or distributions to load all the same.
         autoload: load what is installed; also switched off by CLT_PLUGINS_DISABLE_AUTOLOAD=1.
         strict: a plugin that fails is fatal; also switched on by CLT_PLUGINS_STRICT=1.
 
     Raises:
+        Refused: there is no module or file that `extra` names.
         PluginError: a plugin failed, and it is one of `extra`, or `strict` is on.
     """
     autoload = autoload and os.environ.get("CLT_PLUGINS_DISABLE_AUTOLOAD", "") in ("", "0")
@@ -220,9 +227,14 @@ def load_plugins(
         elif autoload or _names(plugin) & set(extra):
             plugins._add(plugin.name, plugin.distribution, plugin.entry.load)
     modules = [name for name in extra if not any(name in _names(plugin) for plugin in installed)]
-    for module in modules:
-        plugins._add(module, "by -p", partial(import_module, module))
-    fatal = [failure for failure in plugins.failures if strict or failure.plugin in extra]
+    labels = {name: Path(name).stem if is_file(name) else name for name in modules}
+    for name, label in labels.items():
+        plugins._add(label, "by -p", partial(imported, name))
+    wanted = {*extra, *labels.values()}
+    fatal = [failure for failure in plugins.failures if strict or failure.plugin in wanted]
+    for failure in fatal:
+        if isinstance(failure.error, Faults):  # there is no such module: the user's mistake
+            raise failure.error
     if fatal:
         raise PluginError("; ".join(map(str, fatal)))
     for failure in plugins.failures:

@@ -6,7 +6,6 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ import attrs
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
 from clt_plugins.errors import Faults, PluginError, Refused, did_you_mean
+from clt_plugins.registry.by_name import imported, module_name
 from clt_plugins.registry.info import Info
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.testing.registry import PLUGIN, checks_of, needed
@@ -177,7 +177,7 @@ def cases(
     `if __name__ == "__main__":`.
 
     Args:
-        plugin: the name of an installed plugin or distribution, or a module: its name, or itself.
+        plugin: the name of an installed plugin or distribution, or a module: its name, its file, or itself.
         settings: choice -> its settings in the checks (`config` and `default` use the defaults), as a recipe's table
             has them; or a list of such, each checked by itself. The checks' transcoder has 3 layers of 41 features.
         recipe: further tables that the checks' recipe needs, such as `model`.
@@ -229,11 +229,13 @@ def _variants(choice: str, settings: Any) -> Iterator[tuple[str, Mapping[str, An
 def _loaded(plugin: Any) -> tuple[Plugins, list[Info], str | None]:
     """All plugins, those of them that were meant, and the module that other processes import."""
     plugins = load_plugins()
+    if isinstance(plugin, str):
+        plugin = module_name(plugin)
     name = plugin if isinstance(plugin, str) else getattr(plugin, "__name__", type(plugin).__name__)
     infos = [info for info in plugins.infos if name in (info.name, info.distribution.split()[0]) or _is(info, plugin)]
     if infos:
         return plugins, infos, None
-    importer = (lambda: import_module(plugin)) if isinstance(plugin, str) else (lambda: plugin)
+    importer = (lambda: imported(plugin)) if isinstance(plugin, str) else (lambda: plugin)
     plugins._add(name, "not installed", importer)
     return plugins, [info for info in plugins.infos if info.name == name], name
 

@@ -86,7 +86,7 @@ class TrainingState:
     stopped: str = ""
     """Why a callback has ended training; empty if none has."""
     plugins: dict[str, Any] = attrs.field(factory=dict)
-    """What `Stateful` plugins keep, by their path in the recipe: `losses[1]`."""
+    """What `Stateful` plugins keep, by their path in the recipe (`losses[1]`): name and state."""
     texts: Any = None
     """How far texts for losses that run the language model are read."""
 

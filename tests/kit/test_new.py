@@ -13,21 +13,22 @@ from click.testing import CliRunner
 
 import clt_plugins
 from clt_plugins.cli.main import main_group
-from clt_plugins.cli.new import new
+from clt_plugins.cli.new import COMMAND, new
 from clt_plugins.contract.slots import SLOTS
 from clt_plugins.errors import ExitCode
 from clt_plugins.testing import CHECKS
 from clt_plugins.testing.registry import SHARED
 from tests.support.commands import python
 
-KINDS = [slot.kind for slot in SLOTS]
+KINDS = [*(slot.kind for slot in SLOTS), COMMAND]
 
 
 def test_every_kind_has_a_template_and_checks() -> None:
     root = Path(clt_plugins.__file__).parent
     templates = {path.parent.name for path in (root / "templates").glob("*/__init__.py")}
     checks = {path.stem for path in (root / "testing" / "checks").glob("*.py")} - {"__init__", *SHARED}
-    assert templates == checks == set(KINDS)
+    # Commands are checked with the plugin as a whole.
+    assert templates == checks | {COMMAND} == set(KINDS)
     assert all(CHECKS[slot.table] for slot in SLOTS)
 
 
@@ -58,7 +59,8 @@ def test_every_kind_passes_its_own_tests_as_written(tmp_path: Path) -> None:
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 57, done.stdout[-3000:]
     listed = python("-m", "clt_plugins", "plugins", "--check", "--strict", env=environment)
     assert listed.returncode == 0, listed.stdout[-2000:] + listed.stderr[-2000:]
-    assert all(f"my_{kind} - " in listed.stdout for kind in KINDS)
+    assert all(f"my_{slot.kind} - " in listed.stdout for slot in SLOTS)
+    assert "my_command" in python("-m", "clt_plugins", "--help", env=environment).stdout
 
 
 @pytest.mark.slow

@@ -95,6 +95,11 @@ RUN: dict[str, Any] = {
     "transcoder": {"dtype": "float64", "features": 11},
     "losses": [{"name": "mse"}, {"name": "auxk"}, {"name": "tanh_sparsity"}],
     "train": {"log_every": 1, "clip_norm": 0.5},
+    "callbacks": [
+        {"name": "resample", "every": 3, "tokens": 48, "until": 1.0},
+        {"name": "decoder_norm", "norm": 0.6},
+        {"name": "ema", "decay": 0.8},
+    ],
 }
 RUNS: list[tuple[str, int, dict[str, Any]]] = [("two", 2, {}), ("1", 1, {}), ("3", 3, {}), ("2x2", 4, {"data": 2})]
 """Name, ranks, settings of `[parallel]`."""

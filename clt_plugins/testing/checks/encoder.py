@@ -145,7 +145,8 @@ def fresh(bench: Bench) -> None:
     matrix, rows = _matrix(transcoder), transcoder.encoder.rows(transcoder.tying).detach().clone()
     assert isinstance(transcoder.tying, torch.nn.Module)
     stir(transcoder.tying, seed=8)
-    if matrix is not None and not torch.equal(matrix, _matrix(transcoder)):
+    other = _matrix(transcoder)
+    if matrix is not None and other is not None and not torch.equal(matrix, other):
         changed = not torch.equal(rows, transcoder.encoder.rows(transcoder.tying))
         expect(changed, "`rows` to change with the decoder, as `expand` does", "`rows` as before", look)
 

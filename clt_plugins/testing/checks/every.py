@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 from typing import Any
 from unittest import SkipTest
@@ -46,18 +45,6 @@ def config(bench: Bench) -> None:
         check_config(cls)
     except TypeError as error:
         complain("a config that recipes can hold", str(error), look)
-    names = {a.name for a in attrs.fields(cls)}
-    plain_values = [
-        name
-        for name, value in vars(cls).items()
-        if not name.startswith("_") and name not in names and not _is_behaviour(value)
-    ]
-    expect(
-        not plain_values,
-        "a type on every setting",
-        f"{', '.join(plain_values)} without one, so that no recipe can set it",
-        f"{look}: write `{(plain_values or ['x'])[0]}: float = ...`",
-    )
     positional = [a.name for a in attrs.fields(cls) if a.init and not a.kw_only]
     expect(
         not positional,
@@ -93,10 +80,6 @@ def config(bench: Bench) -> None:
         str(again.config),
         f"{look}: a default that TOML cannot hold, or a converter that is no inverse",
     )
-
-
-def _is_behaviour(value: Any) -> bool:
-    return inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod | type)
 
 
 def _typed(bench: Bench, settings: Any) -> Selected | None:

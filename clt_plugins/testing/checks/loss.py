@@ -27,7 +27,6 @@ def terms(bench: Bench) -> None:
     feature is active, and where activations and reconstruction are 0. `Forward` is not changed. Something gets a
     gradient."""
     parts = bench.parts()
-    graphs = 0
     for case, forward in _forwards(parts, bench):
         before = {name: (x, x._version) for name, x in _tensors(forward).items()}
         terms = parts.losses[0](forward)
@@ -43,7 +42,6 @@ def terms(bench: Bench) -> None:
                 f"{float(value.detach())}",
                 "divisions by what can be 0: a count, a variance, a norm",
             )
-            graphs += value.requires_grad
             inputs = [x for x in _tensors(forward).values() if x.requires_grad]
             slopes = (
                 torch.autograd.grad(value, inputs, allow_unused=True, retain_graph=True) if value.requires_grad else ()
@@ -58,7 +56,7 @@ def terms(bench: Bench) -> None:
         changed = [name for name, (x, version) in before.items() if x._version != version]
         expect(not changed, "Forward as it was: other losses read it too", f"{changed} changed in place", "`__call__`")
     expect(
-        graphs,
+        bench.step(parts, bench.batch()).total.requires_grad,
         "a term that has a gradient",
         "none: the loss changes no weight",
         "a `detach()`, a `no_grad`, numbers read by `.item()`",

@@ -32,6 +32,8 @@ class Calls:
         self.run = Training(parts, optimizer, progress, steps)
         self.callbacks: list[Callback] = parts.callbacks
         recipe = parts.context.recipe
+        self.asked = True
+        """Whether a callback was called since the last decision; the same on all ranks."""
         chosen = [] if recipe is None else recipe.callbacks
         for number, (callback, one) in enumerate(zip(self.callbacks, chosen, strict=True)):
             if text := misfit(callback):
@@ -77,8 +79,12 @@ class Calls:
     def decide(self, due: dict[str, bool]) -> dict[str, bool]:
         """What happens after this step, as callbacks wish: the same on all ranks, which all call it.
 
-        If one wants to stop, `progress.stopped` says why, and all that a last step has is due.
+        If one wants to stop, `progress.stopped` says why, and all that a last step has is due. Where none was called,
+        ranks exchange nothing.
         """
+        if not self.asked:
+            return due
+        self.asked = False
         run = self.run
         told = torch.tensor([int(bool(run._reason)), int(run._checkpoint)])
         stop, checkpoint = (run.parallel.total(told, over="all", what="agreement") > 0).tolist()
@@ -99,11 +105,13 @@ class Calls:
 
     def _with(self, member: str, step: int | None = None) -> list[Any]:
         """The callbacks that have a method; of those with an interval, that are due after so many steps."""
-        return [
+        found = [
             callback
             for callback in self.callbacks
             if hasattr(callback, member) and (step is None or (callback.every and step % callback.every == 0))
         ]
+        self.asked |= bool(found)
+        return found
 
 
 def misfit(callback: Any) -> str:

@@ -9,6 +9,7 @@ word. `Watch` finds such tensors by their identity and version. It reads no numb
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,11 @@ from clt_plugins.registry.build import plugin_error
 from clt_plugins.training.learned import View
 
 if TYPE_CHECKING:
+    from clt_plugins.contract.spec import Choice
     from clt_plugins.files.sliced import SlicedTensors
     from clt_plugins.model.assemble import Parts
+
+logger = logging.getLogger(__name__)
 
 OF_PLUGIN = re.compile(r"(\w+\[\d+\])\.")
 """What names of saved tensors begin with: `losses[1].`."""
@@ -58,7 +62,7 @@ def tensors(parts: Parts) -> tuple[dict[str, Tensor], dict[str, int | None]]:
 
 
 def data(parts: Parts) -> dict[str, Any]:
-    """What `Stateful` objects keep, by path; all ranks call it.
+    """What `Stateful` objects keep, by path: the choice's `name` and its `state`; all ranks call it.
 
     Raises:
         PluginError: it is no plain JSON data, or differs between ranks; names the plugin.
@@ -67,7 +71,7 @@ def data(parts: Parts) -> dict[str, Any]:
     with all_or_none(parts.context.parallel):
         for path, one in parts.chosen().items():
             if isinstance(one, Stateful):
-                out[path] = _plain(parts, path, one.state())
+                out[path] = {"name": _choice(parts, path).spec.name, "state": _plain(parts, path, one.state())}
     if parts.context.parallel.world > 1 and out:
         everyone = [json.loads(text) for text in parts.context.parallel.gather(json.dumps(out))]
         for path, value in everyone[0].items():
@@ -108,15 +112,28 @@ def load(parts: Parts, stored: SlicedTensors, saved: Mapping[str, Any], accepted
                 stored.folder, f"holds the state {name!r}, which no plugin takes; to drop it: --accept {name}"
             )
     for name, target in targets.items():
-        if name in stored.shapes:
-            target.copy_(read(stored, name, axes[name], parts))
-        elif not names(accepted, name):
-            raise Refused(stored.folder, f"lacks the state {name!r}; if it may begin anew: --accept {name}")
+        shape, axis = list(target.shape), axes[name]
+        if axis is not None:
+            shape[axis] = parts.transcoder.n_features
+        if stored.shapes.get(name) == shape:
+            target.copy_(read(stored, name, axis, parts))
+        else:
+            _anew(stored, name, accepted, f"of shape {shape}")
     for path, one in parts.chosen().items():
-        if isinstance(one, Stateful) and path in saved:
-            one.load_state(saved[path])
-        elif isinstance(one, Stateful) and not names(accepted, path):
-            raise Refused(stored.folder, f"lacks the state of {path}; if it may begin anew: --accept {path}")
+        if not isinstance(one, Stateful):
+            continue
+        name, found = _choice(parts, path).spec.name, saved.get(path, {})
+        if found.get("name") == name:
+            one.load_state(found["state"])
+        else:
+            _anew(stored, path, accepted, f"of {name!r}")
+
+
+def _anew(stored: SlicedTensors, path: str, accepted: Collection[str], what: str) -> None:
+    """A plugin's state is not in the checkpoint, or is another's."""
+    if not names(accepted, path):
+        raise Refused(stored.folder, f"lacks the state {path} {what}; if it may begin anew: --accept {path}")
+    logger.warning("%s: the checkpoint has no such state %s: it begins anew", path, what)
 
 
 def read(stored: SlicedTensors, name: str, axis: int | None, parts: Parts) -> Tensor:
@@ -231,6 +248,11 @@ def _names(slots: Any) -> list[str]:
 
 
 def _error(parts: Parts, path: str, text: str) -> PluginError:
+    return plugin_error(_choice(parts, path), path, text)
+
+
+def _choice(parts: Parts, path: str) -> Choice:
+    """What was chosen at a path."""
     recipe = parts.context.recipe
-    chosen = dict(recipe.selected()) if recipe is not None else {}
-    return plugin_error(chosen[path].choice, path, text)
+    assert recipe is not None
+    return dict(recipe.selected())[path].choice

@@ -15,7 +15,7 @@ from torch import Tensor
 from clt_plugins import Batch, PluginError, Refused, Single, load_plugins, run
 from clt_plugins.contract.abilities import Buffered, Closable, HasModel, Identified
 from clt_plugins.distributed.reading import Reading
-from clt_plugins.distributed.transformed import MOST_EMPTY, TransformedSource, load_position
+from clt_plugins.distributed.transformed import MOST_EMPTY, TransformedSource, alone, load_position
 from clt_plugins.errors import Stopped, WrongReturn
 from clt_plugins.model.assemble import make_context
 from clt_plugins.training.plan.build import plan
@@ -318,6 +318,15 @@ def test_a_rank_that_cannot_read_leaves_no_other_waiting() -> None:
     told, silent = on_two_ranks(failing)
     assert isinstance(told, OSError) and "rank 1: the disk is gone" in str(told)
     assert isinstance(silent, Stopped)
+
+
+def test_a_rank_reads_alone_while_others_wait_and_is_put_back() -> None:
+    source = opened(Keep(unlike), parallel=Threads(0, Meeting(2)), ranks=2)
+    state = source.state()
+    with alone(source):  # else the first read would wait for the other rank
+        assert [ids(source.next()), ids(source.next())] == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    source.load_state(state)
+    assert source.state() == state
 
 
 def test_another_number_of_data_ranks_is_refused_unless_accepted(tmp_path: Any) -> None:

@@ -231,19 +231,19 @@ def test_a_setting_that_has_moved_is_refused_with_the_line_to_write(monkeypatch:
     now = {
         "train.seed": lambda value: {"activation": {"k": value}},
         "train.ranking": lambda value: {"activation": {"ranking": value}},
-        "log": lambda value: {"loggers": [{"name": "jsonl", **value}]},
+        "log": lambda value: {"loggers": [{"name": "tensorboard", **value}]},
     }
     monkeypatch.setattr(moved, "MOVED", now)
     chosen = tables(activation="topk", loggers=[])
     chosen["train"] |= {"seed": 3, "ranking": "raw"}
-    chosen["log"] = {"every": 2}
+    chosen["log"] = {"flush_seconds": 2.0}
     with pytest.raises(Faults) as caught:
         read_recipe(chosen, ["train.seed=5"])
     complete = '`activation = {name = "topk", k = 5, ranking = "raw"}`'
     assert [str(fault) for fault in caught.value.faults] == [
         f"--set train.seed=5: has moved: write instead {complete}",
         f"recipe: train.ranking: has moved: write instead {complete}",
-        'recipe: log: has moved: write instead `loggers = [{name = "jsonl", every = 2}]`',
+        'recipe: log: has moved: write instead `loggers = [{name = "tensorboard", flush_seconds = 2.0}]`',
     ]
 
 

@@ -49,7 +49,7 @@ def test_a_run_with_state_of_every_form_resumes_bit_for_bit(tmp_path, guide):
     assert whole["losses[2].often"].shape == (3, 10)
     assert whole["losses[2].often"].any()
     state = json.loads((tmp_path / "run/checkpoints/step_000006/training.json").read_text())
-    assert state["plugins"] == {"losses[3]": {"steps": 6}}, "evaluation does not count"
+    assert state["plugins"] == {"losses[3]": {"name": "counted", "state": {"steps": 6}}}, "evaluation does not count"
     go(tmp_path / "run", guide, resume="step_000003", losses=KEPT)
     again = saved(tmp_path / "run")
     assert whole.keys() == again.keys()
@@ -64,7 +64,7 @@ def test_what_a_checkpoint_lacks_is_refused_unless_it_may_begin_anew(tmp_path, g
             go(tmp_path / "run", guide, "step_000003", losses=other)
         go(tmp_path / "run", guide, "step_000003", ("losses",), losses=other)
     state = json.loads((tmp_path / "run/checkpoints/step_000006/training.json").read_text())
-    assert state["plugins"] == {"losses[1]": {"steps": 3}}
+    assert state["plugins"] == {"losses[1]": {"name": "counted", "state": {"steps": 3}}}
     go(tmp_path / "run", guide, "step_000003", ("losses",), losses=KEPT[:3])
     go(tmp_path / "run", guide, "step_000006", ("losses",), losses=KEPT[:1])
 

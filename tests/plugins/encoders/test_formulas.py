@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from clt_plugins.finished.in_model import Replacement
@@ -16,8 +17,11 @@ from clt_plugins.finished.thresholds import pre_activations_of
 from torch import Tensor
 
 from clt_plugins import CrossLayerTranscoder, Refused, Single
+from clt_plugins.errors import Stopped
 from clt_plugins.files.folders import atomic_folder
 from clt_plugins.model.sparse import reuse_gradients
+from clt_plugins.training.loop import _guard
+from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.make import is_matrix
 from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, random_batch, stir
 
@@ -174,3 +178,21 @@ def test_saved_files_name_the_encoder_and_old_ones_are_plain(encoder: str, tmp_p
             (tmp_path / "t/transcoder.safetensors").rename(folder / "transcoder.safetensors")
         old = CrossLayerTranscoder.load(tmp_path / "old", plugins=plugins())
         torch.testing.assert_close(old(inputs()), transcoder(inputs()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("encoder", "weight"), [("plain", "W_enc"), ("low_rank", "W_up"), ("tied-scaled", "scale")])
+def test_where_a_loss_stopped_being_finite_is_told_for_any_encoder(encoder: str, weight: str) -> None:
+    built, batch = parts(encoder=ENCODERS[encoder]), random_batch(8, L, D)
+    transcoder = built.transcoder
+    outcome = objective(transcoder, built.losses, batch, torch.zeros(transcoder.shape, dtype=torch.int64), 0.5)
+    outcome.total.backward()
+    lost = attrs.evolve(outcome, total=outcome.total * torch.nan)
+    changed = transcoder.get_parameter(f"encoder.{weight}")
+    assert changed.grad is not None
+    changed.grad[2] = torch.inf
+    with pytest.raises(Stopped, match=r"not finite .*: first in the encoder's gradient at layer 2; "):
+        _guard(built, lost, None, batch, 3, 0)
+    with torch.no_grad():
+        changed[1] = torch.nan
+    with pytest.raises(Stopped, match=r"not finite .*: first in the encoder's weights at layer 1; "):
+        _guard(built, lost, None, batch, 3, 0)
