@@ -94,7 +94,7 @@ TRAINED = [
 RUN: dict[str, Any] = {
     "transcoder": {"dtype": "float64", "features": 11},
     "losses": [{"name": "mse"}, {"name": "auxk"}, {"name": "tanh_sparsity"}],
-    "train": {"log_every": 1, "clip_norm": 0.5},
+    "train": {"log_every": 1, "clip_norm": 0.5, "dead_after_tokens": 16},
     "callbacks": [
         {"name": "resample", "every": 3, "tokens": 48, "until": 1.0},
         {"name": "decoder_norm", "norm": 0.6},

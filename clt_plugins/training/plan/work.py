@@ -119,7 +119,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     narrow = NARROW.get(product, str(dtype).removeprefix("torch."))
     sparse = not transcoder.runs_dense
     matrices = [p for p in transcoder.parameters() if is_matrix(p, d_model)]
-    encoder_flops, encoder_bytes, row_dtype = _encoder(transcoder, tokens, compute_type)
+    encoder_flops, encoder_bytes, row_dtype = _encoder(transcoder, tokens)
     return Work(
         tokens=tokens,
         n_layers=n_layers,
@@ -150,12 +150,12 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     )
 
 
-def _encoder(transcoder: CrossLayerTranscoder, tokens: int, dtype: torch.dtype) -> tuple[int, int, torch.dtype]:
+def _encoder(transcoder: CrossLayerTranscoder, tokens: int) -> tuple[int, int, torch.dtype]:
     """Operations and bytes of what is made of inputs and weights before their product, and the type of the rows.
 
     An encoder is known only as functions: torch counts what they do, here mostly on the device "meta".
     """
-    x = torch.empty(tokens, transcoder.n_layers, transcoder.d_model, dtype=dtype, device=transcoder.device)
+    x = transcoder.target_variance.new_empty(tokens, transcoder.n_layers, transcoder.d_model)
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
         h, rows, _ = transcoder.affine_form(x)
         made = [one for one in (h, rows) if one is not x and not isinstance(one, nn.Parameter)]

@@ -180,6 +180,7 @@ def folder(results: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("name", [name for name, *_ in RUNS])
 def test_a_run_on_ranks_is_the_run_of_one_process_also_when_resumed_from_two_ranks(folder, name):
     assert_same_metrics(folder / "alone", folder / name, 1e-6)
+    assert any(line.get("callbacks/resampled") for line in lines(folder / name)), "callbacks had something to do"
     loaded = [CrossLayerTranscoder.load(folder / each / "transcoder") for each in ("alone", name)]
     for (key, value), other in zip(loaded[0].tensors().items(), loaded[1].tensors().values(), strict=True):
         torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=key)
