@@ -21,7 +21,7 @@ from clt_plugins.registry.by_name import imported, module_name
 from clt_plugins.registry.info import Info
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.testing.registry import PLUGIN, checks_of, needed
-from clt_plugins.testing.report import Nonconformance, location, message, one_line
+from clt_plugins.testing.report import Nonconformance, location, message, one_line, passed_through
 
 Settings = Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]]
 """Choice -> its settings, or several of them."""
@@ -149,9 +149,15 @@ class Case:
         except Exception as error:
             if not self.settings and choice is not None and refuses_settings(error):
                 return Outcome(f"the default is refused: {one_line(error)}; give others by `settings`", skipped=True)
+            file = "" if choice is None else choice.file
+            place = file
+            cause: BaseException = error
             # The same error is the same text, whether the engine has wrapped it or not.
-            cause = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
-            text = message("the check runs through", one_line(cause), _location(cause, choice))
+            if isinstance(error, PluginError) and error.__cause__ and passed_through(error.__cause__, file):
+                cause = error.__cause__
+            if cause is not error or not isinstance(error, PluginError):
+                place = location(cause, file)
+            text = message("the check runs through", one_line(cause), place)
             return Outcome(text, failed=True, error=error)
         return Outcome()
 
@@ -160,12 +166,6 @@ def refuses_settings(error: Exception) -> bool:
     """Whether a choice, or the recipe around it, was refused before anything ran."""
     frames = [Path(frame.filename).parts[-2:] for frame in traceback.extract_tb(error.__traceback__)]
     return isinstance(error, Faults) and any(place in frames for place in REFUSING)
-
-
-def _location(error: BaseException, choice: Choice | None) -> str:
-    """Where an error of a plugin came from; the plugin's file where the engine found the fault from outside."""
-    file = "" if choice is None else choice.file
-    return file if isinstance(error, PluginError) else location(error, file)
 
 
 def cases(

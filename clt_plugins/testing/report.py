@@ -82,6 +82,12 @@ def location(error: BaseException, plugin_file: str = "") -> str:
     return f"{frame.filename}:{frame.lineno} in {frame.name}"
 
 
+def passed_through(error: BaseException | None, plugin_file: str) -> bool:
+    """Whether an exception was raised in the plugin, or left it."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    return any(_belongs(Path(frame.filename), plugin_file) for frame in frames)
+
+
 def _belongs(file: Path, plugin_file: str) -> bool:
     """Whether a file is the plugin's module, or in its package."""
     module = Path(plugin_file)

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 PASS_NUMBERS = 12
 """Numbers per token and dimension that a forward pass of a language model has alive at most: the residual stream, the
 MLP's neurons before and after their activation. (An MLP of 4 D neurons without a gate needs 10, with one 14.)"""
+KEPT_NUMBERS = 20
+"""Numbers per token, layer and dimension that a forward pass keeps for its backward pass: 34 bytes in Korthikanti et
+al. 2022 (arXiv 2205.05198) for numbers of 2 bytes, without scores of attention; an MLP with a gate has more."""
+LOGITS = 8
+"""Numbers per token and word of the vocabulary: logits of both models, their logarithms, and gradients of them."""
 REMEDY = "give --n-layers and --d-model"
 
 
@@ -57,10 +62,19 @@ def outline(config: StreamConfig, context: Context) -> Outline:
         row_bytes=row,
         buffer_bytes={settings.device if config.buffer_device == "auto" else config.buffer_device: rows * row},
         model_bytes=model.parameters * dtype.itemsize if beside else 0,
+        text_tokens=config.context,
+        text_bytes=_text_bytes(config, model, dtype) if beside else 0,
         pass_bytes=PASS_NUMBERS * in_pass * model.d_model * dtype.itemsize if beside else 0,
         model_parameters=model.layer_parameters,
         model_dtype=settings.dtype,
     )
+
+
+def _text_bytes(config: StreamConfig, model: Model, dtype: torch.dtype) -> int:
+    kept = KEPT_NUMBERS * model.n_layers * model.d_model * dtype.itemsize
+    # At most: embeddings of positions are among these parameters, and an LM head of its own counts twice.
+    vocabulary = (model.parameters - model.layer_parameters) // max(1, model.d_model)
+    return config.context * (kept + LOGITS * vocabulary * torch.float32.itemsize)
 
 
 def block_rows(config: StreamConfig, batch_tokens: int, eval_tokens: int, *, parts: int = 1) -> int:

@@ -71,7 +71,7 @@ class Step:
         shape = options.batch, options.layers, options.d_model
         self.batch = Batch(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
         self.reading: Any = None
-        self.idle = torch.zeros(self.transcoder.b_enc.shape, dtype=torch.int64)
+        self.idle = torch.zeros(self.transcoder.shape, dtype=torch.int64)
 
     def __call__(self) -> float:
         """Seconds of one step."""

@@ -87,7 +87,7 @@ class Counted:
     @property
     def n_features(self) -> int:
         """Of this rank."""
-        return self.parts.transcoder.W_enc.shape[1]
+        return self.parts.transcoder.shape[1]
 
     @property
     def empty(self) -> frozenset[int]:

@@ -53,7 +53,7 @@ def test_runs_that_differ_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def disturbed(self: Any, steps: int, after: Any = None) -> None:
         take(self, steps, after)
         with torch.no_grad():
-            self.parts.transcoder.b_enc += 1e-6 * next(number)
+            self.parts.transcoder.encoder.b_enc += 1e-6 * next(number)
 
     monkeypatch.setattr(right.Step, "take", disturbed)
     assert not right.steps(CPU, plugins)["one"]["two_runs_equal"]

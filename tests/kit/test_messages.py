@@ -143,15 +143,38 @@ def test_check_finds_them_all_without_a_run(clt: Clt, distributions: Distributio
         distributions.install(f"clt-bad-{number}", "2.3", {f"bad{number}": named})
     distributions.install("clt-clash", "1.0", {"clash": LOSS.replace('"mine"', '"mse"')})
     distributions.install("clt-good", "1.0", {"good": LOSS})
+    distributions.install("clt-slow", "1.0", {"slow": "import torch\n" + LOSS.replace('"mine"', '"slow"')})
+    nan = LOSS.replace("values.sum() * 0", "values.sum() / 0").replace('"mine"', '"nan"')
+    detached = LOSS.replace("values.sum()", "values.sum().detach()").replace('"mine"', '"detached"')
+    untyped = LOSS.replace("weight: float = 1.0", "weight = 1.0").replace('"mine"', '"untyped"')
+    distributions.install("clt-mute", "1.0", {"nan": nan, "detached": detached, "untyped": untyped})
     done = clt("plugins", "--check")
     assert done.returncode == ExitCode.FAILED
     faults = [line for line in done.stdout.splitlines() if line.startswith("! ")]
     for number, way in enumerate(ways):
         mine = [line for line in faults if f"clt-bad-{number} 2.3" in line]
         assert len(mine) == 1, (way, faults)
-        assert texts[way].removeprefix("failed in a step: ").split(" object")[0] in mine[0], way
+        text = texts[way].removeprefix("failed in a step: ").removeprefix("failed in build: ")
+        text = "a term, or several, by name got: dict_keys" if way == "wrong term" else text
+        assert text.split(" object")[0] in mine[0], way
     assert any("'mse' is offered by plugin 'clash' (clt-clash 1.0) and plugin 'losses'" in line for line in faults)
     assert not [line for line in faults if "clt-good" in line]
+    for text in (
+        "plugin 'slow', check 'imports': expected: a module that imports nothing heavy got: ",
+        "loss 'nan' of plugin 'nan' (clt-mute 1.0), check 'terms': expected: a finite term",
+        "loss 'detached' of plugin 'detached' (clt-mute 1.0), check 'terms': expected: a term that has a gradient",
+        "loss 'untyped' of plugin 'untyped' (clt-mute 1.0), check 'config': expected: a type on every setting",
+    ):
+        assert [line for line in faults if line.startswith(f"! {text}")], (text, faults)
+
+
+def test_check_finds_a_faulty_clt_check(clt: Clt, distributions: Distributions) -> None:
+    complaining = "from clt_plugins import hookimpl\n\n@hookimpl\ndef clt_check(recipe):\n    return 'text'\n"
+    distributions.install("clt-sane", "1.0", {"complaining": complaining})
+    faults = [line for line in clt("plugins", "--check").stdout.splitlines() if line.startswith("! ")]
+    (fault,) = faults
+    assert fault.startswith("! plugin 'complaining', check 'complaints': expected: `clt_check` to return a list")
+    assert "must return a list of str, got 'text'" in fault
 
 
 def test_what_a_plugin_refuses_is_told_as_it_says(distributions: Distributions, tmp_path: Path) -> None:

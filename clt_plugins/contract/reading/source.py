@@ -62,6 +62,11 @@ class Outline:
     """Weights of the language model on the transcoder's device."""
     pass_bytes: int = 0
     """What one of its forward passes needs besides, while no training step is under way."""
+    text_tokens: int = 0
+    """Positions of a context that losses which run the model get (`TrainsInModel`); 0 if there are none."""
+    text_bytes: int = 0
+    """What a pass through the model with gradients keeps of each context, with its logits and what is computed of
+    them."""
     model_parameters: int = 0
     """Numbers of the language model that each token is multiplied by; 0 without a model, or if it is not known."""
     model_dtype: str = "float32"

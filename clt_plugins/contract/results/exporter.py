@@ -1,4 +1,4 @@
-"""What `[[exports]]` builds: a format of another tool, written and perhaps read."""
+"""What `format` of the stage `export` builds: a format of another tool, written and perhaps read."""
 
 from __future__ import annotations
 

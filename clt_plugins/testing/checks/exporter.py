@@ -1,4 +1,4 @@
-"""Checks for `[[exports]]`: see `clt_plugins.contract.results.exporter.Exporter`.
+"""Checks for exporters: see `clt_plugins.contract.results.exporter.Exporter`.
 
 They use the first transcoder of `TRANSCODERS` that the format can hold, or the one that `recipe` names; and the first
 with each of `OTHERS`, whose skip path, offsets and scales, or form of the encoder a format may forget.

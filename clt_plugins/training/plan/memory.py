@@ -36,10 +36,13 @@ NORMALISED = 6
 """[B, L, D] in normalised units that are alive at once: inputs, targets, reconstruction, its error, two gradients."""
 OF_EXTRA = 3
 """The same for losses that select pairs: what those write, the residual, its error."""
+IN_MODEL = 8
+"""[R, L, D] of the language model's texts that are alive at once: what layers read, what is written to them, what the
+encoder keeps, and gradients of them."""
 DENSE = 5
 """[B, L, F] that are alive at once in a dense pass: pre-activations, features, and three gradients."""
 LASTING = ("parameters", "gradients", "optimizer", "plugins", "normalisation", "source", "language_model", "libraries")
-PHASES = (("batch", "pre_activations", "selection"), ("batch", "pairs"), ("model_pass",), ("statistics",))
+PHASES = (("batch", "pre_activations", "selection"), ("batch", "pairs", "in_model"), ("model_pass",), ("statistics",))
 
 
 def memory(
@@ -65,6 +68,9 @@ def memory(
     layers = DENSE * work.n_layers if work.dense or work.keeps_pre else 2
     pairs = 0 if work.dense else (work.pairs + work.extra) * (work.tensor_ranks if fixed else 1)
     of_extra = OF_EXTRA * activations * work.compute_bytes if work.extra and not work.dense else 0
+    # As many pairs for each position as for a token of a batch.
+    of_position = work.pairs * PAIR_BYTES // work.tokens + IN_MODEL * work.n_layers * work.d_model * work.compute_bytes
+    in_model = work.contexts * (outline.text_bytes + outline.text_tokens * of_position)
     parameter_bytes = _bytes(transcoder.parameters())
     normaliser = transcoder.normaliser
     return Memory(
@@ -81,6 +87,7 @@ def memory(
         selection=pairs * SELECTED_BYTES,
         pairs=pairs * PAIR_BYTES + of_extra,
         model_pass=outline.pass_bytes,
+        in_model=in_model,
         statistics=normaliser.observed_bytes() if isinstance(normaliser, Observes) else 0,
     )
 

@@ -40,6 +40,8 @@ class Memory:
     transcoder runs dense."""
     model_pass: int
     """A forward pass of the language model."""
+    in_model: int = 0
+    """What the language model, with the transcoder in it, keeps for a backward pass; 0 where no loss runs it."""
     statistics: int
     """What the normalisation gathers before the first step."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.contract.abilities import RunsModel, Scheduled
 from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
 from clt_plugins.training.optimizers.make import build_optimizer, is_matrix, weights_of
 
@@ -70,6 +70,8 @@ class Work:
     clips: bool
     tensor_ranks: int
     data_ranks: int
+    contexts: int = 0
+    """Of text that the language model reads in a step for losses that run it."""
 
     @property
     def active(self) -> int:
@@ -111,12 +113,13 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     compute_type = transcoder.target_variance.dtype
     compute = compute_type.itemsize
     extra = [_extra_pairs(loss, tokens, n_layers, transcoder.shape[1]) for loss in parts.losses]
+    contexts = [loss.contexts for loss in parts.losses if isinstance(loss, RunsModel)]
     dtype = parts.context.dtype
     product = transcoder.product or "fp32"
     narrow = NARROW.get(product, str(dtype).removeprefix("torch."))
     sparse = not transcoder.runs_dense
     matrices = [p for p in transcoder.parameters() if is_matrix(p, d_model)]
-    encoder_flops, encoder_bytes, row_dtype = _encoder(transcoder, tokens, compute_type)
+    encoder_flops, encoder_bytes, row_dtype = _encoder(transcoder, tokens)
     return Work(
         tokens=tokens,
         n_layers=n_layers,
@@ -143,15 +146,16 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
         data_ranks=parallel.data_ranks,
+        contexts=-(-max(contexts, default=0) // parallel.data_ranks),
     )
 
 
-def _encoder(transcoder: CrossLayerTranscoder, tokens: int, dtype: torch.dtype) -> tuple[int, int, torch.dtype]:
+def _encoder(transcoder: CrossLayerTranscoder, tokens: int) -> tuple[int, int, torch.dtype]:
     """Operations and bytes of what is made of inputs and weights before their product, and the type of the rows.
 
     An encoder is known only as functions: torch counts what they do, here mostly on the device "meta".
     """
-    x = torch.empty(tokens, transcoder.n_layers, transcoder.d_model, dtype=dtype, device=transcoder.device)
+    x = transcoder.target_variance.new_empty(tokens, transcoder.n_layers, transcoder.d_model)
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
         h, rows, _ = transcoder.affine_form(x)
         made = [one for one in (h, rows) if one is not x and not isinstance(one, nn.Parameter)]

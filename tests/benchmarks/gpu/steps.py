@@ -112,7 +112,7 @@ class Step:
         self.optimizer = make_optimizer(transcoder, self.recipe)
         self.schedule = build(self.recipe.schedule, context)
         transcoder.train()
-        idle = torch.zeros(transcoder.W_enc.shape[:2], dtype=torch.int64, device=device)
+        idle = torch.zeros(transcoder.shape, dtype=torch.int64, device=device)
         self.progress = Progress(step=int(done * self.config.steps), tokens=0, idle_tokens=idle)
 
     def gradients(self) -> list[Tensor]:
@@ -153,6 +153,7 @@ class Step:
                     [],
                     Path(folder),
                     wants_stop,
+                    lambda step, log: None,
                 )
             except _Enough:
                 return

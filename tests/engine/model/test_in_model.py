@@ -10,17 +10,19 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from clt_plugins.finished.in_model import evaluate_in_model
 
 from clt_plugins import run
 from clt_plugins.errors import Faults
 from clt_plugins.model.assemble import Parts
 from clt_plugins.model.in_model.passes import check_losses, run_model
+from clt_plugins.training.plan.build import plan
+from clt_stages.in_model import evaluate_in_model
 from clt_synthetic.source import Synthetic
-from tests.support.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
+from tests.support.helpers import ACTIVATIONS, TYINGS, parts, plugins, recipe, stir, tables
 from tests.support.language_models import save_model, save_text
 from tests.support.streams import build
 
+ROOT = Path(__file__).resolve().parents[3]
 KL = {"name": "kl", "weight": 1.0, "contexts": 3}
 CE = {"name": "ce", "weight": 1.0, "contexts": 3}
 
@@ -241,3 +243,31 @@ def test_fewer_contexts_than_data_ranks_are_refused():
     check_losses(found, built.losses, built.source, 3)
     with pytest.raises(Faults, match=r"losses\[1\].contexts: 3 cannot be divided among 4 data ranks"):
         check_losses(found, built.losses, built.source, 4)
+
+
+def test_a_plan_counts_what_the_backward_pass_keeps():
+    """All tensors that autograd saves in the model's pass and the loss, each storage once, against the plan's part."""
+    settings: dict[str, Any] = {
+        "model": {"path": str(ROOT / "examples" / "models" / "stdlib-gpt2")},
+        "source": {"name": "stream", "context": 64, "buffer_tokens": 256, "model_batch": 4},
+        "transcoder": {"features": 64},
+        "losses": [{"name": "mse"}, {**KL, "contexts": 2}],
+        "train": {"batch_tokens": 64},
+    }
+    found = parts(**settings)
+    weights = {p.data_ptr() for module in (found.transcoder, found.source.model) for p in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    text, _ = found.source.training_text(2, None)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        (value,) = loss_of(found, text).values()
+    value.backward()
+    saved = sum(size for place, size in kept.items() if place not in weights)
+    planned = plan(recipe(**settings), plugins()).bytes.in_model
+    assert saved <= planned <= 3 * saved
+    without = {**settings, "losses": [{"name": "mse"}]}
+    assert plan(recipe(**without), plugins()).bytes.in_model == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from typing import Any
 
@@ -23,6 +25,7 @@ from clt_plugins import (
 from clt_plugins.model.normalisation.fit import fit_to_batches, fit_to_source, fit_to_statistics
 from clt_plugins.model.normalisation.statistics import estimate
 from clt_plugins.model.normalisation.stored import check_buffers, detected_normalisation
+from clt_plugins.recipe.structure import plain
 from tests.support.helpers import parts, random_batch
 
 
@@ -251,3 +254,56 @@ def test_affine_maps_are_products_with_a_scale_or_a_matrix():
         with pytest.raises(ValueError, match="shift must be"):
             Affine(*wrong)
     assert attrs.fields_dict(Affine)["inverse"].default is None
+
+
+def test_another_tools_reader_may_name_the_normalisation_itself(tmp_path, monkeypatch):
+    chosen = {"name": "whitening", "method": "pca", "shrinkage": 0.1, "sides": "both"}
+    transcoder = parts(normalisation=chosen, activation={"name": "relu"}).transcoder
+    fit_to_batches(transcoder, [random_batch(40, 3, 6)])
+
+    class Reader:
+        def recognises(self, folder: Any) -> bool:
+            return True
+
+        def read(self, folder: Any) -> Imported:
+            return Imported(
+                kind="mine",
+                n_layers=3,
+                d_model=6,
+                n_features=10,
+                activation={"name": "relu"},
+                tying={"name": "untied"},
+                model={},
+                tensor=transcoder.tensors().get,
+                normalisation=chosen,
+            )
+
+    monkeypatch.setattr("clt_plugins.model.saved._reader", lambda folder, plugins: Reader())
+    loaded = CrossLayerTranscoder.load(tmp_path)
+    assert plain(loaded.choices["normalisation"]) == chosen
+    x = random_batch(9, 3, 6, seed=4).inputs
+    assert torch.equal(loaded(x), transcoder(x))
+
+
+def test_a_transcoder_that_names_its_normalisation_by_a_word_alone_is_read(tmp_path):
+    transcoder = parts(normalisation="rms").transcoder
+    fit_to_batches(transcoder, [random_batch(40, 3, 6)])
+    transcoder.save(tmp_path / "saved")
+    file, manifest = (tmp_path / "saved" / name for name in ("transcoder.json", "manifest.json"))
+    described = json.loads(file.read_text())
+    assert described["normalisation"] == {"name": "rms"}
+    # As files were before normalisations had settings.
+    before = file.read_bytes()
+    file.write_text(json.dumps({**described, "normalisation": "rms"}))
+    listed = json.loads(manifest.read_text())
+    entry = listed["files"]["transcoder.json"]
+    assert entry["sha256"] == hashlib.sha256(before).hexdigest()
+    listed["files"]["transcoder.json"] = {
+        **entry,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "bytes": file.stat().st_size,
+    }
+    manifest.write_text(json.dumps(listed))
+    loaded = CrossLayerTranscoder.load(tmp_path / "saved")
+    x = random_batch(9, 3, 6, seed=4).inputs
+    assert torch.equal(loaded(x), transcoder(x)) and loaded.choices["normalisation"].name == "rms"

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from safetensors.torch import load_file
 
 from clt_plugins import run
 from clt_plugins.errors import ExitCode
+from clt_plugins.files.folders import verify
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
+from clt_plugins.toml import toml_text
 from tests.support.commands import on_ranks, python
 from tests.support.helpers import SMALL, tables
 from tests.support.ranks import RUN
@@ -105,3 +108,70 @@ def test_the_stages_after_training_come_out_of_two_tensor_ranks_as_of_one_proces
         assert one_file.keys() == two_file.keys()
         for name, value in one_file.items():
             assert torch.allclose(two_file[name], value, rtol=1e-5, atol=1e-6), name
+
+
+TOTAL = '''
+from attrs import field, frozen
+from clt_plugins import FREE_ON_RESUME, Spec, StageInfo, hookimpl, score
+
+@frozen(kw_only=True)
+class Config:
+    """A number of all ranks."""
+    ranks: str = "all"
+    """Who."""
+    needs: str = "source"
+    """What."""
+    every: int | None = field(default=None, metadata=FREE_ON_RESUME)
+    """How often."""
+
+class Total:
+    def __init__(self, config):
+        folder = f"total-{config.ranks}"
+        self.info = StageInfo(folder=folder, ranks=config.ranks, needs=config.needs, every=config.every)
+
+    def check(self, job):
+        pass
+
+    def run(self, job):
+        parallel = job.context.parallel
+        total = float(parallel.total(job.transcoder.W_enc.detach().double().abs().sum()))
+        l0 = score(job.transcoder, job.source.held_out(64)).l0 if job.source is not None else 0.0
+        if parallel.rank == 0:
+            (job.folder / "total.txt").write_text(f"{parallel.world} {total} {l0}")
+        job.log({"total/sum": total})
+
+@hookimpl
+def clt_stages():
+    return [Spec("total", Config, lambda config, context: Total(config))]
+'''
+
+
+def test_stages_on_all_ranks_and_on_one_also_run_at_checkpoints(tmp_path):
+    (tmp_path / "total_stage.py").write_text(TOTAL)
+    stages = [{"name": "total", "every": 4}, {"name": "total", "ranks": "one", "needs": "transcoder", "every": 4}]
+    changes = {**RUN, "loggers": ["jsonl"], "train": {**RUN.get("train", {}), "steps": 8, "checkpoint_every": 4}}
+    paths = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+
+    def run_on(ranks: int, name: str, **more: Any) -> list[subprocess.CompletedProcess[str]]:
+        (tmp_path / f"{name}.toml").write_text(toml_text({**tables(**changes), **more}))
+        command = ["-m", "clt_plugins", "run", tmp_path / f"{name}.toml", "-p", "total_stage", "--out", tmp_path / name]
+        return on_ranks(ranks, *command, PYTHONPATH=paths)
+
+    tensor = {"parallel": {"name": "tensor"}}
+    for ranks, name, more in ((1, "one", {}), (2, "two", tensor), (2, "plain", {**tensor, "stages": []})):
+        for done in run_on(ranks, name, **{"stages": stages, **more}):
+            assert done.returncode == 0, done.stderr
+    for place in ("", "stages/step_000004/"):
+        for who, world in (("all", "2"), ("one", "1")):
+            read = [(tmp_path / run / place / f"total-{who}/total.txt").read_text().split() for run in ("one", "two")]
+            assert [read[0][0], read[1][0]] == ["1", world]
+            for one, other in zip(read[0][1:], read[1][1:], strict=True):
+                assert float(one) == pytest.approx(float(other), rel=1e-5), (place, who)
+            verify(tmp_path / "two" / place / f"total-{who}")
+    for file in sorted((tmp_path / "plain/transcoder").glob("*.safetensors")):
+        assert file.read_bytes() == (tmp_path / "two/transcoder" / file.name).read_bytes(), "training is the same"
+    logged = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "total/sum" in line] == [4, 4]
+    refused, _ = run_on(2, "no", **tensor, stages=[{"name": "total", "ranks": "one", "every": 4}])
+    assert refused.returncode == ExitCode.USAGE
+    assert "stages[0].every: 'total' runs on one rank, but during training 2 read the source" in refused.stderr
