@@ -15,8 +15,10 @@ from torch import Tensor
 
 from clt_plugins.contract.model.activation import Selection
 from clt_plugins.contract.model.kernels import Kernels
+from clt_plugins.contract.spec import Choice
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
+from clt_plugins.errors import PluginError
 from clt_plugins.model.products.matrix import Product, affine, is_exact, without_bias
 from clt_plugins.model.selection import Top
 from clt_plugins.model.sparse import pre_activations
@@ -85,3 +87,24 @@ def _show(
             block.add_(bias)
     for selection in selections:
         selection.see(layer, block)
+
+
+def check_form(form: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int], choice: Choice) -> int:
+    """H, how many numbers a row has.
+
+    Args:
+        form: h, rows and bias for one token.
+        shape: (L, F of this rank).
+        choice: the encoder's.
+
+    Raises:
+        PluginError: shapes of the encoder do not fit together.
+    """
+    h, rows, bias = (tuple(tensor.shape) for tensor in form)
+    if (h, rows, bias) != ((1, shape[0], h[-1]), (*shape, h[-1]), shape):
+        text = "inputs, rows and bias must be [B, L, H], [L, F, H] and [L, F]; for one token they are"
+        raise PluginError(
+            f"encoder: {choice}: {text} {list(h)}, {list(rows)} and {list(bias)}, with L = {shape[0]}, F = {shape[1]}",
+            where=("encoder",),
+        )
+    return h[-1]

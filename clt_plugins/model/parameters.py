@@ -1,21 +1,27 @@
-"""First values of parameters: the same numbers on every device and for every number of ranks."""
+"""Parameters and buffers: their first values, the same for every number of ranks; which axis counts features; and how
+files cut them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clt_plugins.data.random import generator
+from clt_plugins.errors import PluginError
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
+    from clt_plugins.contract.spec import Selected
 
 CHUNK = 2**22
 """Numbers drawn at a time."""
+View = tuple[str, Callable[[Tensor], Tensor], int | None]
+"""(a parameter's name, the view of it that a file holds, the axis of the view that counts features)."""
 AXES = "_feature_axes"
 """A module's attribute: name of a buffer -> the axis that counts features."""
 
@@ -104,3 +110,30 @@ def give_memory(module: nn.Module, device: torch.device | str) -> None:
     module.to_empty(device=device)
     for name, value in module.named_parameters():
         vars(value).update(marks[name])
+
+
+def own_views(module: nn.Module) -> dict[str, View]:
+    """Parameters that files hold as they are, under their own names."""
+    return {
+        name: (name, lambda x: x, getattr(value, "feature_axis", None)) for name, value in module.named_parameters()
+    }
+
+
+def joined_views(parts: Mapping[str, Mapping[str, View]], choices: Mapping[str, Selected]) -> dict[str, View]:
+    """The views of a transcoder's parts: name in files -> view of `part.parameter`.
+
+    Raises:
+        PluginError: two parts give one name.
+    """
+    views: dict[str, View] = {}
+    for part, of_part in parts.items():
+        for name, (inner, view, axis) in of_part.items():
+            if name in views or name.startswith("normaliser."):
+                others = (repr(choices[one].name) for one in parts if one != part)
+                raise PluginError(
+                    f"{part}: {choices[part].choice}: its parameter {name!r} has the name of a tensor of the "
+                    f"normaliser, {' or '.join(others)} in files: rename it",
+                    where=(part,),
+                )
+            views[name] = (f"{part}.{inner}", view, axis)
+    return views

@@ -8,22 +8,22 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.spec import Selected
 from clt_plugins.data.features import Features
-from clt_plugins.errors import PluginError, Refused
-from clt_plugins.model.encoder import encode_selected
+from clt_plugins.errors import Refused
+from clt_plugins.model import paths
+from clt_plugins.model.encoder import check_form
 from clt_plugins.model.normalisation.stored import check_buffers
-from clt_plugins.model.parameters import note_axes, saved_buffers
-from clt_plugins.model.products.dense import encode_dense
+from clt_plugins.model.parameters import View, joined_views, note_axes, own_views, saved_buffers
+from clt_plugins.model.paths import Encoded
 from clt_plugins.model.products.matrix import Product
 from clt_plugins.model.saved import load_transcoder, save_transcoder
 from clt_plugins.model.select.above import Above, Capacity
@@ -39,17 +39,6 @@ if TYPE_CHECKING:
 
 DENSE_ABOVE = 0.04
 """Share of active features above which an activation without a fixed size runs dense; below half of it, sparse."""
-
-
-@attrs.frozen(eq=False)
-class Encoded:
-    """What one encoder pass gives."""
-
-    features: Features
-    extras: list[Features | None]
-    """The pre-activations that further selections kept."""
-    pre: Tensor | None
-    """All pre-activations [B, L, F], where they were asked for."""
 
 
 class CrossLayerTranscoder(nn.Module):
@@ -103,7 +92,9 @@ class CrossLayerTranscoder(nn.Module):
         variance = torch.ones(context.n_layers, dtype=compute, device=context.device)
         self.register_buffer("target_variance", variance)
         note_axes(self)
-        self.row_size = self._row_size(compute)
+        with torch.no_grad():
+            one = torch.zeros(1, self.n_layers, self.d_model, dtype=compute, device=context.device)
+            self.row_size = check_form(self.affine_form(one), self.shape, encoder.choice)
         """H: how many numbers an encoder's row has."""
         self.described_model: dict[str, Any] | None = None
         self.step: int | None = None
@@ -169,37 +160,12 @@ class CrossLayerTranscoder(nn.Module):
             extras: selections besides the activation's; None entries give None.
             keep_pre: keep all pre-activations [B, L, F] and their gradient.
         """
+        form, activation, selection = self.affine_form(x), self.activation, self._selection(x)
         if self.runs_dense:
-            return self._encode_dense(x, extras)
-        return self._encode_keeping_pre(x, extras) if keep_pre else self._encode_sparse(x, extras)
-
-    def _encode_sparse(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
-        """A layer's pre-activations at a time: what no selection keeps is gone, and has no gradient."""
-        selections = [self._selection(x), *(extra for extra in extras if extra is not None)]
-        kept = encode_selected(*self.affine_form(x), selections, self.context.kernels, self.product)
-        pairs, pre = kept[0]
-        others = iter(Features(pre, pairs) for pairs, pre in kept[1:])
-        features = Features(self.activation(pre, pairs.feature), pairs)
-        return Encoded(features, [None if extra is None else next(others) for extra in extras], None)
-
-    def _encode_keeping_pre(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
-        """Sparse features, with all pre-activations alive for a loss that reads them."""
-        pre = encode_dense(*self.affine_form(x))
-        others = [None if extra is None else _selected(extra, pre) for extra in extras]
-        chosen = _selected(self._selection(x), pre)
-        assert chosen.pairs is not None
-        return Encoded(Features(self.activation(chosen.values, chosen.pairs.feature), chosen.pairs), others, pre)
-
-    def _encode_dense(self, x: Tensor, extras: Sequence[Selection | None]) -> Encoded:
-        """The reference, and the fast way while most features are active: [B, L, F] throughout."""
-        pre = encode_dense(*self.affine_form(x))
-        others = [None if extra is None else _selected(extra, pre) for extra in extras]
-        values = self.activation(pre, None)
-        if self.activation.fixed_size:
-            # Which features TopK keeps is not a function of each pre-activation alone: the selection says.
-            chosen = _selected(self._selection(x), pre)
-            values = values * Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
-        return Encoded(Features(values), others, pre)
+            return paths.dense(form, activation, selection, extras)
+        if keep_pre:
+            return paths.keeping_pre(form, activation, selection, extras)
+        return paths.sparse(form, activation, selection, extras, self.context.kernels, self.product)
 
     def affine_form(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What pre-activations are products of, from normalised inputs [B, L, D]: h [B, L, H], rows [L, F, H], and the
@@ -284,48 +250,13 @@ class CrossLayerTranscoder(nn.Module):
         """The bias [L, F] of the encoder `plain`; see `W_enc`."""
         return self.encoder.b_enc  # type: ignore[attr-defined]
 
-    @torch.no_grad()
-    def _row_size(self, dtype: torch.dtype) -> int:
-        """H.
-
-        Raises:
-            PluginError: shapes of the encoder do not fit together.
-            Refused: the encoder does not go with the tying.
-        """
-        x = torch.zeros(1, self.n_layers, self.d_model, dtype=dtype, device=self.context.device)
-        h, rows, bias = (tuple(tensor.shape) for tensor in self.affine_form(x))
-        expected = (1, self.n_layers, h[-1]), (*self.shape, h[-1]), self.shape
-        if (h, rows, bias) != expected:
-            text = "inputs, rows and bias must be [B, L, H], [L, F, H] and [L, F]; for one token they are"
-            raise PluginError(
-                f"encoder: {self.choices['encoder'].choice}: {text} {list(h)}, {list(rows)} and {list(bias)}, with "
-                f"L = {self.n_layers}, F = {self.shape[1]}",
-                where=("encoder",),
-            )
-        return h[-1]
-
     # -- files --------------------------------------------------------------------------------------------------
 
-    def views(self) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
+    def views(self) -> dict[str, View]:
         """How parameters are cut for files: name in files -> (parameter, view of it, feature axis of the view)."""
-        views: dict[str, tuple[str, Callable[[Tensor], Tensor], int | None]] = {}
         assert isinstance(self.activation, nn.Module)
-        of_activation = {
-            name: (name, _unchanged, getattr(value, "feature_axis", None))
-            for name, value in self.activation.named_parameters()
-        }
-        parts = {"encoder": self.encoder.views(), "tying": self.tying.views(), "activation": of_activation}
-        for part, of_part in parts.items():
-            for name, (inner, view, axis) in of_part.items():
-                if name in views or name.startswith("normaliser."):
-                    others = (repr(self.choices[one].name) for one in parts if one != part)
-                    raise PluginError(
-                        f"{part}: {self.choices[part].choice}: its parameter {name!r} has the name of a tensor of the "
-                        f"normaliser, {' or '.join(others)} in files: rename it",
-                        where=(part,),
-                    )
-                views[name] = (f"{part}.{inner}", view, axis)
-        return views
+        parts = {"encoder": self.encoder.views(), "tying": self.tying.views(), "activation": own_views(self.activation)}
+        return joined_views(parts, self.choices)
 
     def model_described(self) -> dict[str, Any]:
         """The language model whose activations it was trained on, as the recipe names it; empty if unknown."""
@@ -379,20 +310,6 @@ class CrossLayerTranscoder(nn.Module):
         return load_transcoder(cls, Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
 
 
-def _selected(selection: Selection, pre: Tensor) -> Features:
-    """The pre-activations [B, L, F] that a selection keeps; differentiable, -inf where a pair is empty."""
-    with torch.no_grad():
-        for layer in range(pre.shape[1]):
-            selection.see(layer, pre[:, layer])
-        pairs, kept = selection.finish()
-    values = pre.flatten(1)[pairs.token, pairs.feature]
-    return Features(values.masked_fill(kept == -torch.inf, -torch.inf), pairs)
-
-
 def _in_files(name: str) -> str:
     """A buffer's name in files: the targets' variance stands among the normalisation's numbers."""
     return f"normaliser.{name}" if name == "target_variance" else name
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x

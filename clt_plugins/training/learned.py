@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from clt_plugins.model.assemble import Parts
-
-View = tuple[str, Callable[[Tensor], Tensor], int | None]
-"""(parameter's name, the view of it that a file holds, the axis of the view that counts features)."""
+    from clt_plugins.model.parameters import View
 
 
 def parameters(parts: Parts) -> dict[str, nn.Parameter]:

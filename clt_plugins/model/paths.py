@@ -1,0 +1,82 @@
+"""The ways from pre-activations to features: sparse, sparse with all pre-activations kept, and dense.
+
+Each gets the encoder as h, rows and bias (`CrossLayerTranscoder.affine_form`), the activation, its selection for this
+batch, and further selections that share the pass; a further selection that is None gives None.
+
+Shapes: B tokens, L layers, F features per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from torch import Tensor
+
+from clt_plugins.data.features import Features
+from clt_plugins.model.encoder import encode_selected
+from clt_plugins.model.products.dense import encode_dense
+
+if TYPE_CHECKING:
+    from clt_plugins.contract.model.activation import Activation, Selection
+    from clt_plugins.contract.model.kernels import Kernels
+    from clt_plugins.model.products.matrix import Product
+
+Form = tuple[Tensor, Tensor, Tensor]
+"""h [B, L, H], rows [L, F, H] and bias [L, F]."""
+Extras = Sequence["Selection | None"]
+
+
+@attrs.frozen(eq=False)
+class Encoded:
+    """What one encoder pass gives."""
+
+    features: Features
+    extras: list[Features | None]
+    """The pre-activations that further selections kept."""
+    pre: Tensor | None
+    """All pre-activations [B, L, F], where they were asked for."""
+
+
+def sparse(
+    form: Form, activation: Activation, selection: Selection, extras: Extras, kernels: Kernels, product: Product | None
+) -> Encoded:
+    """A layer's pre-activations at a time: what no selection keeps is gone, and has no gradient."""
+    selections = [selection, *(extra for extra in extras if extra is not None)]
+    (pairs, pre), *further = encode_selected(*form, selections, kernels, product)
+    others = iter(Features(kept, at) for at, kept in further)
+    features = Features(activation(pre, pairs.feature), pairs)
+    return Encoded(features, [None if extra is None else next(others) for extra in extras], None)
+
+
+def keeping_pre(form: Form, activation: Activation, selection: Selection, extras: Extras) -> Encoded:
+    """Sparse features, with all pre-activations alive for a loss that reads them."""
+    pre = encode_dense(*form)
+    others = [None if extra is None else _selected(extra, pre) for extra in extras]
+    chosen = _selected(selection, pre)
+    assert chosen.pairs is not None
+    return Encoded(Features(activation(chosen.values, chosen.pairs.feature), chosen.pairs), others, pre)
+
+
+def dense(form: Form, activation: Activation, selection: Selection, extras: Extras) -> Encoded:
+    """The reference, and the fast way while most features are active: [B, L, F] throughout."""
+    pre = encode_dense(*form)
+    others = [None if extra is None else _selected(extra, pre) for extra in extras]
+    values = activation(pre, None)
+    if activation.fixed_size:
+        # Which features TopK keeps is not a function of each pre-activation alone: the selection says.
+        chosen = _selected(selection, pre)
+        values = values * Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
+    return Encoded(Features(values), others, pre)
+
+
+def _selected(selection: Selection, pre: Tensor) -> Features:
+    """The pre-activations [B, L, F] that a selection keeps; differentiable, -inf where a pair is empty."""
+    with torch.no_grad():
+        for layer in range(pre.shape[1]):
+            selection.see(layer, pre[:, layer])
+        pairs, kept = selection.finish()
+    values = pre.flatten(1)[pairs.token, pairs.feature]
+    return Features(values.masked_fill(kept == -torch.inf, -torch.inf), pairs)
