@@ -57,7 +57,7 @@ class Resample:
                 norm = self._mean(run, run.transcoder.tying.norms()[layer], alive)
                 new["decoder"] = missing / missing.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None] * norm
             if "encoder" in run.settable:
-                norm = self._mean(run, run.encoder(layer).float().norm(dim=1), alive) * self.config.encoder_scale
+                norm = self._mean(run, run.encoder(layer).norm(dim=1), alive) * self.config.encoder_scale
                 rows = run.rows_for(layer, rows)
                 new["encoder"] = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) * norm
             if "bias" in run.settable:
@@ -115,6 +115,7 @@ class Resample:
 
     def _mean(self, run: Training, norms: Tensor, alive: Tensor) -> Tensor:
         """The mean norm of a layer's active features of all ranks; of all features where none is active."""
+        norms = norms.double()  # so that other orders of the sum, on other numbers of ranks, give the same
         sums = torch.stack([(norms * alive).sum(), alive.sum().to(norms), norms.sum(), norms.new_tensor(len(norms))])
         of_alive, count, of_all, everyone = run.parallel.total(sums)
         return torch.where(count > 0, of_alive / count.clamp_min(1), of_all / everyone)
