@@ -20,15 +20,21 @@ from clt_plugins import Single
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.training.objective import objective
-from tests.support.helpers import ACTIVATIONS, TYINGS, recipe, stir
+from tests.support.helpers import ACTIVATIONS, ENCODERS, TYINGS, recipe, stir
 from tests.support.ranks import cut
 
 CONTEXTS = 3
 """Of a step: of two data ranks one has two, the other one."""
-CASES = [("jumprelu", "untied-skip"), ("batchtopk-norm", "per_source-affine"), ("topk", "untied")]
+CASES = [
+    ("jumprelu", "untied-skip", "plain"),
+    ("batchtopk-norm", "per_source-affine", "plain"),
+    ("topk", "untied", "low_rank"),
+    ("relu", "per_source", "tied"),
+]
+"""Activation, tying, encoder."""
 
 
-def built(folder: Path, activation: str, tying: str, parallel: Any) -> Parts:
+def built(folder: Path, activation: str, tying: str, encoder: str, parallel: Any) -> Parts:
     """Everything of a run, in float64 and with stirred weights; a loss of each kind."""
     source = {"name": "stream", "text": str(folder / "text.jsonl"), "context": 24, "held_out": 0.3, "model_batch": 4}
     found = assemble(
@@ -39,6 +45,7 @@ def built(folder: Path, activation: str, tying: str, parallel: Any) -> Parts:
             normalisation={"name": "none"},
             activation=ACTIVATIONS[activation],
             tying=TYINGS[tying],
+            encoder=ENCODERS[encoder],
             losses=[{"name": "kl", "contexts": CONTEXTS}, {"name": "ce", "contexts": 2}],
             kernels={"name": "torch"},
             train={"batch_tokens": 32},
@@ -74,10 +81,10 @@ def main(folder: Path) -> None:
         groups = {"features": both if tensor == 2 else alone[rank], "tokens": both if data == 2 else alone[rank]}
         grid = Grid(rank, tensor, data, {**groups, "all": both})
         results = {}
-        for activation, tying in CASES:
-            whole = built(folder, activation, tying, Single())
+        for activation, tying, encoder in CASES:
+            whole = built(folder, activation, tying, encoder, Single())
             stir(whole.transcoder)
-            part = built(folder, activation, tying, grid)
+            part = built(folder, activation, tying, encoder, grid)
             with torch.no_grad():
                 for key, value in cut(whole.transcoder, grid).items():
                     cut(part.transcoder)[key].copy_(value)

@@ -25,9 +25,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("activation", "tying"), CASES)
-def test_two_ranks_have_the_gradients_of_one_process(folder, activation, tying):
-    whole = built(folder, activation, tying, Single())
+@pytest.mark.parametrize(("activation", "tying", "encoder"), CASES)
+def test_two_ranks_have_the_gradients_of_one_process(folder, activation, tying, encoder):
+    whole = built(folder, activation, tying, encoder, Single())
     stir(whole.transcoder)
     expected = gradients(whole, Single())
     axes = whole.transcoder.feature_axes()
