@@ -23,7 +23,7 @@ PARTS = (
     (r"/model/(encoder|products/matrix)\.py", "encoder product"),
     (r"/model/products/", "dense products"),
     (r"gradient_norm|clip|/norm\.py", "norm and clip"),
-    (r"/training/optimizer|update_rows", "optimizer"),
+    (r"/training/optimizer|clt_optimizers/|update_rows", "optimizer"),
     (r"clt_kernels/|/model/sparse\.py|/data/features\.py Pairs", "sparse products"),
     (r"clt_losses/", "losses"),
     (r"/model/normalisation/|/data/affine\.py", "normalise"),

@@ -62,6 +62,7 @@ def _tables(chosen: Combination) -> dict[str, Any]:
         losses.append({"name": chosen["loss"]} | ({"k": 4} if chosen["loss"] == "auxk" else {}))
     transcoder, train, states = NUMBERS[chosen["numbers"]]
     way, _, kernels = chosen["way"].partition(", ")
+    optimizer = {"name": "adam", "states": states} if "optimizer" not in chosen else {"name": chosen["optimizer"]}
     return {
         "transcoder": {"path": way, **transcoder},
         "encoder": ENCODERS[chosen["encoder"]],
@@ -70,7 +71,7 @@ def _tables(chosen: Combination) -> dict[str, Any]:
         "losses": losses,
         "kernels": {"name": kernels or "auto"},
         "train": {"clip_norm": 1.0, **train},
-        "optimizer": {"name": "adam", "states": states},
+        "optimizer": optimizer,
     }
 
 
@@ -124,6 +125,18 @@ def _assert_asynchronous(chosen: Combination, plugins: Plugins) -> None:
 @pytest.mark.parametrize("chosen", list(pairwise()), ids=_name)
 def test_a_step_waits_for_nothing(chosen, plugins):
     _assert_asynchronous(chosen, plugins)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rowwise_adam", "muon"])
+def test_no_optimizer_waits(optimizer, plugins):
+    _assert_asynchronous({**PLAIN, "numbers": "fp32", "optimizer": optimizer}, plugins)
+
+
+def test_adafactor_waits_as_its_settings_say(plugins):
+    """torch's own reads the norms of weights and updates, and nothing else waits."""
+    assert {kind for kind, _ in _events({**PLAIN, "numbers": "fp32", "optimizer": "adafactor"}, plugins)} == {
+        "reads a number"
+    }
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
         distributions.module("callbacks_under_test", source)
         found = {}
         for case in cases("callbacks_under_test"):
-            if case.check in ("members", "resume", "ranks"):
+            if case.check in ("members", "resume", "ranks", "feature_rows"):
                 try:
                     case.run()
                 except Nonconformance as error:
@@ -160,3 +160,56 @@ def test_the_state_of_an_activation_is_kept_or_the_kit_says_so(
     found = failures(source, MOVED=moved)
     assert found.keys() == (set() if text is None else {"resume"})
     assert text is None or text in found["resume"]
+
+
+TYING = '''
+import torch
+from attrs import frozen
+from clt_plugins import Spec, Layout, dense_decode, hookimpl, parameter, sparse_decode, uniform
+
+@frozen(kw_only=True)
+class Config:
+    """A row for each feature, for all targets."""
+
+class Shared(torch.nn.Module):
+    def __init__(self, context):
+        super().__init__()
+        shape = context.n_layers, context.n_features, context.d_model
+        self.weight = parameter(uniform("rows", shape, 0.1, context, feature_axis=1), 1)
+
+    def decode(self, features):
+        return torch.einsum("blf,lfd->bld", features.dense(), self.weight).cumsum(1)
+
+    def affine(self, inputs):
+        return inputs.new_zeros(inputs.shape[1:])
+
+    def norms(self):
+        return torch.stack([self.expand(layer).flatten(1).norm(dim=1) for layer in range(len(self.weight))])
+
+    def expand(self, layer):
+        return self.weight.detach()[layer][:, None].expand(-1, len(self.weight) - layer, -1)
+
+    def feature_rows(self, layer):
+        return "weight", lambda weight: ROWS
+
+    def views(self):
+        return {"W_dec": ("weight", lambda x: x, 1)}
+
+@hookimpl
+def clt_tyings():
+    return [Spec("shared", Config, lambda config, context: Shared(context))]
+'''
+
+
+@pytest.mark.parametrize(
+    "rows, fault",
+    [
+        ("weight[layer][:, None]", False),
+        ("weight[layer].clone()[:, None]", True),
+        ("weight[0][:, None]", True),
+        ("weight[layer]", True),
+        ("weight[layer].flip(0)[:, None]", True),
+    ],
+)
+def test_rows_of_features_that_are_not_theirs(failures: Any, rows: str, fault: bool) -> None:
+    assert failures(TYING, ROWS=rows).keys() == ({"feature_rows"} if fault else set())

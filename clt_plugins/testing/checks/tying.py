@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from unittest import SkipTest
+
 import torch
 
-from clt_plugins.contract.abilities import Shifted
+from clt_plugins.contract.abilities import FeatureRows, Shifted
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Faults
 from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench
@@ -66,3 +68,28 @@ def decoder(bench: Bench) -> None:
     affine = tying.affine(x).expand(5, -1, -1)
     shape = [5, LAYERS, D_MODEL]
     expect(list(affine.shape) == shape, f"affine to broadcast to {shape}", str(list(affine.shape)), "`affine`")
+
+
+@check("tying")
+def feature_rows(bench: Bench) -> None:
+    """Doubling a feature's rows through the view doubles what `expand` gives for it, and changes no other feature.
+
+    Skipped where features have no rows of their own (`FeatureRows`).
+    """
+    tying = bench.parts(transcoder={"dtype": "float64"}).transcoder.tying
+    if not isinstance(tying, FeatureRows):
+        raise SkipTest("features have no rows of their own")
+    assert isinstance(tying, torch.nn.Module)
+    look = "`feature_rows`: the parameter's name, and a view of it (no copy), [F, n, D], with the rows of that layer"
+    for layer in range(LAYERS):
+        expected = [tying.expand(source).clone() for source in range(LAYERS)]
+        name, view = tying.feature_rows(layer)
+        with torch.no_grad():
+            rows = view(tying.get_parameter(name))
+            fits = rows.dim() == 3 and len(rows) == FEATURES and rows.shape[1] in (1, LAYERS - layer)
+            expect(fits, f"[{FEATURES}, {LAYERS - layer} or 1, D] for layer {layer}", str(list(rows.shape)), look)
+            rows[3] *= 2
+        expected[layer][3] *= 2
+        for source, before in enumerate(expected):
+            what = f"expand({source}), where the rows of feature 3 of layer {layer} are doubled"
+            same(tying.expand(source), before, what, look, ROUNDING)

@@ -107,7 +107,9 @@ def _pieces(transcoder: CrossLayerTranscoder, seed: int, by_name: Mapping[str, n
     for name, (owner, view, axis) in transcoder.views().items():
         found[owner].append(Piece(name, key(name), view, axis, transcoder.own, transcoder.n_features))
     for name, p in by_name.items():
-        parts = [piece.view(p.detach()) for piece in found[name]]
+        # Only shapes are asked for.
+        shape = torch.empty(p.shape, dtype=p.dtype, device="meta")
+        parts = [piece.view(shape) for piece in found[name]]
         # A plugin's view may be transposed or leave something out; and losses have none.
         if sum(x.numel() for x in parts) != p.numel() or not all(x.is_contiguous() for x in parts):
             axis = getattr(p, "feature_axis", None)

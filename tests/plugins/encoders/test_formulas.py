@@ -12,17 +12,17 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from clt_plugins.finished.in_model import Replacement
-from clt_plugins.finished.thresholds import pre_activations_of
 from torch import Tensor
 
 from clt_plugins import CrossLayerTranscoder, Refused, Single
 from clt_plugins.errors import Stopped
 from clt_plugins.files.folders import atomic_folder
+from clt_plugins.model.in_model.replacement import Replacement
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.training.loop import _guard
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.make import is_matrix
+from clt_stages.thresholds import pre_activations_of
 from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, random_batch, stir
 
 L, D = 3, 6

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from clt_plugins.finished.in_model import Replacement
 from safetensors.torch import load_file
 
 from clt_plugins import CrossLayerTranscoder, Faults, load_plugins
 from clt_plugins.model.assemble import assemble
+from clt_plugins.model.in_model.replacement import Replacement
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.testing import cases
 from tests.support.exports import (
