@@ -157,7 +157,7 @@ def every_choice(bench: Bench) -> None:
             complain(f"an export, or `Refused` with the remedy, for {what}", one_line(error), look)
 
 
-@check("exports")
+@check("exports", needs=("every_choice",))
 def every_tensor(bench: Bench) -> None:
     """Each tensor of the transcoder is in the files: when a tensor changes, the files change.
 

@@ -181,7 +181,7 @@ def _forward(bench: Bench) -> tuple[Forward, Any]:
     return capture(parts, bench, dtype=torch.float64), parts.losses[0]
 
 
-@check("losses")
+@check("losses", needs=("resume",))
 def own_gradient(bench: Bench) -> None:
     """The loss's own parameters are trained: each that requires a gradient gets one, its numerical derivative, and no
     other tensor of the loss does.
