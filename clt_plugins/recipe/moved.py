@@ -5,7 +5,7 @@ A recipe with an old one is refused, with the line to write instead. What an old
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clt_plugins.contract.slots import BY_TABLE
@@ -57,6 +57,15 @@ MOVED: Mapping[str, Elsewhere] = {
     "exports": _exports,
 }
 """What became of a table (`convert`) or a setting (`train.optimizer`)."""
+
+
+STAGES = ("convert", "evaluate")
+"""Tables whose settings `--set` finds by the name of a stage now."""
+
+
+def moved_flag(keys: Sequence[str]) -> str:
+    """What to write instead of a `--set` flag's keys; "" where they stand."""
+    return ".".join(["stages", *keys]) if keys[0] in STAGES and len(keys) > 1 else ""
 
 
 def move(table: dict[str, Any]) -> list[Fault]:

@@ -15,6 +15,7 @@ import attrs
 
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.errors import Fault, Where
+from clt_plugins.recipe.moved import moved_flag
 
 
 class Overrides:
@@ -38,6 +39,9 @@ class Overrides:
             parts = [part.strip() for part in re.sub(r"\[(\d+)\]", r".\1", keys).split(".")]
             if not equals or not all(parts):
                 faults.append(Fault((), "expected KEY=VALUE, such as train.steps=100", f"--set {text}"))
+                continue
+            if instead := moved_flag(parts):
+                faults.append(Fault((), f"has moved: write --set {instead}={value}", f"--set {text}"))
                 continue
             try:
                 new: list[Where] = []

@@ -241,6 +241,7 @@ def test_a_setting_of_a_stage_is_named_by_the_stage_or_its_number(noting, flag, 
         ("stages.evaluate.tokens=0", "must be > 0: 0"),
         ("stages.evalute.tokens=1", "unknown name 'evalute', did you mean 'evaluate'?"),
         ("stages.export.folder=x", "stages has 2 items 'export': say stages.1 or stages.2"),
+        ("evaluate.tokens=1", "has moved: write --set stages.evaluate.tokens=1"),
         ("stages.9.folder=x", "stages has 3 items, counted from 0"),
     ],
 )
