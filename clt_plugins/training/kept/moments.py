@@ -26,7 +26,7 @@ from clt_plugins.training.kept.state import read
 if TYPE_CHECKING:
     from clt_plugins.files.sliced import SlicedTensors
     from clt_plugins.model.assemble import Parts
-    from clt_plugins.training.learned import View
+    from clt_plugins.model.parameters import View
 
 NUMBERS: dict[str, type] = {"int": int, "float": float, "bool": bool}
 

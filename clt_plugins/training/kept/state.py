@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from clt_plugins.contract.abilities import Stateful
 from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import PluginError, Refused, names
-from clt_plugins.model.parameters import saved_buffers
+from clt_plugins.model.parameters import View, saved_buffers
 from clt_plugins.registry.build import plugin_error
-from clt_plugins.training.learned import View
 
 if TYPE_CHECKING:
     from clt_plugins.contract.spec import Choice
