@@ -8,9 +8,9 @@ import pytest
 
 import clt_plugins
 import clt_plugins.testing
-from tests.support.guide import GUIDE
+from tests.support.guide import guide
 
-TEXT = re.sub(r"<!-- public -->\n.*\n", "", GUIDE.read_text(encoding="utf-8"))
+TEXT = re.sub(r"<!-- public -->\n.*\n", "", guide())
 NAMES = [name for name in clt_plugins.__all__ if name != "__version__"]
 
 

@@ -17,15 +17,17 @@ from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.slots import SLOTS, Slot
 from clt_plugins.testing import CHECKS
 from tests.support.commands import python
-from tests.support.guide import GUIDE, commands, example, examples, files, written
+from tests.support.guide import PAGES, commands, example, examples, files, guide, written
 
-TEXT = GUIDE.read_text()
+TEXT = guide()
 KINDS = [slot.kind for slot in SLOTS]
 ABILITIES = [cls for cls in vars(abilities).values() if getattr(cls, "__module__", "") == abilities.__name__]
 
 
-def test_examples_and_names_are_those_of_the_code() -> None:
-    assert written(TEXT) == TEXT, "write the guide anew: python -m tests.support.guide"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_and_names_are_those_of_the_code(page: Path) -> None:
+    text = page.read_text()
+    assert written(text) == text, "write the guide anew: python -m tests.support.guide"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,17 +42,19 @@ def test_a_template_is_written_below_its_marker_whatever_stands_around(kind: str
     assert written(new.replace("from attrs import", "from elsewhere import")) == new
 
 
-def section(title: str) -> str:
-    found = re.search(rf"^### `{title}`\n(.*?)(?=^### |^## )", TEXT, re.S | re.M)
-    assert found, f"the guide has no section on {title}"
-    return found[1]
+def section(title: str) -> tuple[str, Path]:
+    """A section, and the folder of its page."""
+    for page in PAGES:
+        if found := re.search(rf"^## `{title}`\n(.*?)(?=^## |\Z)", page.read_text(), re.S | re.M):
+            return found[1], page.parent
+    raise AssertionError(f"the guide has no section on {title}")
 
 
 @pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.kind)
 def test_every_slot_has_a_section_that_links_its_template_and_explains_its_protocol(slot: Slot) -> None:
-    text = section(f"clt_{slot.hook}")
+    text, folder = section(f"clt_{slot.hook}")
     (link,) = set(re.findall(rf"\]\((\S+/templates/{slot.kind}/\w+\.py)\)", text))
-    assert (GUIDE.parent / link).is_file()
+    assert (folder / link).is_file()
     members = [*slot.protocol.__annotations__, *(name for name in vars(slot.protocol) if name[0] != "_")]
     missing = [name for name in members if not re.search(rf"\b{name}\b", text)]
     assert not missing
@@ -59,7 +63,7 @@ def test_every_slot_has_a_section_that_links_its_template_and_explains_its_proto
 @pytest.mark.parametrize("hook", ["clt_commands", "clt_check"])
 def test_every_other_hook_has_a_section_with_a_complete_example(hook: str) -> None:
     assert hook in vars(Hooks)
-    assert any(f"@hookimpl\ndef {hook}(" in text for text in files(section(hook)).values())
+    assert any(f"@hookimpl\ndef {hook}(" in text for text in files(section(hook)[0]).values())
 
 
 @pytest.mark.parametrize("ability", ABILITIES, ids=lambda cls: cls.__name__)
@@ -76,7 +80,7 @@ def test_every_field_of_what_plugins_are_given_is_described(cls: type) -> None:
 
 
 def test_every_check_is_listed_and_says_what_it_asks() -> None:
-    kit = TEXT[TEXT.index("## The conformance kit") :]
+    kit = next(page for page in PAGES if page.name == "kit.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in kit.splitlines() if line.startswith("| ")}
     for table, checks in CHECKS.items():
         assert sorted(re.findall(r"`(\w+)`", rows[table])) == sorted(checks)

@@ -1,4 +1,4 @@
-"""The author's guide and its code: `python -m tests.support.guide` writes example and public names into the guide.
+"""The author's guide and its code: `python -m tests.support.guide` writes what comes from the code into its pages.
 
 What is between these markers comes from the code; any text may stand around them.
 
@@ -21,7 +21,14 @@ from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.testing import CHECKS
 from clt_plugins.testing.registry import Check, checks_of
 
-GUIDE = Path(__file__).resolve().parents[2] / "plugins" / "README.md"
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+PAGES = [PLUGINS / "README.md", *sorted((PLUGINS / "guide").glob("*.md"))]
+"""The guide, in the order in which it is read."""
+
+
+def guide() -> str:
+    """All of the guide."""
+    return "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def example(kind: str) -> str:
@@ -84,4 +91,5 @@ def commands(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    GUIDE.write_text(written(GUIDE.read_text()))
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

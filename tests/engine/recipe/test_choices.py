@@ -22,7 +22,7 @@ from clt_plugins.recipe import moved
 from clt_plugins.recipe.lines import line_of
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training.resume import changes
-from tests.support.guide import GUIDE, files
+from tests.support.guide import files, guide
 from tests.support.helpers import tables
 
 AROUND = '''
@@ -248,7 +248,7 @@ def test_a_setting_that_has_moved_is_refused_with_the_line_to_write(monkeypatch:
 
 
 def test_the_guides_source_around_sources_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = files(GUIDE.read_text())["clt_turns/__init__.py"]
+    text = files(guide())["clt_turns/__init__.py"]
     (tmp_path / "clt_turns.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins = load_plugins(extra=["clt_turns"])

@@ -12,7 +12,7 @@ import torch
 from clt_plugins import CrossLayerTranscoder, PluginError, load_plugins, run
 from clt_plugins.errors import Faults
 from clt_plugins.files.folders import read_tensors
-from tests.support.guide import GUIDE, files
+from tests.support import guide as guide_text
 from tests.support.helpers import tables
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TRAIN = {"steps": 6, "checkpoint_every": 3, "log_every": 6, "eval_every": 2}
 @pytest.fixture
 def guide(distributions: Distributions) -> list[str]:
     """The module of the guide with a parameter, a buffer and plain data."""
-    distributions.module("state_of_guide", files(GUIDE.read_text())["state.py"])
+    distributions.module("state_of_guide", guide_text.files(guide_text.guide())["state.py"])
     return ["state_of_guide"]
 
 
