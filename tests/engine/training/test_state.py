@@ -25,8 +25,8 @@ TRAIN = {"steps": 6, "checkpoint_every": 3, "log_every": 6, "eval_every": 2}
 @pytest.fixture
 def guide(distributions: Distributions) -> list[str]:
     """The module of the guide with a parameter, a buffer and plain data."""
-    distributions.module("state_of_guide", guide_text.files(guide_text.guide())["state.py"])
-    return ["state_of_guide"]
+    distributions.package(guide_text.package("clt_state"))
+    return ["clt_state"]
 
 
 def go(
