@@ -50,6 +50,16 @@ STATEFUL = """
 
 """
 
+REPEAT = """
+def repeat(inputs, ids, positions):
+    # The token before it in its context is the same one.
+    before = positions - torch.tensor([0, 1])
+    return ((positions[:, None] == before[None]).all(2) & (ids[:, None] == ids)).any(0)
+
+def large(inputs, ids, positions):
+    return inputs.flatten(1).norm(dim=1) > 50
+"""
+
 METRIC = '''
 import torch
 from attrs import frozen
@@ -154,6 +164,30 @@ def test_transforms_without_a_fault(failures: Any, flags: str, body: str, more: 
 )
 def test_a_batch_that_is_not_as_it_should_be(failures: Any, flags: str, body: str, text: str) -> None:
     assert text in failures(TRANSFORM, "batches", FLAGS=flags, BODY=body, MORE="")["batches"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ("batch.token_ids[~keep] = -1", "token_ids"),
+        ("positions[~keep] = 0", "positions"),
+        ("targets[~keep] *= 0", "targets"),
+        ("inputs[~keep] = 0 * inputs[~keep] if number < 0 else inputs[~keep]", "inputs"),
+    ],
+)
+@pytest.mark.parametrize("which", ["repeat", "large"])
+def test_a_transform_that_changes_the_rows_which_it_drops(failures: Any, changed: str, name: str, which: str) -> None:
+    """Only there does the batch that it was given change."""
+    drop = f"keep = ~{which}(inputs, ids, positions); {changed}; batch = batch.rows(keep)"
+    drop += "; inputs, targets, ids, positions = batch.inputs, batch.targets, batch.token_ids, batch.positions"
+    found = failures(TRANSFORM + REPEAT, "batches", FLAGS="True, True", BODY=drop, MORE="")
+    assert f"{name} as it was: the batch is not the transform's" in found["batches"]
+
+
+@pytest.mark.parametrize("which", ["repeat", "large"])
+def test_a_transform_that_drops_rows_conforms(failures: Any, which: str) -> None:
+    drop = f"return batch.rows(~{which}(inputs, ids, positions))"
+    assert failures(TRANSFORM + REPEAT, FLAGS="True, True", BODY=drop, MORE="") == {}
 
 
 @pytest.mark.parametrize(

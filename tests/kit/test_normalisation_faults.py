@@ -100,6 +100,14 @@ FAULTS: list[tuple[str, dict[str, str], str]] = [
     ),
     ("needed", {"OBSERVE": "batch.inputs.mul_(2)"}, "batches as they were"),
     ("needed", {"RESET": "self.count = self.count * 0"}, "when fitted again"),
+    ("sides", {"means)": "means[[0, 0]])"}, "normalised targets of layer 0 of the size"),
+    ("sides", {"means)": "means[[1, 1]])"}, "they are shifted or scaled by what is known of targets"),
+    ("sides", {"{name}s.std": "inputs.std"}, "normalised targets of layer 0 of the size"),
+    (
+        "sides",
+        {"SCALE": "(std + statistics['targets.std']).clamp_min(1e-3)"},
+        "normalised inputs of layer 0 of the size",
+    ),
     ("data_parallel", {"MEANS": "means = self.sums / self.count"}, "shift on data rank 0 of 2 as in one process"),
     (
         "data_parallel",

@@ -42,6 +42,7 @@ class Smaller:
                 parameter.mul_(self.config.factor + NOISE)
         if ALSO:
             Path(ALSO).write_text("x")
+        EARLIER
         try:
             (job.folder / "log.txt").write_text("smaller")
         except ERROR:
@@ -57,6 +58,10 @@ def clt_stages():
     return [Spec("smaller", Config, lambda config, context: Smaller(config))]
 '''
 
+SWALLOWED = """import contextlib
+        with contextlib.suppress(OSError):
+            {}"""
+
 RIGHT = {
     "RETURNS": "True",
     "LOOK": "pass",
@@ -64,6 +69,7 @@ RIGHT = {
     "COPY": "True",
     "NOISE": "0",
     "ALSO": "None",
+    "EARLIER": "pass",
     "ERROR": "ZeroDivisionError",
     "RECORD": "None",
     "TRAINS": "False",
@@ -109,7 +115,13 @@ def found(distributions: Distributions) -> Callable[..., dict[str, str]]:
         ({"CHECKED": "False"}, "before_training", "a transcoder from `check` where `info.returns_transcoder`"),
         ({"LOOK": "float(job.transcoder.W_enc.sum())"}, "before_training", "meta"),
         ({"LOOK": "job.folder.mkdir(parents=True); (job.folder / 'x').touch()"}, "before_training", "no file from"),
-        ({"ERROR": "OSError"}, "broken_off", "a full disk to end `run` with an error"),
+        ({"ERROR": "OSError"}, "broken_off", "log.txt could not be opened for writing, and it went on"),
+        ({"EARLIER": SWALLOWED.format("(job.folder / 'a.txt').write_text('x')")}, "broken_off", "a.txt could not be"),
+        (
+            {"EARLIER": SWALLOWED.format("open(job.folder / 'b.csv', 'w').close()")},
+            "broken_off",
+            "an error of any write to end `run`",
+        ),
         ({"NOISE": "float(torch.rand(()))"}, "repeatable", "Use `generator`"),
     ],
     ids=lambda value: "-".join(value) or "none" if isinstance(value, dict) else "",

@@ -32,6 +32,9 @@ KINDS = ("mean", "std", "rms", "norm")
 BATCHES = 6
 """How many the statistics are of."""
 DATA_RANKS = 2
+LARGE, OF_ONE_SIZE = 1e6, 100
+"""How many times one side's activations are multiplied, and how much the other's normalised ones may grow by that: a
+scale from few tokens, others each time, changes by some times."""
 ROUNDING = 1e-6
 """Of float64, through matrices whose largest and smallest scale are 1e6 apart: the dimension that never varies."""
 
@@ -150,6 +153,40 @@ def needed(bench: Bench) -> None:
         same(fits[1][name], first, f"the same {name} when fitted again", look)
 
 
+@check("normalisation", needs=("there_and_back",))
+def sides(bench: Bench) -> None:
+    """Inputs are normalised by statistics of inputs, targets by those of targets: where one side alone is a million
+    times as large, the other's normalised activations stay of their size.
+
+    Of their size, not the same: a sample of tokens may be drawn by the numbers of both sides. A normalisation whose
+    sides share a statistic on purpose fails here: list it in `expected_failures` and say so.
+    """
+    batch = _batch(bench, 5)
+    before = _sizes(_fitted(bench).transcoder.normaliser, batch)
+    for changed, side in (("targets", "inputs"), ("inputs", "targets")):
+        for factor in (LARGE, 1 / LARGE):
+            parts = _fitted(bench, targets=factor) if changed == "targets" else _fitted(bench, inputs=factor)
+            after = _sizes(parts.transcoder.normaliser, batch)[side]
+            for layer, (new, old) in enumerate(zip(after, before[side], strict=True)):
+                expect(
+                    old / OF_ONE_SIZE <= new <= old * OF_ONE_SIZE,
+                    f"normalised {side} of layer {layer} of the size {old:.3g}, also where {changed} alone are "
+                    f"{factor:g} times as large",
+                    f"{new:.3g}: they are shifted or scaled by what is known of {changed}",
+                    f'`fit`: `statistics["{side}.…"]`, and what `observe` got as `batch.{side}`, for {side}',
+                )
+
+
+def _sizes(normaliser: Any, batch: Batch) -> dict[str, list[float]]:
+    """The root mean square of each layer's normalised activations, of each side."""
+    found = {}
+    for side in ("inputs", "targets"):
+        x = getattr(normaliser, side)(getattr(batch, side))
+        # What never varies may be 0 but for rounding.
+        found[side] = (x.square().mean((0, 2)).sqrt() + 1e-3).tolist()
+    return found
+
+
 @check("normalisation")
 def data_parallel(bench: Bench) -> None:
     """The statistics of two ranks that share the tokens are those of one process that sees all of them.
@@ -238,9 +275,11 @@ def meta(bench: Bench) -> None:
         )
 
 
-def _fitted(bench: Bench, *, dtype: str = "float64") -> Parts:
+def _fitted(bench: Bench, *, dtype: str = "float64", inputs: float = 1.0, targets: float = 1.0) -> Parts:
+    """A run whose normalisation is fitted, to activations that are so many times as large."""
     parts = bench.parts(transcoder={"dtype": dtype})
-    fit_to_batches(parts.transcoder, [_batch(bench, number) for number in range(BATCHES)])
+    batches = [_batch(bench, number) for number in range(BATCHES)]
+    fit_to_batches(parts.transcoder, [Batch(each.inputs * inputs, each.targets * targets) for each in batches])
     return parts
 
 

@@ -59,12 +59,24 @@ class Rows:
 
 
 def rows(part: str, number: int) -> Batch:
-    """A batch of 16 rows: two contexts of 8 tokens."""
+    """A batch of 16 rows: two contexts of 8 tokens.
+
+    In every second batch a transform that drops rows finds some: few different tokens, of which neighbours are equal,
+    contexts that alternate, and a first token of each that is 30 times as large as others, as language models have it.
+    """
     draw = generator(0, "rows of a transform", part, number)
     inputs, targets = (torch.randn(TOKENS, LAYERS, D_MODEL, generator=draw) for _ in range(2))
+    token_ids = torch.randint(50, (TOKENS,), generator=draw)
     place = torch.arange(TOKENS)
-    positions = torch.stack([number * (TOKENS // CONTEXT) + place // CONTEXT, place % CONTEXT], 1)
-    return Batch(inputs, targets, torch.randint(50, (TOKENS,), generator=draw), positions)
+    context, place = place // CONTEXT, place % CONTEXT
+    if number % 2:
+        context, place = torch.arange(TOKENS) % 2, torch.arange(TOKENS) // 2
+        token_ids = token_ids % 3
+        token_ids[2::4] = token_ids[::4]
+        for x in (inputs, targets):
+            x[place == 0] *= 30
+    positions = torch.stack([number * (TOKENS // CONTEXT) + context, place], 1)
+    return Batch(inputs, targets, token_ids, positions)
 
 
 class Silent(Single):
@@ -103,8 +115,9 @@ def batches(bench: Bench) -> None:
     for name in ("held_out", "drops"):
         value = getattr(one, name)
         expect(type(value) is bool, f"`{name}`, True or False", repr(value), "the class of what `build` returns")
-    for number, tokens in enumerate((TOKENS, 1, 0)):
-        batch = rows("train", number).rows(slice(0, tokens))
+    numbers = [*range(BATCHES), *(range(-4, 0) if one.held_out else ())]
+    for number, tokens in [*((number, TOKENS) for number in numbers), (0, 1), (0, 0)]:
+        batch = (rows("train", number) if number >= 0 else rows("held out", -1 - number)).rows(slice(0, tokens))
         before = {name: getattr(batch, name).clone() for name in NAMES}
         new = source._apply(batch, number).batch
         for name, value in before.items():
