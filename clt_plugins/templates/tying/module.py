@@ -30,8 +30,7 @@ class Example(nn.Module):
             layout = Layout.own_layer(self.n_layers, self.weight.shape[1])
             return sparse_decode(features.values, features.pairs, self.weight, layout, self.kernels)
         dense = features.dense()
-        written: Tensor = torch.einsum("blf,lfd->bld", dense, self.weight.to(dense.dtype))
-        return written
+        return torch.einsum("blf,lfd->bld", dense, self.weight.to(dense.dtype))
 
     def affine(self, inputs: Tensor) -> Tensor:
         """What does not depend on features, [L, D]. `inputs` are for a skip path, which this tying has not."""
@@ -39,7 +38,7 @@ class Example(nn.Module):
 
     def norms(self) -> Tensor:
         """The norm of each feature's decoder rows, [L, F], detached."""
-        return self.weight.detach().float().norm(dim=2)
+        return torch.linalg.vector_norm(self.weight.detach().float(), dim=2)
 
     def expand(self, layer: int) -> Tensor:
         """The rows of a layer's features for it and all later layers, [F, L - layer, D], detached."""
