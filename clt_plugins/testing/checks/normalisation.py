@@ -165,7 +165,8 @@ def sides(bench: Bench) -> None:
     before = _sizes(_fitted(bench).transcoder.normaliser, batch)
     for changed, side in (("targets", "inputs"), ("inputs", "targets")):
         for factor in (LARGE, 1 / LARGE):
-            parts = _fitted(bench, **{changed: factor})
+            sizes: dict[str, Any] = {changed: factor}
+            parts = _fitted(bench, **sizes)
             after = _sizes(parts.transcoder.normaliser, batch)[side]
             for layer, (new, old) in enumerate(zip(after, before[side], strict=True)):
                 expect(
