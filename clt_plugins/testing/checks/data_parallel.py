@@ -75,7 +75,7 @@ def data_parallel(bench: Bench) -> None:
                     _same(each[name], expected[name], text, look, largest if kind == "grad" else None)
 
 
-def _same(actual: Tensor, expected: Tensor, text: str, look: str, largest: float | None) -> None:
+def _same(actual: Tensor, expected: Tensor, text: str, look: str, largest: float | None = None) -> None:
     """Equal up to the rounding of float64; a difference as small as that of float32 has its own advice.
 
     Args:
