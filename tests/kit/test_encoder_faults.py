@@ -123,9 +123,9 @@ def test_a_fault_is_found_by_its_check(failures: Any, right: str, wrong: str, ch
 def test_views_that_lack_a_parameter_are_one_failure(failures: Any) -> None:
     lacks = "for name, p in self.named_parameters() if name != 'gain'}"
     found = failures(ENCODER.replace("for name, p in self.named_parameters()}", lacks), None)
-    assert found.keys() == {"save_load"}
-    assert "encoder.gain as it was saved" in found["save_load"]
-    assert "look at: `views`" in found["save_load"]
+    assert found.keys() == {"form"}
+    assert "every parameter in `views`" in found["form"]
+    assert "none of gain" in found["form"]
 
 
 def test_rows_of_the_wrong_features_of_a_rank(failures: Any) -> None:

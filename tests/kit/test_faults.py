@@ -536,7 +536,7 @@ def test_an_exporter_whose_check_is_not_what_it_does(failures: Any, faults: str,
 @pytest.mark.parametrize(
     ("body", "check", "text"),
     [
-        ("weight = 1.0", "load", "weight"),
+        ("weight = 1.0", "load", "Config.weight: has no type, so that no recipe can set it"),
         ("weight = field(default=1.0)", "load", "Config.weight: has no type"),
         ("weight: object = 1.0", "load", "a recipe cannot hold <class 'object'>"),
         ("weight: float = 1.0", "config", "a string literal under each field"),

@@ -23,7 +23,7 @@ LOOK = (
 )
 
 
-@check("encoder", "activation", "tying", "losses", "normalisation", "callbacks", needs=("save_load",))
+@check("encoder", "activation", "tying", "losses", "normalisation", "callbacks")
 def resume(bench: Bench) -> None:
     """6 steps end as 3, a checkpoint, all plugins built anew, and 3 more: weights, the optimizer's numbers and what
     plugins keep are the same bit for bit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest import SkipTest
 
 import torch
@@ -124,6 +125,13 @@ class _Call(torch.nn.Module):
 
     def forward(self) -> Tensor:
         return self.function(self.module)
+
+
+def in_views(module: Any) -> None:
+    """`views` of an encoder or a tying names every parameter that is trained: files hold nothing else of it."""
+    seen = {owner for owner, *_ in module.views().values()}
+    missing = [name for name, p in module.named_parameters() if p.requires_grad and name not in seen]
+    expect(not missing, "every parameter in `views`", f"none of {', '.join(missing)}: it is lost in files", "`views`")
 
 
 @check("encoder", "activation", "tying")
