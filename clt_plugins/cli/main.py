@@ -231,21 +231,23 @@ def validate(recipe: Recipe, plugins: Plugins) -> None:
 def plugins_command(plugins: Plugins, name: str | None, as_json: bool, check: bool) -> None:
     """List plugins and what they offer, or only what has NAME: a plugin, distribution, table or choice.
 
-    Ends with 1 if a plugin failed to load.
+    Ends with 1 if a plugin failed to load, or if --check found something; the last lines say what it tried.
     """
     from clt_plugins.cli.listing import as_text, listing, undocumented
-    from clt_plugins.registry.discovery import OWN
     from clt_plugins.testing.trial import trial
 
     plugins.commands(main_group.commands)  # so that one that fails is listed
     listed = listing(plugins, name)
+    # The engine's own have been tried out by its tests, unless they are asked for.
+    tried = trial(plugins, listed, own=name is not None) if check else []
     faults = undocumented(plugins) if check else []
-    if check:  # the engine's own have been tried out by its tests, unless they are asked for
-        faults += trial(plugins, {i["name"] for i in listed["plugins"] if name or i["distribution"].split()[0] != OWN})
+    faults += [fault for each in tried for fault in each.faults]
     if as_json:
-        click.echo(json.dumps({**listed, "undocumented": faults} if check else listed, indent=2))
+        checked = {"undocumented": faults, "tried": [each.data() for each in tried]} if check else {}
+        click.echo(json.dumps({**listed, **checked}, indent=2))
     else:
-        click.echo("\n".join([as_text(listed), *(f"! {fault}" for fault in faults)]))
+        last = [*map(str, tried)] or ["tried nothing: no other distribution offers anything"] if check else []
+        click.echo("\n".join([as_text(listed), *(f"! {fault}" for fault in faults), *last]))
     if listed["failures"] or faults:
         raise click.exceptions.Exit(ExitCode.FAILED)
 

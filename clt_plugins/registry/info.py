@@ -7,6 +7,9 @@ from typing import Any
 
 import attrs
 
+UNNAMED = ("by -p", "not installed")
+"""What stands for the distribution of a plugin that has none."""
+
 
 @attrs.frozen
 class Info:
@@ -38,7 +41,7 @@ class Failure:
 
 def remedy(plugin: str, distribution: str) -> str:
     """What a user can do about a plugin that is broken."""
-    if distribution in ("by -p", "not installed"):
+    if distribution in UNNAMED:
         return f"mend the module {plugin!r}"
     return f"update it (pip install -U {name_of(distribution)}), or leave it out (-p no:{plugin})"
 

@@ -39,8 +39,13 @@ def expect(condition: Any, expected: str, got: str, look: str) -> None:
         complain(expected, got, look)
 
 
-def same(actual: Tensor, expected: Tensor, what: str, look: str, tolerance: float = 0.0) -> None:
-    """Two tensors agree to `tolerance` times the largest number of `expected`; 0 asks for the same bits.
+def same(
+    actual: Tensor, expected: Tensor, what: str, look: str, tolerance: float = 0.0, scale: float | None = None
+) -> None:
+    """Two tensors agree to `tolerance` times `scale`; 0 asks for the same bits.
+
+    Args:
+        scale: the largest number of `expected` if not given.
 
     Raises:
         Nonconformance: with shapes or types; or how many numbers differ, by how much and where.
@@ -49,7 +54,8 @@ def same(actual: Tensor, expected: Tensor, what: str, look: str, tolerance: floa
 
     actual, expected = actual.detach().cpu(), expected.detach().cpu()
     finite = expected.double().abs().nan_to_num(posinf=0, neginf=0)
-    allowed = tolerance * float(finite.max()) if finite.numel() else 0.0
+    scale = scale if scale is not None else float(finite.max()) if finite.numel() else 0.0
+    allowed = tolerance * scale
     bound = f"within {allowed:.3g}" if tolerance else "bit for bit"
 
     def advice(text: str) -> str:

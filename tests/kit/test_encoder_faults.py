@@ -70,14 +70,15 @@ EXPAND = "return self.weight.detach()[layer] * self.gain.detach()[layer], self.b
 
 @pytest.fixture
 def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
-    """What the kit says of a plugin by check; one check or all."""
+    """What the kit says of a plugin by check: one, those of encoders alone, or all (None)."""
 
-    def run(source: str, only: str = "") -> dict[str, str]:
+    def run(source: str, only: str | None = "") -> dict[str, str]:
         distributions.forget("encoder_under_test")
         distributions.module("encoder_under_test", source)
         found = {}
         for case in cases("encoder_under_test"):
-            if case.check == only or (not only and case.check in CHECKS):
+            asked = case.check == only or (not only and case.check in CHECKS)
+            if asked or (only is None and case.check != "imports"):  # the module imports torch
                 try:
                     case.run()
                 except Nonconformance as error:
@@ -117,6 +118,21 @@ def test_a_fault_is_found_by_its_check(failures: Any, right: str, wrong: str, ch
     found = failures(ENCODER.replace(right, wrong), check)
     assert found.keys() == {check}
     assert text in found[check]
+
+
+def test_views_that_lack_a_parameter_are_one_failure(failures: Any) -> None:
+    lacks = "for name, p in self.named_parameters() if name != 'gain'}"
+    found = failures(ENCODER.replace("for name, p in self.named_parameters()}", lacks), None)
+    assert found.keys() == {"form"}
+    assert "every parameter in `views`" in found["form"]
+    assert "none of gain" in found["form"]
+
+
+def test_rows_of_the_wrong_features_of_a_rank(failures: Any) -> None:
+    """An encoder has no selection: the kit does not send its author there."""
+    wrong = "return self.weight * (1 + self.weight.new_ones(self.weight.shape[1]).cumsum(0)[:, None])\n"
+    found = failures(ENCODER.replace(ROWS, wrong), "tensor_parallel")
+    assert "look at: `inputs`, `rows` and `bias` on a rank" in found["tensor_parallel"]
 
 
 def test_shapes_that_do_not_fit_are_a_fault_of_the_plugin(failures: Any) -> None:

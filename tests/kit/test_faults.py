@@ -309,6 +309,16 @@ def test_a_loss_that_detaches_its_gradient(failures: Any) -> None:
     assert "a `detach()`" in found["mine/gradient_features"]
 
 
+def test_a_loss_whose_gradient_vanishes_is_compared_by_its_rounding(failures: Any) -> None:
+    """Probabilities add up to 1 whatever changes."""
+    old, new = (
+        LOSS.index("        return {"),
+        "        return {'mine': forward.reconstruction.softmax(-1).sum(-1).mean()}",
+    )
+    source = LOSS[:old] + new + LOSS[LOSS.index("\n", old) :]
+    assert failures(HEADER + source, only="parallel", DETACH="") == {}
+
+
 IN_MODEL = """
 class Loss:
     needs_pre = False
@@ -343,8 +353,24 @@ def clt_losses():
 def test_a_loss_that_runs_the_model_wrongly(failures: Any, changed: dict[str, str], text: str) -> None:
     right = {"RUNS": "progress >= 0.5", "NONE": "if forward.model is None: return {}"}
     right["MEAN"] = "forward.model.mean(surprise)"
-    found = failures(HEADER + IN_MODEL, only="runs_model", **{**right, **changed})
+    only = "" if changed.get("MEAN") == "surprise.mean()" else "runs_model"
+    found = failures(HEADER + IN_MODEL, only=only, **{**right, **changed})
+    assert found.keys() == {"mine/runs_model"}, "no other check tells the same fault by its consequences"
     assert text in found["mine/runs_model"]
+
+
+def test_a_loss_that_runs_the_model_and_detaches_a_factor(failures: Any) -> None:
+    """Its gradient nearly vanishes: ranks differ by rounding, and what is wrong is wrong on one."""
+    right = {"RUNS": "True", "NONE": "if forward.model is None: return {}"}
+    divergence = (
+        "log_q = forward.model.logits.log_softmax(-1); log_p = forward.model.unchanged.log_softmax(-1); "
+        "p, q = log_p.exp(), log_q.exp(); log_m = ((p + q) / 2).log(); "
+        "twice = (p * (log_p - log_m) + q.detach() * (log_q - log_m)).sum(-1)\n        surprise"
+    )
+    changed = {"        surprise": f"        {divergence}", "MEAN": "forward.model.mean(twice)"}
+    found = failures(HEADER + IN_MODEL, **right, **changed)
+    assert found.keys() == {"mine/gradient_features"}
+    assert "model.logits" in found["mine/gradient_features"]
 
 
 def test_a_loss_that_runs_the_model_conforms(failures: Any) -> None:
@@ -510,7 +536,7 @@ def test_an_exporter_whose_check_is_not_what_it_does(failures: Any, faults: str,
 @pytest.mark.parametrize(
     ("body", "check", "text"),
     [
-        ("weight = 1.0", "load", "weight"),
+        ("weight = 1.0", "load", "Config.weight: has no type, so that no recipe can set it"),
         ("weight = field(default=1.0)", "load", "Config.weight: has no type"),
         ("weight: object = 1.0", "load", "a recipe cannot hold <class 'object'>"),
         ("weight: float = 1.0", "config", "a string literal under each field"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,28 @@ def test_check_finds_them_all_without_a_run(clt: Clt, distributions: Distributio
         "loss 'detached' of plugin 'detached' (clt-mute 1.0), check 'terms': expected: a term that has a gradient",
     ):
         assert [line for line in faults if line.startswith(f"! {text}")], (text, faults)
+    text = "Config.weight: has no type, so that no recipe can set it"
+    assert [line for line in faults if line.startswith("! untyped (clt-mute 1.0): ") and text in line], faults
+
+
+def test_check_says_what_it_tried(clt: Clt, distributions: Distributions) -> None:
+    assert clt("plugins", "--check").stdout.splitlines()[-1] == "tried nothing: no other distribution offers anything"
+    needy = LOSS.replace("weight: float = 1.0", "weight: float").replace('"mine"', '"needy"')
+    other = LOSS.replace('"mine"', '"other"')
+    distributions.install("clt-good", "1.0", {"good": LOSS, "other": other, "needy": needy})
+    distributions.install("clt-bad", "2.3", {"bad": LOSS.replace('"mine"', '"bad"').replace("* 0}", "/ 0}")})
+    bad, good = "tried 1 choice of clt-bad: 1 fault", "tried 2 choices of clt-good: all well"
+    done = clt("plugins", "--check")
+    assert done.stdout.splitlines()[-2:] == [bad, f"{good}; not tried, since it needs settings: needy"]
+    assert done.returncode == ExitCode.FAILED
+    # One plugin, one choice (which is tried, not only listed), one distribution.
+    for name, distribution in (("good", "good"), ("mine", "good"), ("bad", "bad")):
+        done = clt("plugins", name, "--check")
+        (said,) = (line for line in done.stdout.splitlines() if line.startswith("tried "))
+        assert said.startswith(f"tried 1 choice of clt-{distribution}: ")
+        assert (done.returncode == ExitCode.OK) == said.endswith(": all well") == (name != "bad")
+    tried = json.loads(clt("plugins", "clt-bad", "--check", "--json").stdout)["tried"]
+    assert [(each["of"], each["choices"], len(each["faults"])) for each in tried] == [("clt-bad", 1, 1)]
 
 
 def test_check_finds_a_faulty_clt_check(clt: Clt, distributions: Distributions) -> None:

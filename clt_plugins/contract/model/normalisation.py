@@ -31,7 +31,8 @@ class Normalisation(Protocol):
         """Which statistics `fit` reads: of "mean", "std", "rms" and "norm". An attribute of the class will do."""
 
     def fit(self, statistics: Mapping[str, Tensor]) -> None:
-        """Set the buffers from statistics of raw activations, of all ranks, in float64 on the CPU.
+        """Set the buffers from statistics of raw activations, of all ranks, in float64 on the CPU: those of each side
+        from its own.
 
         Args:
             statistics: `mean` and `std` [L, D] of each dimension, `rms` [L], the root of the mean square over tokens

@@ -12,7 +12,7 @@ from torch import Tensor
 from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.model.assemble import Parts, close
 from clt_plugins.testing.bench import Bench
-from clt_plugins.testing.checks.tensor_parallel import CHOICE, ROUNDING, packed
+from clt_plugins.testing.checks.tensor_parallel import CHOICE, ROUNDING, packed, scale
 from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
@@ -23,13 +23,22 @@ STEPS = 2
 RATE = 0.05
 """Of plain gradient descent between the steps."""
 
+TOTAL = '`context.parallel.total(x, over="tokens")`'
 LOOK = {
-    "state": 'what is computed from a batch and kept: add it up by `context.parallel.total(x, over="tokens")`',
-    "term": "the loss: a mean over this rank's tokens, not a sum; what else is of a whole batch goes through "
-    '`context.parallel.total(x, over="tokens")`',
-    "grad": "sums over the tokens of a batch that miss those of other ranks, or that are no mean",
+    "losses": {
+        "state": f"what is computed from a batch and kept: add it up by {TOTAL}",
+        "term": "the loss: a mean over this rank's tokens, not a sum; of what the language model gave, "
+        f"`forward.model.mean(x)`; what else is of a whole batch goes through {TOTAL}",
+        "grad": "sums over the tokens of a batch that miss those of other ranks, or that are no mean",
+    },
+    "activation": {
+        "state": f"what is computed from a batch and kept: add it up by {TOTAL}",
+        "term": "`selection`: the k best of this rank's tokens are not the k best of the batch; give `Top` its "
+        f"`parallel`; what else is of a whole batch goes through {TOTAL}",
+        "grad": "sums over the tokens of a batch that miss those of other ranks, or that are no mean",
+    },
 }
-"""Where to look, in the order in which one follows from the other."""
+"""Where to look, by table, in the order in which one follows from the other."""
 FLOAT32 = 64 * torch.finfo(torch.float32).eps
 """A difference of at most this share of the largest number is the rounding of float32."""
 ROUNDED = (
@@ -38,7 +47,7 @@ ROUNDED = (
 )
 
 
-@check("activation", "losses", needs=("sparse_is_dense", "tensor_parallel"))
+@check("activation", "losses", needs=("tensor_parallel",))
 def data_parallel(bench: Bench) -> None:
     """On 2 ranks that share the tokens, everything is as on one: terms (their mean), gradients, and kept state.
 
@@ -51,7 +60,9 @@ def data_parallel(bench: Bench) -> None:
     changes["parallel"] = {"name": CHOICE, "tensor": 1, "data": RANKS}
     ranks = [load(each) for each in on_ranks(bench, RANKS, steps_on_rank, changes)]
     for step in range(STEPS):
-        for kind, look in LOOK.items():
+        prefixes = (f"{step}/grad/", f"{step}/term/")
+        largest = scale(*([x for name, x in expected.items() if name.startswith(each)] for each in prefixes))
+        for kind, look in LOOK[bench.slot].items():
             for name in [name for name in expected if name.startswith(f"{step}/{kind}/")]:
                 what = f"{kind} {name.split('/', 2)[2]} in step {step + 1}"
                 expect(all(name in each for each in ranks), f"{what} on both data ranks", "one has none", look)
@@ -61,15 +72,19 @@ def data_parallel(bench: Bench) -> None:
                     continue
                 for rank, each in enumerate(ranks):
                     text = f"{what} on data rank {rank} of {RANKS} as in one process"
-                    _same(each[name], expected[name], text, look)
+                    _same(each[name], expected[name], text, look, largest if kind == "grad" else None)
 
 
-def _same(actual: Tensor, expected: Tensor, text: str, look: str) -> None:
-    """Equal up to the rounding of float64; a difference as small as that of float32 has its own advice."""
+def _same(actual: Tensor, expected: Tensor, text: str, look: str, largest: float | None = None) -> None:
+    """Equal up to the rounding of float64; a difference as small as that of float32 has its own advice.
+
+    Args:
+        largest: what rounding is a share of, if not the largest number of the two.
+    """
     if actual.shape == expected.shape and actual.is_floating_point() and actual.numel():
         difference = float((actual.double() - expected.double()).abs().max())
         look = ROUNDED if difference <= FLOAT32 * float(expected.double().abs().max()) else look
-    same(actual, expected, text, look, ROUNDING)
+    same(actual, expected, text, look, ROUNDING, largest)
 
 
 def steps_on_rank(bench: Bench, changes: dict[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from clt_plugins.model.assemble import Parts
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, TOKENS, Bench, stir
-from clt_plugins.testing.checks.training_step import ROUNDING
+from clt_plugins.testing.checks.training_step import ROUNDING, in_views
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
 
@@ -34,10 +34,12 @@ def _form(transcoder: CrossLayerTranscoder, x: Tensor) -> dict[str, Tensor]:
 
 @check("encoder", trial=True, basic=True)
 def form(bench: Bench) -> None:
-    """`inputs`, `rows` and `bias` have their shapes and types, and change nothing: called again, they are the same."""
+    """`inputs`, `rows` and `bias` have their shapes and types, and change nothing: called again, they are the same;
+    `views` names every parameter."""
     transcoder, x = _parts(bench).transcoder, bench.batch(torch.float64).inputs
     kind = type(transcoder.encoder).__name__
     expect(isinstance(transcoder.encoder, torch.nn.Module), "a torch.nn.Module from `build`", kind, "the base class")
+    in_views(transcoder.encoder)
     before = {name: p.detach().clone() for name, p in transcoder.named_parameters()}
     given = x.clone()
     first, second = _form(transcoder, given), _form(transcoder, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest import SkipTest
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.testing.bench import Bench, as_now, gradients, stir
-from clt_plugins.testing.checks.tensor_parallel import ROUNDING
+from clt_plugins.testing.checks.tensor_parallel import ROUNDING, scale
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
 
@@ -34,6 +35,7 @@ def sparse_is_dense(bench: Bench) -> None:
     same(outcomes[1].reconstruction, outcomes[0].reconstruction, "the same reconstruction", look, ROUNDING)
     for name, value in outcomes[0].terms.items():
         same(outcomes[1].terms[name], value, f"the same term {name!r} on both paths", look, ROUNDING)
+    largest = scale(grads[0].values(), outcomes[0].terms.values())
     for name in grads[0].keys() | grads[1].keys():
         expect(
             name in grads[0] and name in grads[1],
@@ -41,7 +43,8 @@ def sparse_is_dense(bench: Bench) -> None:
             "only one has it",
             look,
         )
-        same(grads[1][name], grads[0][name], f"the same gradient of {name} on both paths", look, ROUNDING)
+        what = f"the same gradient of {name} on both paths"
+        same(grads[1][name], grads[0][name], what, look, ROUNDING, largest)
 
 
 @check("encoder", "activation", "tying", needs=("sparse_is_dense",))
@@ -124,6 +127,13 @@ class _Call(torch.nn.Module):
         return self.function(self.module)
 
 
+def in_views(module: Any) -> None:
+    """`views` of an encoder or a tying names every parameter that is trained: files hold nothing else of it."""
+    seen = {owner for owner, *_ in module.views().values()}
+    missing = [name for name, p in module.named_parameters() if p.requires_grad and name not in seen]
+    expect(not missing, "every parameter in `views`", f"none of {', '.join(missing)}: it is lost in files", "`views`")
+
+
 @check("encoder", "activation", "tying")
 def save_load(bench: Bench) -> None:
     """After a training step, a saved and loaded transcoder has the same bits and gives the same outputs."""
@@ -136,7 +146,9 @@ def save_load(bench: Bench) -> None:
     transcoder.save(bench.folder / "saved")
     loaded = CrossLayerTranscoder.load(bench.folder / "saved", plugins=bench.plugins, kernels="torch")
     before, after = dict(transcoder.named_parameters()), dict(loaded.named_parameters())
-    look = "`views` of a tying, which must cover every parameter; parameters of an activation are saved by themselves"
+    look = "`views`, which must cover every parameter, under names from which `load` can set them"
+    if bench.slot == "activation":
+        look = "what `build` makes anew: parameters and buffers of a torch.nn.Module are saved"
     expect(before.keys() == after.keys(), f"the parameters {sorted(before)}", str(sorted(after)), look)
     for name, value in before.items():
         same(after[name], value, f"{name} as it was saved", look)

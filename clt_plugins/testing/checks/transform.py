@@ -121,7 +121,8 @@ def batches(bench: Bench) -> None:
         before = {name: getattr(batch, name).clone() for name in NAMES}
         new = source._apply(batch, number).batch
         for name, value in before.items():
-            same(getattr(batch, name), value, f"{name} as it was: the batch is not the transform's", "`__call__`")
+            look = "`__call__`: a change in place: clone first"
+            same(getattr(batch, name), value, f"{name} as it was: the batch is not the transform's", look)
         for side in ("inputs", "targets"):
             x, given = getattr(new, side), getattr(batch, side)
             right = x.dtype == given.dtype and x.device == given.device

@@ -10,17 +10,19 @@ from clt_plugins.contract.abilities import FeatureRows, Shifted
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Faults
 from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench
-from clt_plugins.testing.checks.training_step import ROUNDING
+from clt_plugins.testing.checks.training_step import ROUNDING, in_views
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
 
 
 @check("tying", trial=True, basic=True)
 def decoder(bench: Bench) -> None:
-    """Shapes; no feature writes to an earlier layer; `expand` and `norms` agree with `decode`."""
+    """Shapes; no feature writes to an earlier layer; `expand` and `norms` agree with `decode`; `views` names every
+    parameter."""
     parts = bench.parts(transcoder={"dtype": "float64"})
     tying = parts.transcoder.tying
     expect(isinstance(tying, torch.nn.Module), "a torch.nn.Module from `build`", type(tying).__name__, "the base class")
+    in_views(tying)
     for layer in range(LAYERS):
         active = torch.zeros(FEATURES, LAYERS, FEATURES, dtype=torch.float64)
         active[:, layer] = 2 * torch.eye(FEATURES, dtype=torch.float64)
