@@ -38,7 +38,8 @@ class Example(nn.Module):
 
     def norms(self) -> Tensor:
         """The norm of each feature's decoder rows, [L, F], detached."""
-        return torch.linalg.vector_norm(self.weight.detach().float(), dim=2)
+        norms: Tensor = self.weight.detach().float().norm(dim=2)
+        return norms
 
     def expand(self, layer: int) -> Tensor:
         """The rows of a layer's features for it and all later layers, [F, L - layer, D], detached."""
