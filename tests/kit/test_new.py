@@ -17,7 +17,7 @@ from clt_plugins.cli.new import COMMAND, new
 from clt_plugins.contract.slots import SLOTS
 from clt_plugins.errors import ExitCode
 from clt_plugins.testing import CHECKS
-from clt_plugins.testing.registry import SHARED
+from clt_plugins.testing.registry import PLUGIN, SHARED
 from tests.support.commands import python
 
 KINDS = [*(slot.kind for slot in SLOTS), COMMAND]
@@ -26,7 +26,7 @@ KINDS = [*(slot.kind for slot in SLOTS), COMMAND]
 def test_every_kind_has_a_template_and_checks() -> None:
     root = Path(clt_plugins.__file__).parent
     templates = {path.parent.name for path in (root / "templates").glob("*/__init__.py")}
-    checks = {path.stem for path in (root / "testing" / "checks").glob("*.py")} - {"__init__", *SHARED}
+    checks = {path.stem for path in (root / "testing" / "checks").glob("*.py")} - {"__init__", PLUGIN, *SHARED}
     # Commands are checked with the plugin as a whole.
     assert templates == checks | {COMMAND} == set(KINDS)
     assert all(CHECKS[slot.table] for slot in SLOTS)
@@ -89,6 +89,9 @@ def test_it_prints_the_folder_and_what_to_do_next(tmp_path: Path, monkeypatch: p
     assert "xample" not in code
     project = tomllib.loads((tmp_path / "clt-mine" / "pyproject.toml").read_text())["project"]
     assert project["dependencies"] == ["clt-plugins>=0.1,<0.2"]
+    tests = {path.name: path.read_text() for path in (tmp_path / "clt-mine" / "tests").iterdir()}
+    assert "not what the loss `mine` should compute" in tests["test_conformance.py"]
+    assert "from clt_mine import Mine, MineConfig" in tests["test_formula.py"]
     assert 'losses = ["mse", "mine"]' in (tmp_path / "clt-mine" / "README.md").read_text()
 
 
