@@ -8,96 +8,131 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clt_plugins.contract.hooks import hookimpl
-from clt_plugins.contract.spec import API_VERSION, FREE_ON_RESUME, Selected, Spec, __version__, default_choice
-from clt_plugins.errors import DamagedError, Fault, Faults, PluginError, Refused, Unreachable
+from clt_plugins.contract.hooks import hookimpl as hookimpl
+from clt_plugins.contract.spec import (
+    API_VERSION as API_VERSION,
+    FREE_ON_RESUME as FREE_ON_RESUME,
+    Selected as Selected,
+    Spec as Spec,
+    __version__ as __version__,
+    default_choice as default_choice,
+)
+from clt_plugins.errors import (
+    DamagedError as DamagedError,
+    Fault as Fault,
+    Faults as Faults,
+    PluginError as PluginError,
+    Refused as Refused,
+    Unreachable as Unreachable,
+)
 
 if TYPE_CHECKING:
-    from clt_plugins.cli.options import verbose, with_plugins, with_recipe, with_trained
-    from clt_plugins.contract.abilities import (
-        BothGradients,
-        Buffered,
-        Checks,
-        Closable,
-        FeatureRows,
-        FixedSizes,
-        HasModel,
-        Identified,
-        Observes,
-        OwnRows,
-        Preferred,
-        ReadsBack,
-        RunsModel,
-        Scheduled,
-        Sends,
-        Settable,
-        Shifted,
-        Stateful,
-        SumsLater,
-        Thresholded,
-        TrainsInModel,
-        Updates,
+    from clt_plugins.cli.options import (
+        verbose as verbose,
+        with_plugins as with_plugins,
+        with_recipe as with_recipe,
+        with_trained as with_trained,
     )
-    from clt_plugins.contract.context import Context
-    from clt_plugins.contract.model.activation import Activation, Selection
-    from clt_plugins.contract.model.encoder import Encoder
-    from clt_plugins.contract.model.kernels import Kernels
-    from clt_plugins.contract.model.normalisation import Normalisation
-    from clt_plugins.contract.model.parallel import Parallel
-    from clt_plugins.contract.model.tying import Tying
-    from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
-    from clt_plugins.contract.reading.source import Outline, Source
-    from clt_plugins.contract.reading.transform import Transform
-    from clt_plugins.contract.recipe import Recipe
-    from clt_plugins.contract.results.exporter import Exporter, Imported
-    from clt_plugins.contract.results.logger import Logger
-    from clt_plugins.contract.results.scores import Scores
-    from clt_plugins.contract.results.stage import Stage, StageInfo
-    from clt_plugins.contract.select import Kept, Per, Ranks, Select
-    from clt_plugins.contract.training.callback import Callback
-    from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
-    from clt_plugins.contract.training.metric import HeldOut, Metric, Step
-    from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
-    from clt_plugins.contract.training.schedule import Schedule
-    from clt_plugins.contract.types import HubOrPath
-    from clt_plugins.data.affine import Affine, Folding
-    from clt_plugins.data.batch import Batch
-    from clt_plugins.data.features import Features, Pairs
-    from clt_plugins.data.layout import Layout
-    from clt_plugins.data.moments import Moments
-    from clt_plugins.data.random import generator
-    from clt_plugins.data.update import AdamUpdate
-    from clt_plugins.distributed.single import Single
-    from clt_plugins.files.hdf5 import open_hdf5
-    from clt_plugins.files.locks import Lock
-    from clt_plugins.files.records import defined, write_json
-    from clt_plugins.files.tensors import read_tensor, tensor_shapes, write_tensors
-    from clt_plugins.files.untrusted import load_json, parse_json, read_small
-    from clt_plugins.finished.find import Trained
-    from clt_plugins.finished.job import Job
-    from clt_plugins.finished.provenance import Provenance
-    from clt_plugins.model.assemble import build_source
-    from clt_plugins.model.in_model.replacement import Replacement
-    from clt_plugins.model.normalisation.affine import AffineNormalisation
-    from clt_plugins.model.parameters import buffer, parameter, uniform
-    from clt_plugins.model.products.dense import dense_decode, encode_dense
-    from clt_plugins.model.scores import score
-    from clt_plugins.model.select.above import Above
-    from clt_plugins.model.select.reference import TorchSelect
-    from clt_plugins.model.selection import Top
-    from clt_plugins.model.sparse import own_rows, row_squares, sparse_decode
-    from clt_plugins.model.transcoder import CrossLayerTranscoder
-    from clt_plugins.recipe.read import read_recipe, recipe_data
-    from clt_plugins.registry.build import build
-    from clt_plugins.registry.plugins import Plugins, load_plugins
-    from clt_plugins.rows.deal import Deal, Group
-    from clt_plugins.rows.identity import check_data
-    from clt_plugins.rows.source import StoredSource
-    from clt_plugins.rows.store import Store
-    from clt_plugins.toml import toml_text
-    from clt_plugins.training.between.run import Training
-    from clt_plugins.training.optimizers.reference import update_rows
-    from clt_plugins.training.run import run
+    from clt_plugins.contract.abilities import (
+        BothGradients as BothGradients,
+        Buffered as Buffered,
+        Checks as Checks,
+        Closable as Closable,
+        FeatureRows as FeatureRows,
+        FixedSizes as FixedSizes,
+        HasModel as HasModel,
+        Identified as Identified,
+        Observes as Observes,
+        OwnRows as OwnRows,
+        Preferred as Preferred,
+        ReadsBack as ReadsBack,
+        RunsModel as RunsModel,
+        Scheduled as Scheduled,
+        Sends as Sends,
+        Settable as Settable,
+        Shifted as Shifted,
+        Stateful as Stateful,
+        SumsLater as SumsLater,
+        Thresholded as Thresholded,
+        TrainsInModel as TrainsInModel,
+        Updates as Updates,
+    )
+    from clt_plugins.contract.context import Context as Context
+    from clt_plugins.contract.model.activation import Activation as Activation, Selection as Selection
+    from clt_plugins.contract.model.encoder import Encoder as Encoder
+    from clt_plugins.contract.model.kernels import Kernels as Kernels
+    from clt_plugins.contract.model.normalisation import Normalisation as Normalisation
+    from clt_plugins.contract.model.parallel import Parallel as Parallel
+    from clt_plugins.contract.model.tying import Tying as Tying
+    from clt_plugins.contract.reading.language_model import (
+        LanguageModel as LanguageModel,
+        TrainableModel as TrainableModel,
+    )
+    from clt_plugins.contract.reading.source import Outline as Outline, Source as Source
+    from clt_plugins.contract.reading.transform import Transform as Transform
+    from clt_plugins.contract.recipe import Recipe as Recipe
+    from clt_plugins.contract.results.exporter import Exporter as Exporter, Imported as Imported
+    from clt_plugins.contract.results.logger import Logger as Logger
+    from clt_plugins.contract.results.scores import Scores as Scores
+    from clt_plugins.contract.results.stage import Stage as Stage, StageInfo as StageInfo
+    from clt_plugins.contract.select import Kept as Kept, Per as Per, Ranks as Ranks, Select as Select
+    from clt_plugins.contract.training.callback import Callback as Callback
+    from clt_plugins.contract.training.loss import Forward as Forward, Loss as Loss, ModelPass as ModelPass
+    from clt_plugins.contract.training.metric import HeldOut as HeldOut, Metric as Metric, Step as Step
+    from clt_plugins.contract.training.optimizer import (
+        Optimizer as Optimizer,
+        Piece as Piece,
+        Role as Role,
+        Weight as Weight,
+    )
+    from clt_plugins.contract.training.schedule import Schedule as Schedule
+    from clt_plugins.contract.types import HubOrPath as HubOrPath
+    from clt_plugins.data.affine import Affine as Affine, Folding as Folding
+    from clt_plugins.data.batch import Batch as Batch
+    from clt_plugins.data.features import Features as Features, Pairs as Pairs
+    from clt_plugins.data.layout import Layout as Layout
+    from clt_plugins.data.moments import Moments as Moments
+    from clt_plugins.data.random import generator as generator
+    from clt_plugins.data.update import AdamUpdate as AdamUpdate
+    from clt_plugins.distributed.single import Single as Single
+    from clt_plugins.files.hdf5 import open_hdf5 as open_hdf5
+    from clt_plugins.files.locks import Lock as Lock
+    from clt_plugins.files.records import defined as defined, write_json as write_json
+    from clt_plugins.files.tensors import (
+        read_tensor as read_tensor,
+        tensor_shapes as tensor_shapes,
+        write_tensors as write_tensors,
+    )
+    from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.finished.find import Trained as Trained
+    from clt_plugins.finished.job import Job as Job
+    from clt_plugins.finished.provenance import Provenance as Provenance
+    from clt_plugins.model.assemble import build_source as build_source
+    from clt_plugins.model.in_model.replacement import Replacement as Replacement
+    from clt_plugins.model.normalisation.affine import AffineNormalisation as AffineNormalisation
+    from clt_plugins.model.parameters import buffer as buffer, parameter as parameter, uniform as uniform
+    from clt_plugins.model.products.dense import dense_decode as dense_decode, encode_dense as encode_dense
+    from clt_plugins.model.scores import score as score
+    from clt_plugins.model.select.above import Above as Above
+    from clt_plugins.model.select.reference import TorchSelect as TorchSelect
+    from clt_plugins.model.selection import Top as Top
+    from clt_plugins.model.sparse import (
+        own_rows as own_rows,
+        row_squares as row_squares,
+        sparse_decode as sparse_decode,
+    )
+    from clt_plugins.model.transcoder import CrossLayerTranscoder as CrossLayerTranscoder
+    from clt_plugins.recipe.read import read_recipe as read_recipe, recipe_data as recipe_data
+    from clt_plugins.registry.build import build as build
+    from clt_plugins.registry.plugins import Plugins as Plugins, load_plugins as load_plugins
+    from clt_plugins.rows.deal import Deal as Deal, Group as Group
+    from clt_plugins.rows.identity import check_data as check_data
+    from clt_plugins.rows.source import StoredSource as StoredSource
+    from clt_plugins.rows.store import Store as Store
+    from clt_plugins.toml import toml_text as toml_text
+    from clt_plugins.training.between.run import Training as Training
+    from clt_plugins.training.optimizers.reference import update_rows as update_rows
+    from clt_plugins.training.run import run as run
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
 _LAZY = {
@@ -189,31 +224,31 @@ _LAZY = {
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
-__all__ = [
-    "API_VERSION",
-    "FREE_ON_RESUME",
-    "DamagedError",
-    "Fault",
-    "Faults",
-    "PluginError",
-    "Refused",
-    "Selected",
-    "Spec",
-    "Unreachable",
-    "__version__",
-    "default_choice",
-    "hookimpl",
-    *_HOME,
-]
+if not TYPE_CHECKING:  # type checkers read `import X as X`: to them no other name is there
+    __all__ = [
+        "API_VERSION",
+        "FREE_ON_RESUME",
+        "DamagedError",
+        "Fault",
+        "Faults",
+        "PluginError",
+        "Refused",
+        "Selected",
+        "Spec",
+        "Unreachable",
+        "__version__",
+        "default_choice",
+        "hookimpl",
+        *_HOME,
+    ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'clt_plugins' has no attribute {name!r}")
-    value = getattr(import_module(f"clt_plugins.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'clt_plugins' has no attribute {name!r}")
+        value = getattr(import_module(f"clt_plugins.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME})

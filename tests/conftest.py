@@ -81,6 +81,14 @@ class Distributions:
         (self.folder / f"{name}.py").write_text(textwrap.dedent(source))
         importlib.invalidate_caches()
 
+    def package(self, files: Mapping[str, str]) -> None:
+        """Write the files of a package, given by `PACKAGE/FILE.py`."""
+        for name, source in files.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_text(source)
+            self.modules.append(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        importlib.invalidate_caches()
+
     def forget(self, name: str) -> None:
         """Let a module be imported anew."""
         sys.modules.pop(name, None)

@@ -1,14 +1,14 @@
 """The ways from pre-activations to features: sparse, sparse with all pre-activations kept, and dense.
 
-Each gets the encoder as h, rows and bias (`CrossLayerTranscoder.affine_form`), the activation, its selection for this
-batch, and further selections that share the pass; a further selection that is None gives None.
+Each gets the encoder as h, rows and bias (`CrossLayerTranscoder.affine_form`), the activation, what makes its selection
+for this batch, and further selections that share the pass; a further selection that is None gives None.
 
 Shapes: B tokens, L layers, F features per layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Form = tuple[Tensor, Tensor, Tensor]
 """h [B, L, H], rows [L, F, H] and bias [L, F]."""
 Extras = Sequence["Selection | None"]
+Select = Callable[[], "Selection"]
 
 
 @attrs.frozen(eq=False)
@@ -41,33 +42,33 @@ class Encoded:
 
 
 def sparse(
-    form: Form, activation: Activation, selection: Selection, extras: Extras, kernels: Kernels, product: Product | None
+    form: Form, activation: Activation, select: Select, extras: Extras, kernels: Kernels, product: Product | None
 ) -> Encoded:
     """A layer's pre-activations at a time: what no selection keeps is gone, and has no gradient."""
-    selections = [selection, *(extra for extra in extras if extra is not None)]
+    selections = [select(), *(extra for extra in extras if extra is not None)]
     (pairs, pre), *further = encode_selected(*form, selections, kernels, product)
     others = iter(Features(kept, at) for at, kept in further)
     features = Features(activation(pre, pairs.feature), pairs)
     return Encoded(features, [None if extra is None else next(others) for extra in extras], None)
 
 
-def keeping_pre(form: Form, activation: Activation, selection: Selection, extras: Extras) -> Encoded:
+def keeping_pre(form: Form, activation: Activation, select: Select, extras: Extras) -> Encoded:
     """Sparse features, with all pre-activations alive for a loss that reads them."""
     pre = encode_dense(*form)
     others = [None if extra is None else _selected(extra, pre) for extra in extras]
-    chosen = _selected(selection, pre)
+    chosen = _selected(select(), pre)
     assert chosen.pairs is not None
     return Encoded(Features(activation(chosen.values, chosen.pairs.feature), chosen.pairs), others, pre)
 
 
-def dense(form: Form, activation: Activation, selection: Selection, extras: Extras) -> Encoded:
+def dense(form: Form, activation: Activation, select: Select, extras: Extras) -> Encoded:
     """The reference, and the fast way while most features are active: [B, L, F] throughout."""
     pre = encode_dense(*form)
     others = [None if extra is None else _selected(extra, pre) for extra in extras]
     values = activation(pre, None)
     if activation.fixed_size:
         # Which features TopK keeps is not a function of each pre-activation alone: the selection says.
-        chosen = _selected(selection, pre)
+        chosen = _selected(select(), pre)
         values = values * Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
     return Encoded(Features(values), others, pre)
 

@@ -160,12 +160,16 @@ class CrossLayerTranscoder(nn.Module):
             extras: selections besides the activation's; None entries give None.
             keep_pre: keep all pre-activations [B, L, F] and their gradient.
         """
-        form, activation, selection = self.affine_form(x), self.activation, self._selection(x)
+        form, activation = self.affine_form(x), self.activation
+
+        def select() -> Selection:
+            return self._selection(x)
+
         if self.runs_dense:
-            return paths.dense(form, activation, selection, extras)
+            return paths.dense(form, activation, select, extras)
         if keep_pre:
-            return paths.keeping_pre(form, activation, selection, extras)
-        return paths.sparse(form, activation, selection, extras, self.context.kernels, self.product)
+            return paths.keeping_pre(form, activation, select, extras)
+        return paths.sparse(form, activation, select, extras, self.context.kernels, self.product)
 
     def affine_form(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What pre-activations are products of, from normalised inputs [B, L, D]: h [B, L, H], rows [L, F, H], and the

@@ -200,8 +200,10 @@ def as_now(module: Any) -> Callable[[], None]:
     modules = list(module.modules()) if isinstance(module, torch.nn.Module) else [module]
     plain = [{k: copy.deepcopy(x) for k, x in _attributes(each).items()} for each in modules]
     tensors: list[tuple[Tensor, Tensor]] = []
+    buffers: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for each in modules:
         if isinstance(each, torch.nn.Module):
+            buffers.append((each._buffers, dict(each._buffers)))  # a step may put another tensor in the place of one
             own = [*each.parameters(recurse=False), *each.buffers(recurse=False)]
             tensors += [(x, x.detach().clone()) for x in own]
 
@@ -210,6 +212,8 @@ def as_now(module: Any) -> Callable[[], None]:
             for name in _attributes(each).keys() - values.keys():
                 delattr(each, name)
             vars(each).update(copy.deepcopy(values))
+        for now, then in buffers:
+            now.update(then)
         with torch.no_grad():
             for x, value in tensors:
                 if not torch.equal(x, value):  # a backward pass may need it as it is

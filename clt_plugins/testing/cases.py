@@ -17,6 +17,7 @@ import attrs
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
 from clt_plugins.errors import Faults, PluginError, Refused, did_you_mean
+from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.by_name import imported, module_name
 from clt_plugins.registry.info import Info
 from clt_plugins.registry.plugins import Plugins, load_plugins
@@ -183,7 +184,7 @@ def cases(
         recipe: further tables that the checks' recipe needs, such as `model`.
 
     Raises:
-        Refused: `settings` names a choice that the plugin does not offer.
+        Faults: `settings` names a choice that the plugin does not offer, or settings that the choice does not have.
     """
     plugins, infos, module = _loaded(plugin)
     names = {info.name for info in infos}
@@ -206,6 +207,8 @@ def cases(
             if choice.plugin not in names:
                 continue
             for number, (label, used) in enumerate(_variants(choice.spec.name, remaining.pop(choice.spec.name, {}))):
+                if used:
+                    _read(plugins, slot, choice.spec.name, used, label)
                 chosen = {**common, "slot": slot, "choice": choice.spec.name, "settings": used, "outcomes": {}}
                 out += [
                     Case(label=label, check=check.name, **chosen)
@@ -213,13 +216,28 @@ def cases(
                     if number == 0 or not check.once
                 ]
     if remaining:
-        raise Refused("settings", f"{name} offers no choice {', '.join(map(repr, remaining))}")
+        known = [case.choice for case in out if case.slot != PLUGIN]
+        texts = [f"{name} offers no choice {each!r}{did_you_mean(each, known)}" for each in remaining]
+        raise Refused("settings", "; ".join(texts))
     return out
+
+
+def _read(plugins: Plugins, slot: str, choice: str, settings: Any, label: str) -> None:
+    """
+    Raises:
+        Faults: the choice has no such settings, or not with such values; each by its path, `settings.LABEL.KEY`.
+    """
+    if not isinstance(settings, Mapping):
+        raise Refused("settings", f"of {label!r}: expected a table, or a list of tables, got {settings!r:.100}")
+    try:
+        structure_choice(plugins, slot, {"name": choice, **settings})
+    except Faults as error:
+        raise Faults(attrs.evolve(one, where=("settings", label, *one.where[1:])) for one in error.faults) from None
 
 
 def _variants(choice: str, settings: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(label, settings) of a choice: one, or one for each of a list."""
-    if isinstance(settings, Mapping):
+    if not isinstance(settings, list | tuple):
         yield choice, settings
         return
     for number, variant in enumerate(settings, start=1):

@@ -80,7 +80,7 @@ def train(
         folder: where checkpoints go.
         wants_stop: asked in each step; if so, a checkpoint is written and the run stops after it, with several ranks
             perhaps after the next.
-        calls: the callbacks, which act between steps; None if there are none.
+        calls: the callbacks, which act between steps and at the end; None if there are none.
         at_checkpoint: called with a step and a way to log when its checkpoint is written, and for the one to go on
             from: what was broken off there is done first.
 
@@ -105,10 +105,11 @@ def train(
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
     def log(metrics: Mapping[str, Any]) -> None:
-        for logger in loggers:
-            logger.log(progress.step, {"tokens": progress.tokens, **metrics})
-        if calls is not None:
-            calls.note(metrics)
+        for record in [metrics] if calls is None else calls.records(metrics):
+            for logger in loggers:
+                logger.log(progress.step, {"tokens": progress.tokens, **record})
+            if calls is not None:
+                calls.note(record)
 
     def read_text(wanted: list[bool]) -> None:
         progress.texts = in_model.read(wanted, progress.texts)
@@ -210,13 +211,12 @@ def train(
             with calls.evaluating() if calls is not None else nullcontext():
                 evaluated = score(transcoder, source.held_out(config.eval_tokens), held_out)
             metrics = of_pass(held_out, evaluated)
-            log(metrics)
             if calls is not None:
                 calls.evaluated(metrics)
                 due = calls.decide(due)
-        if calls is not None:
-            for metrics in calls.logged():
-                log(metrics)
+            log(metrics)
+        if calls is not None and calls.waiting:
+            log({})
         # A signal reaches ranks at different steps: all stop after the same one.
         stopping = reading.stops(wants_stop()) and progress.step < config.steps
         if due["checkpoint"] or stopping:
@@ -229,6 +229,10 @@ def train(
             at_checkpoint(progress.step, log)
         watch.skip()  # evaluation and checkpoints are no part of the next step's time
     bar.close()
+    if calls is not None:
+        calls.finish()
+        if calls.waiting and progress.step > first:  # else it was logged when the run came to its end
+            log({})
     return evaluated
 
 

@@ -162,8 +162,6 @@ def _train(
                 at_checkpoints,
                 calls,
             )
-            if calls is not None:
-                calls.finish()
             save_transcoder(transcoder, folder / "transcoder")
             # In the last step there was nothing to stop; what comes after it can still be left out.
             stopping = anyone(parallel, signals.asked) and bool(stages)

@@ -43,7 +43,8 @@ class ConsoleConfig:
         ],
         validator=validators.min_len(1),
     )
-    """The columns after the step, in this order. A line shows those that were logged with it."""
+    """The columns after the step, in this order. A line shows those that were logged with it; where these are `tokens`
+    alone, what a callback or a stage has logged, six numbers at most."""
 
 
 def build_tensorboard(config: TensorBoardConfig, context: Context) -> Any:

@@ -19,6 +19,8 @@ LABELS = {
     "eval/dead_fraction": "dead",
 }
 """Short names of columns. The others are called by the metric's name."""
+OTHERS = 6
+"""Numbers in a line that has no chosen column but `tokens`: what a callback or a stage logs by itself."""
 
 
 class Console:
@@ -32,6 +34,8 @@ class Console:
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         names = [name for name in self.metrics if name in metrics and dimensions(metrics[name]) < 2]
+        if names == ["tokens"] != self.metrics:
+            names += [name for name, value in metrics.items() if name != "tokens" and dimensions(value) == 0][:OTHERS]
         if names:
             columns = [f"{LABELS.get(name, name)} {_text(name, metrics[name]):>11}" for name in names]
             # tqdm removes a progress bar, prints, and draws the bar again below.

@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "clt_plugins"
 PLUGINS = ROOT / "plugins"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-BUILT_IN = sorted(path.name for path in PLUGINS.iterdir() if path.is_dir() and path.name != "__pycache__")
+BUILT_IN = sorted(
+    path.name for path in PLUGINS.iterdir() if path.is_dir() and path.name not in ("__pycache__", "guide")
+)
 PACKAGES = [PLUGINS / name for name in BUILT_IN]
 THIRD_PARTY = sorted((ROOT / "examples" / "third_party").glob("clt-*"))
 

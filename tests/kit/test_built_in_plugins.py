@@ -222,6 +222,8 @@ def test_no_choice_is_left_out() -> None:
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
     tried |= {
         "transforms",
+        "normalisations",
+        "encoders",
         "metrics",
         "exporters",
         "stages",

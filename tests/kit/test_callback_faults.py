@@ -108,6 +108,21 @@ def test_a_fault_is_found_by_one_check(failures: Any, fault: dict[str, str], che
     assert text in found[check]
 
 
+NUDGE = """
+        for layer in range(run.transcoder.n_layers):
+            dead = torch.nonzero(run.idle_tokens[layer] > 8)[:, 0]
+            bias = run.bias(layer)[dead] + 0.1
+            run.reinitialise(layer, dead + OWN, bias=bias, revive=False)"""
+
+
+@pytest.mark.parametrize("own, wrong", [("run.transcoder.own.start", False), ("0", True)])
+def test_biases_of_single_features_are_raised_on_ranks_as_in_one_process(failures: Any, own: str, wrong: bool) -> None:
+    if "tensor" not in load_plugins().choices("parallel"):
+        pytest.skip("no choice 'tensor' for [parallel] is installed")
+    source = CALLBACK.replace("        run.scale_decoder(factor)", NUDGE.replace("OWN", own))
+    assert failures(source, **RIGHT).keys() == ({"ranks"} if wrong else set())
+
+
 ACTIVATION = '''
 import torch
 from attrs import frozen

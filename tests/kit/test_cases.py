@@ -147,3 +147,30 @@ def test_what_a_check_needs() -> None:
     assert needed("losses", "config") == []
     assert needed("activation", "own_gradient") == ["selection", "sparse_is_dense", "gradient"]
     assert needed("plugin", "commands") == ["imports"]
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["-k", "mine/tems"], "-k: no case's name holds 'mine/tems': did you mean 'mine/terms'"),
+        (["-k", "nothing"], "-k: no case's name holds 'nothing': there are plugin_under_test/imports, "),
+        (["--settings", '{"min": {"weight": 2}}'], "settings: plugin_under_test offers no choice 'min', did you mean"),
+        (["--settings", '{"mine": {"wieght": 2}}'], "settings.mine.wieght: unknown key, did you mean 'weight'?"),
+        (["--settings", '{"mine": [{}, {"weight": "2"}]}'], 'settings.mine#2.weight: expected float, got "2"'),
+        (["--settings", '{"mine": 2}'], "settings: of 'mine': expected a table, or a list of tables, got 2"),
+        (["--settings", "[]"], '--settings: expected {"CHOICE": {"SETTING": value}}, got []'),
+        (["--settings", "{"], "--settings: no JSON: Expecting property name"),
+    ],
+)
+def test_what_does_not_exist_is_told_in_one_line(distributions: Distributions, arguments: list[str], text: str) -> None:
+    distributions.module("plugin_under_test", HEADER + LOSS)
+    done = python("-m", "clt_plugins.testing", "plugin_under_test", *arguments, cwd=distributions.folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(text)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_plugin_that_cannot_be_loaded_is_told_whatever_was_asked_for(distributions: Distributions) -> None:
+    done = python("-m", "clt_plugins.testing", "not_there", "-k", "terms", cwd=distributions.folder)
+    assert done.returncode == 1
+    assert "FAIL  not_there/load\nnot_there cannot be loaded" in done.stdout

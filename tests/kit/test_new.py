@@ -17,7 +17,7 @@ from clt_plugins.cli.new import COMMAND, new
 from clt_plugins.contract.slots import SLOTS
 from clt_plugins.errors import ExitCode
 from clt_plugins.testing import CHECKS
-from clt_plugins.testing.registry import PLUGIN, SHARED
+from clt_plugins.testing.registry import SHARED
 from tests.support.commands import python
 
 KINDS = [*(slot.kind for slot in SLOTS), COMMAND]
@@ -26,8 +26,8 @@ KINDS = [*(slot.kind for slot in SLOTS), COMMAND]
 def test_every_kind_has_a_template_and_checks() -> None:
     root = Path(clt_plugins.__file__).parent
     templates = {path.parent.name for path in (root / "templates").glob("*/__init__.py")}
-    checks = {path.stem for path in (root / "testing" / "checks").glob("*.py")} - {"__init__", PLUGIN, *SHARED}
-    # Commands are checked with the plugin as a whole.
+    checks = {path.stem for path in (root / "testing" / "checks").glob("*.py")} - {"__init__", "plugin", *SHARED}
+    # Commands are checked with the plugin as a whole, by `plugin`.
     assert templates == checks | {COMMAND} == set(KINDS)
     assert all(CHECKS[slot.table] for slot in SLOTS)
 

@@ -90,6 +90,8 @@ FAULTS = [
     ("a weight left out", OPTIMIZER, "for w in weights]", "for w in weights[1:]]", "moves"),
     ("no optimizer", OPTIMIZER, 'return Momentum([{"params": [w.parameter for w in weights]}], {"lr": 1.0})',
      "return None", "moves"),
+    ("uphill", OPTIMIZER, 'p.sub_(group["lr"]', 'p.add_(group["lr"]', "moves"),
+    ("biases uphill", OPTIMIZER, 'p.sub_(group["lr"]', 'p.sub_((1 if p.dim() > 2 else -1) * group["lr"]', "moves"),
     ("a count of its own", OPTIMIZER, '0.9 ** state["step"]', "0.9 ** self.steps", "resume"),
     ("state beside the state", OPTIMIZER, 'state["momentum"].lerp_(grad, 0.1)',
      'self.kept = getattr(self, "kept", {}); m = self.kept.setdefault(p, torch.zeros_like(p)); m.lerp_(grad, 0.1);'
@@ -107,6 +109,8 @@ FAULTS = [
     ("below 0", SCHEDULE, FALL, "return peak * (1 - step / steps)", "values"),
     ("a division by 0 steps", SCHEDULE, FALL, "return peak * (1 - min(1, step / (steps - 1)))", "values"),
     ("no number", SCHEDULE, FALL, "return str(peak)", "values"),
+    ("goes on falling", SCHEDULE, FALL, "return peak * (1 - step / (step + steps))", "values"),
+    ("begins again", SCHEDULE, FALL, "return peak * (1 - (step % (steps + 1)) / (2 * steps))", "values"),
     ("a count", SCHEDULE, FALL, "return peak / self.asked", "by_step_alone"),
     ("random numbers", SCHEDULE, FALL, "import random; return peak * random.random()", "by_step_alone"),
 ]  # fmt: skip

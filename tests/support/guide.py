@@ -85,6 +85,11 @@ def files(text: str) -> dict[str, str]:
     return dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```", text, re.S | re.M))
 
 
+def package(name: str) -> dict[str, str]:
+    """The files of a package that the guide shows, by `PACKAGE/FILE`."""
+    return {file: text for file, text in files(guide()).items() if file.startswith(f"{name}/")}
+
+
 def commands(text: str) -> list[str]:
     """Every command line that the guide says to run."""
     return [line for block in re.findall(r"<!-- run -->\n```bash\n(.*?)```", text, re.S) for line in block.splitlines()]

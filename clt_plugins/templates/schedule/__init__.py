@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen, validators
@@ -30,7 +31,7 @@ class Example:
         """The number in a step, from 0 to `peak`. Steps beyond `steps` have the last one's."""
         warmup = max(1.0, self.config.warmup * steps)
         done = min(step, steps) + 1
-        return peak * min(done / warmup, (warmup / done) ** 0.5)
+        return peak * min(done / warmup, math.sqrt(warmup / done))
 
 
 @hookimpl

@@ -30,7 +30,8 @@ class Example(nn.Module):
             layout = Layout.own_layer(self.n_layers, self.weight.shape[1])
             return sparse_decode(features.values, features.pairs, self.weight, layout, self.kernels)
         dense = features.dense()
-        return torch.einsum("blf,lfd->bld", dense, self.weight.to(dense.dtype))
+        written: Tensor = torch.einsum("blf,lfd->bld", dense, self.weight.to(dense.dtype))
+        return written
 
     def affine(self, inputs: Tensor) -> Tensor:
         """What does not depend on features, [L, D]. `inputs` are for a skip path, which this tying has not."""

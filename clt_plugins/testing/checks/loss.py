@@ -256,10 +256,10 @@ def _compare(value: Tensor, rebuilt: Callable[[Tensor], Forward], loss: Any, nam
         restore()  # what a step changes in it
         return loss(rebuilt(x))
 
-    with torch.no_grad():
-        up, down = terms(point + size * direction), terms(point - size * direction)
+    # With gradients on, as in a step: a loss may count steps by that, and its state is taken back each time.
+    up, down = terms(point + size * direction), terms(point - size * direction)
     for term, value_of_term in terms(point).items():
-        numerical = float(up[term] - down[term]) / (2 * size)
+        numerical = float(up[term].detach() - down[term].detach()) / (2 * size)
         analytic = 0.0
         if value_of_term.requires_grad:
             (slope,) = torch.autograd.grad(value_of_term, point, allow_unused=True, retain_graph=True)

@@ -165,8 +165,7 @@ def sides(bench: Bench) -> None:
     before = _sizes(_fitted(bench).transcoder.normaliser, batch)
     for changed, side in (("targets", "inputs"), ("inputs", "targets")):
         for factor in (LARGE, 1 / LARGE):
-            sizes: dict[str, Any] = {changed: factor}
-            parts = _fitted(bench, **sizes)
+            parts = _fitted(bench, targets=factor) if changed == "targets" else _fitted(bench, inputs=factor)
             after = _sizes(parts.transcoder.normaliser, batch)[side]
             for layer, (new, old) in enumerate(zip(after, before[side], strict=True)):
                 expect(

@@ -23,6 +23,8 @@ from clt_plugins.training.optimizers.make import build_optimizer, make_optimizer
 from clt_plugins.training.optimizers.rate import set_rate
 
 RATE = 1e-2
+SMALL = 1e-4
+"""A rate at which every optimizer goes downhill."""
 STEPS = 3
 ROUNDING = 1e-5
 """Of float32, as a share of the largest weight: sums of other lengths, over a few steps."""
@@ -63,6 +65,7 @@ def _take(parts: Parts, optimizer: torch.optim.Optimizer, steps: range, without:
 @check("optimizer", trial=True)
 def moves(bench: Bench) -> None:
     """A step moves every weight that has a gradient, to finite numbers, at the rate of its group: at 0 nothing moves.
+    Some steps at a small rate lower a quadratic function of each weight.
 
     A weight whose gradient is None stays.
     """
@@ -87,6 +90,31 @@ def moves(bench: Bench) -> None:
                 expect(not moved, f"{name}, whose gradient is None, as it was", "it moved", look)
             else:
                 expect(moved, f"{name} to move by its gradient", "it stayed", look)
+    _descends(bench)
+
+
+def _descends(bench: Bench) -> None:
+    """Some steps at a small rate lower |w - goal|^2 for each weight w, for a random goal."""
+    parts = bench.parts()
+    optimizer = _made(bench, parts)
+    named = dict(parts.transcoder.named_parameters())
+    numbers = torch.Generator().manual_seed(7)
+    goals = {name: p.detach() + torch.randn(p.shape, generator=numbers).to(p) for name, p in named.items()}
+
+    def away() -> dict[str, float]:
+        return {name: float((p.detach().double() - goals[name].double()).square().sum()) for name, p in named.items()}
+
+    before = away()
+    for _ in range(STEPS):
+        for name, p in named.items():
+            p.grad = p.detach() - goals[name]
+        set_rate(optimizer, SMALL)
+        optimizer.step()
+    for name, value in away().items():
+        expected = f"|w - goal|^2 of {name} to fall, {before[name]:.6g} before, in {STEPS} steps at a rate of {SMALL:g}"
+        expect(
+            value < before[name], expected, f"{value:.6g}", "the sign of the update: a step goes against the gradient"
+        )
 
 
 @check("optimizer")

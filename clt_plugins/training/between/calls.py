@@ -63,7 +63,8 @@ class Calls:
             callback.after(self.run, step)
 
     def evaluated(self, metrics: Mapping[str, Any]) -> None:
-        """After an evaluation."""
+        """After an evaluation, before it is logged."""
+        self.run.metrics.update(metrics)
         for callback in self._with("evaluated"):
             callback.evaluated(self.run, metrics)
 
@@ -94,10 +95,25 @@ class Calls:
         run._reason, run._checkpoint = "", False
         return {name: on or stop or (name == "checkpoint" and checkpoint) for name, on in due.items()}
 
-    def logged(self) -> Iterator[dict[str, Any]]:
-        """What callbacks have logged since the last call."""
-        while self.run._logged:
-            yield self.run._logged.pop(0)
+    @property
+    def waiting(self) -> bool:
+        """Whether callbacks have logged something that no record has yet."""
+        return bool(self.run._logged)
+
+    def records(self, metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """What is to be logged now: some numbers, and with them those that callbacks have logged since the last call.
+
+        It is one record, but where a name comes again: two callbacks of one kind, or several calls between two steps.
+        """
+        together = [dict(metrics), *self.run._logged]
+        self.run._logged.clear()
+        record: dict[str, Any] = {}
+        for numbers in together:
+            if record.keys() & numbers.keys():
+                yield record
+                record = {}
+            record |= numbers
+        yield record
 
     def note(self, metrics: Mapping[str, Any]) -> None:
         """Let callbacks know what was logged."""

@@ -94,6 +94,15 @@ class Training:
         parameter, view = self._rows.encoder(layer)
         return view(parameter.detach())
 
+    def bias(self, layer: int) -> Tensor:
+        """A layer's encoder biases, [F of this rank].
+
+        Raises:
+            Refused: they are computed from other weights, and cannot be set.
+        """
+        parameter, view = self._rows.bias(layer)
+        return view(parameter.detach())
+
     def decoder(self, layer: int) -> Tensor:
         """A layer's decoder rows, [F of this rank, n, D]; n is L - layer, or 1 where a row serves all targets.
 
@@ -150,9 +159,9 @@ class Training:
         encoder: Tensor | None = None,
         bias: Tensor | float | None = None,
         decoder: Tensor | None = None,
+        revive: bool = True,
     ) -> None:
-        """Give features of a layer new weights. The optimizer forgets what it knows of those that are given, and the
-        features count as active now.
+        """Give features of a layer new weights. The optimizer forgets what it knows of those that are given.
 
         Args:
             feature: [N] int64, numbered over all ranks. A rank takes those that it has; ranks may give different ones.
@@ -160,6 +169,8 @@ class Training:
             bias: [N], or one number.
             decoder: [N, L - layer, D], a row for each target; or [N, 1, D]. A tying with one row for all targets takes
                 their mean.
+            revive: count the features as active now, as for a new start. False leaves `idle_tokens` as it is: a dead
+                feature whose bias is raised a little stays dead until a token activates it.
 
         Raises:
             Refused: the encoder or the tying has no rows of single features.
@@ -177,7 +188,8 @@ class Training:
             if view(parameter.detach()).shape[1] == 1:
                 rows = rows.mean(1, keepdim=True)
             self._rows.write(parameter, view, number, rows)
-        self._progress.idle_tokens[layer, number] = 0
+        if revive:
+            self._progress.idle_tokens[layer, number] = 0
 
     def scale_decoder(self, factor: Tensor, *, inverse: bool = False) -> None:
         """Multiply the decoder of every feature by a factor; what the optimizer knows of gradients stays.
@@ -225,7 +237,8 @@ class Training:
         self._checkpoint = True
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Log numbers of this step by `group/name`, as a `Logger` gets them."""
+        """Log numbers by `group/name`, as a `Logger` gets them: with those of this step where it logs some, else in a
+        record of their own. A name that a record has already begins another one."""
         self._logged.append(dict(metrics))
 
     # -- what the loop asks ---------------------------------------------------------------------------------------

@@ -77,6 +77,47 @@ def test_a_checkpoint_and_a_number_on_demand(tmp_path, noted):
     assert [line["step"] for line in lines(tmp_path / "run") if line.get("mine/number") == 7] == [2]
 
 
+def test_numbers_of_callbacks_are_in_the_record_of_their_step(tmp_path, noted, capsys):
+    """Steps 3 and 6 log and evaluate, after 2, 4 and 6 the callback is called."""
+    noted.ACT["after"] = lambda run: run.log({"mine/after": run.step})
+    noted.ACT["evaluated"] = lambda run: run.log({"mine/seen": run.metrics["eval/nmse"]})
+    noted.ACT["finish"] = lambda run: run.log({"mine/end": 1})
+    go(tmp_path / "run", loggers=["jsonl", "console"])
+    watched = ("loss/total", "eval/nmse", "mine/after", "mine/seen", "mine/end")
+    logged = lines(tmp_path / "run")
+    assert [(line["step"], *(name for name in watched if name in line)) for line in logged] == [
+        (2, "mine/after"),
+        (3, "loss/total"),
+        (3, "eval/nmse", "mine/seen"),
+        (4, "mine/after"),
+        (6, "loss/total", "mine/after"),
+        (6, "eval/nmse", "mine/seen"),
+        (6, "mine/end"),
+    ]
+    assert all(line["tokens"] == 16 * line["step"] for line in logged)
+    shown = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line[:6] for line in shown if "mine/after" in line] == [
+        ["step", f"{step}", "tokens", f"{16 * step}", "mine/after", f"{step}"] for step in (2, 4)
+    ]
+    assert len(shown) == len(logged)
+    go(tmp_path / "run", resume="latest", loggers=["jsonl", "console"])
+    assert lines(tmp_path / "run") == logged, "the end comes once"
+
+
+def test_a_name_that_callbacks_log_twice_loses_no_number(tmp_path, noted):
+    def act(run: Training) -> None:
+        run.log({"mine/first": 1, "mine/same": 1})
+        run.log({"mine/same": 2, "loss/total": -1.0})
+
+    noted.ACT["after"] = act
+    go(tmp_path / "run", callbacks=[{"name": "recording", "every": 3}])
+    logged = [line for line in lines(tmp_path / "run") if line["step"] == 3 and "eval/nmse" not in line]
+    assert [(line.get("mine/first"), line["mine/same"], line["loss/total"] > 0) for line in logged] == [
+        (1, 1, True),
+        (None, 2, False),
+    ]
+
+
 @pytest.mark.parametrize("method", ["before", "after", "evaluated"])
 def test_an_early_end_is_logged_evaluated_saved_and_stays(tmp_path, noted, method, caplog):
     caplog.set_level("INFO")
@@ -160,6 +201,31 @@ def test_new_weights_of_features_leave_all_other_numbers_as_they_are(tying, opti
     idle = torch.full((3, 10), 9)
     idle[1, feature] = 0
     assert torch.equal(opened.progress.idle_tokens, idle)
+
+
+@pytest.mark.parametrize("revive", [True, False])
+def test_a_raised_bias_leaves_a_dead_feature_dead_where_it_should(revive):
+    opened = Opened()
+    before = {name: x.clone() for name, x in opened.transcoder.tensors().items()}
+    assert torch.equal(opened.run.bias(1), before["b_enc"][1])
+    assert not opened.run.bias(1).requires_grad
+    feature = torch.tensor([8, 3])
+    opened.run.reinitialise(1, feature, bias=opened.run.bias(1)[feature] + 0.25, revive=revive)
+    expected = before["b_enc"][1].clone()
+    expected[feature] += 0.25
+    assert torch.equal(opened.run.bias(1), expected)
+    others = {name: x for name, x in opened.transcoder.tensors().items() if name != "b_enc"}
+    assert all(torch.equal(value, before[name]) for name, value in others.items())
+    idle = torch.full((3, 10), 9)
+    idle[1, feature] = 0 if revive else 9
+    assert torch.equal(opened.progress.idle_tokens, idle)
+
+
+def test_biases_that_are_computed_are_refused_by_name(monkeypatch):
+    opened = Opened()
+    monkeypatch.setattr(type(opened.transcoder.encoder), "bias", lambda self: 2 * self.b_enc)
+    with pytest.raises(Faults, match="the encoder 'plain' computes its biases from other weights"):
+        opened.run.bias(0)
 
 
 def test_the_lower_halves_of_new_weights_are_empty():

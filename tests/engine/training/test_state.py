@@ -25,8 +25,8 @@ TRAIN = {"steps": 6, "checkpoint_every": 3, "log_every": 6, "eval_every": 2}
 @pytest.fixture
 def guide(distributions: Distributions) -> list[str]:
     """The module of the guide with a parameter, a buffer and plain data."""
-    distributions.module("state_of_guide", guide_text.files(guide_text.guide())["state.py"])
-    return ["state_of_guide"]
+    distributions.package(guide_text.package("clt_state"))
+    return ["clt_state"]
 
 
 def go(
@@ -54,6 +54,37 @@ def test_a_run_with_state_of_every_form_resumes_bit_for_bit(tmp_path, guide):
     again = saved(tmp_path / "run")
     assert whole.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+LOGGED = """
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    '''The weights of layers that the loss has learned.'''
+
+class Learned:
+    def step(self, step):
+        (one,) = [weight for weight in step.weights if weight.name == "losses[1].log_weight"]
+        return {"learned/log_weight": one.parameter}
+
+    def held_out(self):
+        return None
+
+@hookimpl
+def clt_metrics():
+    return [Spec("learned_weights", Config, lambda config, context: Learned())]
+"""
+
+
+def test_a_metric_logs_what_a_loss_has_learned(tmp_path, guide, distributions):
+    distributions.module("logged_weights", LOGGED)
+    recipe = {"losses": KEPT[:2], "loggers": ["jsonl"], "metrics": ["training", "held_out", "learned_weights"]}
+    go(tmp_path / "run", [*guide, "logged_weights"], **recipe)
+    (line,) = [one for one in map(json.loads, (tmp_path / "run/metrics.jsonl").open()) if "learned/log_weight" in one]
+    kept = saved(tmp_path / "run")["losses[1].log_weight"]
+    torch.testing.assert_close(torch.tensor(line["learned/log_weight"]), kept)
 
 
 def test_what_a_checkpoint_lacks_is_refused_unless_it_may_begin_anew(tmp_path, guide):

@@ -44,6 +44,20 @@ def test_columns_can_be_chosen(context, tmp_path, capsys):
     assert squeezed(capsys.readouterr().err) == ["step 1 loss/mse 0.4 train/nmse_by_layer [0.25 0.125]"]
 
 
+def test_a_line_without_columns_shows_what_was_logged(context, tmp_path, capsys):
+    sink = logger("console", context, tmp_path)
+    own = {"callbacks/scaled": 3, "callbacks/by_layer": torch.ones(3), "callbacks/norm": torch.tensor(0.5)}
+    sink.log(7, {"tokens": 112, **own})
+    sink.log(8, {"tokens": 128, **{f"mine/{n}": n for n in range(9)}})
+    assert squeezed(capsys.readouterr().err) == [
+        "step 7 tokens 112 callbacks/scaled 3 callbacks/norm 0.5",
+        "step 8 tokens 128 " + " ".join(f"mine/{n} {n}" for n in range(6)),
+    ]
+    only = logger("console", context, tmp_path, metrics=["tokens"])
+    only.log(7, {"tokens": 112, **own})
+    assert squeezed(capsys.readouterr().err) == ["step 7 tokens 112"], "as chosen"
+
+
 def test_lines_stand_aligned_below_each_other(context, tmp_path, capsys):
     sink = logger("console", context, tmp_path)
     sink.log(1, LOGGED)
