@@ -55,7 +55,52 @@ from clt_plugins.testing import parametrize
 @parametrize("{module}")
 def test_conforms(case):
     case.run()
+
+
+# The kit knows the contract, not what the {kind} `{choice}` should compute: a wrong factor, or a mask in another order,
+# keeps the contract. Test that in a file beside this one, against numbers worked out by hand.
 '''
+
+FORMULAS = {
+    "schedule": """
+from pytest import approx
+
+from clt_plugins.templates.schedule import Example, ExampleConfig
+
+
+def test_formula():
+    schedule = Example(ExampleConfig(warmup=0.5), context=None)
+    assert [schedule(step, 4, peak=2.0) for step in range(4)] == approx([1.0, 2.0, 1.632993, 1.414214])
+""",
+    "loss": """
+from types import SimpleNamespace
+
+import torch
+
+from clt_plugins.templates.loss import Example, ExampleConfig
+
+
+def test_formula():
+    values = torch.tensor([[[3.0, 0.0]], [[0.0, 4.0]]])  # of 2 tokens, 1 layer, 2 features
+    features = SimpleNamespace(values=values, shape=values.shape)
+    forward = SimpleNamespace(features=features, sum_features=lambda x: x)
+    loss = Example(ExampleConfig(weight=2.0), context=None)
+    assert loss(forward)["example"] == 2.0 * (9 + 16) / 2
+""",
+    "transform": """
+import torch
+
+from clt_plugins import Batch
+from clt_plugins.templates.transform import Example, ExampleConfig
+
+
+def test_formula():
+    x = torch.tensor([[[0.0, 0.0, 0.0, -8.0]]])  # 1 token, 1 layer; its root mean square is 4
+    transform = Example(ExampleConfig(limit=1.5), context=None)
+    assert transform(Batch(x, x), number=0).inputs.tolist() == [[[0.0, 0.0, 0.0, -6.0]]]
+""",
+}
+"""A test of the template's own formula, where it needs no model around it."""
 
 COMMAND_TEST = '''\
 """What the command prints."""
@@ -155,6 +200,9 @@ def new(name: str, kind: str, out: Path | None = None, *, reserved: Collection[s
         (folder / module / file.name).write_text(text, encoding="utf-8")
     (folder / "pyproject.toml").write_text(PYPROJECT.format(**words))
     (folder / "tests" / "test_conformance.py").write_text(TEST.format(**words))
+    if kind in FORMULAS:
+        text = renamed(FORMULAS[kind].lstrip(), kind, module, choice)
+        (folder / "tests" / "test_formula.py").write_text(f'"""What the {kind} computes, by hand."""\n\n{text}')
     readme = README.format(**words)
     if kind == COMMAND:
         (folder / "tests" / f"test_{choice}.py").write_text(COMMAND_TEST.format(**words))

@@ -89,6 +89,9 @@ def test_it_prints_the_folder_and_what_to_do_next(tmp_path: Path, monkeypatch: p
     assert "xample" not in code
     project = tomllib.loads((tmp_path / "clt-mine" / "pyproject.toml").read_text())["project"]
     assert project["dependencies"] == ["clt-plugins>=0.1,<0.2"]
+    tests = {path.name: path.read_text() for path in (tmp_path / "clt-mine" / "tests").iterdir()}
+    assert "not what the loss `mine` should compute" in tests["test_conformance.py"]
+    assert "from clt_mine import Mine, MineConfig" in tests["test_formula.py"]
     assert 'losses = ["mse", "mine"]' in (tmp_path / "clt-mine" / "README.md").read_text()
 
 
