@@ -121,7 +121,9 @@ def test_pytest_shows_one_message(distributions: Distributions) -> None:
     distributions.module("plugin_under_test", BROKEN)
     test = "from clt_plugins.testing import parametrize\n\n@parametrize('plugin_under_test')\ndef test_it(case):\n"
     (distributions.folder / "test_it.py").write_text(test + "    if case.check == 'terms': case.run()\n")
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py", cwd=distributions.folder)
+    # Where `CI` is set, pytest shows the whole message in its summary too: without that part of it.
+    flags = ("-q", "-rN", "-p", "no:cacheprovider")
+    done = python("-m", "pytest", *flags, "test_it.py", cwd=distributions.folder)
     assert isinstance(done, subprocess.CompletedProcess)
     assert done.returncode == 1
     assert done.stdout.count("expected: the check runs through") == 1
