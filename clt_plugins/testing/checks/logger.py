@@ -61,7 +61,7 @@ def started(bench: Bench, folder: Path, step: int = 0) -> Any:
     return logger
 
 
-@check("loggers", trial=True, basic=True)
+@check("loggers", basic=True)
 def protocol(bench: Bench) -> None:
     """start, log (numbers, [L], [L, F], NaN), close, for each way a run ends; `close` alone where it never began."""
     for status in ("finished", "interrupted", "failed"):
