@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.tying import Tying as Tying
     from clt_plugins.contract.reading.language_model import (
         LanguageModel as LanguageModel,
+        ReadsResidual as ReadsResidual,
         TrainableModel as TrainableModel,
     )
     from clt_plugins.contract.reading.source import Outline as Outline, Source as Source
@@ -169,7 +170,7 @@ _LAZY = {
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel", "TrainableModel"],
+    "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],

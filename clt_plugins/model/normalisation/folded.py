@@ -22,25 +22,27 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def raw_encoder(transcoder: CrossLayerTranscoder, layer: int) -> tuple[Tensor, Tensor]:
-    """The matrix [F, D] and the bias [F] of a layer, pre = x · matrixᵀ + bias with raw inputs x; float64, on the CPU.
+def raw_encoder(
+    transcoder: CrossLayerTranscoder, layer: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """The matrix [F, D] and the bias [F] of a layer, pre = x · matrixᵀ + bias with raw inputs x; in float64.
 
     Raises:
         Refused: the encoder or the normalisation is no such product; says why.
     """
-    matrix, bias = (x.cpu().double() for x in transcoder.encoder.expand(layer, transcoder.tying))
-    inputs = transcoder.normaliser.fold().inputs.layers(layer, layer + 1).to("cpu", torch.float64)
+    matrix, bias = (x.to(device).double() for x in transcoder.encoder.expand(layer, transcoder.tying))
+    inputs = transcoder.normaliser.fold().inputs.layers(layer, layer + 1).to(device, torch.float64)
     return inputs.readers(matrix[:, None])[:, 0], bias - matrix @ inputs.normalised(inputs.shift)[0]
 
 
 @torch.no_grad()
-def raw_decoder(transcoder: CrossLayerTranscoder, layer: int) -> Tensor:
+def raw_decoder(transcoder: CrossLayerTranscoder, layer: int, device: torch.device | str = "cpu") -> Tensor:
     """What a feature of a layer adds to the raw outputs of its own layer and of each later one, per unit of its value:
-    [F, L - layer, D]; on the CPU, in float32, or in float64 if the transcoder is in float64.
+    [F, L - layer, D]; in float32, or in float64 if the transcoder is in float64.
 
     Raises:
         Refused: the normalisation cannot be folded; says why.
     """
     out = torch.promote_types(transcoder.context.dtype, torch.float32)
-    targets = transcoder.normaliser.fold().targets.layers(layer).to("cpu", out)
-    return targets.raw(transcoder.tying.expand(layer).cpu().to(out))
+    targets = transcoder.normaliser.fold().targets.layers(layer).to(device, out)
+    return targets.raw(transcoder.tying.expand(layer).to(device, out))
