@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         FeatureExample as FeatureExample,
         FeatureExamples as FeatureExamples,
     )
+    from clt_plugins.collected.text import CollectedText as CollectedText
     from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
         BothGradients as BothGradients,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.reading.language_model import (
         LanguageModel as LanguageModel,
         ReadsResidual as ReadsResidual,
+        SpellsBytes as SpellsBytes,
         TrainableModel as TrainableModel,
     )
     from clt_plugins.contract.reading.source import Outline as Outline, Source as Source
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
         write_tensors as write_tensors,
     )
     from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.finished.alone import run_alone as run_alone
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
     from clt_plugins.finished.provenance import Provenance as Provenance
@@ -152,6 +155,7 @@ _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
     "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
     "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
+    "collected.text": ["CollectedText"],
     "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
         "Buffered",
@@ -184,7 +188,7 @@ _LAZY = {
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "TrainableModel"],
+    "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "SpellsBytes", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
@@ -212,6 +216,7 @@ _LAZY = {
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "files.untrusted": ["load_json", "parse_json", "read_small"],
+    "finished.alone": ["run_alone"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
     "finished.provenance": ["Provenance"],
