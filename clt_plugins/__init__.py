@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         with_recipe as with_recipe,
         with_trained as with_trained,
     )
+    from clt_plugins.collected.geometry.compute import Geometry as Geometry
+    from clt_plugins.collected.geometry.fill import fill_geometry as fill_geometry
     from clt_plugins.collected.info import (
         CollectionInfo as CollectionInfo,
         CollectionSettings as CollectionSettings,
@@ -153,6 +155,8 @@ if TYPE_CHECKING:
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
 _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
+    "collected.geometry.compute": ["Geometry"],
+    "collected.geometry.fill": ["fill_geometry"],
     "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
     "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
     "collected.text": ["CollectedText"],

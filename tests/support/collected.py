@@ -51,6 +51,7 @@ class Sizes:
     """How large a store is."""
 
     layers: int = 2
+    d_model: int = 16
     features: int = 24
     tokens: int = 600
     contexts: int = 9
@@ -91,7 +92,7 @@ def make_store(
         tokens=size.tokens,
         contexts=size.contexts,
         n_layers=size.layers,
-        d_model=16,
+        d_model=size.d_model,
         n_features=size.features,
         settings=CollectionSettings(
             top=size.top,

@@ -49,17 +49,17 @@ class TrainableModel(LanguageModel, Protocol):
 
 @runtime_checkable
 class ReadsResidual(Protocol):
-    """A `LanguageModel` that tells what reads its residual stream, so that a report can say what features do to logits
-    and to later features.
+    """A `LanguageModel` that tells what reads its residual stream: then a report can say what features do to logits and
+    to later features.
 
     Norms are folded into what follows them, but for their division by σ(x), which differs from token to token: the root
-    of the mean square of x, without its mean where the norm is a LayerNorm.
+    of the mean square of x, without its mean where the norm is a LayerNorm; 1 where there is no norm.
 
     Shapes: F rows, V vocabulary.
     """
 
     def unembedding(self) -> Tensor:
-        """U [V, D] float32: the logits are x Uᵀ / σ(x) and a constant, x being the residual stream after the last layer.
+        """U [V, D] float32: logits are x Uᵀ / σ(x) and a constant, x being the residual stream after the last layer.
 
         A cap of the logits is left out.
 

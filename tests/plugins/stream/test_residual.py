@@ -1,5 +1,5 @@
-"""What reads the residual stream, against the model itself: a step in the residual stream moves its logits, and what its
-MLPs read, as the rows say."""
+"""What reads the residual stream, against the model: a step in the residual stream moves its logits, and what its MLPs
+read, as the rows say."""
 
 from __future__ import annotations
 

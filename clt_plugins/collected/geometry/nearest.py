@@ -15,7 +15,7 @@ WIDTH = 64
 def largest(values: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The n largest numbers of each row of [R, C] and their columns, the largest first; all of them if C < n.
 
-    The same numbers as `topk`, several times as fast: they are among the columns of the n groups with the largest maxima.
+    The same numbers as `topk`, several times as fast: they are in the n groups of columns with the largest maxima.
     """
     rows, columns = values.shape
     n, groups = min(n, columns), columns // WIDTH
@@ -53,12 +53,12 @@ class Nearest:
             number: of its first column.
         """
         n = self._score.shape[1]
-        high = values.aminmax(dim=1)
-        peak = torch.maximum(high.max, -high.min) if self.by_size else high.max
+        low, high = values.aminmax(dim=1)
+        peak = torch.maximum(high, -low) if self.by_size else high
         worst = self._score[row : row + len(values), -1]
         # After some blocks, few rows have a number that belongs among their best.
         changed = (peak > worst).nonzero()[:, 0]
-        if not len(changed) or not n:
+        if not len(changed):
             return
         shown, into = values[changed].contiguous(), row + changed
         score, column = largest(shown.abs() if self.by_size else shown, n)

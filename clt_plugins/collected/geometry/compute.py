@@ -5,19 +5,19 @@ encoder rows e(t, g):
 
 - *norms* |w(s, f → r)|, and *cosines* between the rows of a feature, and with its encoder row.
 - *Similar* features have a large cosine between all that they write: the rows of all targets as one vector [L * D], 0
-  where a feature does not write. So features of different layers are compared in the layers that both write to, and what
-  one of them writes before the other begins makes them less similar.
+  where a feature does not write. So features of different layers are compared in the layers that both write to, and
+  what one of them writes before the other begins makes them less similar.
 - *Virtual weights* from (s, f) to (t, g), t > s: the sum of w(s, f → r) over s <= r < t, which is what the feature has
   added to the residual stream when layer t reads it, times e(t, g). These are the weights of circuit tracing (Ameisen
   et al. 2025, "Circuit Tracing") along the residual stream, without attention. If the source knows its language model,
   the norm before the MLP is folded into e, but for its division by σ of each token. The largest in size are kept.
 - *Logits* of a row w: U w, U being the LM head behind the final norm, but for the division by σ of each token (the
-  logit lens: nostalgebraist 2020), less the mean over the vocabulary, since a number that is added to all logits changes
-  no probability. circuit-tracer's logits are the same but for that division. They are kept for the row of each target,
-  and for the sum of a feature's rows: all that it writes to the residual stream.
+  logit lens: nostalgebraist 2020), less the mean over the vocabulary, since a number that is added to all logits
+  changes no probability. (circuit-tracer's direct effects on logits are these, divided by σ.) They are kept for the row
+  of each target, and for the sum of a feature's rows: all that it writes to the residual stream.
 
-Time is that of products of all pairs of features: F² L² (D + D L / 3) multiplications, and F L² D V / 2 for logits. They
-run in blocks on the transcoder's device; in memory are the rows of two layers, U, and a few blocks.
+Time is that of products: of all pairs of features, F² L² D (1/2 + L/6) multiplications, and of all rows with U, F L² D
+V / 2. They run in blocks on the transcoder's device; in memory are the rows of two layers, U, and a few blocks.
 
 Shapes: L layers, D d_model, F features per layer, V vocabulary, n = L - s targets of a layer s, B features of a block.
 """
@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clt_plugins.collected.geometry.nearest import Nearest, largest
 from clt_plugins.collected.info import GeometryInfo
-from clt_plugins.collected.nearest import Nearest, largest
 from clt_plugins.errors import Refused
 from clt_plugins.model.normalisation.folded import raw_decoder, raw_encoder
 
@@ -86,13 +86,16 @@ class Geometry:
 
         Args:
             progress: called with the share of the work that is done.
+
+        Raises:
+            Refused: weights are not finite.
         """
         L, F = self.transcoder.n_layers, self.transcoder.n_features
         similar = [Nearest(F, self.info.similar, self.device) for _ in range(L)]
         upstream = [Nearest(F, self.info.virtual, self.device, by_size=True) for _ in range(L)]
         work = [self._work(layer) for layer in range(L)]
         for s in range(L):
-            rows = raw_decoder(self.transcoder, s, self.device).float()
+            rows = self._rows(s)
             downstream = Nearest(F, self.info.virtual, self.device, by_size=True)
             written = torch.zeros_like(rows[:, 0])
             for t in range(s, L):
@@ -111,6 +114,15 @@ class Geometry:
             yield s, {name: array.cpu().numpy() for name, array in arrays.items()}
             if progress is not None:
                 progress(sum(work[: s + 1]) / sum(work))
+
+    def _rows(self, layer: int) -> Tensor:
+        """The decoder rows of a layer, [F, n, D] float32."""
+        rows = raw_decoder(self.transcoder, layer, self.device).float()
+        if not bool(rows.isfinite().all()):
+            raise Refused(
+                "transcoder", f"decoder rows of layer {layer} are not finite: the run that wrote it has failed"
+            )
+        return rows
 
     def seconds(self) -> float:
         """About how long it takes here; a product of the real width is timed, and a selection."""
@@ -161,7 +173,7 @@ class Geometry:
     def _compare(self, s: int, rows: Tensor, t: int, others: Tensor | None, similar: list[Nearest]) -> None:
         """Cosines of all that features of layers s and t >= s write."""
         if others is None:
-            others = raw_decoder(self.transcoder, t, self.device).float()
+            others = self._rows(t)
         F = len(rows)
         inverse = _inverse(rows.flatten(1).norm(dim=1)), _inverse(others.flatten(1).norm(dim=1))
         right = others.flatten(1).T
