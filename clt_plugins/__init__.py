@@ -110,6 +110,7 @@ if TYPE_CHECKING:
     from clt_plugins.model.assemble import build_source as build_source
     from clt_plugins.model.in_model.replacement import Replacement as Replacement
     from clt_plugins.model.normalisation.affine import AffineNormalisation as AffineNormalisation
+    from clt_plugins.model.normalisation.folded import raw_decoder as raw_decoder, raw_encoder as raw_encoder
     from clt_plugins.model.parameters import buffer as buffer, parameter as parameter, uniform as uniform
     from clt_plugins.model.products.dense import dense_decode as dense_decode, encode_dense as encode_dense
     from clt_plugins.model.scores import score as score
@@ -203,6 +204,7 @@ _LAZY = {
     "model.in_model.replacement": ["Replacement"],
     "model.products.dense": ["dense_decode", "encode_dense"],
     "model.normalisation.affine": ["AffineNormalisation"],
+    "model.normalisation.folded": ["raw_decoder", "raw_encoder"],
     "model.parameters": ["buffer", "parameter", "uniform"],
     "model.scores": ["score"],
     "model.select.reference": ["TorchSelect"],
