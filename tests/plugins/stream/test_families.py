@@ -104,7 +104,6 @@ def test_a_norm_after_a_wide_mlp_is_not_taken_for_a_factor() -> None:
 
 
 def test_layers_that_lack_an_mlp_are_named_and_those_that_have_one_are_read() -> None:
-    pytest.importorskip("transformers.models.nemotron_h", reason="this version of transformers has no such model")
     model = tiny_model("nemotron_h")
     pairs = find_sites(model, None, None, [1])
     assert [str(site) for site in pairs[0]] == ["model.layers.1.mixer.input", "model.layers.1.mixer.output"]
@@ -113,7 +112,6 @@ def test_layers_that_lack_an_mlp_are_named_and_those_that_have_one_are_read() ->
 
 
 def test_named_sites_that_some_layers_lack_are_refused_with_the_layers_that_have_them() -> None:
-    pytest.importorskip("transformers.models.nemotron_h", reason="this version of transformers has no such model")
     model = tiny_model("nemotron_h")
     named = "model.layers.{}.mixer.gate"
     with pytest.raises(Refused, match=r"^model\.layers: layers 0, 2 have no '.*gate': .*: model\.layers = \[1\]$"):
