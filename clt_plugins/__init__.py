@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         FeatureExample as FeatureExample,
         FeatureExamples as FeatureExamples,
     )
+    from clt_plugins.collected.text import CollectedText as CollectedText
     from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
         BothGradients as BothGradients,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.reading.language_model import (
         LanguageModel as LanguageModel,
         ReadsResidual as ReadsResidual,
+        SpellsBytes as SpellsBytes,
         TrainableModel as TrainableModel,
     )
     from clt_plugins.contract.reading.source import Outline as Outline, Source as Source
@@ -118,6 +120,7 @@ if TYPE_CHECKING:
         write_tensors as write_tensors,
     )
     from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.finished.alone import run_alone as run_alone
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
     from clt_plugins.finished.provenance import Provenance as Provenance
@@ -156,6 +159,7 @@ _LAZY = {
     "collected.geometry.fill": ["fill_geometry"],
     "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
     "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
+    "collected.text": ["CollectedText"],
     "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
         "Buffered",
@@ -188,7 +192,7 @@ _LAZY = {
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "TrainableModel"],
+    "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "SpellsBytes", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
@@ -216,6 +220,7 @@ _LAZY = {
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "files.untrusted": ["load_json", "parse_json", "read_small"],
+    "finished.alone": ["run_alone"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
     "finished.provenance": ["Provenance"],

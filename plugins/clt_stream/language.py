@@ -16,6 +16,7 @@ from torch import Tensor
 from clt_plugins import Refused
 from clt_stream.contexts import Contexts, Packer
 from clt_stream.residual import Readers
+from clt_stream.spelling import spelling
 from clt_stream.taps import Act, Site, hooked
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ LARGEST_LOGITS = 2**26
 
 class StreamLanguageModel:
     """A `TrainableModel`: runs a model on the held-out text of a stream, or on contexts to train on. It also
-    `ReadsResidual`.
+    `ReadsResidual` and `SpellsBytes`.
 
     Args:
         sites: what the transcoder reads and what it predicts, layer by layer.
@@ -66,6 +67,14 @@ class StreamLanguageModel:
     def spell(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, on its own."""
         return [self.tokenizer.decode([number]) for number in ids]
+
+    def spell_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """See `SpellsBytes`."""
+        return self._spelling(ids)
+
+    @cached_property
+    def _spelling(self) -> Callable[[Sequence[int]], list[bytes]]:
+        return spelling(self.tokenizer)
 
     def following(self, text: Contexts) -> Tensor:
         """The token after each position that counts, [R]; -1 at the end of a piece of text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -72,3 +72,12 @@ class ReadsResidual(Protocol):
 
         Products of both are the same but for σ(x) and a constant. Rows stay as they are where no norm lies between.
         """
+
+
+@runtime_checkable
+class SpellsBytes(Protocol):
+    """A `LanguageModel` that knows the bytes of each token: of some vocabularies, a token may be a part of a character,
+    which has no text of its own."""
+
+    def spell_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token. Those of neighbouring tokens, joined, are the text in UTF-8."""
