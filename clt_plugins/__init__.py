@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe as Recipe
     from clt_plugins.contract.results.exporter import Exporter as Exporter, Imported as Imported
     from clt_plugins.contract.results.logger import Logger as Logger
+    from clt_plugins.contract.results.report import Report as Report
     from clt_plugins.contract.results.scores import Scores as Scores
     from clt_plugins.contract.results.stage import Stage as Stage, StageInfo as StageInfo
     from clt_plugins.contract.select import Kept as Kept, Per as Per, Ranks as Ranks, Select as Select
@@ -173,6 +174,7 @@ _LAZY = {
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
+    "contract.results.report": ["Report"],
     "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
     "contract.results.stage": ["Stage", "StageInfo"],

@@ -24,7 +24,7 @@ def show_thresholds(trained: Trained, out: Path | None, no_plot: bool, as_json: 
     Writes thresholds.png and a histogram for each layer for TensorBoard, into thresholds/ in the run's folder or into
     --out.
     """
-    from clt_report.thresholds import report
+    from clt_reports.thresholds import report
 
     if out is None and trained.run is not None:
         out = trained.run / "thresholds"
@@ -42,7 +42,7 @@ def show_thresholds(trained: Trained, out: Path | None, no_plot: bool, as_json: 
 )
 def top_activations(trained: Trained, features: str, out: Path | None, tokens: int, top: int, window: int) -> None:
     """Show where features of PLACE are most active: the tokens, their neighbours, and the values there."""
-    from clt_report.contexts import as_text, find_top, parse, write
+    from clt_reports.contexts import as_text, find_top, parse, write
 
     transcoder = trained.transcoder()
     chosen = parse(features, transcoder.n_layers, transcoder.n_features)
