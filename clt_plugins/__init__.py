@@ -105,6 +105,8 @@ if TYPE_CHECKING:
         write_tensors as write_tensors,
     )
     from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.finished.curves import Curve as Curve
+    from clt_plugins.finished.facts import Facts as Facts, read_facts as read_facts, run_of as run_of
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
     from clt_plugins.finished.provenance import Provenance as Provenance
@@ -198,6 +200,8 @@ _LAZY = {
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "files.untrusted": ["load_json", "parse_json", "read_small"],
+    "finished.curves": ["Curve"],
+    "finished.facts": ["Facts", "read_facts", "run_of"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
     "finished.provenance": ["Provenance"],

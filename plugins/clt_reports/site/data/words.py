@@ -5,8 +5,6 @@ A word is the number of a token among those that occur, in the order of the toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 KEY_UNITS = 64
@@ -24,11 +22,12 @@ class Words:
 
     Args:
         ids: of the tokens that occur, ascending, [V].
-        spelled: the bytes of each.
+        start: word w has the bytes start[w] : start[w + 1], [V + 1].
+        data: the bytes of all, uint8.
     """
 
-    def __init__(self, ids: np.ndarray, spelled: Sequence[bytes]):
-        self.ids, self.spelled = ids.astype(np.int64), spelled
+    def __init__(self, ids: np.ndarray, start: np.ndarray, data: np.ndarray):
+        self.ids, self.start, self.data = np.asarray(ids, dtype=np.int64), np.asarray(start), np.asarray(data)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,13 +41,12 @@ class Words:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `data/vocabulary.js` packs."""
-        sizes = np.array([len(one) for one in self.spelled], dtype=np.int64)
-        start = np.concatenate([[0], sizes.cumsum()])
-        return {"id": self.ids, "start": start, "bytes": np.frombuffer(b"".join(self.spelled), dtype=np.uint8)}
+        return {"id": self.ids, "start": self.start, "bytes": self.data}
 
     def keys(self) -> tuple[list[str], np.ndarray]:
         """The texts that words are found by, in JavaScript's order; and the number of each word's, [V], or -1."""
-        of_word = [key(one) for one in self.spelled]
+        bounds = zip(self.start[:-1].tolist(), self.start[1:].tolist(), strict=True)
+        of_word = [key(self.data[first : min(stop, first + KEY_BYTES)].tobytes()) for first, stop in bounds]
         ordered = sorted({one for one in of_word if one}, key=units)
         number = {one: n for n, one in enumerate(ordered)}
         return ordered, np.array([number.get(one, -1) for one in of_word], dtype=np.int64)
