@@ -33,6 +33,17 @@ if TYPE_CHECKING:
         with_recipe as with_recipe,
         with_trained as with_trained,
     )
+    from clt_plugins.collected.info import (
+        CollectionInfo as CollectionInfo,
+        CollectionSettings as CollectionSettings,
+        GeometryInfo as GeometryInfo,
+    )
+    from clt_plugins.collected.reader import (
+        Collected as Collected,
+        FeatureExample as FeatureExample,
+        FeatureExamples as FeatureExamples,
+    )
+    from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
         BothGradients as BothGradients,
         Buffered as Buffered,
@@ -140,6 +151,9 @@ if TYPE_CHECKING:
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
 _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
+    "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
+    "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
+    "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
         "Buffered",
         "BothGradients",
