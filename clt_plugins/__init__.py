@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         FeatureExample as FeatureExample,
         FeatureExamples as FeatureExamples,
     )
+    from clt_plugins.collected.report import write_report as write_report
     from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
         BothGradients as BothGradients,
@@ -153,6 +154,7 @@ _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
     "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
     "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
+    "collected.report": ["write_report"],
     "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
         "Buffered",
