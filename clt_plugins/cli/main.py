@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clt_plugins.cli import finished
-from clt_plugins.cli.report import report
 from clt_plugins.cli.new import KINDS, new
 from clt_plugins.cli.options import (
     NAMES,
@@ -28,6 +27,7 @@ from clt_plugins.cli.options import (
     with_plugins,
     with_recipe,
 )
+from clt_plugins.cli.report import report
 from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.signals import heard
 from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable

@@ -74,7 +74,8 @@ def of_collection(info: CollectionInfo) -> dict[str, Any]:
 
 def of_run(facts: Facts) -> dict[str, Any]:
     """What the run's folder tells; what is not known is left out."""
-    single, by_layer = {}, {}
+    single: dict[str, Any] = {}
+    by_layer: dict[str, Any] = {}
     for name, curve in facts.curves.items():
         many = any(isinstance(value, list) for value in curve.value)
         (by_layer if many else single)[name] = {"step": curve.step, "value": curve.value}

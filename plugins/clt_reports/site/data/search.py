@@ -100,7 +100,7 @@ class Search:
         """Write `data/search/`; returns the first key of each shard."""
         lists = {name: (*postings.finish(), postings.count) for name, postings in self._lists.items()}
         ends = sum((start[1:] for start, *_ in lists.values()), start=np.arange(1, len(self.keys) + 1))
-        firsts = []
+        firsts: list[str] = []
         first = 0
         while first < len(self.keys):
             before = int(ends[first - 1]) if first else 0

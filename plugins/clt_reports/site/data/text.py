@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def write_text(folder: Path, ids: np.ndarray, context: np.ndarray, position: np.
         ids, context, position: of each row, [T]; they may be mapped.
     """
     rows = cuts(context)
-    for number, (first, stop) in enumerate(zip(rows[:-1], rows[1:], strict=True)):
+    for number, (first, stop) in enumerate(pairwise(rows)):
         part = slice(first, stop)
         arrays = {"word": words.of(ids[part]), "context": context[part], "position": position[part]}
         put(folder, f"text/{number:04}", packed(arrays))
