@@ -66,6 +66,7 @@ RIGHT = {
     "STAMP": "''",
     "ERROR": "ZeroDivisionError",
     "END": "'end'",
+    "LATE": "if not collected.info.geometry: raise Refused('reports', 'no geometry')",
 }
 
 CHECKED = ("write", "every_store", "every_feature", "markup", "broken_off", "before_training")
@@ -111,9 +112,7 @@ METHOD = "def check(self, transcoder): return {}"
         ({"GEOMETRY": "arrays['top_row'][:, 0]"}, "every_store", "IndexError"),
         ({"FACTS": "str(facts.evaluation['nmse'])"}, "every_store", "no facts"),
         (
-            {
-                "LOOK": "(folder / 'a').write_text('x'); (collected.info.geometry or exec('raise Refused(\"x\", \"y\")'))"
-            },
+            {"LOOK": "(folder / 'a').write_text('x')\n        LATE"},
             "every_store",
             "nothing written where it refuses",
         ),
