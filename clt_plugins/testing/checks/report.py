@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -68,11 +71,17 @@ def _context(collected: Collected) -> Context:
     return bare_context(torch.device("cpu"), n_layers=info.n_layers, d_model=info.d_model, n_features=info.n_features)
 
 
-def _store(bench: Bench, number: int = 0) -> Collected:
-    folder = bench.folder / f"store{number}"
+@cache
+def _made() -> tempfile.TemporaryDirectory[str]:
+    """Where this process has its stores, until it ends."""
+    return tempfile.TemporaryDirectory(prefix="conformance-stores-")
+
+
+def _store(number: int = 0) -> Collected:
+    folder = Path(_made().name) / str(number)
     if not folder.exists():
         make_store(folder, **{"layers": LAYERS, "features": FEATURES, **STORES[number]})
-    return Collected.open(folder)
+    return Collected.open(folder, checksums=False)
 
 
 def _written(bench: Bench, collected: Collected, facts: Facts, name: str) -> Path:
@@ -99,14 +108,14 @@ def _digests(folder: Path) -> dict[str, str]:
 @check("reports", trial=True, basic=True)
 def write(bench: Bench) -> None:
     """`write` writes files that are not empty, into its folder only, with the same bytes each time; the store stays."""
-    collected = _store(bench)
+    collected = Collected.open(shutil.copytree(_store().folder, bench.folder / "store"))
     before = _digests(collected.folder)
     working = bench.folder / "working"
     working.mkdir()
     with contextlib.chdir(working):
         folder = _written(bench, collected, FACTS, "first")
     first = _digests(folder)
-    strayed = [path.name for path in bench.folder.iterdir() if path.name not in ("store0", "working", "first")]
+    strayed = [path.name for path in bench.folder.iterdir() if path.name not in ("store", "working", "first")]
     strayed += [path.name for path in working.iterdir()]
     empty = [name for name in first if not (folder / name).stat().st_size]
     expect(first, "files", "none", "`write`: write into `folder`")
@@ -124,7 +133,7 @@ def every_store(bench: Bench) -> None:
     """Every store is written, or `Refused` before anything is written: without geometry, thresholds, examples or
     logits, of one feature, of two tokens; with all facts of a run, and with none."""
     for number, tables in enumerate(STORES):
-        collected = _store(bench, number)
+        collected = _store(number)
         for facts in (Facts(), FACTS):
             what = f"a store with {tables or 'everything'}, {'all facts' if facts.name else 'no facts'}"
             try:
@@ -142,13 +151,13 @@ def every_store(bench: Bench) -> None:
 def every_feature(bench: Bench) -> None:
     """Each feature is in the files: when what was collected of one changes, in the first or the last layer, they
     change."""
-    collected = _store(bench)
-    whole = _digests(_written(bench, collected, Facts(), "whole"))
+    collected = _store()
+    whole = _digests(_written(bench, collected, FACTS, "whole"))
     for layer in range(LAYERS):
         alive = np.flatnonzero(collected.layer(layer)["active"] > 0)
         for feature in (int(alive[0]), int(alive[-1])):
             changed = _Changed(collected, layer, feature)
-            now = _digests(_written(bench, changed, Facts(), f"changed-{layer}-{feature}"))  # type: ignore[arg-type]
+            now = _digests(_written(bench, changed, FACTS, f"changed-{layer}-{feature}"))  # type: ignore[arg-type]
             expect(
                 now != whole,
                 f"feature {feature} of layer {layer} in the files",
@@ -191,7 +200,7 @@ def markup(bench: Bench) -> None:
 
     Skipped where the report writes no pages or scripts.
     """
-    folder = _written(bench, _store(bench), FACTS, "pages")
+    folder = _written(bench, _store(), FACTS, "pages")
     pages = [file for file in folder.rglob("*") if file.suffix.lower() in PAGES]
     if not pages:
         raise SkipTest("it writes no pages")
@@ -209,7 +218,7 @@ def markup(bench: Bench) -> None:
 @check("reports")
 def broken_off(bench: Bench) -> None:
     """An error while it writes, of any one of the first files, leaves `write`: an incomplete report counts as none."""
-    collected = _store(bench)
+    collected = _store()
     report = bench.build(_context_of(bench, collected))
     for before in range(5):
         folder = bench.folder / f"disk{before}"
