@@ -16,6 +16,7 @@ import pytest
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing import Case, parametrize
+from tests.support import fake_circuit_tracer
 from tests.support.serving import Serving
 from tests.support.stored_data import write_numbered
 
@@ -217,6 +218,15 @@ def test_stages(case: Case) -> None:
     case.run()
 
 
+@parametrize(
+    "circuits",
+    settings={"circuits": {"prompts": ["a prompt"], "python": fake_circuit_tracer.__file__}},
+    recipe={"model": {"path": "some/model"}},
+)
+def test_circuits(case: Case) -> None:
+    case.run()
+
+
 def test_no_choice_is_left_out() -> None:
     """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
@@ -231,6 +241,7 @@ def test_no_choice_is_left_out() -> None:
         "optimizers",
         "schedules",
         "callbacks",
+        "circuits",
     }
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}
