@@ -33,6 +33,18 @@ if TYPE_CHECKING:
         with_recipe as with_recipe,
         with_trained as with_trained,
     )
+    from clt_plugins.collected.info import (
+        CollectionInfo as CollectionInfo,
+        CollectionSettings as CollectionSettings,
+        GeometryInfo as GeometryInfo,
+    )
+    from clt_plugins.collected.reader import (
+        Collected as Collected,
+        FeatureExample as FeatureExample,
+        FeatureExamples as FeatureExamples,
+    )
+    from clt_plugins.collected.report import write_report as write_report
+    from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
         BothGradients as BothGradients,
         Buffered as Buffered,
@@ -73,6 +85,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe as Recipe
     from clt_plugins.contract.results.exporter import Exporter as Exporter, Imported as Imported
     from clt_plugins.contract.results.logger import Logger as Logger
+    from clt_plugins.contract.results.report import Report as Report
     from clt_plugins.contract.results.scores import Scores as Scores
     from clt_plugins.contract.results.stage import Stage as Stage, StageInfo as StageInfo
     from clt_plugins.contract.select import Kept as Kept, Per as Per, Ranks as Ranks, Select as Select
@@ -104,6 +117,8 @@ if TYPE_CHECKING:
         write_tensors as write_tensors,
     )
     from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.finished.curves import Curve as Curve
+    from clt_plugins.finished.facts import Facts as Facts, read_facts as read_facts, run_of as run_of
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
     from clt_plugins.finished.provenance import Provenance as Provenance
@@ -137,6 +152,10 @@ if TYPE_CHECKING:
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
 _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
+    "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
+    "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
+    "collected.report": ["write_report"],
+    "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
         "Buffered",
         "BothGradients",
@@ -173,6 +192,7 @@ _LAZY = {
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.logger": ["Logger"],
+    "contract.results.report": ["Report"],
     "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
     "contract.results.stage": ["Stage", "StageInfo"],
@@ -196,6 +216,8 @@ _LAZY = {
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "files.untrusted": ["load_json", "parse_json", "read_small"],
+    "finished.curves": ["Curve"],
+    "finished.facts": ["Facts", "read_facts", "run_of"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
     "finished.provenance": ["Provenance"],

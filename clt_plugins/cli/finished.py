@@ -62,7 +62,7 @@ def _stage(name: str, trained: Trained) -> Selected:
     return next(of_recipe, None) or structure_choice(trained.plugins, "stages", name)
 
 
-def _run(name: str, trained: Trained, folder: Path | None, as_json: bool) -> list[Exception]:
+def run_alone(name: str, trained: Trained, folder: Path | None, as_json: bool = False) -> list[Exception]:
     """Run a stage of the recipe, which reads the source, on a transcoder; returns what went wrong in loggers.
 
     Args:
@@ -115,7 +115,7 @@ def convert(trained: Trained, out: Path, as_json: bool) -> None:
     Settings are those of the stage `convert` in the recipe, and can be changed: --set stages.convert.tolerance=0.01.
     """
     with new_folder(out) as folder:
-        _run("convert", trained, folder, as_json)
+        run_alone("convert", trained, folder, as_json)
 
 
 @click.command()
@@ -138,7 +138,7 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     if out is None and report_folder is not None:
         check_writable(report_folder)
     with new_folder(out) if out is not None else nullcontext(report_folder) as folder:
-        failures = _run("evaluate", trained, folder, as_json)
+        failures = run_alone("evaluate", trained, folder, as_json)
     with naming_plugins(trained.plugins.infos, trained.recipe()):
         raise_first(failures)
 

@@ -120,5 +120,22 @@ def settings_of(selected: Selected, info: StageInfo, recipe: Recipe | None) -> d
     return {selected.name: own, **data}
 
 
+def results_read(root: Path, info: StageInfo) -> dict[str, Any]:
+    """The other results that a stage reads, as a setting: a digest of each, None for one that is not there.
+
+    Args:
+        root: the folder that results go below.
+    """
+    if not info.reads and not info.may_read:
+        return {}
+    manifests = {folder: root / folder / MANIFEST for folder in (*info.reads, *info.may_read)}
+    return {
+        "reads": {
+            folder: hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+            for folder, file in manifests.items()
+        }
+    }
+
+
 def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from clt_plugins.distributed.transformed import alone as reading_alone
 from clt_plugins.errors import Stopped
 from clt_plugins.files.steps import step_name
 from clt_plugins.finished.job import Job
-from clt_plugins.finished.provenance import Provenance, identify, settings_of
+from clt_plugins.finished.provenance import Provenance, identify, results_read, settings_of
 from clt_plugins.finished.results import kept
 from clt_plugins.finished.stages import Chosen, run_stage
 from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -68,9 +68,8 @@ class Series:
             Exception: what the stage raised. Results of earlier ones are complete.
         """
         target = self.root / chosen.info.folder
-        made_from = Provenance(
-            transcoder=identify(self.place), settings=settings_of(chosen.selected, chosen.info, self.recipe)
-        )
+        settings = settings_of(chosen.selected, chosen.info, self.recipe) | results_read(self.root, chosen.info)
+        made_from = Provenance(transcoder=identify(self.place), settings=settings)
         stands = _agreed(self.parallel, kept(target, chosen.info.record, made_from))
         if stands:
             logger.info("%s: kept, it was made from this transcoder with these settings", target)
