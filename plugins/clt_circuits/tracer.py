@@ -26,7 +26,7 @@ PACKAGES = ("circuit-tracer", "transformer-lens", "nnsight", "transformers", "to
 
 def installed() -> dict[str, Any]:
     """The versions of what matters, and whether it is the real circuit-tracer."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -227,6 +227,23 @@ def test_circuits(case: Case) -> None:
     case.run()
 
 
+@pytest.fixture(scope="module")
+def named_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that names the features that the kit changes, and others."""
+    file = tmp_path_factory.mktemp("graphs") / "graph.json"
+    pairs = [(layer, feature) for layer in range(2) for feature in range(24)]
+    numbers = [(layer + feature) * (layer + feature + 1) // 2 + feature for layer, feature in pairs]
+    nodes = [{"feature_type": "cross layer transcoder", "feature": number} for number in numbers]
+    file.write_text(json.dumps({"nodes": nodes}))
+    return file
+
+
+@parametrize("feature_files", settings={"feature-json": {"graphs": ["graph.json"]}, "neuronpedia": {"batch": 7}})
+def test_feature_files(case: Case, named_features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(named_features.parent)
+    case.run()
+
+
 def test_no_choice_is_left_out() -> None:
     """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
@@ -242,6 +259,7 @@ def test_no_choice_is_left_out() -> None:
         "schedules",
         "callbacks",
         "circuits",
+        "feature_files",
     }
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}
