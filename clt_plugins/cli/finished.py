@@ -13,7 +13,6 @@ from clt_plugins.cli.options import with_plugins, with_trained
 from clt_plugins.errors import Faults, Refused
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.spec import Selected
     from clt_plugins.finished.find import Trained
     from clt_plugins.registry.plugins import Plugins
 
@@ -54,49 +53,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     inside.rmdir()
 
 
-def _stage(name: str, trained: Trained) -> Selected:
-    """The stage of that name in the recipe, or with its default settings."""
-    from clt_plugins.recipe.structure import structure_choice
+def _run(name: str, trained: Trained, folder: Path | None, as_json: bool) -> list[Exception]:
+    """Run a stage of the recipe; see `run_alone`."""
+    from clt_plugins.finished.alone import run_alone
 
-    of_recipe = (selected for selected in trained.recipe().stages if selected.name == name)
-    return next(of_recipe, None) or structure_choice(trained.plugins, "stages", name)
-
-
-def run_alone(name: str, trained: Trained, folder: Path | None, as_json: bool = False) -> list[Exception]:
-    """Run a stage of the recipe, which reads the source, on a transcoder; returns what went wrong in loggers.
-
-    Args:
-        folder: where the result goes; None: it is only shown.
-    """
-    import tempfile
-    from contextlib import nullcontext
-
-    from clt_plugins.finished.job import Job
-    from clt_plugins.finished.provenance import Provenance, settings_of
-    from clt_plugins.finished.stages import build_stage, run_stage
-    from clt_plugins.registry.build import naming_plugins
-
-    recipe, selected = trained.recipe(), _stage(name, trained)
-    with naming_plugins(trained.plugins.infos, recipe):
-        transcoder = trained.transcoder()
-        with trained.opened() as (context, source):
-            chosen = build_stage(selected, context)
-            job = Job(
-                transcoder=transcoder,
-                source=source,
-                recipe=recipe,
-                context=context,
-                plugins=trained.plugins,
-                folder=folder or Path(),
-                made_from=Provenance(transcoder=trained.origin(), settings=settings_of(selected, chosen.info, recipe)),
-                show=lambda text, record: show(text, record, as_json),
-                log=lambda metrics: None,
-            )
-            with tempfile.TemporaryDirectory() if folder is None else nullcontext() as unseen:
-                if unseen is not None:
-                    return run_stage(chosen, job, Path(unseen) / "result", log=job.log)[1]
-                assert folder is not None
-                return run_stage(chosen, job, folder)[1]
+    return run_alone(trained, name, folder, lambda text, record: show(text, record, as_json)) or []
 
 
 def show(text: str, record: Any, as_json: bool) -> None:
@@ -115,7 +76,7 @@ def convert(trained: Trained, out: Path, as_json: bool) -> None:
     Settings are those of the stage `convert` in the recipe, and can be changed: --set stages.convert.tolerance=0.01.
     """
     with new_folder(out) as folder:
-        run_alone("convert", trained, folder, as_json)
+        _run("convert", trained, folder, as_json)
 
 
 @click.command()
@@ -138,7 +99,7 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     if out is None and report_folder is not None:
         check_writable(report_folder)
     with new_folder(out) if out is not None else nullcontext(report_folder) as folder:
-        failures = run_alone("evaluate", trained, folder, as_json)
+        failures = _run("evaluate", trained, folder, as_json)
     with naming_plugins(trained.plugins.infos, trained.recipe()):
         raise_first(failures)
 

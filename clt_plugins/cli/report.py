@@ -92,24 +92,21 @@ def _of_transcoder(place: Path, plugins: Plugins, collecting: bool) -> tuple[Pat
     from clt_plugins.finished.find import find_trained
 
     trained = find_trained(place, plugins)
-    report_folder = trained.report_folder()
-    if trained.run is None or report_folder is None:
+    store = trained.collected_folder()
+    if store is None:
         text = "is in no run: collect its features into a folder (`clt-plugins collect`), and name that folder"
         raise Refused(place, text)
-    store = trained.run / STORE
-    if report_folder != trained.run / "evaluation":
-        store = trained.run / "stages" / trained.folder.name / STORE
     if collecting and not _is_of(store, trained):
-        from clt_plugins.cli.finished import run_alone
+        from clt_plugins.finished.alone import run_alone
 
-        run_alone("collect", trained, store)
+        run_alone(trained, "collect", store, lambda text, record: click.echo(text, err=True))
     if not (store / f"{STORE}.json").is_file():
         text = f"its features are not collected: add --collect, or first `clt-plugins collect {place}`"
         raise Refused(place, text)
     if not _is_of(store, trained):
         text = "its features were collected from another transcoder: add --collect, or name that folder itself"
         raise Refused(store, text)
-    return store, trained.run, report_folder
+    return store, trained.run, trained.report_folder()
 
 
 def _is_of(store: Path, trained: Trained) -> bool:

@@ -26,7 +26,7 @@ from clt_plugins.collected.schema import (
 )
 from clt_plugins.collected.sound import check_features, check_geometry, check_info, check_text, check_vocabulary
 from clt_plugins.collected.tensors import map_arrays
-from clt_plugins.collected.text import Ints, Text, Vocabulary, show
+from clt_plugins.collected.text import CollectedText, Ints, Vocabulary, show
 from clt_plugins.errors import Refused
 from clt_plugins.files.folders import recover, verify
 from clt_plugins.files.records import read_json
@@ -67,7 +67,7 @@ class Collected:
     Open it with `Collected.open`.
     """
 
-    def __init__(self, folder: Path, info: CollectionInfo, text: Text, vocabulary: Vocabulary):
+    def __init__(self, folder: Path, info: CollectionInfo, text: CollectedText, vocabulary: Vocabulary):
         self.folder, self.info, self.text, self.vocabulary = folder, info, text, vocabulary
         self._sizes = sizes(info)
         self._layers: dict[int, dict[str, Ints]] = {}
@@ -96,7 +96,7 @@ class Collected:
         pieces = map_arrays(folder / VOCABULARY, ARRAYS_OF_VOCABULARY, letters)
         check_vocabulary(folder / VOCABULARY, pieces)
         vocabulary = Vocabulary(pieces["token"], pieces["start"], pieces["bytes"])
-        return cls(folder, info, Text(text["ids"], text["context"], text["position"]), vocabulary)
+        return cls(folder, info, CollectedText(text["ids"], text["context"], text["position"]), vocabulary)
 
     @property
     def ids(self) -> Ints:

@@ -72,7 +72,9 @@ ARRAYS_OF_FEATURES = {
     "window_offset": Array("int16", ("n",), "an active token near the example: its row minus the example's, ascending"),
     "window_value": Array("float32", ("n",), "the feature's value there; it is 0 at all other tokens of the window"),
     "coactive": Array("int32", ("F", "N"), "features that are active where it is, the highest score first"),
-    "coactive_score": Array("float32", ("F", "N"), "the cosine of both features' values over tokens"),
+    "coactive_score": Array(
+        "float32", ("F", "N"), "tokens at which both are active / the geometric mean of the tokens of each"
+    ),
 }
 
 ARRAYS_OF_GEOMETRY = {

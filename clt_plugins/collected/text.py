@@ -13,7 +13,7 @@ import numpy as np
 Ints = np.ndarray[Any, np.dtype[Any]]
 
 
-class Text:
+class CollectedText:
     """The rows of a text, sorted by context and position.
 
     Rows are neighbours where their context is one and the position goes on by 1. (The first token of a context has no

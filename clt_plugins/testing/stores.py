@@ -100,7 +100,6 @@ def make_store(
             groups=size.groups,
             per_group=size.per_group,
             window=size.window,
-            distinct=0,
             coactive=size.coactive,
             coactive_tokens=64,
         ),

@@ -61,7 +61,8 @@ class Postings:
 
 def _best(rows: np.ndarray) -> np.ndarray:
     """At most `LIMIT` columns of each key, in order."""
-    rows = rows[:, np.lexsort(rows[::-1])]
+    key, score, active, feature = rows.astype(np.int64)
+    rows = rows[:, np.lexsort((active << 31 | feature, key << 8 | score))]
     place = np.arange(rows.shape[1]) - np.searchsorted(rows[0], rows[0])
     return rows[:, place < LIMIT]
 

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from clt_plugins import Refused
+
+IDS = 2**24
+"""Token ids that a vocabulary may have."""
+
 KEY_UNITS = 64
 """UTF-16 units of the longest key."""
 
@@ -28,16 +33,18 @@ class Words:
 
     def __init__(self, ids: np.ndarray, start: np.ndarray, data: np.ndarray):
         self.ids, self.start, self.data = np.asarray(ids, dtype=np.int64), np.asarray(start), np.asarray(data)
+        if len(ids) and self.ids[-1] >= IDS:
+            raise Refused("vocabulary", f"the token id {self.ids[-1]} is larger than those of any tokenizer")
+        # The word of each id, and -1 for those below 0, which are looked up from the end. A search would take longer.
+        self._word = np.full(int(self.ids[-1]) + 2 if len(ids) else 1, -1, dtype=np.int32)
+        self._word[self.ids] = np.arange(len(ids))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def of(self, ids: np.ndarray) -> np.ndarray:
         """The word of each id; -1 for those below 0 and those that do not occur. Any shape."""
-        if not len(self.ids):
-            return np.full(ids.shape, -1)
-        word = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
-        return np.where(self.ids[word] == ids, word, -1)
+        return self._word[np.clip(ids, -1, len(self._word) - 1)]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `data/vocabulary.js` packs."""
