@@ -239,9 +239,10 @@ def named_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@parametrize("feature_files", settings={"feature-json": {"graphs": ["graph.json"]}, "neuronpedia": {"batch": 7}})
-def test_feature_files(case: Case, named_features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(named_features.parent)
+@parametrize("feature_files", settings={"feature-json": {"graphs": [__file__]}, "neuronpedia": {"batch": 7}})
+def test_feature_files(case: Case, named_features: Path) -> None:
+    if case.choice == "feature-json":
+        case = attrs.evolve(case, settings={"graphs": [str(named_features)]})
     case.run()
 
 
