@@ -17,7 +17,7 @@ from clt_plugins import CrossLayerTranscoder
 from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.build import build
-from tests.interop.environments import PEERS
+from tests.interop.environments import PEERS, NotInstalled
 from tests.support.helpers import parts, plugins, random_batch, stir
 
 SCRIPTS = Path(__file__).parent / "peers"
@@ -38,6 +38,16 @@ def interpreter(name: str) -> str:
     if not python or subprocess.run([python, "-c", f"import {peer.module}"], capture_output=True).returncode:
         pytest.skip(f"{name} is not installed: `python -m tests.interop`, or name its Python in {peer.variable}")
     return python
+
+
+def checkout(name: str) -> Path:
+    """The checkout of a tool; without one the test is skipped, with the remedy."""
+    try:
+        path = PEERS[name].checkout()
+    except NotInstalled as why:
+        pytest.skip(str(why))
+    assert path is not None
+    return path
 
 
 def script(python: str, name: str, *arguments: object) -> dict[str, Any]:

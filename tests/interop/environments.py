@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,9 +39,11 @@ class Peer:
     module: str
     """What is imported to see whether it is there."""
     requirements: tuple[str, ...]
-    """What pip installs: versions that were tried together."""
+    """What pip installs: versions that were tried together. One without a version gets ours, of constraints.txt."""
     source: str | None = None
     """The variable that names a checkout of it, if it is not on the package index. No test downloads one."""
+    file: str = "pyproject.toml"
+    """A file of the checkout. One without this is only read, and not installed."""
 
     @property
     def variable(self) -> str:
@@ -51,7 +54,7 @@ class Peer:
         """The checkout that the variable `source` names; None for a tool from the package index.
 
         Raises:
-            NotInstalled: the variable is not set, or names no project.
+            NotInstalled: the variable is not set, or names another folder.
         """
         if self.source is None:
             return None
@@ -59,9 +62,19 @@ class Peer:
         if not named:
             raise NotInstalled(f"{self.source} is not set: give it the path of a checkout of {self.name}")
         path = Path(named).expanduser().resolve()
-        if not (path / "pyproject.toml").is_file():
-            raise NotInstalled(f"{self.source}={named} has no pyproject.toml: check the repository out there")
+        if not (path / self.file).is_file():
+            raise NotInstalled(f"{self.source}={named} has no {self.file}: check the repository out there")
         return path
+
+    def installed(self) -> list[str]:
+        """What pip is given.
+
+        Raises:
+            NotInstalled: see `checkout`.
+        """
+        checkout = self.checkout()
+        named = [one if re.search(r"[<>=]", one) else _pinned(one) for one in self.requirements]
+        return [*named, str(checkout)] if checkout is not None and self.file == "pyproject.toml" else named
 
 
 PEERS = {
@@ -73,6 +86,7 @@ PEERS = {
             # The package of this name on the package index is an old fork.
             source="CLT_CIRCUIT_TRACER",
             requirements=(
+                "torch",
                 "transformers==4.57.3",
                 "transformer-lens==2.18.0",
                 "nnsight==0.6.1",
@@ -81,8 +95,15 @@ PEERS = {
                 "pyarrow<21",
             ),
         ),
-        Peer(name="sae-lens", module="sae_lens", requirements=("sae-lens==6.54.12",)),
-        Peer(name="crosslayer-coding", module="clt", requirements=("decode-clt==0.0.1",)),
+        Peer(
+            name="neuronpedia",
+            module="jsonschema",
+            source="CLT_NEURONPEDIA",
+            file="apps/webapp/app/api/graph/graph-schema.json",
+            requirements=("jsonschema==4.25.1",),
+        ),
+        Peer(name="sae-lens", module="sae_lens", requirements=("torch", "sae-lens==6.54.12")),
+        Peer(name="crosslayer-coding", module="clt", requirements=("torch", "decode-clt==0.0.1")),
     )
 }
 
@@ -101,10 +122,9 @@ def environment(peer: Peer) -> Path:
     Raises:
         NotInstalled: pip fails, the tool cannot be imported afterwards, or its checkout is missing.
     """
-    checkout = peer.checkout()
-    # The same torch as ours: a difference of the two would be ours or theirs, and not torch's.
-    requirements = [*peer.requirements, _pinned("torch")]
-    contents = {"python": sys.version, "requirements": requirements, "source": checkout and _digest(checkout)}
+    wanted = peer.installed()
+    checkouts = {one: _digest(Path(one)) for one in wanted if Path(one).is_absolute()}
+    contents = {"python": sys.version, "requirements": wanted, "checkouts": checkouts}
     key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache() / f"{peer.name}-{key}"
     python = folder / "bin" / "python"
@@ -115,9 +135,8 @@ def environment(peer: Peer) -> Path:
             return python
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=False)
-        named = [str(checkout)] if checkout else []
         _run(
-            [*PIP, "--python", str(python), "install", "--quiet", "--no-input", *requirements, *named],
+            [*PIP, "--python", str(python), "install", "--quiet", "--no-input", *wanted],
             folder.with_suffix(".log"),
         )
         _run([str(python), "-c", f"import {peer.module}"], folder.with_suffix(".log"))
@@ -140,7 +159,7 @@ def _run(command: list[str], log: Path) -> None:
 
 
 def _pinned(name: str) -> str:
-    """The line of constraints.txt."""
+    """The line of constraints.txt: a difference between our torch and a tool's would be neither ours nor the tool's."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if line.startswith(f"{name}=="))
 

@@ -21,7 +21,6 @@ def no_index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setattr("tests.interop.environments._pinned", lambda name: "example-tool")
     return index
 
 
