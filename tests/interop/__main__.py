@@ -3,6 +3,9 @@
     CLT_CIRCUIT_TRACER=/path/to/circuit-tracer python -m tests.interop
     python -m tests.interop --only sae-lens -- -k skip
 
+`CLT_INTEROP_CACHE` names the folder of the environments, and variables such as `CLT_SAE_LENS_PYTHON` the interpreter of
+one that is there already.
+
 What cannot be installed is listed at the end, and then the exit code is not 0, even where all tests pass.
 """
 
@@ -41,7 +44,8 @@ def main() -> int:
     if variables:
         # A tool that is left out must not be tried with the interpreter of the tests.
         others = {PEERS[name].variable: "" for name in PEERS if PEERS[name].variable not in variables}
-        command = [sys.executable, "-m", "pytest", "-m", "interop", "-n", "0", "-rs", "tests/interop", *options.pytest]
+        files = [] if any(word.startswith("tests/") for word in options.pytest) else ["tests/interop"]
+        command = [sys.executable, "-m", "pytest", "-m", "interop", "-n", "0", "-rs", *files, *options.pytest]
         code = subprocess.run(command, cwd=ROOT, env={**os.environ, **others, **variables}).returncode
     for name, why in missing.items():
         print(f"\n!!! NOT TESTED: {name}\n!!! {why}", flush=True)

@@ -6,11 +6,14 @@ runs these tests.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from clt_plugins import run
 from tests.interop.common import ACTIVATIONS, JUMPRELU, MODEL, TYINGS, export, interpreter, make, script
+from tests.support.helpers import tables
 
 pytestmark = pytest.mark.interop
 CHECK = "circuit_tracer_check.py"
@@ -52,3 +55,22 @@ def test_both_backends_make_the_same_graph(tmp_path):
     assert one["active_features"] == other["active_features"]
     assert one["replacement"] == pytest.approx(other["replacement"], rel=1e-3)
     assert one["completeness"] == pytest.approx(other["completeness"], rel=1e-3)
+
+
+def test_the_stage_circuits_records_its_scores(tmp_path):
+    stage = {"name": "circuits", "prompts": ["import os", "def f("], "python": interpreter("circuit-tracer")}
+    recipe = tables(
+        source={"name": "synthetic", "layers": 6, "d_model": 128},
+        activation={"name": "jumprelu", "threshold": 0.05},
+        model={"path": str(MODEL)},
+        stages=[stage],
+    )
+    run(recipe, out=tmp_path / "run")
+    record = json.loads((tmp_path / "run/circuits/circuits.json").read_text())
+    assert record["versions"]["transformer-lens"] == "2.18.0"
+    for graph in record["graphs"]:
+        assert 0 < graph["replacement"] < 1 and 0 < graph["completeness"] < 1
+        shown = json.loads((tmp_path / f"run/circuits/graphs/{graph['slug']}.json").read_text())
+        assert shown["metadata"]["scan"] == "/stdlib-gpt2" and shown["links"]
+        kinds = [node["feature_type"] for node in shown["nodes"]]
+        assert kinds.count("cross layer transcoder") <= graph["pruned_features"]
