@@ -28,6 +28,7 @@ from clt_plugins.cli.options import (
     with_recipe,
 )
 from clt_plugins.cli.report import report
+from clt_plugins.cli.stage import stage
 from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.signals import heard
 from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable
@@ -282,5 +283,5 @@ def init(plugins: Plugins, file: Path | None) -> None:
         raise Refused(file, "already there; give another name with -o") from None
 
 
-for _command in (finished.convert, finished.evaluate, finished.export, report):
+for _command in (finished.convert, finished.evaluate, finished.export, report, stage):
     main_group.add_command(_command)
