@@ -25,7 +25,7 @@ LEVELS: dict[str, list[Any]] = {
     "scope": ["global", "layer"],
     "ranking": ["raw", "norm", "zscore"],
     "encoder": ["plain", "pre_bias", "tied", "tied-scaled", "low_rank"],
-    "tying": ["untied", "per_source", "per_target"],
+    "tying": ["untied", "per_source", "per_target", "per_layer"],
     "options": ["plain", "skip", "offset, scale and skip"],
     "loss": ["mse", "auxk", "tanh_sparsity", "preactivation"],
     "numbers": ["bf16 weights", "fp32", "fp32, bf16 product", "fp32, bf16 moments"],
