@@ -222,6 +222,8 @@ def train(
             log(metrics)
         if calls is not None and calls.waiting:
             log({})
+        # Others may have their turn now: what this step has made is released before.
+        del batch, outcome, counts, of_model
         yield
         # A signal reaches ranks at different steps: all stop after the same one.
         stopping = reading.stops(wants_stop()) and progress.step < config.steps

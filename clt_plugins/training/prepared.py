@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,7 @@ class Prepared:
         # Only large matrices: a buffer per bias would save nothing.
         reuse_gradients(p for p in transcoder.parameters() if is_matrix(p, transcoder.d_model))
 
-    def steps(self, wants_stop: Callable[[], bool], *, silent: bool = False) -> Iterator[None]:
+    def steps(self, wants_stop: Callable[[], bool], *, silent: bool = False) -> Generator[None, None, None]:
         """Train; yields when the folder's records are written and the loggers have started, then once in each step
         (`loop.train`). At the end the transcoder is saved, and what only training needs is released.
 
