@@ -20,16 +20,19 @@ from clt_plugins.recipe.read import as_toml, read_recipe, read_sweep
 from clt_plugins.training.sweep import run as sweeps
 from clt_plugins.training.sweep import stream as streams
 from clt_plugins.training.sweep.stream import Stream
+from clt_plugins.training.sweep.streams import grouped
 from tests.support.helpers import plugins, recipe, tables
 
+ZIP = [["activation.k", "tying"]]
 INTERRUPTING = "tests.support.interrupting"
 TIMED = ("time/",)
 """Metrics that no two runs have in common."""
 
 
 def many(swept: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    stages = changes.pop("stages", [{"name": "evaluate", "tokens": 64}])
-    return {**tables(**changes), "stages": stages, "sweep": dict(swept)}
+    rare = {"checkpoint_every": 6, "log_every": 6, "eval_every": 6, **changes.pop("train", {})}
+    changed = {"stages": [{"name": "evaluate", "tokens": 64}], "train": rare, **changes}
+    return {**tables(**changed), "sweep": dict(swept)}
 
 
 def assert_same_run(member: Path, alone: Path) -> None:
@@ -67,78 +70,74 @@ EVERYTHING = {
     "losses": [{"name": "mse"}, {"name": "auxk", "k": 3}, {"name": "kl", "contexts": 2, "every": 3}],
     "transforms": [{"name": "noise"}, {"name": "subsample", "share": 0.6}],
     "callbacks": [
-        {"name": "tied_start"},
-        {"name": "resample", "every": 3, "tokens": 100, "idle_tokens": 16},
+        {"name": "active_subspace", "tokens": 100, "dimensions": 5},
+        {"name": "resample", "every": 3, "tokens": 40},
         {"name": "ema", "decay": 0.5},
     ],
-    "stages": [{"name": "convert", "calibration_tokens": 64}, {"name": "evaluate", "tokens": 64, "every": 8}],
+    "stages": [{"name": "convert", "calibration_tokens": 64}, {"name": "evaluate", "tokens": 64, "every": 6}],
 }
 """All that reads the source besides training, or keeps a state."""
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
-def test_each_member_is_the_run_alone_bit_for_bit(tmp_path, changes):
-    swept = many({"activation.k": [2, 4], "tying": ["untied", "per_source"]}, **changes)
+def test_each_member_is_the_run_alone_bit_for_bit(tmp_path):
+    swept = many({"activation.k": [2, 4], "tying": ["untied", "per_source"], "zip": ZIP}, **EVERYTHING)
     sweep(swept, out=tmp_path / "sweep", plugins=plugins())
-    labels = ["k=2,tying=untied", "k=2,tying=per_source", "k=4,tying=untied", "k=4,tying=per_source"]
-    assert sorted(labels) == sorted(p.name for p in (tmp_path / "sweep").glob("k=*"))
-    for label in labels:
+    for label in ("k=2,tying=untied", "k=4,tying=per_source"):
         assert_same_run(tmp_path / "sweep" / label, alone(tmp_path / f"alone-{label}", swept, label))
 
 
-def test_seeds_of_one_stream_and_seeds_with_streams_of_their_own(tmp_path):
-    for data_seed, groups in ((0, 1), (None, 2)):
-        swept = many({"seed": [1, 2]}, data_seed=data_seed)
-        root = tmp_path / str(data_seed)
-        sweep(swept, out=root / "sweep", plugins=plugins())
-        listed = json.loads((root / "sweep/sweep.json").read_text())["members"]
-        assert len({one["stream"] for one in listed}) == groups
-        for label in ("seed=1", "seed=2"):
-            assert_same_run(root / "sweep" / label, alone(root / label, swept, label))
-    first, second = (
-        json.loads((tmp_path / f"{seed}/sweep/seed=1/checkpoints/step_000012/training.json").read_text())["source"]
-        for seed in (0, None)
-    )
-    assert first["count"] == second["count"] and first["data"] != second["data"], "data_seed decides what is read"
+def test_seeds_share_a_stream_where_the_seed_of_the_data_is_one(tmp_path):
+    groups = grouped(read_sweep(many({"seed": [1, 2]}), plugins=plugins()).members)
+    assert [group.stream for group in groups] == [0, 1]
+    swept = many({"seed": [1, 2]}, data_seed=1)
+    sweep(swept, out=tmp_path / "sweep", plugins=plugins())
+    assert {one["stream"] for one in json.loads((tmp_path / "sweep/sweep.json").read_text())["members"]} == {0}
+    for label in ("seed=1", "seed=2"):
+        assert_same_run(tmp_path / "sweep" / label, alone(tmp_path / label, swept, label))
+    # Of seed 1 the seed of the data is no other one.
+    own = {key: value for key, value in many({}, seed=1).items() if key != "sweep"}
+    run(own, out=tmp_path / "own", plugins=plugins())
+    weights = [(tmp_path / name / "transcoder/transcoder.safetensors").read_bytes() for name in ("own", "sweep/seed=1")]
+    assert weights[0] == weights[1] != (tmp_path / "sweep/seed=2/transcoder/transcoder.safetensors").read_bytes()
 
 
-def test_the_source_is_read_once_for_all(tmp_path, monkeypatch):
+def test_the_source_is_read_once_for_all_that_are_trained_at_a_time(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(Stream, "close", lambda self: read.append(self.batches))
-    sweep(many({"activation.k": [2, 3, 4]}), out=tmp_path / "sweep", plugins=plugins())
-    assert read == [4 + 12], "batches for statistics, and those of the steps"
-    sweep(many({"activation.k": [2, 3, 4]}), out=tmp_path / "two", at_once=2, plugins=plugins())
-    assert read[1:] == [16, 16]
+    swept = many({"activation.k": [2, 3, 4]})
+    sweep(swept, out=tmp_path / "all", plugins=plugins())
+    assert read == [12], "the four that statistics are estimated from are the first four of the steps"
+    sweep(swept, out=tmp_path / "two", at_once=2, plugins=plugins())
+    assert read[1:] == [12, 12 + 4], "a single member holds no batch for others"
+    for label in ("k=2", "k=3", "k=4"):
+        assert_same_run(tmp_path / "all" / label, tmp_path / "two" / label)
 
 
 def test_callbacks_that_look_ahead_do_not_make_batches_again(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(Stream, "close", lambda self: read.append(self.batches))
-    callbacks = [{"name": "resample", "every": 2, "tokens": 32, "idle_tokens": 1}]
-    sweep(many({"activation.k": [1, 2, 3]}, callbacks=callbacks), out=tmp_path / "sweep", plugins=plugins())
-    assert read[0] <= 4 + 12 + 2, "two batches ahead at the end"
+    callbacks = [{"name": "resample", "every": 2, "tokens": 32}]
+    sweep(many({"activation.k": [1, 2]}, callbacks=callbacks), out=tmp_path / "sweep", plugins=plugins())
+    assert read[0] <= 12 + 2, "two batches ahead at the end"
 
 
-def test_at_once_changes_no_bit(tmp_path):
-    swept = many({"activation.k": [2, 3, 4]})
-    sweep(swept, out=tmp_path / "all", plugins=plugins())
-    sweep(swept, out=tmp_path / "two", at_once=2, plugins=plugins())
-    for label in ("k=2", "k=3", "k=4"):
-        assert_same_run(tmp_path / "all" / label, tmp_path / "two" / label)
-
-
-def test_runs_of_different_lengths_batches_and_transforms_go_together(tmp_path):
-    swept = many(
-        {
-            "train.steps": [8, 12],
-            "transforms": [[], [{"name": "subsample", "share": 0.4}]],
-            "train.batch_tokens": [8, 16],
-        }
-    )
+def test_runs_of_different_lengths_and_transforms_go_together(tmp_path):
+    few = [{"name": "subsample", "share": 0.4}]
+    together = {"train.steps": [6, 12], "transforms": [[], few], "zip": [["train.steps", "transforms"]]}
+    swept = many(together)
+    assert len(grouped(read_sweep(swept, plugins=plugins()).members)) == 1
     sweep(swept, out=tmp_path / "sweep", plugins=plugins())
-    assert len({one["stream"] for one in json.loads((tmp_path / "sweep/sweep.json").read_text())["members"]}) == 2
     for member in read_sweep(swept, plugins=plugins()).members:
         assert_same_run(tmp_path / "sweep" / member.label, alone(tmp_path / member.label, swept, member.label))
+
+
+@pytest.mark.parametrize(
+    "key, values", [("train.batch_tokens", [8, 16]), ("source.noise", [0.1, 0.2]), ("seed", [1, 2])]
+)
+def test_what_changes_the_stream_makes_another_one(key, values):
+    groups = grouped(read_sweep(many({key: values, "activation.k": [2, 3]}), plugins=plugins()).members)
+    assert [len(group.members) for group in groups] == [2, 2]
+    assert len(grouped([one for group in groups for one in group.members], 1)) == 4
 
 
 # -- what happens to members -----------------------------------------------------------------------------------------
@@ -173,10 +172,8 @@ def test_members_at_different_steps_are_resumed_and_new_ones_begin(tmp_path):
     swept = many({"activation.k": [2, 3]})
     sweep(swept, out=tmp_path / "sweep", plugins=plugins())
     back = tmp_path / "sweep/k=3"
-    for step in (8, 12):
-        shutil.rmtree(back / f"checkpoints/step_{step:06}")
+    shutil.rmtree(back / "checkpoints/step_000012")
     shutil.rmtree(back / "transcoder")
-    shutil.rmtree(tmp_path / "sweep/k=2/checkpoints/step_000012")
     larger = many({"activation.k": [2, 3, 4]})
     sweep(larger, out=tmp_path / "sweep", resume=True, plugins=plugins())
     for label in ("k=2", "k=3", "k=4"):
@@ -218,7 +215,7 @@ def test_a_source_that_fails_ends_the_sweep(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Stream, "after", after)
     with pytest.raises(OSError, match="the disk is gone"):
-        sweep(many({"activation.k": [2, 3]}), out=tmp_path / "sweep", plugins=plugins())
+        sweep(many({"activation.k": [2, 3]}, stages=[]), out=tmp_path / "sweep", plugins=plugins())
 
 
 # -- the stream ------------------------------------------------------------------------------------------------------
@@ -329,7 +326,7 @@ def test_products_zips_and_labels():
 
 
 def test_a_member_has_the_recipe_that_set_makes():
-    (member,) = read_sweep(many({"activation.k": [3], "seed": [7]}), plugins=plugins()).members
+    (member,) = read_sweep({**tables(), "sweep": {"activation.k": [3], "seed": [7]}}, plugins=plugins()).members
     by_flags = read_recipe(tables(), ["activation.k=3", "seed=7"], plugins())
     assert as_toml(member.recipe) == as_toml(by_flags)
 
