@@ -155,6 +155,7 @@ if TYPE_CHECKING:
     from clt_plugins.training.between.run import Training as Training
     from clt_plugins.training.optimizers.reference import update_rows as update_rows
     from clt_plugins.training.run import run as run
+    from clt_plugins.training.sweep.run import sweep as sweep
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
 _LAZY = {
@@ -255,6 +256,7 @@ _LAZY = {
     "training.between.run": ["Training"],
     "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
+    "training.sweep.run": ["sweep"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 

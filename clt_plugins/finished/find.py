@@ -135,15 +135,15 @@ class Trained:
     def opened(self) -> Iterator[tuple[Context, Source]]:
         """The source of the recipe with its transforms, and its context; closed afterwards."""
         from clt_plugins.distributed.transformed import transformed
-        from clt_plugins.model.assemble import make_context
+        from clt_plugins.model.assemble import make_context, of_data
 
         recipe = self.recipe()
         context = make_context(recipe)
         try:
-            source = build(recipe.source, context)
+            source = build(recipe.source, of_data(context))
             try:
                 context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
-                transforms = [build(transform, context) for transform in recipe.transforms]
+                transforms = [build(transform, of_data(context)) for transform in recipe.transforms]
                 yield context, transformed(source, transforms, context)
             finally:
                 if isinstance(source, Closable):

@@ -113,7 +113,7 @@ def settings_of(selected: Selected, info: StageInfo, recipe: Recipe | None) -> d
     own = {key: value for key, value in plain(selected.config).items() if key not in free}
     if info.needs == "transcoder" or recipe is None:
         return {selected.name: own}
-    data = {"source": plain(recipe.source), "seed": recipe.seed, "batch_tokens": recipe.train.batch_tokens}
+    data = {"source": plain(recipe.source), "seed": recipe.seed_of_data, "batch_tokens": recipe.train.batch_tokens}
     if recipe.transforms:
         data["transforms"] = plain(recipe.transforms)
     if recipe.model is not None:
