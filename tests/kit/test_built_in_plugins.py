@@ -246,6 +246,11 @@ def test_feature_files(case: Case, named_features: Path) -> None:
     case.run()
 
 
+@parametrize("hub", settings={"push": {"repository": "user/clt", "license": "mit", "upload": False}})
+def test_hub(case: Case) -> None:
+    case.run()
+
+
 def test_no_choice_is_left_out() -> None:
     """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
@@ -256,6 +261,7 @@ def test_no_choice_is_left_out() -> None:
         "metrics",
         "exporters",
         "stages",
+        "hub",
         "crosslayer_coding",
         "optimizers",
         "schedules",
