@@ -12,6 +12,7 @@ from clt_plugins.contract.hooks import hookimpl as hookimpl
 from clt_plugins.contract.spec import (
     API_VERSION as API_VERSION,
     FREE_ON_RESUME as FREE_ON_RESUME,
+    Format as Format,
     Selected as Selected,
     Spec as Spec,
     __version__ as __version__,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.reading.transform import Transform as Transform
     from clt_plugins.contract.recipe import Recipe as Recipe
     from clt_plugins.contract.results.exporter import Exporter as Exporter, Imported as Imported
+    from clt_plugins.contract.results.inspector import Inspected as Inspected, Inspector as Inspector
     from clt_plugins.contract.results.logger import Logger as Logger
     from clt_plugins.contract.results.scores import Scores as Scores
     from clt_plugins.contract.results.stage import Stage as Stage, StageInfo as StageInfo
@@ -103,7 +105,12 @@ if TYPE_CHECKING:
         tensor_shapes as tensor_shapes,
         write_tensors as write_tensors,
     )
-    from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.files.untrusted import (
+        check_regular as check_regular,
+        load_json as load_json,
+        parse_json as parse_json,
+        read_small as read_small,
+    )
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
     from clt_plugins.finished.provenance import Provenance as Provenance
@@ -172,6 +179,7 @@ _LAZY = {
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
+    "contract.results.inspector": ["Inspected", "Inspector"],
     "contract.results.logger": ["Logger"],
     "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
@@ -195,7 +203,7 @@ _LAZY = {
     "files.locks": ["Lock"],
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
-    "files.untrusted": ["load_json", "parse_json", "read_small"],
+    "files.untrusted": ["check_regular", "load_json", "parse_json", "read_small"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
     "finished.provenance": ["Provenance"],

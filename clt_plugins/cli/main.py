@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clt_plugins.cli import finished
+from clt_plugins.cli.inspect import inspect
 from clt_plugins.cli.new import KINDS, new
 from clt_plugins.cli.options import (
     NAMES,
@@ -281,5 +282,5 @@ def init(plugins: Plugins, file: Path | None) -> None:
         raise Refused(file, "already there; give another name with -o") from None
 
 
-for _command in (finished.convert, finished.evaluate, finished.export):
+for _command in (finished.convert, finished.evaluate, finished.export, inspect):
     main_group.add_command(_command)
