@@ -65,6 +65,7 @@ def test_normalisations(case: Case) -> None:
     settings={
         "untied": [{}, {"skip": True}],
         "per_source": [{}, {"feature_offset": True, "feature_scale": True, "skip": True}],
+        "per_layer": [{}, {"skip": True}],
         "per_target": [{}, {"feature_scale": True}, {"feature_offset": True, "feature_scale": True}],
     },
 )
