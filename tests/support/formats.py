@@ -33,6 +33,7 @@ class Truth:
     activation: str = "jumprelu"
     hooks: tuple[str | None, str | None] = (None, None)
     skip: bool = False
+    notes: str = ""
 
 
 def numbers(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -130,7 +131,13 @@ def gemma_scope_2_layers(folder: Path) -> Truth:
     for i in range(L):
         inner = folder / f"layer_{i}"
         inner.mkdir()
-        tensors = {"w_enc": W[i].T.contiguous(), "b_enc": b[i], "threshold": θ[i], "w_dec": rows[i, i], "b_dec": bias[i]}
+        tensors = {
+            "w_enc": W[i].T.contiguous(),
+            "b_enc": b[i],
+            "threshold": θ[i],
+            "w_dec": rows[i, i],
+            "b_dec": bias[i],
+        }
         save_file(tensors, inner / "params.safetensors")
     features = lambda x: jump(pre_of(x, W, b), θ)  # noqa: E731
     own = {(i, i): rows[i, i] for i in range(L)}
@@ -167,7 +174,11 @@ def saelens(folder: Path) -> Truth:
         inner.mkdir()
         tensors = {"W_enc": W[i].T.contiguous(), "b_enc": b[i], "W_dec": rows[i, i], "b_dec": bias[i]}
         save_file(tensors | {"threshold": θ[i], "W_skip": skip[i]}, inner / "sae_weights.safetensors")
-        about = {"model_name": MODEL, "hook_name": f"blocks.{i}.mlp.hook_in", "hook_name_out": f"blocks.{i}.hook_mlp_out"}
+        about = {
+            "model_name": MODEL,
+            "hook_name": f"blocks.{i}.mlp.hook_in",
+            "hook_name_out": f"blocks.{i}.hook_mlp_out",
+        }
         said = {"architecture": "jumprelu_skip_transcoder", "d_in": D, "d_out": D, "d_sae": F, "metadata": about}
         said |= {"normalize_activations": "none", "apply_b_dec_to_input": False, "reshape_activations": "none"}
         (inner / "cfg.json").write_text(json.dumps(said))
@@ -210,7 +221,9 @@ def clt_forge(folder: Path, *, ranks: int = 1, crossing: bool = True) -> Truth:
 
 def llamascopium(folder: Path, *, act_fn: str = "layertopk", by_norm: bool = True, pickled: bool = False) -> Truth:
     (W, b, θ), rows, bias = encoder(), pairs(), numbers(L, D, seed=89)
-    hooks = {side: [f"blocks.{i}.{name}" for i in range(L)] for side, name in (("in", "ln2.x"), ("out", "hook_mlp_out"))}
+    hooks = {
+        side: [f"blocks.{i}.{name}" for i in range(L)] for side, name in (("in", "ln2.x"), ("out", "hook_mlp_out"))
+    }
     norms = {side: numbers(L, seed=seed).abs() + 1 for side, seed in (("in", 88), ("out", 87))}
     tensors = {"W_E": W.transpose(1, 2).contiguous(), "b_E": b}
     for t in range(L):
@@ -293,8 +306,18 @@ def clt_training(folder: Path, *, form: str = "pairs", tuned: bool = False, reac
             if tuned:
                 tensors[f"post_enc_scale{suffix}"] = tuning[s, t][1]
         save_file(tensors, inner / "sae.safetensors")
-        said = {"activation": "topk", "k": K, "transcode": True, "skip_connection": True, "normalize_io": True, "d_in": D}
-        said |= {"n_targets": len(targets) if crossing else 0, "coalesce_topk": "concat" if form == "concat" else "none"}
+        said = {
+            "activation": "topk",
+            "k": K,
+            "transcode": True,
+            "skip_connection": True,
+            "normalize_io": True,
+            "d_in": D,
+        }
+        said |= {
+            "n_targets": len(targets) if crossing else 0,
+            "coalesce_topk": "concat" if form == "concat" else "none",
+        }
         said |= {"per_source_tied": form == "per_source", "post_encoder_scale": tuned, "divide_cross_layer": False}
         (inner / "cfg.json").write_text(json.dumps(said))
     (folder / "config.json").write_text(json.dumps({"model": MODEL, "hookpoints_in": []}))
@@ -317,7 +340,8 @@ def clt_training(folder: Path, *, form: str = "pairs", tuned: bool = False, reac
 
     tying = {"alone": "per_layer", "pairs": "untied"}.get(form)
     tying = tying or ("untied" if tuned or reach < L else {"concat": "per_target"}.get(form, form))
-    return Truth(features, outputs, "clt-training", tying, "topk", ("mlp.hook_in", "mlp.hook_out"), skip=True)
+    hooks, notes = ("mlp.hook_in", "mlp.hook_out"), "offsets" if tuned else ""
+    return Truth(features, outputs, "clt-training", tying, "topk", hooks, skip=True, notes=notes)
 
 
 MINIATURES: dict[str, Callable[[Path], Truth]] = {

@@ -16,6 +16,7 @@ Shapes: L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,9 @@ class GemmaScope2:
             own_layer=own_layer,
         )
         model, hooks = _described(folder)
+        numbers = [int(re.findall(r"\d+", str(file.path.relative_to(folder)))[0]) for file in files]
+        if own_layer and numbers != list(range(L)):  # a cross-layer transcoder has all of them: `w_dec` has L targets
+            model["layers"] = numbers
         kind = f"Gemma Scope 2 {'transcoders of one layer each' if own_layer else 'cross-layer transcoder'}"
         size = sum(file.path.stat().st_size for file in files)
         return layers.imported(kind, {"name": "jumprelu"}, model, size, hooks=hooks)

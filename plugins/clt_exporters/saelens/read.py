@@ -44,7 +44,7 @@ def read_saelens(folder: Path) -> Imported:
     """
     paths = _folders(folder)
     configs = [described(path, CONFIG) for path in paths]
-    architecture = configs[0][1].get("architecture")
+    architecture = str(configs[0][1].get("architecture"))
     for path, said in configs:
         _check(path, said, architecture)
     jumprelu, skip = (word in architecture for word in ("jumprelu", "skip"))
@@ -56,7 +56,7 @@ def read_saelens(folder: Path) -> Imported:
     for file in files:
         for name, shape in shapes.items():
             file.get(name, shape)
-    numbers, hooks, name = _hooks([said for _, said in configs])
+    numbers, hooks, language_model = _hooks([said for _, said in configs])
     order = sorted(range(len(files)), key=lambda i: numbers[i]) if numbers else list(range(len(files)))
     files = [files[i] for i in order]
     layers = Layers(
@@ -72,7 +72,7 @@ def read_saelens(folder: Path) -> Imported:
         rows=lambda i: Rows([files[i].get("W_dec", [F, D])[:, None]]),
         own_layer=True,
     )
-    model: dict[str, Any] = {} if name is None else {"path": name}
+    model: dict[str, Any] = {} if language_model is None else {"path": language_model}
     if numbers and sorted(numbers) != list(range(len(files))):
         model["layers"] = sorted(numbers)
     activation = {"name": "jumprelu"} if jumprelu else {"name": "relu"}

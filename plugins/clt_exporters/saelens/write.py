@@ -31,7 +31,7 @@ log = logging.getLogger("clt_plugins.exporters")
 
 
 class SAELens:
-    """Writes a folder for each layer, `layer_00`, `layer_01`, ..., numbered as in the language model; and reads them."""
+    """Writes a folder for each layer, numbered as in the language model: `layer_00`, ...; and reads them."""
 
     def __init__(self, config: SAELensConfig):
         self.config = config

@@ -26,6 +26,8 @@ from clt_plugins import Imported, Refused
 
 CONFIG, WEIGHTS, SHARDS = "clt_cfg.json", "clt_weights.safetensors", "rank{}_clt_weights.safetensors"
 
+SIDES = "in", "out"
+
 
 class CLTForge:
     """Reads the checkpoint."""
@@ -47,6 +49,9 @@ class CLTForge:
         files = [Weights(path) for path in paths]
         L, D, local = files[0].sizes("W_enc", "layers, d_model, features")
         F = local * len(files)  # ranks have equal shares
+        if said.get("d_latent", F) != F:
+            stated = f"d_latent is {said['d_latent']}, and the {len(files)} files have {F} features"
+            raise Refused(folder / CONFIG, stated)
         n_pairs = L * (L + 1) // 2
         # With one layer both forms are the same.
         own_layer = said.get("cross_layer_decoders") is False
@@ -57,10 +62,12 @@ class CLTForge:
                 "b_enc": [L, local],
                 "log_threshold": [L, local],
                 "W_dec": [n_decoders, local, D],
+                "b_dec": [n_decoders, D],
             }.items():
                 file.get(name, shape)
         bias = files[0].get("b_dec", [n_decoders, D]).double()
-        scales = {side: _scale(files[0], f"estimated_norm_scaling_factor_{side}", L) for side in ("in", "out")}
+        # All ranks have the same of these.
+        scales = [{side: _scale(file, f"estimated_norm_scaling_factor_{side}", L) for side in SIDES} for file in files]
 
         def joined(name: str, shape: list[int], layer: int, axis: int) -> Tensor:
             return torch.cat([file.get(name, shape)[layer] for file in files], axis)
@@ -89,14 +96,14 @@ class CLTForge:
             threshold=lambda i: joined("log_threshold", [L, local], i, 0).float().exp(),
             rows=rows,
             own_layer=own_layer,
-            input_scale=1 / scales["in"],
-            target_scale=1 / scales["out"],
+            input_scale=1 / scales[0]["in"],
+            target_scale=1 / scales[0]["out"],
         )
-        name = text(said.get("model_name"))
+        model = text(said.get("model_name"))
         size = sum(path.stat().st_size for path in paths)
         kind = f"checkpoint of CLT-Forge{f' of {len(files)} ranks' if len(files) > 1 else ''}"
         hooks = {"input": "ln2.hook_normalized", "output": "hook_mlp_out"}
-        return layers.imported(kind, {"name": "jumprelu"}, {} if name is None else {"path": name}, size, hooks=hooks)
+        return layers.imported(kind, {"name": "jumprelu"}, {} if model is None else {"path": model}, size, hooks=hooks)
 
 
 def _scale(file: Weights, name: str, n_layers: int) -> Tensor:

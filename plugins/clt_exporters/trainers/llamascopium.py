@@ -77,6 +77,7 @@ class Llamascopium:
 
         by_norm = said.get("sparsity_include_decoder_norm", True)
         hooks = _hooks(said, path, L)
+        scales = _scales(said, path, file, hooks, D)
         layers = Layers(
             folder=folder,
             n_layers=L,
@@ -87,7 +88,8 @@ class Llamascopium:
             b_dec=lambda i: file.get(f"b_D.{i}", [D]),
             threshold=_threshold(file, rows, by_norm, L, F) if said.get("act_fn") == "jumprelu" else None,
             rows=rows,
-            **_scales(said, path, file, hooks, D),
+            input_scale=scales.get("input"),
+            target_scale=scales.get("output"),
         )
         names = {side: _within_block(of_layers) for side, of_layers in hooks.items()}
         kind = f"checkpoint of llamascopium, {said.get('act_fn')}"
@@ -149,7 +151,7 @@ def _hooks(said: Mapping[str, Any], path: Path, n_layers: int) -> dict[str, list
 def _scales(
     said: Mapping[str, Any], path: Path, file: Weights | Pickled, hooks: Mapping[str, list[str]], d_model: int
 ) -> dict[str, Tensor]:
-    """What inputs and targets are divided by, so that their mean norm is sqrt(D).
+    """What inputs and outputs are divided by, by side, so that their mean norm is sqrt(D).
 
     Raises:
         Refused: they differ from token to token, or are missing.
@@ -160,7 +162,7 @@ def _scales(
     if method != "dataset-wise":
         raise Refused(path, f"norm_activation is {method!r}: only 'dataset-wise' and 'inference' can be loaded")
     scales = {}
-    for side, names in (("input_scale", hooks["input"]), ("target_scale", hooks["output"])):
+    for side, names in hooks.items():
         norms = torch.stack([file.get(f"dataset_average_activation_norm.{name}", []).float() for name in names])
         if not bool(((norms > 0) & norms.isfinite()).all()):
             raise Refused(file.path, f"dataset_average_activation_norm must be above 0, got {norms.tolist()}")
