@@ -34,6 +34,20 @@ if TYPE_CHECKING:
         with_recipe as with_recipe,
         with_trained as with_trained,
     )
+    from clt_plugins.collected.geometry.compute import Geometry as Geometry
+    from clt_plugins.collected.geometry.fill import fill_geometry as fill_geometry
+    from clt_plugins.collected.info import (
+        CollectionInfo as CollectionInfo,
+        CollectionSettings as CollectionSettings,
+        GeometryInfo as GeometryInfo,
+    )
+    from clt_plugins.collected.reader import (
+        Collected as Collected,
+        FeatureExample as FeatureExample,
+        FeatureExamples as FeatureExamples,
+    )
+    from clt_plugins.collected.text import CollectedText as CollectedText
+    from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
         BothGradients as BothGradients,
         Buffered as Buffered,
@@ -67,6 +81,8 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.tying import Tying as Tying
     from clt_plugins.contract.reading.language_model import (
         LanguageModel as LanguageModel,
+        ReadsResidual as ReadsResidual,
+        SpellsBytes as SpellsBytes,
         TrainableModel as TrainableModel,
     )
     from clt_plugins.contract.reading.source import Outline as Outline, Source as Source
@@ -111,12 +127,14 @@ if TYPE_CHECKING:
         parse_json as parse_json,
         read_small as read_small,
     )
+    from clt_plugins.finished.alone import run_alone as run_alone
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
     from clt_plugins.finished.provenance import Provenance as Provenance
     from clt_plugins.model.assemble import build_source as build_source
     from clt_plugins.model.in_model.replacement import Replacement as Replacement
     from clt_plugins.model.normalisation.affine import AffineNormalisation as AffineNormalisation
+    from clt_plugins.model.normalisation.folded import raw_decoder as raw_decoder, raw_encoder as raw_encoder
     from clt_plugins.model.parameters import buffer as buffer, parameter as parameter, uniform as uniform
     from clt_plugins.model.products.dense import dense_decode as dense_decode, encode_dense as encode_dense
     from clt_plugins.model.scores import score as score
@@ -144,6 +162,12 @@ if TYPE_CHECKING:
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
 _LAZY = {
     "cli.options": ["verbose", "with_plugins", "with_recipe", "with_trained"],
+    "collected.geometry.compute": ["Geometry"],
+    "collected.geometry.fill": ["fill_geometry"],
+    "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
+    "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
+    "collected.text": ["CollectedText"],
+    "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
         "Buffered",
         "BothGradients",
@@ -175,7 +199,7 @@ _LAZY = {
     "contract.model.normalisation": ["Normalisation"],
     "contract.model.parallel": ["Parallel"],
     "contract.model.tying": ["Tying"],
-    "contract.reading.language_model": ["LanguageModel", "TrainableModel"],
+    "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "SpellsBytes", "TrainableModel"],
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
@@ -204,6 +228,7 @@ _LAZY = {
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "files.untrusted": ["check_regular", "load_json", "parse_json", "read_small"],
+    "finished.alone": ["run_alone"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
     "finished.provenance": ["Provenance"],
@@ -211,6 +236,7 @@ _LAZY = {
     "model.in_model.replacement": ["Replacement"],
     "model.products.dense": ["dense_decode", "encode_dense"],
     "model.normalisation.affine": ["AffineNormalisation"],
+    "model.normalisation.folded": ["raw_decoder", "raw_encoder"],
     "model.parameters": ["buffer", "parameter", "uniform"],
     "model.scores": ["score"],
     "model.select.reference": ["TorchSelect"],

@@ -13,7 +13,6 @@ from clt_plugins.cli.options import with_plugins, with_trained
 from clt_plugins.errors import Faults, Refused
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.spec import Selected
     from clt_plugins.finished.find import Trained
     from clt_plugins.registry.plugins import Plugins
 
@@ -54,49 +53,11 @@ def _new(folder: Path) -> Iterator[Path]:
     inside.rmdir()
 
 
-def _stage(name: str, trained: Trained) -> Selected:
-    """The stage of that name in the recipe, or with its default settings."""
-    from clt_plugins.recipe.structure import structure_choice
-
-    of_recipe = (selected for selected in trained.recipe().stages if selected.name == name)
-    return next(of_recipe, None) or structure_choice(trained.plugins, "stages", name)
-
-
 def _run(name: str, trained: Trained, folder: Path | None, as_json: bool) -> list[Exception]:
-    """Run a stage of the recipe, which reads the source, on a transcoder; returns what went wrong in loggers.
+    """Run a stage of the recipe; see `run_alone`."""
+    from clt_plugins.finished.alone import run_alone
 
-    Args:
-        folder: where the result goes; None: it is only shown.
-    """
-    import tempfile
-    from contextlib import nullcontext
-
-    from clt_plugins.finished.job import Job
-    from clt_plugins.finished.provenance import Provenance, settings_of
-    from clt_plugins.finished.stages import build_stage, run_stage
-    from clt_plugins.registry.build import naming_plugins
-
-    recipe, selected = trained.recipe(), _stage(name, trained)
-    with naming_plugins(trained.plugins.infos, recipe):
-        transcoder = trained.transcoder()
-        with trained.opened() as (context, source):
-            chosen = build_stage(selected, context)
-            job = Job(
-                transcoder=transcoder,
-                source=source,
-                recipe=recipe,
-                context=context,
-                plugins=trained.plugins,
-                folder=folder or Path(),
-                made_from=Provenance(transcoder=trained.origin(), settings=settings_of(selected, chosen.info, recipe)),
-                show=lambda text, record: _show(text, record, as_json),
-                log=lambda metrics: None,
-            )
-            with tempfile.TemporaryDirectory() if folder is None else nullcontext() as unseen:
-                if unseen is not None:
-                    return run_stage(chosen, job, Path(unseen) / "result", log=job.log)[1]
-                assert folder is not None
-                return run_stage(chosen, job, folder)[1]
+    return run_alone(trained, name, folder, lambda text, record: _show(text, record, as_json)) or []
 
 
 def _show(text: str, record: Any, as_json: bool) -> None:

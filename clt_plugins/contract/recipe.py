@@ -11,7 +11,7 @@ from attrs import Attribute, Factory, field, frozen, validators
 
 from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
 from clt_plugins.contract.spec import FREE_ON_RESUME, Selected
-from clt_plugins.contract.types import HubOrPath
+from clt_plugins.contract.types import HubOrPath, recipe_key
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)
@@ -64,6 +64,14 @@ class TranscoderConfig:
     """Where the transcoder lives; "auto" is the GPU where there is one."""
     path: Literal["auto", "sparse", "dense"] = field(default="auto", metadata=FREE_ON_RESUME)
     """Sparse products, matrix products, or by measured density."""
+    from_: HubOrPath | None = field(default=None, metadata=FREE_ON_RESUME)
+    """Begin with the weights of another transcoder: a run, a transcoder's folder, or another tool's. It may have fewer
+    features and layers, another activation, and a tying that this one holds exactly."""
+    statistics: Literal["kept", "new"] = "kept"
+    """The normalisation's statistics with `from`: those of that transcoder where it has the same [normalisation], or
+    new ones of this run's activations. The weights are converted to new ones, so that the function stays."""
+    freeze: list[Literal["encoder", "decoder", "bias", "threshold"]] = Factory(list)
+    """Weights that are not trained, by role."""
 
 
 @frozen(kw_only=True)
@@ -179,4 +187,4 @@ def _selected(value: Any, path: str) -> Iterator[tuple[str, Selected]]:
             yield from _selected(item, f"{path}.{key}")
     elif attrs.has(type(value)):
         for a in attrs.fields(type(value)):
-            yield from _selected(getattr(value, a.name), f"{path}.{a.alias}")
+            yield from _selected(getattr(value, a.name), f"{path}.{recipe_key(a)}")

@@ -80,11 +80,25 @@ class Trained:
         """
         if self.run is None:
             return None
+        return self.run / "evaluation" if self._is_final() else self.run / "evaluations" / self.folder.name
+
+    def collected_folder(self) -> Path | None:
+        """Where what its features do is collected in its run; None if it is in no run.
+
+        That of the run's final transcoder is in `collected/`, that of any other one, such as a checkpoint, in
+        `stages/NAME/collected/`, like that of a stage during training.
+        """
+        if self.run is None:
+            return None
+        return (self.run if self._is_final() else self.run / "stages" / self.folder.name) / "collected"
+
+    def _is_final(self) -> bool:
+        """Whether it is the final transcoder of its run."""
+        assert self.run is not None
         try:
-            final = _final_transcoder(self.run, self.run, converted=True, quiet=True)
+            return self.folder == _final_transcoder(self.run, self.run, converted=True, quiet=True)
         except Faults:
-            final = None  # the run has not ended
-        return self.run / "evaluation" if self.folder == final else self.run / "evaluations" / self.folder.name
+            return False  # the run has not ended
 
     def recipe(self) -> Recipe:
         """The recipe of its run, or the one that the user named; the file is read once.

@@ -35,6 +35,10 @@ class Job:
     folder: Path
     """Where the result is written: empty, and under a temporary name until it is complete. On all ranks the same. In
     `check` nothing is there."""
+    work: Path = Path()
+    """A folder beside the result, for what a stage goes on from after it was killed; the stage makes it. It is removed
+    when the result is complete, and stays after an error. The stage itself has to look whether it is of the same
+    `made_from`. In `check` it is not set."""
     made_from: Provenance
     """The transcoder, and the settings that the result depends on."""
     show: Callable[[str, Any], None]

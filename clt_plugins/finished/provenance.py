@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from clt_plugins.contract.types import recipe_key
 from clt_plugins.errors import Faults
 from clt_plugins.files.folders import MANIFEST, Manifest
 from clt_plugins.files.records import from_data, read_json
@@ -108,7 +109,7 @@ def made_from_other(folder: Path, file: str, origin: Origin) -> bool:
 def settings_of(selected: Selected, info: StageInfo, recipe: Recipe | None) -> dict[str, Any]:
     """A stage's settings, with those of the data that it reads; without those that change only when or where it runs
     (`FREE_ON_RESUME`)."""
-    free = {a.alias for a in attrs.fields(type(selected.config)) if a.metadata.get("free_on_resume")}
+    free = {recipe_key(a) for a in attrs.fields(type(selected.config)) if a.metadata.get("free_on_resume")}
     own = {key: value for key, value in plain(selected.config).items() if key not in free}
     if info.needs == "transcoder" or recipe is None:
         return {selected.name: own}

@@ -17,6 +17,7 @@ import attrs
 from clt_plugins.contract.abilities import HasModel
 from clt_plugins.contract.results.stage import Stage, StageInfo
 from clt_plugins.errors import Fault, Faults, Refused, Stopped, Where, WrongReturn
+from clt_plugins.files.atomic import remove
 from clt_plugins.files.records import FORMAT, write_json
 from clt_plugins.finished.job import Job
 from clt_plugins.finished.provenance import Origin, Provenance, settings_of
@@ -246,13 +247,16 @@ def run_stage(
     origin = job.made_from.transcoder
     aside = (info.record, origin) if info.keeps_older else None
     returned: CrossLayerTranscoder | None = None
+    target = folder.resolve()
+    work = target.with_name(f".{target.name}.work")
     with replacing(folder, report=aside, parallel=parallel) as partial, chosen.faults_located():
         context = attrs.evolve(job.context, folder=partial)
         lead = parallel is None or parallel.rank == 0
         loggers = ReportLoggers(job.recipe if lead else None, context, origin.step)
         status = "failed"
         try:
-            returned = chosen.stage.run(attrs.evolve(job, folder=partial, context=context, log=log or loggers.log))
+            own = attrs.evolve(job, folder=partial, work=work, context=context, log=log or loggers.log)
+            returned = chosen.stage.run(own)
             if (returned is not None) != info.returns_transcoder:
                 given = "nothing" if returned is None else type(returned).__name__
                 raise WrongReturn(
@@ -270,4 +274,6 @@ def run_stage(
             raise
         finally:
             loggers.close(status)
+    if lead and work.is_dir():
+        remove(work)
     return returned, loggers.failures

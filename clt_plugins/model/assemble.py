@@ -18,7 +18,7 @@ from clt_plugins.contract.training.loss import Loss
 from clt_plugins.contract.training.metric import Metric
 from clt_plugins.distributed.transformed import transformed
 from clt_plugins.model.devices import connect, make_device, with_kernels
-from clt_plugins.model.parameters import note_axes
+from clt_plugins.model.parameters import freeze, note_axes
 from clt_plugins.model.products.matrix import check_product
 from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.registry.build import build
@@ -141,6 +141,7 @@ def build_transcoder(context: Context) -> CrossLayerTranscoder:
             recipe.train.precision, context.device, row_size=transcoder.row_size, n_features=transcoder.shape[1]
         )
         transcoder.product = recipe.train.precision
+    freeze(transcoder, settings.freeze)
     return transcoder
 
 

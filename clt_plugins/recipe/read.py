@@ -22,7 +22,7 @@ import attrs
 
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
-from clt_plugins.contract.types import is_choice
+from clt_plugins.contract.types import is_choice, recipe_key
 from clt_plugins.errors import Fault, Faults, Refused
 from clt_plugins.recipe.lines import line_of
 from clt_plugins.recipe.moved import move
@@ -141,9 +141,9 @@ def _is_installed(chosen: Any, slot: Slot, plugins: Plugins) -> bool:
     inside = chosen if isinstance(chosen, Mapping) else {}
     attrs.resolve_types(config)
     return all(
-        _is_installed(inside[a.alias], BY_TABLE[get_args(a.type)[1]], plugins)
+        _is_installed(inside[recipe_key(a)], BY_TABLE[get_args(a.type)[1]], plugins)
         for a in attrs.fields(config)
-        if is_choice(a.type) and a.alias in inside
+        if is_choice(a.type) and recipe_key(a) in inside
     )
 
 

@@ -22,6 +22,7 @@ from clt_plugins.finished.stages import check_stages
 from clt_plugins.model.assemble import Parts, assemble, close, make_context
 from clt_plugins.model.in_model.passes import check_losses
 from clt_plugins.model.normalisation.fit import fit_to_source
+from clt_plugins.model.parameters import is_matrix
 from clt_plugins.model.saved import save_transcoder
 from clt_plugins.model.sparse import release_gradients, reuse_gradients
 from clt_plugins.recipe.read import as_toml, read_recipe, recipe_data
@@ -32,15 +33,17 @@ from clt_plugins.training.between.calls import Calls
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, load_plugins_state, set_aside
 from clt_plugins.training.folder import Start, record_start, run_folder, versions
 from clt_plugins.training.loop import train
-from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
+from clt_plugins.training.optimizers.make import make_optimizer
 from clt_plugins.training.optimizers.rate import with_rate
 from clt_plugins.training.resume import changes, check_data_ranks, check_identity, identity_of
+from clt_plugins.training.warm_start import warm_start
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.finished.stages import Chosen
     from clt_plugins.model.transcoder import CrossLayerTranscoder
+    from clt_plugins.model.warm_start.weights import WarmStart
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,8 @@ def run(
             check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
             # What a stage would refuse at the end is refused now.
             stages = check_stages(parts, start.recipe, plugins)
-        return _train(parts, start, accept, plugins, signals, stages)
+            warm = warm_start(parts, start.recipe, plugins) if start.checkpoint is None else None
+        return _train(parts, start, accept, plugins, signals, stages, warm)
 
 
 def _check_ranks(parallel: Parallel, recipe: Recipe, plugins: Plugins) -> None:
@@ -110,6 +114,7 @@ def _train(
     plugins: Plugins,
     signals: Signals,
     stages: Sequence[Chosen],
+    warm: WarmStart | None,
 ) -> CrossLayerTranscoder:
     transcoder, source, folder = parts.transcoder, parts.source, start.folder
     parallel = parts.context.parallel
@@ -124,7 +129,10 @@ def _train(
     identity, source_anew = _data(parts, start, accept)
     # A checkpoint holds the statistics; fitting again would change the units in the middle of a run.
     if start.checkpoint is None:
-        fit_to_source(transcoder, source, recipe.train.statistics_tokens, recipe.train.batch_tokens)
+        if warm is None or warm.needs_statistics:
+            fit_to_source(transcoder, source, recipe.train.statistics_tokens, recipe.train.batch_tokens)
+        if warm is not None:
+            warm.begin()
     else:
         with all_or_none(parallel):
             progress = load_checkpoint(start.checkpoint, parts, optimizer, accepted=accept, source_anew=source_anew)

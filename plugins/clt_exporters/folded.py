@@ -1,10 +1,4 @@
-"""A transcoder as plain matrices on raw activations, one layer at a time.
-
-Normalised inputs are (x - m) / c and reconstructions y n + o, so with rows W [F, D] of an encoder
-
-    pre = W (x - m) / c + b = (W / c) x + (b - W (m / c)),      y' = n_t (sum of a W_dec + b_dec) + o_t
-
-c and n are numbers for each dimension, or matrices: `Normalisation.fold` says.
+"""A transcoder as plain matrices on raw activations, one layer at a time: see `raw_encoder` and `raw_decoder`.
 
 Pre-activations keep their unit and thresholds their values. An offset s that all targets share is added to active
 features, a + s. It becomes an offset of the pre-activation and of the threshold: (x + s) where x + s > θ + s.
@@ -20,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import Shifted, Thresholded
+from clt_plugins import Shifted, Thresholded, raw_decoder, raw_encoder
 
 if TYPE_CHECKING:
     from clt_plugins import CrossLayerTranscoder
@@ -71,26 +65,22 @@ class Folded:
     @torch.no_grad()
     def layer(self, layer: int) -> Layer:
         """One layer on the CPU, in float32, or in float64 if the transcoder is in float64."""
-        transcoder = self.transcoder
-        out = torch.promote_types(transcoder.context.dtype, torch.float32)
+        out = torch.promote_types(self.transcoder.context.dtype, torch.float32)
         inputs, target = (
             side.layers(layer, layer + 1).to("cpu", torch.float64)
             for side in (self.folding.inputs, self.folding.targets)
         )
-        weight, bias = (x.cpu().double() for x in transcoder.encoder.expand(layer, transcoder.tying))
-        shift = inputs.normalised(inputs.shift)[0]
-        bias = bias - weight @ shift
-        rows = self.folding.targets.layers(layer).to("cpu", out).raw(transcoder.tying.expand(layer).cpu().to(out))
+        matrix, bias = raw_encoder(self.transcoder, layer)
         affine, skip = self._affine(layer)
         if skip is not None:
-            affine = affine - shift @ skip
+            affine = affine - inputs.normalised(inputs.shift)[0] @ skip
             # x S with normalised x: columns of S read inputs, rows of it write to the target.
             skip = target.raw(inputs.readers(skip.T[:, None])[:, 0].T[:, None])[:, 0]
         return Layer(
-            W_enc=inputs.readers(weight[:, None])[:, 0].to(out),
+            W_enc=matrix.to(out),
             b_enc=(bias + self.shift[layer]).to(out),
             threshold=None if self.is_relu else self.threshold[layer].to(out),
-            W_dec=rows,
+            W_dec=raw_decoder(self.transcoder, layer),
             b_dec=target.restore(affine[None])[0].to(out),
             W_skip=None if skip is None else skip.to(out),
         )

@@ -6,6 +6,7 @@ Shapes: C contexts, T tokens in the longest, R positions that count, D d_model, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from clt_plugins import Refused
 from clt_stream.contexts import Contexts, Packer
+from clt_stream.residual import Readers
+from clt_stream.spelling import spelling
 from clt_stream.taps import Act, Site, hooked
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ LARGEST_LOGITS = 2**26
 
 
 class StreamLanguageModel:
-    """A `TrainableModel`: runs a model on the held-out text of a stream, or on contexts to train on.
+    """A `TrainableModel`: runs a model on the held-out text of a stream, or on contexts to train on. It also
+    `ReadsResidual` and `SpellsBytes`.
 
     Args:
         sites: what the transcoder reads and what it predicts, layer by layer.
@@ -63,6 +67,14 @@ class StreamLanguageModel:
     def spell(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, on its own."""
         return [self.tokenizer.decode([number]) for number in ids]
+
+    def spell_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """See `SpellsBytes`."""
+        return self._spelling(ids)
+
+    @cached_property
+    def _spelling(self) -> Callable[[Sequence[int]], list[bytes]]:
+        return spelling(self.tokenizer)
 
     def following(self, text: Contexts) -> Tensor:
         """The token after each position that counts, [R]; -1 at the end of a piece of text."""
@@ -104,6 +116,18 @@ class StreamLanguageModel:
         with hooked(self.model, acts):
             logits = self.model(text.ids.to(device), **kwargs).logits
         return logits.flatten(0, 1)[rows].to(torch.promote_types(logits.dtype, torch.float32))
+
+    def unembedding(self) -> Tensor:
+        """See `ReadsResidual`."""
+        return self._readers.unembedding()
+
+    def residual_rows(self, layer: int, rows: Tensor) -> Tensor:
+        """See `ReadsResidual`."""
+        return self._readers.residual_rows(layer, rows)
+
+    @cached_property
+    def _readers(self) -> Readers:
+        return Readers(self.model, self.sites)
 
 
 class _Swap:

@@ -164,14 +164,14 @@ def few_tokens(model: PreTrainedModel) -> Tensor:
 
 
 @torch.inference_mode()
-def run_few(model: PreTrainedModel) -> None:
-    """Run the model on a few tokens; for those who watch it.
+def run_few(model: PreTrainedModel) -> Any:
+    """Run the model on a few tokens, for those who watch it; returns its output.
 
     Raises:
         Refused: the model cannot read text.
     """
     try:
-        model(few_tokens(model), use_cache=False)
+        return model(few_tokens(model), use_cache=False)
     except (Refused, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # it needs more than text, or a kernel that this device or dtype does not have
