@@ -23,9 +23,9 @@ def write_arrays(path: Path, arrays: Arrays, table: Mapping[str, Array], letters
         ValueError: an array is missing, unknown, or of another type or shape than the schema says.
         OSError: it could not be written.
     """
-    faults = _faults(path, {name: (str(one.dtype), one.shape) for name, one in arrays.items()}, table, letters)
+    faults = _faults({name: (str(one.dtype), one.shape) for name, one in arrays.items()}, table, letters)
     if faults:
-        raise ValueError("; ".join(faults))
+        raise ValueError(f"{path.name}: {'; '.join(faults)}")
     try:
         save_file({name: np.ascontiguousarray(one) for name, one in arrays.items()}, path)
     except SafetensorError as error:
@@ -43,22 +43,22 @@ def map_arrays(path: Path, table: Mapping[str, Array], letters: dict[str, int]) 
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, RuntimeError, SafetensorError, TypeError) as error:  # torch's mapping raises the second
         raise Refused(path, f"not a readable safetensors file: {error}") from error
-    faults = _faults(path, {name: (str(one.dtype), one.shape) for name, one in arrays.items()}, table, letters)
+    faults = _faults({name: (str(one.dtype), one.shape) for name, one in arrays.items()}, table, letters)
     if faults:
-        raise Refused(path, "; ".join(faults))
+        raise Refused(path, f"damaged: {faults[0]}")
     for one in arrays.values():
         one.flags.writeable = False
     return arrays
 
 
 def _faults(
-    path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]], table: Mapping[str, Array], letters: dict[str, int]
+    arrays: Mapping[str, tuple[str, tuple[int, ...]]], table: Mapping[str, Array], letters: dict[str, int]
 ) -> list[str]:
     missing = [name for name, array in table.items() if name not in arrays and not array.optional]
     unknown = [name for name in arrays if name not in table]
-    faults = [f"{path.name}: {name} is missing" for name in missing]
-    faults += [f"{path.name}: there is no {name} in a store" for name in unknown]
+    faults = [f"{name} is missing" for name in missing]
+    faults += [f"there is no {name} in a store" for name in unknown]
     for name, (dtype, shape) in arrays.items():
         if name in table and (text := misfit(name, table[name], dtype, shape, letters)):
-            faults.append(f"{path.name}: {text}")
+            faults.append(text)
     return faults

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEPT = 2**30
+"""Bytes of held-out activations that are kept in memory whatever reads them, so that the model runs once."""
+
 
 class Stream:
     """A `Source`: a language model's activations as it reads text. It also `HasModel`, `TrainsInModel`, is `Identified`
@@ -130,7 +133,15 @@ class Stream:
         return parts[0] if len(parts) == 1 else _join(parts)
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """Batches of held-out documents, unshuffled. They are read at the first call, and kept in memory."""
+        """Batches of held-out documents, unshuffled.
+
+        What training scores on is read at the first call, and kept in memory, and so is what takes no more than `KEPT`.
+        More is read as it is asked for, at each call.
+        """
+        row = 2 * self.n_layers * self.d_model * self.reader.dtype.itemsize
+        if tokens > max(self.evaluation_tokens, self.eval_tokens, KEPT // row):
+            yield from self._stream_held_out(tokens)
+            return
         if tokens > self.evaluation_tokens:
             self.evaluation, self.evaluation_tokens = [], 0  # released before more are read
             self.evaluation, self.evaluation_tokens = self._read_held_out(tokens), tokens
@@ -278,6 +289,27 @@ class Stream:
         # As large as a training batch of all ranks: the batches are the same for any number of ranks.
         size = self.batch_tokens * self.ranks
         return [rows.view(slice(begin, min(begin + size, count))) for begin in range(0, count, size)]
+
+    def _stream_held_out(self, tokens: int) -> Iterator[Batch]:
+        """The same batches as those of `_read_held_out`, one at a time."""
+        packer = self._packer(held_out=True)
+        size = self.batch_tokens * self.ranks
+        rows = self._rows(size + self.config.model_batch * self.config.context, "train.batch_tokens")
+        left, count, read = tokens, 0, 0
+        while left > 0:
+            while count < min(size, left) and (contexts := packer.next()) is not None:
+                self.reader.read(contexts, contexts.rows, rows, count)
+                check_rows(rows.view(slice(count, count + len(contexts.rows))), self.reader.layers)
+                count += len(contexts.rows)
+                read += len(contexts.rows)
+            if not read:
+                raise nothing_held_out(self.config.text, self.config.held_out)
+            used = min(size, count, left)
+            if not used:
+                return
+            yield rows.view(slice(0, used)).rows(torch.arange(used))  # a copy: its memory is written again
+            rows.take(rows, slice(used, count), 0)
+            count, left = count - used, left - used
 
     def _rows(self, count: int, setting: str) -> Rows:
         return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device, setting)

@@ -1,0 +1,46 @@
+"""Held-out text that is not kept in memory: the same batches, read as they are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clt_stream import source as source_module
+from tests.support.language_models import save_model, save_text
+from tests.support.streams import build, equal
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("held_out")
+    save_model(folder / "gpt2")
+    save_text(folder / "text.jsonl", 40)
+    return folder
+
+
+@pytest.mark.parametrize("tokens", [101, 160, 250, 100_000])
+def test_batches_are_those_that_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    kept = build(folder / "gpt2", folder / "text.jsonl")
+    expected = list(kept.held_out(tokens))
+    assert kept.evaluation
+    monkeypatch.setattr(source_module, "KEPT", 0)
+    streamed = build(folder / "gpt2", folder / "text.jsonl")
+    for _ in range(2):
+        batches = list(streamed.held_out(tokens))
+        assert len(batches) == len(expected)
+        assert all(equal(one, two) for one, two in zip(batches, expected, strict=True))
+    assert not streamed.evaluation
+
+
+def test_the_model_runs_as_far_as_batches_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "KEPT", 0)
+    streamed = build(folder / "gpt2", folder / "text.jsonl")
+    passes = []
+    read = streamed.reader.read
+    monkeypatch.setattr(streamed.reader, "read", lambda *args: (passes.append(1), read(*args))[1])
+    batches = streamed.held_out(250)
+    next(batches)
+    first = len(passes)
+    list(batches)
+    assert 0 < first < len(passes)
