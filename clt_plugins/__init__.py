@@ -166,6 +166,7 @@ _LAZY = {
         "BothGradients",
         "Checks",
         "Closable",
+        "CountsActive",
         "FeatureRows",
         "FixedSizes",
         "HasModel",

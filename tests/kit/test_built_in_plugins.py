@@ -30,6 +30,7 @@ MODEL = ROOT / "examples" / "models" / "stdlib-gpt2"
         "jumprelu": {"threshold": 0.2, "bandwidth": 0.3},
         "topk": [{"k": 4}, {"k": 2, "scope": "layer", "ranking": "norm"}, {"k": 0.11}],
         "batchtopk": [{"k": 5}, {"k": 5, "ranking": "norm"}, {"k": 2, "scope": "layer", "ranking": "zscore"}],
+        "groupmax": {"k": 6},
     },
     expected_failures={"jumprelu/own_gradient": "the threshold's gradient is a straight-through estimate"},
 )
@@ -94,6 +95,9 @@ def test_callbacks(case: Case) -> None:
         "tanh_sparsity": {"weight": 0.1, "weight_schedule": {"name": "constant", "warmup_steps": 0}},
         "preactivation": [{"weight": 0.3}, {"weight": 0.3, "scope": "all"}],
         "auxk": {"weight": 0.5, "k": 3},
+        "l0": {"target": 3.0, "frequency_weight": 0.1},
+        "matryoshka": {},
+        "hierarchical": [{}, {"per": "token"}],
     },
     expected_failures={"auxk/gradient_reconstruction": "the residual is detached on purpose (Gao et al. 2024, A.2)"},
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clt_plugins.errors import Faults
 from tests.support.helpers import parts
 
 B, L, F = 7, 3, 10
@@ -130,3 +131,19 @@ def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None
     assert below > 3, "features just below their threshold count, too"
     assert torch.equal(pre.grad, by_pre)
     torch.testing.assert_close(activation.log_threshold.grad, by_log_threshold, rtol=1e-12, atol=1e-15)
+
+
+def test_groupmax_keeps_the_highest_of_each_group_of_neighbours() -> None:
+    pre = draw(B, L, F, seed=1)
+    activation = built(name="groupmax", k=6)  # 2 groups of 5 in each of 3 layers
+    expected: dict[tuple[int, int, int], float] = {}
+    for b, s, first in itertools.product(range(B), range(L), (0, 5)):
+        best = max(range(first, first + 5), key=lambda f: float(pre[b, s, f]))
+        expected[b, s, best] = max(0.0, float(pre[b, s, best]))
+    assert values_of(activation, pre) == expected
+
+
+@pytest.mark.parametrize(("k", "text"), [(7, "a multiple of the 3 layers"), (9, "cannot be divided into 3 groups")])
+def test_groupmax_refuses_groups_that_do_not_come_out(k: int, text: str) -> None:
+    with pytest.raises(Faults, match=text):
+        built(name="groupmax", k=k)
