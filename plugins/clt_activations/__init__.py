@@ -59,8 +59,7 @@ class GroupMaxConfig:
     share (`groupmax` of EleutherAI's sparsify)."""
 
     k: int = field(default=96, validator=validators.gt(0))
-    """Features kept per token, over all layers: a multiple of their number, so that k / layers divides the features of
-    a layer."""
+    """Features kept per token, over all layers: a multiple of their number."""
 
 
 def build_relu(config: ReLUConfig, context: Context) -> Any:
