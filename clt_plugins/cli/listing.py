@@ -16,7 +16,7 @@ from clt_plugins.contract.recipe import (
 )
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
-from clt_plugins.contract.types import field_docs, stated_default, summary, type_text
+from clt_plugins.contract.types import field_docs, recipe_key, stated_default, summary, type_text
 from clt_plugins.errors import Refused, did_you_mean
 from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.info import name_of
@@ -45,7 +45,7 @@ def fields(cls: Any) -> list[dict[str, Any]]:
         required = default is attrs.NOTHING
         described.append(
             {
-                "name": a.alias,
+                "name": recipe_key(a),
                 "type": type_text(a.type),
                 "required": required,
                 "default": None if required else plain(default),

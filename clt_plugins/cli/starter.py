@@ -10,7 +10,7 @@ import attrs
 from clt_plugins.cli.listing import ENGINE_TABLES
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE, Slot
-from clt_plugins.contract.types import field_docs, stated_default, summary
+from clt_plugins.contract.types import field_docs, recipe_key, stated_default, summary
 from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.plugins import Plugins
 from clt_plugins.toml import inline
@@ -61,9 +61,9 @@ def _settings(cls: Any) -> list[str]:
 def _setting(a: Any, doc: str) -> list[str]:
     default = stated_default(a)
     if default is attrs.NOTHING:
-        return [*_comment(doc), f"{a.alias} = {inline(a.metadata.get('example', ''))}"]
+        return [*_comment(doc), f"{recipe_key(a)} = {inline(a.metadata.get('example', ''))}"]
     value = "" if default is None else inline(plain(default))
-    return [*_comment(doc), f"# {a.alias} = {value}".rstrip()]
+    return [*_comment(doc), f"# {recipe_key(a)} = {value}".rstrip()]
 
 
 def _comment(text: str) -> list[str]:

@@ -29,8 +29,8 @@ class CollectionSettings:
     window: int = 0
     """W: the feature's values are kept at so many tokens before and after each example."""
     distinct: int | None = None
-    """Of examples whose tokens are equal up to so many before and after, one is kept in the top and in each group; None:
-    all are."""
+    """Of examples whose tokens are equal up to so many before and after, one is kept in the top and in each group;
+    None: all are."""
     coactive: int = 0
     """N: co-active features of each feature."""
     coactive_tokens: int = 0

@@ -11,7 +11,7 @@ from attrs import Attribute, Factory, field, frozen, validators
 
 from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
 from clt_plugins.contract.spec import FREE_ON_RESUME, Selected
-from clt_plugins.contract.types import HubOrPath
+from clt_plugins.contract.types import HubOrPath, recipe_key
 
 positive: Any = validators.gt(0)
 not_negative: Any = validators.ge(0)
@@ -64,6 +64,14 @@ class TranscoderConfig:
     """Where the transcoder lives; "auto" is the GPU where there is one."""
     path: Literal["auto", "sparse", "dense"] = field(default="auto", metadata=FREE_ON_RESUME)
     """Sparse products, matrix products, or by measured density."""
+    from_: HubOrPath | None = field(default=None, metadata=FREE_ON_RESUME)
+    """Begin with the weights of another transcoder: a run, a transcoder's folder, or another tool's. It may have fewer
+    features and layers, another activation, and a tying that this one holds exactly."""
+    statistics: Literal["kept", "new"] = "kept"
+    """The normalisation's statistics with `from`: those of that transcoder where it has the same [normalisation], or
+    new ones of this run's activations. The weights are converted to new ones, so that the function stays."""
+    freeze: list[Literal["encoder", "decoder", "bias", "threshold"]] = Factory(list)
+    """Weights that are not trained, by role."""
 
 
 @frozen(kw_only=True)
@@ -147,6 +155,9 @@ class Recipe:
     """What the run is called; its folder is below `runs/<name>/`."""
     seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
     """Every random number comes from it."""
+    data_seed: int | None = field(default=None, validator=validators.optional([validators.ge(0), validators.lt(2**63)]))
+    """What the source and the transforms draw from instead, such as the order of the text. With it, runs of different
+    seeds read the same data in the same order, and a sweep of seeds reads them once."""
     requires: list[str] = field(factory=list)
     """Distributions that must be installed, such as `clt-gated>=1.0`."""
     model: ModelConfig | None = None
@@ -159,6 +170,11 @@ class Recipe:
     if TYPE_CHECKING:
         # The slots' fields, which a type checker does not see.
         def __getattr__(self, table: str) -> Any: ...
+
+    @property
+    def seed_of_data(self) -> int:
+        """What the source and the transforms draw from."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def selected(self) -> list[tuple[str, Selected]]:
         """All choices with their paths: `activation`, `losses[1]`; after each those in its settings,
@@ -179,4 +195,4 @@ def _selected(value: Any, path: str) -> Iterator[tuple[str, Selected]]:
             yield from _selected(item, f"{path}.{key}")
     elif attrs.has(type(value)):
         for a in attrs.fields(type(value)):
-            yield from _selected(getattr(value, a.name), f"{path}.{a.alias}")
+            yield from _selected(getattr(value, a.name), f"{path}.{recipe_key(a)}")

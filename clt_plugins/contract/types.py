@@ -22,6 +22,11 @@ HubOrPath = NewType("HubOrPath", str)
 """A folder or file where there is one of that name beside the recipe or in the working directory, else a hub id."""
 
 
+def recipe_key(a: attrs.Attribute[Any]) -> str:
+    """The name of a field in recipes: a field that would be a word of Python, such as `from_`, has a `_` more."""
+    return (a.alias or a.name).removesuffix("_")
+
+
 def is_union(tp: Any) -> bool:
     return get_origin(tp) in (Union, types.UnionType)
 
@@ -78,7 +83,7 @@ def check_config(cls: Any) -> None:
                 f"write `{no_field[0]}: float = ...`, or whatever it is"
             )
     for a in attrs.fields(cls):
-        if a.alias == "name":
+        if recipe_key(a) == "name":
             raise TypeError(f"{cls.__name__}.name: a recipe's table says its choice there; call the field otherwise")
         if a.type is None:
             raise TypeError(f"{cls.__name__}.{a.name}: has no type")

@@ -1,11 +1,11 @@
-"""Parameters and buffers: their first values, the same for every number of ranks; which axis counts features; and how
-files cut them.
+"""Parameters and buffers: their first values, the same for every number of ranks; which axis counts features; how files
+cut them; and their roles.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from clt_plugins.errors import PluginError
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
     from clt_plugins.contract.spec import Selected
+    from clt_plugins.contract.training.optimizer import Role
 
 CHUNK = 2**22
 """Numbers drawn at a time."""
@@ -137,3 +138,33 @@ def joined_views(parts: Mapping[str, Mapping[str, View]], choices: Mapping[str, 
                 )
             views[name] = (f"{part}.{inner}", view, axis)
     return views
+
+
+def role_of(name: str, rows: bool) -> Role:
+    """The role of a weight by its name, and whether it holds rows."""
+    if name.startswith("losses["):
+        return "loss"
+    if name.startswith("activation."):
+        return "threshold"
+    if name.startswith("encoder."):
+        return "encoder" if rows else "bias"
+    if name.startswith("tying."):
+        return "decoder" if rows else "bias"
+    return "other"
+
+
+def is_matrix(weight: nn.Parameter, d_model: int) -> bool:
+    """Whether a parameter holds rows, of features or between dimensions; not a bias or threshold.
+
+    Rows of a decoder may be a list [R, D]; whatever else is a matrix has one for each layer. An encoder's rows need not
+    have d_model numbers.
+    """
+    is_list = getattr(weight, "feature_axis", None) == 0 and weight.shape[-1] == d_model
+    return weight.dim() >= (2 if is_list else 3)
+
+
+def freeze(transcoder: Any, roles: Collection[str]) -> None:
+    """Train the parameters of these roles no more: they get no gradient and no optimizer."""
+    for name, value in transcoder.named_parameters():
+        if role_of(name, is_matrix(value, transcoder.d_model)) in roles:
+            value.requires_grad_(False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import attrs
 
 from clt_plugins.contract.spec import Choice, Selected
-from clt_plugins.contract.types import HubOrPath, describe, is_choice, is_union
+from clt_plugins.contract.types import HubOrPath, describe, is_choice, is_union, recipe_key
 from clt_plugins.errors import Fault, Faults, did_you_mean, fault
 from clt_plugins.toml import inline
 
@@ -192,7 +192,7 @@ def _record(value: Any, cls: Any, reader: cattrs.Converter) -> Any:
     if not isinstance(value, Mapping):
         raise fault(f"expected a table, got {inline(value)}")
     attrs.resolve_types(cls)
-    fields = {a.alias: a for a in attrs.fields(cls) if a.init}
+    fields = {recipe_key(a): a for a in attrs.fields(cls) if a.init}
     raw = {key: item for key, item in value.items() if item is not None}
     for key, a in fields.items():
         if key not in raw and "default" in a.metadata:  # `default_choice`: written as in a recipe
@@ -208,7 +208,7 @@ def _record(value: Any, cls: Any, reader: cattrs.Converter) -> Any:
     faults += [Fault((key,), "required, but missing") for key in required if key not in raw]
     if not faults:
         try:
-            return cls(**typed)
+            return cls(**{fields[name].alias: item for name, item in typed.items()})
         except Faults:
             raise  # `Refused`, by a check of the class as a whole
         except (ValueError, TypeError) as error:
@@ -224,18 +224,18 @@ def _invalid(cls: Any, typed: dict[str, Any]) -> list[Fault]:
     """The faults that all validators find; attrs itself stops at the first."""
     # A stand-in for the object, which cannot be made: the values given and the plain defaults.
     values = {a.name: a.default for a in attrs.fields(cls) if not isinstance(a.default, attrs.Factory)}  # type: ignore[arg-type]
-    values |= {a.name: typed[a.alias] for a in attrs.fields(cls) if a.alias in typed}
+    values |= {a.name: typed[recipe_key(a)] for a in attrs.fields(cls) if recipe_key(a) in typed}
     draft = SimpleNamespace(**{name: value for name, value in values.items() if value is not attrs.NOTHING})
     faults = []
     for a in attrs.fields(cls):
-        if a.validator is None or a.alias not in typed:
+        if a.validator is None or recipe_key(a) not in typed:
             continue
         try:
-            a.validator(draft, a, typed[a.alias])
+            a.validator(draft, a, typed[recipe_key(a)])
         except AttributeError:
             continue  # it compares with a field that has no value; that field has a fault of its own
         except (ValueError, TypeError) as error:
-            faults.append(Fault((a.alias,), _plain_text(error, a.name)))
+            faults.append(Fault((recipe_key(a),), _plain_text(error, a.name)))
     return faults
 
 
@@ -251,7 +251,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Selected):
         return {"name": value.name, **plain(value.config)}
     if attrs.has(type(value)):
-        items = ((a.alias, getattr(value, a.name)) for a in attrs.fields(type(value)) if a.init)
+        items = ((recipe_key(a), getattr(value, a.name)) for a in attrs.fields(type(value)) if a.init)
         return {key: plain(item) for key, item in items if item is not None}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if item is not None}

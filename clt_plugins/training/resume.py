@@ -25,6 +25,7 @@ import attrs
 
 from clt_plugins.contract.abilities import Identified
 from clt_plugins.contract.spec import Selected
+from clt_plugins.contract.types import recipe_key
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import Fault, Faults, Refused, names, parse_path
 from clt_plugins.recipe.moved import move
@@ -112,11 +113,11 @@ def _in_record(before: Any, record: Any, path: str, free: bool) -> Iterator[Chan
     for a in attrs.fields(type(record)):
         if not a.init:
             continue
-        setting = f"{path}.{a.alias}" if path else a.alias
+        setting = f"{path}.{recipe_key(a)}" if path else recipe_key(a)
         is_free = (
             free or bool(a.metadata.get("free_on_resume")) or setting in {STEPS, SCHEDULE, *FREE_TABLES, *FREE_RATES}
         )
-        value, old = getattr(record, a.name), known.get(a.alias)
+        value, old = getattr(record, a.name), known.get(recipe_key(a))
         default = _default(a, record)
         if old is None and _is_default(value, default):
             continue
@@ -159,7 +160,7 @@ def _is_default(value: Any, default: Any) -> bool:
         return False
     fields = [a for a in attrs.fields(type(value.config)) if a.init]
     return all(
-        _is_default(getattr(value.config, a.name), stated.get(a.alias, _default(a, value.config))) for a in fields
+        _is_default(getattr(value.config, a.name), stated.get(recipe_key(a), _default(a, value.config))) for a in fields
     )
 
 

@@ -1,4 +1,4 @@
-"""Decoder tyings: untied, per_source, per_target."""
+"""Decoder tyings: untied, per_source, per_target, per_layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 @frozen(kw_only=True)
 class UntiedConfig:
     """A decoder matrix for every (source layer, target layer): y_t = sum over s <= t of a_s W_{s->t} + b_t."""
+
+    skip: bool = False
+    """Add x_t S_t, a linear path from each layer's input to its own output."""
+
+
+@frozen(kw_only=True)
+class PerLayerConfig:
+    """A decoder matrix for each layer, whose features write to that layer only, y_t = a_t W_t + b_t: per-layer
+    transcoders, to compare with cross-layer ones."""
 
     skip: bool = False
     """Add x_t S_t, a linear path from each layer's input to its own output."""
@@ -60,10 +69,17 @@ def build_per_target(config: PerTargetConfig, context: Context) -> Any:
     return PerTarget(config, context)
 
 
+def build_per_layer(config: PerLayerConfig, context: Context) -> Any:
+    from clt_tyings.per_layer import PerLayer
+
+    return PerLayer(context, skip=config.skip)
+
+
 @hookimpl
 def clt_tyings() -> list[Spec]:
     return [
         Spec("untied", UntiedConfig, build_untied, aliases=("none",)),
         Spec("per_source", PerSourceConfig, build_per_source),
         Spec("per_target", PerTargetConfig, build_per_target),
+        Spec("per_layer", PerLayerConfig, build_per_layer),
     ]

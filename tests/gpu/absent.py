@@ -264,6 +264,8 @@ def absent_gpu(ops: Ops | None = None, dead: list[int] | None = None) -> Iterato
     ops = ops or Ops()
     patches = [mock.patch.object(torch.cuda, name, value) for name, value in _replacements(ops).items()]
     patches.append(mock.patch.object(torch, "Generator", _Generator))
+    # Older versions of torch make a first tensor on the device when they are told that there is one.
+    patches.append(mock.patch("torch._subclasses.fake_tensor.init_gpu_context", return_value=None))
     patches.append(mock.patch.object(Late, "exchange", return_value=dead))
     try:
         from triton.runtime.jit import JITFunction

@@ -25,7 +25,7 @@ LEVELS: dict[str, list[Any]] = {
     "scope": ["global", "layer"],
     "ranking": ["raw", "norm", "zscore"],
     "encoder": ["plain", "pre_bias", "tied", "tied-scaled", "low_rank"],
-    "tying": ["untied", "per_source", "per_target"],
+    "tying": ["untied", "per_source", "per_target", "per_layer"],
     "options": ["plain", "skip", "offset, scale and skip"],
     "loss": ["mse", "auxk", "tanh_sparsity", "preactivation"],
     "numbers": ["bf16 weights", "fp32", "fp32, bf16 product", "fp32, bf16 moments"],
@@ -55,7 +55,7 @@ def _tables(chosen: Combination) -> dict[str, Any]:
     tying: dict[str, Any] = {"name": chosen["tying"]}
     if chosen["options"] != "plain":
         tying["skip"] = True
-    if chosen["options"].startswith("offset") and tying["name"] != "untied":
+    if chosen["options"].startswith("offset") and tying["name"] in ("per_source", "per_target"):
         tying |= {"feature_offset": True, "feature_scale": True}
     losses: list[dict[str, Any]] = [{"name": "mse"}]
     if chosen["loss"] != "mse":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import SkipTest
 
@@ -78,8 +79,11 @@ RIGHT = {
 
 
 @pytest.fixture
-def found(distributions: Distributions) -> Callable[..., dict[str, str]]:
+def found(
+    distributions: Distributions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., dict[str, str]]:
     """Failures of the stage with some words replaced: check -> its message."""
+    monkeypatch.chdir(tmp_path)  # one of the faults is a file written into the current folder
 
     def find(**faults: str) -> dict[str, str]:
         text = STAGE

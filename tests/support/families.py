@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -126,7 +127,9 @@ class Verdict:
 
 
 def tiny_config(model_type: str) -> Any:
-    """A config of three narrow layers."""
+    """A config of three narrow layers; a test of a family that this version of transformers lacks is skipped."""
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {model_type}")
     cls = CONFIG_MAPPING[model_type]
     with contextlib.redirect_stdout(io.StringIO()):
         default = cls()

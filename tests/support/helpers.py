@@ -56,6 +56,7 @@ TYINGS: dict[str, dict[str, Any]] = {
     "per_source": {"name": "per_source"},
     "per_source-affine": {"name": "per_source", "feature_offset": True, "feature_scale": True, "skip": True},
     "per_target": {"name": "per_target"},
+    "per_layer": {"name": "per_layer"},
     "per_target-affine": {"name": "per_target", "feature_offset": True, "feature_scale": True},
 }
 ENCODERS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from unittest import SkipTest
 import attrs
 
 from clt_plugins.contract.spec import Selected
-from clt_plugins.contract.types import check_config, field_docs, stated_default, summary
+from clt_plugins.contract.types import check_config, field_docs, recipe_key, stated_default, summary
 from clt_plugins.errors import Faults
 from clt_plugins.model.assemble import close
 from clt_plugins.recipe.structure import plain, structure_choice
@@ -84,7 +84,7 @@ def config(bench: Bench) -> None:
 
 def _typed(bench: Bench, settings: Any) -> Selected | None:
     """The settings, typed; None where a field without a default is missing."""
-    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and stated_default(a) is attrs.NOTHING]
+    required = [recipe_key(a) for a in attrs.fields(bench.spec.config) if a.init and stated_default(a) is attrs.NOTHING]
     if set(required) - set(settings):
         return None
     try:
@@ -99,7 +99,7 @@ def default(bench: Bench) -> None:
 
     Skipped where it cannot work with defaults alone.
     """
-    required = [a.alias for a in attrs.fields(bench.spec.config) if a.init and stated_default(a) is attrs.NOTHING]
+    required = [recipe_key(a) for a in attrs.fields(bench.spec.config) if a.init and stated_default(a) is attrs.NOTHING]
     if required:
         raise SkipTest(f"no default: a recipe must set {', '.join(required)}")
     bench = attrs.evolve(bench, settings={})

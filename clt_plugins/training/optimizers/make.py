@@ -9,9 +9,10 @@ import attrs
 import torch
 from torch import nn
 
-from clt_plugins.contract.training.optimizer import Optimizer, Piece, Role, Weight
+from clt_plugins.contract.training.optimizer import Optimizer, Piece, Weight
 from clt_plugins.data.random import digest
 from clt_plugins.errors import WrongReturn
+from clt_plugins.model.parameters import is_matrix, role_of
 from clt_plugins.registry.build import build
 from clt_plugins.training.optimizers.rate import set_rate, with_rate
 
@@ -60,41 +61,19 @@ def _check(chosen: Optimizer, optimizer: torch.optim.Optimizer, weights: Sequenc
 def weights_of(
     transcoder: CrossLayerTranscoder, seed: int = 0, extra: Mapping[str, nn.Parameter] | None = None
 ) -> list[Weight]:
-    """All weights of a run, each with its role and pieces.
+    """All weights of a run that are trained, each with its role and pieces.
 
     Args:
         extra: parameters of losses, by name.
     """
     by_name = {**dict(transcoder.named_parameters()), **(extra or {})}
+    by_name = {name: p for name, p in by_name.items() if p.requires_grad}  # others are frozen
     pieces = _pieces(transcoder, seed, by_name)
     weights = []
     for name, p in by_name.items():
         rows = is_matrix(p, transcoder.d_model)
         weights.append(Weight(name=name, parameter=p, role=role_of(name, rows), rows=rows, pieces=pieces[name]))
     return weights
-
-
-def role_of(name: str, rows: bool) -> Role:
-    """The role of a weight by its name, and whether it holds rows."""
-    if name.startswith("losses["):
-        return "loss"
-    if name.startswith("activation."):
-        return "threshold"
-    if name.startswith("encoder."):
-        return "encoder" if rows else "bias"
-    if name.startswith("tying."):
-        return "decoder" if rows else "bias"
-    return "other"
-
-
-def is_matrix(parameter: nn.Parameter, d_model: int) -> bool:
-    """Whether a parameter holds rows, of features or between dimensions; not a bias or threshold.
-
-    Rows of a decoder may be a list [R, D]; whatever else is a matrix has one for each layer. An encoder's rows need not
-    have d_model numbers.
-    """
-    is_list = getattr(parameter, "feature_axis", None) == 0 and parameter.shape[-1] == d_model
-    return parameter.dim() >= (2 if is_list else 3)
 
 
 def _pieces(transcoder: CrossLayerTranscoder, seed: int, by_name: Mapping[str, nn.Parameter]) -> dict[str, list[Piece]]:
@@ -105,6 +84,8 @@ def _pieces(transcoder: CrossLayerTranscoder, seed: int, by_name: Mapping[str, n
 
     found: dict[str, list[Piece]] = {name: [] for name in by_name}
     for name, (owner, view, axis) in transcoder.views().items():
+        if owner not in found:
+            continue
         found[owner].append(Piece(name, key(name), view, axis, transcoder.own, transcoder.n_features))
     for name, p in by_name.items():
         # Only shapes are asked for.

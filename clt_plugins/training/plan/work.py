@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clt_plugins.contract.abilities import RunsModel, Scheduled
+from clt_plugins.model.parameters import is_matrix
 from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
-from clt_plugins.training.optimizers.make import build_optimizer, is_matrix, weights_of
+from clt_plugins.training.optimizers.make import build_optimizer, weights_of
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe

@@ -63,7 +63,8 @@ def test_a_transcoder_that_is_the_mlps_changes_nothing(relu_model, path):
     report = evaluate(found.transcoder, found.source, CONFIG)
     assert report.nmse < 1e-10 and report.explained_variance > 1 - 1e-10
     inside = report.model
-    assert inside.ce_recovered == pytest.approx(1, abs=1e-6)
+    if inside.cross_entropy.zero > inside.cross_entropy.model:  # else there is nothing to recover in this random model
+        assert inside.ce_recovered == pytest.approx(1, abs=1e-6)
     assert inside.kl.transcoder == pytest.approx(0, abs=1e-6)
     assert inside.top1.transcoder == 1
     assert inside.cross_entropy.transcoder == pytest.approx(inside.cross_entropy.model, abs=1e-6)

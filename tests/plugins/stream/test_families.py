@@ -66,8 +66,9 @@ def test_the_target_is_what_the_layers_output_loses_without_its_mlp(family: str)
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_family_whose_mlps_add_nothing_by_themselves_is_refused_by_name(family: str) -> None:
+    model = tiny_model(family)
     with pytest.raises(Refused, match=REFUSED[family]):
-        find_sites(tiny_model(family), None, None, None)
+        find_sites(model, None, None, None)
 
 
 def test_the_truth_of_these_tests_sees_a_wrong_target() -> None:

@@ -20,7 +20,7 @@ from tests.support.helpers import parts, stir
 B, L, D, F = 4, 3, 6, 10
 OPTIONS = [(offset, scale, skip) for offset in (False, True) for scale in (False, True) for skip in (False, True)]
 CASES: list[dict[str, Any]] = [
-    *({"name": "untied", "skip": skip} for skip in (False, True)),
+    *({"name": name, "skip": skip} for name in ("untied", "per_layer") for skip in (False, True)),
     *(
         {"name": name, "feature_offset": offset, "feature_scale": scale, "skip": skip}
         for name in ("per_source", "per_target")
@@ -44,6 +44,8 @@ def weight(name: str, tensors: dict[str, Tensor], s: int, t: int, f: int, d: int
     """What feature f of layer s writes to dimension d of layer t, for a value of 1."""
     if name == "untied":
         return float(tensors[f"W_dec.{s:02}"][f, t - s, d])
+    if name == "per_layer" and s != t:
+        return 0.0
     return float(tensors["W_dec"][s if name == "per_source" else t, f, d])
 
 

@@ -1,0 +1,1 @@
+"""A transcoder that begins with the weights of another one, which may be smaller."""
