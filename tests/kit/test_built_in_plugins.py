@@ -203,6 +203,11 @@ def test_exporters(case: Case) -> None:
     case.run()
 
 
+@parametrize("reports")
+def test_reports(case: Case) -> None:
+    case.run()
+
+
 @parametrize(
     "stages",
     settings={
@@ -227,6 +232,7 @@ def test_no_choice_is_left_out() -> None:
         "encoders",
         "metrics",
         "exporters",
+        "reports",
         "stages",
         "crosslayer_coding",
         "optimizers",
