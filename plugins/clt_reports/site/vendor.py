@@ -3,9 +3,9 @@
     python -m clt_reports.site.vendor            fetch them anew with npm, verify, write
     python -m clt_reports.site.vendor --check    compare the files on disk with the pins; needs no network
 
-A site must open without a network, so its libraries lie in the wheel, each with its licence. The files are those of the
-npm packages, byte for byte. To take a newer version, change its pin here: the SHA-256 of the package, then of each file,
-are printed where they differ.
+A site must open without a network, so its libraries lie in the wheel, each with its licence. The files are those of
+the npm packages, byte for byte. To take a newer version, change its pin here: the SHA-256 of the package, then of each
+file, are printed where they differ.
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@
     const between = (name, low, high) => {
       const column = columns[name];
       if (!column || (low === null && high === null)) return;
-      passes.push((i) => (low === null || column[i] >= low) && (high === null || column[i] <= high));
+      // Columns have 32 bits: so must bounds, or 0.1 would not be at least 0.1.
+      const [from, to] = [low === null ? -Infinity : Math.fround(low), high === null ? Infinity : Math.fround(high)];
+      passes.push((i) => column[i] >= from && column[i] <= to);
     };
     between("density", query.density_min, query.density_max);
     between("norm", query.norm_min, query.norm_max);

@@ -105,7 +105,7 @@
     return html`
       <div class="scale" role="img" aria-label=${`Cross-entropy: ${marks.map(([name, value]) => `${name} ${CLT.number(value)}`).join(", ")}`}>
         ${marks.map(([name, value], i) => html`
-          <span class=${`m${i % 2} ${name.toLowerCase()}`} style=${{ "--at": ((value - low) / (high - low || 1)).toFixed(4) }}><b></b><span>${name} ${CLT.number(value)}</span></span>
+          <span class=${`m${i % 2} ${name.toLowerCase()}`} style=${{ "--at": ((value - low) / (high - low || 1)).toFixed(4) }}><span class="tick"></span><span>${name} ${CLT.number(value)}</span></span>
         `)}
       </div>
     `;
