@@ -226,6 +226,11 @@ def test_exporters(case: Case) -> None:
     case.run()
 
 
+@parametrize("reports")
+def test_reports(case: Case) -> None:
+    case.run()
+
+
 @parametrize(
     "stages",
     settings={
@@ -282,6 +287,7 @@ def test_no_choice_is_left_out() -> None:
         "encoders",
         "metrics",
         "exporters",
+        "reports",
         "stages",
         "hub",
         "crosslayer_coding",
