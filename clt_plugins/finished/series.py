@@ -53,6 +53,8 @@ class Series:
     """Where metrics go; to loggers of each result if it is None."""
     failures: list[Exception] = attrs.field(factory=list)
     """What went wrong in loggers."""
+    quiet: bool = False
+    """Whether the user is not told of results."""
 
     def loaded(self) -> CrossLayerTranscoder:
         """The transcoder that the next stage gets."""
@@ -71,7 +73,7 @@ class Series:
         settings = settings_of(chosen.selected, chosen.info, self.recipe) | results_read(self.root, chosen.info)
         made_from = Provenance(transcoder=identify(self.place), settings=settings)
         stands = _agreed(self.parallel, kept(target, chosen.info.record, made_from))
-        if stands:
+        if stands and not self.quiet:
             logger.info("%s: kept, it was made from this transcoder with these settings", target)
         returned: CrossLayerTranscoder | None = None
         if not stands:
@@ -83,7 +85,7 @@ class Series:
                 plugins=self.plugins,
                 folder=target,
                 made_from=made_from,
-                show=lambda text, record: logger.info("%s", text),
+                show=lambda text, record: None if self.quiet else logger.info("%s", text),
                 log=lambda metrics: None,
             )
             try:
@@ -92,7 +94,8 @@ class Series:
                 logger.error("%s failed; results of other stages stay", chosen)
                 raise
             self.failures += failures
-            logger.info("%s: written by %s", target, chosen)
+            if not self.quiet:
+                logger.info("%s: written by %s", target, chosen)
         if chosen.info.returns_transcoder:
             self.place, self.transcoder = target, returned
 

@@ -1,4 +1,4 @@
-"""The simulated GPU needs what torch 2.13 has: fake implementations of collectives, and no first tensor on the device."""
+"""The simulated GPU needs torch 2.13: fake implementations of collectives, and no first tensor on the device."""
 
 from __future__ import annotations
 
