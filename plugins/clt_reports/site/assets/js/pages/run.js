@@ -8,7 +8,7 @@
   CLT.RunPage = function () {
     const { site } = CLT;
     const run = site.run || {};
-    const evaluation = run.evaluation || null;
+    const evaluation = run.evaluation || lastOfTraining(run);
     return html`
       <h1 tabindex="-1"><bdi>${site.title}</bdi></h1>
       <p class="lead">
@@ -27,6 +27,16 @@
       <${Recipe} run=${run} />
     `;
   };
+
+  /** What the last evaluation during training said of held-out tokens, where none was made after it. */
+  function lastOfTraining(run) {
+    const last = (curve) => (curve ? curve.value.at(-1) : null);
+    const [curves, byLayer] = [run.curves || {}, run.curves_by_layer || {}];
+    if (!curves["eval/nmse"]) return null;
+    const names = ["nmse", "l0", "explained_variance"];
+    const layers = names.map((name) => [name, last(byLayer[`eval/${name}_by_layer`])]).filter(([, values]) => values);
+    return { nmse: last(curves["eval/nmse"]), l0: last(curves["eval/l0"]), by_layer: Object.fromEntries(layers) };
+  }
 
   function Tiles({ evaluation }) {
     const { layers, n_features } = CLT.site;
@@ -66,9 +76,8 @@
         <h2>What it is</h2>
         <${CLT.Facts} wide pairs=${[
           ["Run", run.name],
-          ["Language model", text(site.language_model && (site.language_model.path || site.language_model.name))],
+          table("Language model", run.model || site.language_model) || ["", null],
           ["Activation", site.activation],
-          table("Settings of the model", run.model) || ["", null],
           table("Data", run.source) || ["", null],
           ["Trained for", transcoder.step && `${CLT.count(transcoder.step)} steps${transcoder.tokens ? `, ${CLT.count(transcoder.tokens)} tokens` : ""}`],
           ["Converted from", text(transcoder.converted_from)],
@@ -114,6 +123,14 @@
   function Layers({ evaluation }) {
     const { layers, n_features } = CLT.site;
     const by = (evaluation && evaluation.by_layer) || {};
+    const columns = [
+      ["NMSE", by.nmse && ((layer, i) => CLT.number(by.nmse[i]))],
+      ["L0", (layer, i) => CLT.number(by.l0 ? by.l0[i] : layer.l0)],
+      ["Explained variance", by.explained_variance && ((layer, i) => CLT.percent(by.explained_variance[i]))],
+      ["Dead features", (layer) => CLT.count(layer.dead)],
+      ["Share dead", (layer) => CLT.percent(layer.dead / n_features)],
+      ["Over-dense features", (layer) => CLT.count(layer.dense)],
+    ].filter(([, cell]) => cell);
     const x = useMemo(() => layers.map((_, i) => i), []);
     const nmse = useMemo(() => by.nmse && [{ name: "NMSE", values: by.nmse, bars: true }], []);
     const l0 = useMemo(() => [{ name: "L0", values: by.l0 || layers.map((layer) => layer.l0), bars: true }], []);
@@ -124,16 +141,8 @@
           ${nmse && html`<${CLT.Chart} title="NMSE by layer" x=${x} series=${nmse} xName="Layer" yName="NMSE" xText=${String} xSplits=${x} />`}
           <${CLT.Chart} title="L0 by layer" x=${x} series=${l0} xName="Layer" yName="Active features per token" xText=${String} xSplits=${x} />
         </div>
-        <${CLT.Table} caption="By layer" head=${["Layer", "NMSE", "L0", "Explained variance", "Dead features", "Over-dense features", "Share dead"]}
-          rows=${layers.map((layer, i) => [
-            html`<a href=${CLT.toList({ layer: i })}>Layer ${i}</a>`,
-            by.nmse ? CLT.number(by.nmse[i]) : "–",
-            CLT.number(by.l0 ? by.l0[i] : layer.l0),
-            by.explained_variance ? CLT.percent(by.explained_variance[i]) : "–",
-            CLT.count(layer.dead),
-            CLT.count(layer.dense),
-            CLT.percent(layer.dead / n_features),
-          ])} />
+        <${CLT.Table} caption="By layer" head=${["Layer", ...columns.map(([title]) => title)]}
+          rows=${layers.map((layer, i) => [html`<a href=${CLT.toList({ layer: i })}>Layer ${i}</a>`, ...columns.map(([, cell]) => cell(layer, i))])} />
       </section>
     `;
   }
@@ -219,7 +228,7 @@
         </details></section>
       `}
       ${run.history && run.history.length > 0 && html`
-        <section><h2>Starts</h2><${CLT.Table} caption="Each start of the run" head=${["Time", "Step", "Machine"]} texts=${[2]} rows=${run.history.map((start) => [text(start.time) || "–", CLT.count(start.step), text(start.host) || "–"])} /></section>
+        <section><h2>Starts</h2><${CLT.Table} caption="Each start of the run" head=${["Time", "From step"]} rows=${run.history.map((start) => [text(start.time) || "–", CLT.count(start.step)])} /></section>
       `}
     `;
   }
