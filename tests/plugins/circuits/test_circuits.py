@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
-from clt_plugins import Faults, run
+from clt_plugins import Faults, read_facts, run
 from clt_plugins.cli.main import main_group
+from clt_plugins.finished.provenance import identify
 from tests.support import fake_circuit_tracer
 from tests.support.helpers import tables
 
@@ -98,3 +100,11 @@ def test_the_command_stage(whole, tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["graphs"][0]["prompt"] == "other", "other settings are those of the recipe"
     assert json.loads((tmp_path / "new/circuits.json").read_text())["made_from"]["transcoder"]["folder"] == "transcoder"
+
+
+def test_reports_are_told_the_scores_of_this_transcoder(whole):
+    assert read_facts(whole).circuits["replacement"] == 0.625
+    of_it = identify(whole / "transcoder")
+    assert read_facts(whole, of_it).circuits["graphs"][1]["prompt"] == PROMPTS[1]
+    facts = read_facts(whole, attrs.evolve(of_it, sha256="0" * 64))
+    assert facts.circuits is None and "circuits/circuits.json is of another transcoder" in facts.notes[0]
