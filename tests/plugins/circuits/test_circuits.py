@@ -67,7 +67,7 @@ FAULTS = {
     "device": ({"device": "cuda"}, "device", "device", "no GPU"),
     "twice": ({"prompts": ["a", "a"]}, None, "prompts", "the same prompt stands there twice"),
     "empty": ({"prompts": ["a", " "]}, None, "prompts", "must be texts, at least one, and none of them empty"),
-    "format": ({"format": "crosslayer-coding"}, None, "format", "only the folder of circuit-tracer is"),
+    "format": ({"format": "crosslayer-coding"}, None, "format", "is not read by circuit-tracer: use one of"),
 }
 
 
