@@ -94,6 +94,12 @@ def test_what_circuit_tracer_says_last_is_the_error(whole, monkeypatch):
     assert (whole / "circuits/circuits.json").read_bytes() == before, "an older result stays"
 
 
+def test_the_command_asks_circuit_tracer_before_it_exports(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_FAULT", "fork")
+    done = CliRunner().invoke(main_group, ["stage", "circuits", str(whole), "--out", str(tmp_path / "new")])
+    assert done.exit_code == 2 and "the old fork of that name on PyPI" in done.stderr
+
+
 def test_the_command_stage(whole, tmp_path):
     command = ["stage", "circuits", str(whole), "--set", 'prompts=["other"]', "--json", "--out", str(tmp_path / "new")]
     done = CliRunner().invoke(main_group, command)
