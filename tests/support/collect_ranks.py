@@ -1,5 +1,5 @@
-"""What each of two ranks does for `tests/plugins/collect/test_ranks.py`: collect, with features split over two ranks and
-with batches dealt to two; and once more after all were killed.
+"""What each of two ranks does for `tests/plugins/collect/test_ranks.py`: collect, with features split over two ranks
+and with batches dealt to two; and once more after all were killed.
 
 Started as `python -m tests.support.collect_ranks FOLDER`, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 """
