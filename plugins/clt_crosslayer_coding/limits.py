@@ -93,8 +93,11 @@ def model_name(config: ExportConfig, model: Mapping[str, Any]) -> str:
     """The language model's name: the export's setting, else that of the recipe; of a local folder its last part.
 
     Raises:
-        Refused: neither is known.
+        Refused: neither is known; or the setting is a path, which says nothing to others.
     """
+    if config.model_name is not None and config.model_name.startswith(("/", "./", "../", "~")):
+        text = f"{config.model_name!r} is a path of this disk: give the name by which others know the model"
+        raise Refused("model_name", text)
     name = config.model_name or model.get("path")
     if not name:
         raise Refused("model_name", "not known from a [model]: set it to the name of the language model")
