@@ -133,6 +133,8 @@ class Trained:
             logger.warning("%s: %s, left out", self.recipe_file, text)
         if self.foreign:
             check_foreign(recipe, str(self.hub))
+            model = f"the model {recipe.model.path!r}" if recipe.model is not None else "no model"
+            logger.info("%s: its own recipe is used, with %s; --recipe takes another", self.hub, model)
         return recipe
 
     @contextmanager
