@@ -180,7 +180,7 @@ def find_trained(
     """
     place = hub_place(path)
     if place is not None:
-        path = fetch_place(place)
+        path = fetch_place(place, converted=converted)
     # A crash may have left a folder under its temporary name.
     for one in (path, path / "transcoder", path / "converted"):
         recover(one)
