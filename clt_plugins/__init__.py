@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         FeatureExample as FeatureExample,
         FeatureExamples as FeatureExamples,
     )
+    from clt_plugins.collected.report import write_report as write_report
     from clt_plugins.collected.text import CollectedText as CollectedText
     from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.exporter import Exporter as Exporter, Imported as Imported
     from clt_plugins.contract.results.inspector import Inspected as Inspected, Inspector as Inspector
     from clt_plugins.contract.results.logger import Logger as Logger
+    from clt_plugins.contract.results.report import Report as Report
     from clt_plugins.contract.results.scores import Scores as Scores
     from clt_plugins.contract.results.stage import Stage as Stage, StageInfo as StageInfo
     from clt_plugins.contract.select import Kept as Kept, Per as Per, Ranks as Ranks, Select as Select
@@ -114,6 +116,8 @@ if TYPE_CHECKING:
     from clt_plugins.data.update import AdamUpdate as AdamUpdate
     from clt_plugins.distributed.single import Single as Single
     from clt_plugins.files.hdf5 import open_hdf5 as open_hdf5
+    from clt_plugins.files.hub.names import HubPlace as HubPlace
+    from clt_plugins.files.hub.upload import check_upload as check_upload, upload as upload
     from clt_plugins.files.locks import Lock as Lock
     from clt_plugins.files.records import defined as defined, write_json as write_json
     from clt_plugins.files.tensors import (
@@ -127,10 +131,12 @@ if TYPE_CHECKING:
         parse_json as parse_json,
         read_small as read_small,
     )
+    from clt_plugins.finished.curves import Curve as Curve
+    from clt_plugins.finished.facts import Facts as Facts, read_facts as read_facts, run_of as run_of
     from clt_plugins.finished.alone import run_alone as run_alone
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
-    from clt_plugins.finished.provenance import Provenance as Provenance
+    from clt_plugins.finished.provenance import Provenance as Provenance, identify as identify
     from clt_plugins.model.assemble import build_source as build_source
     from clt_plugins.model.in_model.replacement import Replacement as Replacement
     from clt_plugins.model.normalisation.affine import AffineNormalisation as AffineNormalisation
@@ -147,6 +153,7 @@ if TYPE_CHECKING:
         sparse_decode as sparse_decode,
     )
     from clt_plugins.model.transcoder import CrossLayerTranscoder as CrossLayerTranscoder
+    from clt_plugins.recipe.local import for_others as for_others
     from clt_plugins.recipe.read import read_recipe as read_recipe, recipe_data as recipe_data
     from clt_plugins.registry.build import build as build
     from clt_plugins.registry.plugins import Plugins as Plugins, load_plugins as load_plugins
@@ -158,6 +165,7 @@ if TYPE_CHECKING:
     from clt_plugins.training.between.run import Training as Training
     from clt_plugins.training.optimizers.reference import update_rows as update_rows
     from clt_plugins.training.run import run as run
+    from clt_plugins.training.sweep.run import sweep as sweep
 
 # Names that are imported at first use: most need torch, and `--help`, `plugins` and `validate` start without it.
 _LAZY = {
@@ -166,6 +174,7 @@ _LAZY = {
     "collected.geometry.fill": ["fill_geometry"],
     "collected.info": ["CollectionInfo", "CollectionSettings", "GeometryInfo"],
     "collected.reader": ["Collected", "FeatureExample", "FeatureExamples"],
+    "collected.report": ["write_report"],
     "collected.text": ["CollectedText"],
     "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
@@ -205,6 +214,7 @@ _LAZY = {
     "contract.results.exporter": ["Exporter", "Imported"],
     "contract.results.inspector": ["Inspected", "Inspector"],
     "contract.results.logger": ["Logger"],
+    "contract.results.report": ["Report"],
     "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
     "contract.results.stage": ["Stage", "StageInfo"],
@@ -224,14 +234,18 @@ _LAZY = {
     "data.update": ["AdamUpdate"],
     "distributed.single": ["Single"],
     "files.hdf5": ["open_hdf5"],
+    "files.hub.names": ["HubPlace"],
+    "files.hub.upload": ["check_upload", "upload"],
     "files.locks": ["Lock"],
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
     "files.untrusted": ["check_regular", "load_json", "parse_json", "read_small"],
+    "finished.curves": ["Curve"],
+    "finished.facts": ["Facts", "read_facts", "run_of"],
     "finished.alone": ["run_alone"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
-    "finished.provenance": ["Provenance"],
+    "finished.provenance": ["Provenance", "identify"],
     "model.assemble": ["build_source"],
     "model.in_model.replacement": ["Replacement"],
     "model.products.dense": ["dense_decode", "encode_dense"],
@@ -244,6 +258,7 @@ _LAZY = {
     "model.selection": ["Top"],
     "model.sparse": ["own_rows", "row_squares", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
+    "recipe.local": ["for_others"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],
     "registry.plugins": ["Plugins", "load_plugins"],
@@ -255,6 +270,7 @@ _LAZY = {
     "training.between.run": ["Training"],
     "training.optimizers.reference": ["update_rows"],
     "training.run": ["run"],
+    "training.sweep.run": ["sweep"],
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 

@@ -35,7 +35,7 @@ def _check_new(folder: Path) -> None:
 
 
 @contextmanager
-def _new(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """Yields the new folder that a stage is to write.
 
     Raises:
@@ -57,10 +57,10 @@ def _run(name: str, trained: Trained, folder: Path | None, as_json: bool) -> lis
     """Run a stage of the recipe; see `run_alone`."""
     from clt_plugins.finished.alone import run_alone
 
-    return run_alone(trained, name, folder, lambda text, record: _show(text, record, as_json)) or []
+    return run_alone(trained, name, folder, lambda text, record: show(text, record, as_json)) or []
 
 
-def _show(text: str, record: Any, as_json: bool) -> None:
+def show(text: str, record: Any, as_json: bool) -> None:
     from clt_plugins.files.records import json_text
 
     click.echo(json_text(record) if as_json else text)
@@ -75,7 +75,7 @@ def convert(trained: Trained, out: Path, as_json: bool) -> None:
 
     Settings are those of the stage `convert` in the recipe, and can be changed: --set stages.convert.tolerance=0.01.
     """
-    with _new(out) as folder:
+    with new_folder(out) as folder:
         _run("convert", trained, folder, as_json)
 
 
@@ -98,7 +98,7 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
     report_folder = trained.report_folder()
     if out is None and report_folder is not None:
         check_writable(report_folder)
-    with _new(out) if out is not None else nullcontext(report_folder) as folder:
+    with new_folder(out) if out is not None else nullcontext(report_folder) as folder:
         failures = _run("evaluate", trained, folder, as_json)
     with naming_plugins(trained.plugins.infos, trained.recipe()):
         raise_first(failures)
@@ -126,7 +126,7 @@ def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[
         raise Faults(faults)
     structure_choice(plugins, "exports", table, "--format")
     selected = structure_choice(plugins, "stages", {"name": "export", "format": table}, "--format")
-    with _new(out) as folder, naming_plugins(plugins.infos, None):
+    with new_folder(out) as folder, naming_plugins(plugins.infos, None):
         trained = find_trained(place, plugins)
         transcoder = trained.transcoder()
         chosen = build_stage(selected, transcoder.context)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clt_plugins.cli import finished
+from clt_plugins.cli import finished, many
 from clt_plugins.cli.inspect import inspect
 from clt_plugins.cli.new import KINDS, new
 from clt_plugins.cli.options import (
@@ -28,6 +28,8 @@ from clt_plugins.cli.options import (
     with_plugins,
     with_recipe,
 )
+from clt_plugins.cli.report import report
+from clt_plugins.cli.stage import stage
 from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.signals import heard
 from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable
@@ -195,33 +197,6 @@ def run(
     training.run(recipe, out=out, resume=resume, accept=accept, plugins=plugins)
 
 
-@main_group.command()
-@with_recipe
-@click.option("--n-layers", type=int, metavar="N", help="Layers of the language model, where it is not at hand.")
-@click.option("--d-model", type=int, metavar="D", help="Its width.")
-@click.option("--gpu", metavar="NAME", help="Times and memory on a GPU, by a model of it: h100, a100, 4090, ...")
-@click.option("--gpus", type=int, metavar="N", help="How many of them share the features.")
-@click.option("--measure", "measured", is_flag=True, help="Times on this machine, measured in some seconds.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def plan(recipe: Recipe, plugins: Plugins, as_json: bool, **options: Any) -> None:
-    """Predict what RECIPE needs: memory, disk, time, and what would be faster. Trains nothing, loads no weights."""
-    from clt_plugins.files.records import json_text
-    from clt_plugins.training.plan.build import plan as predict
-    from clt_plugins.training.plan.table import as_table
-
-    needs = predict(recipe, plugins, **options)
-    click.echo(json_text(needs) if as_json else as_table(needs))
-
-
-@main_group.command()
-@with_recipe
-def validate(recipe: Recipe, plugins: Plugins) -> None:
-    """Check RECIPE and print it with every default written out."""
-    from clt_plugins.recipe.read import as_toml
-
-    click.echo(as_toml(recipe), nl=False)
-
-
 @main_group.command("plugins")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -282,5 +257,9 @@ def init(plugins: Plugins, file: Path | None) -> None:
         raise Refused(file, "already there; give another name with -o") from None
 
 
-for _command in (finished.convert, finished.evaluate, finished.export, inspect):
+_COMMANDS = (
+    many.sweep, many.plan, many.validate, finished.convert, finished.evaluate, finished.export, inspect, report,
+    stage,
+)  # fmt: skip
+for _command in _COMMANDS:
     main_group.add_command(_command)

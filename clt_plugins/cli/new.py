@@ -152,6 +152,8 @@ def usage(slot: Slot, choice: str) -> str:
     """How a recipe names the choice."""
     if slot.table == "exports":
         return f'stages = [{{ name = "export", format = "{choice}" }}]'
+    if slot.table == "reports":
+        return f'stages = ["collect", {{ name = "report", format = "{choice}" }}]'
     if not slot.many:
         return f'{slot.table} = "{choice}"'
     # A recipe's list must not be empty, and a new loss alone would train nothing.

@@ -80,14 +80,26 @@ def with_plugins(command: Callable[..., Any]) -> Callable[..., Any]:
 def with_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds RECIPE, `--set` and what `with_plugins` adds; the command gets `recipe` (typed) and `plugins`."""
 
-    @click.argument("recipe", metavar="RECIPE", callback=_remember)
-    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting: train.steps=100.")
-    @with_plugins
+    @with_stated
     @functools.wraps(command)
     def wrapped(*, recipe: str, settings: tuple[str, ...], plugins: Plugins, **rest: Any) -> Any:
         from clt_plugins.recipe.read import read_recipe
 
         return command(recipe=read_recipe(recipe, settings, plugins), plugins=plugins, **rest)
+
+    return wrapped
+
+
+def with_stated(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Like `with_recipe`, for recipes that may have `[sweep]`: the command gets `recipe` (the file), `settings` (the
+    flags) and `plugins`."""
+
+    @click.argument("recipe", metavar="RECIPE", callback=_remember)
+    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting: train.steps=100.")
+    @with_plugins
+    @functools.wraps(command)
+    def wrapped(**rest: Any) -> Any:
+        return command(**rest)
 
     return wrapped
 

@@ -24,7 +24,7 @@ class Context:
     recipe: Recipe | None
     """The whole recipe, typed; None where a saved transcoder is loaded."""
     seed: int
-    """The run's seed; derive your own generators from it."""
+    """The run's seed; derive your own generators from it. For sources and transforms, the recipe's `data_seed`."""
     device: torch.device
     """Where the transcoder lives."""
     dtype: torch.dtype
@@ -41,6 +41,8 @@ class Context:
     """How features and tokens are split over ranks; None while it is built."""
     folder: Path | None = None
     """The run's folder; None where nothing is written (`--dry-run`, tests)."""
+    label: str = ""
+    """What this run is called among those of its process, where there are several: a sweep's `k=32,seed=0`."""
     n_layers: int = 0
     """L: 0 while the source, which knows it, is not built."""
     d_model: int = 0

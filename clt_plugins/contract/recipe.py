@@ -155,6 +155,9 @@ class Recipe:
     """What the run is called; its folder is below `runs/<name>/`."""
     seed: int = field(default=0, validator=[validators.ge(0), validators.lt(2**63)])
     """Every random number comes from it."""
+    data_seed: int | None = field(default=None, validator=validators.optional([validators.ge(0), validators.lt(2**63)]))
+    """What the source and the transforms draw from instead, such as the order of the text. With it, runs of different
+    seeds read the same data in the same order, and a sweep of seeds reads them once."""
     requires: list[str] = field(factory=list)
     """Distributions that must be installed, such as `clt-gated>=1.0`."""
     model: ModelConfig | None = None
@@ -167,6 +170,11 @@ class Recipe:
     if TYPE_CHECKING:
         # The slots' fields, which a type checker does not see.
         def __getattr__(self, table: str) -> Any: ...
+
+    @property
+    def seed_of_data(self) -> int:
+        """What the source and the transforms draw from."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def selected(self) -> list[tuple[str, Selected]]:
         """All choices with their paths: `activation`, `losses[1]`; after each those in its settings,

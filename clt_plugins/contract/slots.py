@@ -14,6 +14,7 @@ from clt_plugins.contract.reading.source import Source
 from clt_plugins.contract.reading.transform import Transform
 from clt_plugins.contract.results.exporter import Exporter
 from clt_plugins.contract.results.logger import Logger
+from clt_plugins.contract.results.report import Report
 from clt_plugins.contract.results.stage import Stage
 from clt_plugins.contract.training.callback import Callback
 from clt_plugins.contract.training.loss import Loss
@@ -227,6 +228,15 @@ SLOTS = (
         inner=True,
         after="stages",
         doc="Formats of other tools that the stage `export` writes.",
+    ),
+    Slot(
+        hook="reports",
+        table="reports",
+        kind="report",
+        protocol=Report,
+        inner=True,
+        after="exports",
+        doc="What the stage `report` makes of collected features.",
     ),
 )
 """All kinds of choice, in the order in which a recipe lists them."""

@@ -15,8 +15,9 @@ none of it: no process waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import ismethod
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -76,10 +77,7 @@ class TransformedSource:
         """Whether no other rank reads just now: see `alone`."""
         self.asked: dict[int, int] = {}
         """How many held-out tokens of the source give how many that were asked for."""
-        # Abilities are asked for by `isinstance`, which looks at what an object has.
-        for name in dir(type(source)):
-            if name[0] != "_" and not hasattr(self, name) and callable(getattr(type(source), name)):
-                setattr(self, name, getattr(source, name))
+        lend(source, self)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -245,6 +243,20 @@ class TransformedSource:
             # With other ranks (accepted by the user) as many rows in all, as nearly as they can be divided.
             self.left = state["left"] * state["data_ranks"] // self.parallel.data_ranks
             self.counts |= {name: count for name, count in state["dropped"].items() if name in self.counts}
+
+
+def lend(source: Source, other: Any, but: Collection[str] = ()) -> None:
+    """Give an object that stands in a source's place the methods of the source that it does not have, and so its
+    abilities: they are asked for by `isinstance`, which looks at what an object has.
+
+    Args:
+        but: names of methods that it is not given.
+    """
+    of_class = [name for name in dir(type(source)) if callable(getattr(type(source), name))]
+    lent = [name for name, value in getattr(source, "__dict__", {}).items() if ismethod(value)]  # to the source itself
+    for name in [*of_class, *lent]:
+        if name[0] != "_" and name not in but and not hasattr(other, name):
+            setattr(other, name, getattr(source, name))
 
 
 def transformed(source: Source, transforms: Sequence[Transform], context: Context) -> Source:

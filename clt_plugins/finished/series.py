@@ -14,7 +14,7 @@ from clt_plugins.distributed.transformed import alone as reading_alone
 from clt_plugins.errors import Stopped
 from clt_plugins.files.steps import step_name
 from clt_plugins.finished.job import Job
-from clt_plugins.finished.provenance import Provenance, identify, settings_of
+from clt_plugins.finished.provenance import Provenance, identify, results_read, settings_of
 from clt_plugins.finished.results import kept
 from clt_plugins.finished.stages import Chosen, run_stage
 from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -53,6 +53,8 @@ class Series:
     """Where metrics go; to loggers of each result if it is None."""
     failures: list[Exception] = attrs.field(factory=list)
     """What went wrong in loggers."""
+    quiet: bool = False
+    """Whether the user is not told of results."""
 
     def loaded(self) -> CrossLayerTranscoder:
         """The transcoder that the next stage gets."""
@@ -68,11 +70,10 @@ class Series:
             Exception: what the stage raised. Results of earlier ones are complete.
         """
         target = self.root / chosen.info.folder
-        made_from = Provenance(
-            transcoder=identify(self.place), settings=settings_of(chosen.selected, chosen.info, self.recipe)
-        )
+        settings = settings_of(chosen.selected, chosen.info, self.recipe) | results_read(self.root, chosen.info)
+        made_from = Provenance(transcoder=identify(self.place), settings=settings)
         stands = _agreed(self.parallel, kept(target, chosen.info.record, made_from))
-        if stands:
+        if stands and not self.quiet:
             logger.info("%s: kept, it was made from this transcoder with these settings", target)
         returned: CrossLayerTranscoder | None = None
         if not stands:
@@ -84,7 +85,7 @@ class Series:
                 plugins=self.plugins,
                 folder=target,
                 made_from=made_from,
-                show=lambda text, record: logger.info("%s", text),
+                show=lambda text, record: None if self.quiet else logger.info("%s", text),
                 log=lambda metrics: None,
             )
             try:
@@ -93,7 +94,8 @@ class Series:
                 logger.error("%s failed; results of other stages stay", chosen)
                 raise
             self.failures += failures
-            logger.info("%s: written by %s", target, chosen)
+            if not self.quiet:
+                logger.info("%s: written by %s", target, chosen)
         if chosen.info.returns_transcoder:
             self.place, self.transcoder = target, returned
 

@@ -173,6 +173,14 @@ def _conflicts(stages: Sequence[Chosen], recipe: Recipe, parallel: Parallel) -> 
             if path == theirs or path in theirs.parents or theirs in path.parents:
                 text = f"writes {path}/, and {other} writes {theirs}/: give one of them another folder"
                 yield Fault(where, f"{chosen.selected.name!r} {text}")
+        for folder in chosen.info.reads:
+            writer = next((other for other in stages[:number] if other.info.folder == folder), None)
+            if writer is None:
+                text = f"reads {folder}/, which no stage before it writes: put the stage that does before it"
+                yield Fault(where, f"{chosen.selected.name!r} {text}")
+            elif chosen.info.every is not None and (not writer.info.every or chosen.info.every % writer.info.every):
+                text = f"reads {folder}/, which {writer} does not write at each of these steps: give it the same"
+                yield Fault((*where, "every"), text)
         if chosen.info.ranks == "all" and (one := next((s for s in stages[:number] if s.info.ranks == "one"), None)):
             text = f"runs on all ranks, and {one} before it on one: put it first"
             yield Fault(where, f"{chosen.selected.name!r} {text}")

@@ -71,7 +71,7 @@ def assemble(
     """
     context = make_context(recipe, folder, device, parallel)
     # The source first: only it knows how many layers and dimensions the model has.
-    parts = assemble_around(build(recipe.source, context), context)
+    parts = assemble_around(build(recipe.source, of_data(context)), context)
     return attrs.evolve(parts, source=transformed(parts.source, parts.transforms, parts.context))
 
 
@@ -80,7 +80,7 @@ def assemble_around(source: Source, context: Context) -> Parts:
     recipe = context.recipe
     assert recipe is not None
     context = attrs.evolve(context, n_layers=source.n_layers, d_model=source.d_model)
-    transforms = [build(transform, context) for transform in recipe.transforms]
+    transforms = [build(transform, of_data(context)) for transform in recipe.transforms]
     transcoder = build_transcoder(context)
     losses = [build(loss, context) for loss in recipe.losses]
     metrics = [build(metric, context) for metric in recipe.metrics]
@@ -97,7 +97,13 @@ def build_source(recipe: Recipe, parallel: Parallel | None = None) -> Source:
     Args:
         parallel: says which share of the tokens is wanted, instead of the recipe's.
     """
-    return build(recipe.source, make_context(recipe, parallel=parallel))
+    return build(recipe.source, of_data(make_context(recipe, parallel=parallel)))
+
+
+def of_data(context: Context) -> Context:
+    """What the source and the transforms of the context's recipe are told."""
+    assert context.recipe is not None
+    return attrs.evolve(context, seed=context.recipe.seed_of_data)
 
 
 def make_context(
@@ -106,7 +112,7 @@ def make_context(
     device: torch.device | None = None,
     parallel: Parallel | None = None,
 ) -> Context:
-    """What a recipe's source is told. `n_layers` and `d_model` are 0 until it is built."""
+    """What a recipe's choices are told. `n_layers` and `d_model` are 0 until it is built."""
     settings = recipe.transcoder
     context = Context(
         recipe=recipe,

@@ -51,6 +51,6 @@ def _assigned(lines: list[str], first: int, key: str) -> int | None:
     for n in range(first, len(lines)):
         if _head(lines[n]):
             return None
-        if re.match(rf"\s*{re.escape(key)}\s*[=.]", lines[n]):
+        if re.match(rf"\s*([\"']?){re.escape(key)}\1\s*[=.]", lines[n]):
             return n + 1
     return None

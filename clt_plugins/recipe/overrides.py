@@ -36,7 +36,7 @@ class Overrides:
         faults: list[Fault] = []
         for text in self.texts:
             keys, equals, value = text.partition("=")
-            parts = [part.strip() for part in re.sub(r"\[(\d+)\]", r".\1", keys).split(".")]
+            parts = parts_of(keys)
             if not equals or not all(parts):
                 faults.append(Fault((), "expected KEY=VALUE, such as train.steps=100", f"--set {text}"))
                 continue
@@ -45,7 +45,7 @@ class Overrides:
                 continue
             try:
                 new: list[Where] = []
-                where = _put(table, parts, parse(value.strip()), new)
+                where = put(table, parts, parse(value.strip()), new)
                 self.applied += [(path, text) for path in (*new, where)]
             except ValueError as error:
                 faults.append(Fault((), str(error), f"--set {text}"))
@@ -72,7 +72,12 @@ def parse(text: str) -> Any:
     return parsed["value"]
 
 
-def _put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where]) -> Where:
+def parts_of(key: str) -> list[str]:
+    """`losses[0].weight` -> `["losses", "0", "weight"]`."""
+    return [part.strip() for part in re.sub(r"\[(\d+)\]", r".\1", key).split(".")]
+
+
+def put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where] | None = None) -> Where:
     """Set one value, making tables on the way; returns the path, indices as numbers. Items that are added to a list go
     into `new`.
 
@@ -80,6 +85,7 @@ def _put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where]) 
         ValueError: the path goes through something that has no inside.
     """
     node: Any = table
+    new = [] if new is None else new
     where: list[str | int] = []
     for number, part in enumerate(parts):
         key: str | int = part

@@ -3,6 +3,7 @@
 tomllib                    the file as plain tables (`_read_toml`)
 contract/slots             defaults of tables that the file does not name
 recipe/overrides           `--set train.steps=100`, put into the plain tables
+recipe/sweep               of a recipe for many transcoders: one recipe for each
 recipe/moved               settings that have moved: refused, with the new line
 recipe/structure           plain tables -> attrs classes by cattrs, strictly; all faults at once
 registry/plugins           a table's `name` -> the choice of a plugin, whose config class types the rest
@@ -24,6 +25,7 @@ from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE, OF_RECIPE, Slot
 from clt_plugins.contract.types import is_choice, recipe_key
 from clt_plugins.errors import Fault, Faults, Refused
+from clt_plugins.recipe import sweep
 from clt_plugins.recipe.lines import line_of
 from clt_plugins.recipe.moved import move
 from clt_plugins.recipe.overrides import Overrides
@@ -32,8 +34,7 @@ from clt_plugins.toml import toml_text
 
 if TYPE_CHECKING:
     from clt_plugins.contract.spec import Selected
-
-if TYPE_CHECKING:
+    from clt_plugins.recipe.sweep import Sweep
     from clt_plugins.registry.plugins import Plugins
 
 
@@ -55,11 +56,81 @@ def read_recipe(
         from clt_plugins.registry.plugins import load_plugins
 
         plugins = load_plugins()
-    if isinstance(recipe, Mapping):
-        file, folder, table = "recipe", None, copy.deepcopy(dict(recipe))
-    else:
-        file, folder, table = str(recipe), Path(recipe).parent, _read_toml(Path(recipe))
+    table, file, folder = _tables(recipe)
     return _typed(table, file, folder, overrides, plugins)
+
+
+def read_sweep(
+    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), plugins: Plugins | None = None
+) -> Sweep | None:
+    """Read a recipe with `[sweep]`, and all recipes that it stands for; None if it has no such table.
+
+    Args:
+        recipe, overrides, plugins: see `read_recipe`.
+
+    Raises:
+        Faults: all of them, each with file and line, or with the flag.
+        PluginError: a plugin's own check is broken.
+    """
+    if plugins is None:
+        from clt_plugins.registry.plugins import load_plugins
+
+        plugins = load_plugins()
+    table, file, folder = _tables(recipe)
+    flags = Overrides(overrides)
+    faults = _changed(table, flags)
+    if sweep.TABLE not in table:
+        return None
+    if faults:
+        raise Faults(faults)
+    stated = table.pop(sweep.TABLE)
+
+    def typed(changed: dict[str, Any]) -> Recipe:
+        found, wrong = _structured(changed, folder, plugins)
+        if found is None or wrong:
+            raise Faults(wrong)
+        return found
+
+    try:
+        keys, members = sweep.members(stated, table, typed)
+    except Faults as error:
+        raise Faults([locate(flags.locate(fault), file) for fault in error.faults]) from error
+    return sweep.Sweep(keys=keys, members=members)
+
+
+def _tables(recipe: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str, Path | None]:
+    """The recipe as plain tables, what faults name, and what relative paths in it start from."""
+    if isinstance(recipe, Mapping):
+        return copy.deepcopy(dict(recipe)), "recipe", None
+    return _read_toml(Path(recipe)), str(recipe), Path(recipe).parent
+
+
+def _changed(table: dict[str, Any], flags: Overrides) -> list[Fault]:
+    """Put defaults of choices and `--set` flags into plain tables; returns the faults of the flags."""
+    for slot in OF_RECIPE:
+        if slot.default is not None and table.get(slot.table) is None:
+            table[slot.table] = copy.deepcopy(slot.default)
+    return flags.apply(table)
+
+
+def _structured(
+    table: dict[str, Any], folder: Path | None, plugins: Plugins, *, check: bool = True
+) -> tuple[Recipe | None, list[Fault]]:
+    """The recipe in plain tables, which are changed; and all that is wrong with it.
+
+    Args:
+        check: ask plugins too, if nothing else is wrong.
+    """
+    typed = None
+    faults = move(table)
+    try:
+        typed = converter(plugins.pick, folder).structure(table, Recipe)
+    except Faults as error:
+        faults += error.faults
+    faults += _missing_distributions(table.get("requires"))
+    if check and typed is not None and not faults:
+        faults = plugins.checks(typed)
+    return typed, faults
 
 
 def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Sequence[str], plugins: Plugins) -> Recipe:
@@ -69,20 +140,12 @@ def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Seq
         file: what faults name.
         folder: what relative paths in it start from.
     """
-    for slot in OF_RECIPE:
-        if slot.default is not None and table.get(slot.table) is None:
-            table[slot.table] = copy.deepcopy(slot.default)
     flags = Overrides(overrides)
-    faults = flags.apply(table)
-    typed = None
-    in_tables = move(table)
-    try:
-        typed = converter(plugins.pick, folder).structure(table, Recipe)
-    except Faults as error:
-        in_tables += error.faults
-    in_tables += _missing_distributions(table.get("requires"))
-    if typed is not None and not (faults or in_tables):
-        in_tables = plugins.checks(typed)
+    faults = _changed(table, flags)
+    if sweep.TABLE in table:
+        text = "this recipe is one for many transcoders: `sweep RECIPE --out DIR` trains them"
+        raise Faults([locate(flags.locate(Fault((sweep.TABLE,), text)), file)])
+    typed, in_tables = _structured(table, folder, plugins, check=not faults)
     faults += [locate(flags.locate(fault), file) for fault in in_tables]
     if typed is None or faults:
         raise Faults(faults)

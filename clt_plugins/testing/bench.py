@@ -48,7 +48,7 @@ TABLES: dict[str, Any] = {
 """The recipe around the choice under test."""
 
 
-INSIDE = {"exports": ("stages", "export", "format")}
+INSIDE = {"exports": ("stages", "export", "format"), "reports": ("stages", "report", "format")}
 """For a kind that stands only in other choices: the list, the choice, and its setting that holds it."""
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -72,8 +72,13 @@ def train(
     wants_stop: Callable[[], bool],
     at_checkpoint: Callable[[int, Callable[[Mapping[str, Any]], None]], None],
     calls: Calls | None = None,
-) -> Scores | None:
+    *,
+    silent: bool = False,
+) -> Generator[None, None, Scores | None]:
     """Train from `progress.step` to `config.steps`; returns the last held-out scores, None if no step was left.
+
+    It yields once in each step, when the weights are new and what is due is logged, but not saved. So a caller may let
+    several runs take turns: what each of them does is the same as if it was alone.
 
     Args:
         schedule: of the learning rate, which `config` has.
@@ -101,7 +106,7 @@ def train(
     watch = Stopwatch()
     evaluated: Scores | None = None
     first = saved_step = progress.step
-    quiet = True if parallel.rank > 0 else None
+    quiet = True if silent or parallel.rank > 0 else None
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True)
 
     def log(metrics: Mapping[str, Any]) -> None:
@@ -217,6 +222,9 @@ def train(
             log(metrics)
         if calls is not None and calls.waiting:
             log({})
+        # Others may have their turn now: what this step has made is released before.
+        del batch, outcome, counts, of_model
+        yield
         # A signal reaches ranks at different steps: all stop after the same one.
         stopping = reading.stops(wants_stop()) and progress.step < config.steps
         if due["checkpoint"] or stopping:

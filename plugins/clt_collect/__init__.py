@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _positive: Any = validators.gt(0)
 _not_negative: Any = validators.ge(0)
+_optional: Any = validators.optional(_not_negative)
 
 
 @frozen(kw_only=True)
@@ -35,7 +36,7 @@ class CollectConfig:
     """Examples that are drawn from each group."""
     window: int = field(default=32, validator=[_not_negative, validators.lt(2**15)])
     """The feature's values are kept at so many tokens before and after each example."""
-    distinct: int | None = field(default=8, validator=validators.optional(_not_negative))
+    distinct: int | None = field(default=8, validator=_optional)
     """Of examples whose tokens are equal up to so many before and after, one is kept in the top and in each group."""
     bins: int = field(default=48, validator=_positive)
     """Bins of the histograms of active values, of equal width in their logarithm."""

@@ -188,17 +188,17 @@ def _pieces(features: Features) -> Iterator[tuple[int, int, Array, Array, Array]
         step = max(1, SHARD // (n_layers * n_features))
         for first in range(0, tokens, step):
             values = features.values[first : first + step].flatten(1)
-            active = (values > 0).nonzero(as_tuple=True)
-            yield first, first + len(values), *map(_array, active), _floats(values[active])
+            token, number = (values > 0).nonzero(as_tuple=True)
+            yield first, first + len(values), _array(token), _array(number), _floats(values[token, number])
         return
-    active = features.values > 0
-    token, number, value = _array(pairs.token[active]), _array(pairs.feature[active]), _floats(features.values[active])
-    starts = np.searchsorted(token, np.arange(tokens + 1))
+    on = features.values > 0
+    tokens_on, numbers, values_on = _array(pairs.token[on]), _array(pairs.feature[on]), _floats(features.values[on])
+    starts = np.searchsorted(tokens_on, np.arange(tokens + 1))
     first = 0
     while first < tokens:
         last = max(first + 1, int(np.searchsorted(starts, starts[first] + SHARD, side="right")) - 1)
         part = slice(starts[first], starts[last])
-        yield first, last, token[part] - first, number[part], value[part]
+        yield first, last, tokens_on[part] - first, numbers[part], values_on[part]
         first = last
 
 

@@ -125,8 +125,8 @@ class Collect:
         writer.text(text.ids, text.context, text.position)
         if geometry is not None:
             with tqdm(total=100, desc="geometry", unit="%", disable=quiet) as bar:
-                for layer, arrays in geometry.layers(lambda share: bar.update(int(100 * share) - bar.n)):
-                    writer.geometry(layer, dict(arrays))
+                for layer, computed in geometry.layers(lambda share: bar.update(int(100 * share) - bar.n)):
+                    writer.geometry(layer, computed)
         writer.finish(_spell(model))
         job.show(_summary(info, layers.active), info)
 

@@ -62,7 +62,7 @@ def build_jsonl(config: JSONLinesConfig, context: Context) -> Any:
 def build_console(config: ConsoleConfig, context: Context) -> Any:
     from clt_loggers.console import Console
 
-    return Console(config.metrics)
+    return Console(config.metrics, context.label)
 
 
 def _folder(context: Context, name: str) -> Path:

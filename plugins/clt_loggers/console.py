@@ -24,10 +24,15 @@ OTHERS = 6
 
 
 class Console:
-    """A `Logger`: one line per call that has any of the columns, without the columns that it does not have."""
+    """A `Logger`: one line per call that has any of the columns, without the columns that it does not have.
 
-    def __init__(self, metrics: Sequence[str]):
+    Args:
+        label: stands before each line, where several runs write them.
+    """
+
+    def __init__(self, metrics: Sequence[str], label: str = ""):
         self.metrics = metrics
+        self.label = f"{label}   " if label else ""
 
     def start(self, recipe: Mapping[str, Any], step: int) -> None:
         pass
@@ -39,7 +44,7 @@ class Console:
         if names:
             columns = [f"{LABELS.get(name, name)} {_text(name, metrics[name]):>11}" for name in names]
             # tqdm removes a progress bar, prints, and draws the bar again below.
-            tqdm.write("   ".join([f"step {step:>6}", *columns]), file=sys.stderr)
+            tqdm.write(self.label + "   ".join([f"step {step:>6}", *columns]), file=sys.stderr)
 
     def close(self, status: str) -> None:
         """Nothing to do: every line was printed when it was logged."""

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from clt_plugins.contract.context import Context
+from clt_plugins.contract.recipe import Recipe
 from clt_plugins.model.assemble import Parts, build_transcoder
 from clt_plugins.model.devices import make_kernels, make_parallel
-from clt_plugins.recipe.read import read_recipe
+from clt_plugins.recipe.read import read_recipe, read_sweep
 from clt_plugins.registry.build import build
 from clt_plugins.training.plan.build import estimate, plan
 from tests.support.helpers import parts, plugins
@@ -23,7 +24,16 @@ SIZES = {
     "pythia-70m-tied": (6, 512),
     "llama-3.2-1b": (16, 2048),
     "full": (6, 128),
+    "sweep": (6, 128),
 }
+
+
+def recipes(name: str) -> list[Recipe]:
+    """A recipe, or those of a sweep."""
+    swept = read_sweep(EXAMPLES / f"{name}.toml", plugins=plugins())
+    if swept is not None:
+        return [member.recipe for member in swept.members]
+    return [read_recipe(EXAMPLES / f"{name}.toml", plugins=plugins())]
 
 
 def test_every_recipe_is_known_here():
@@ -32,7 +42,7 @@ def test_every_recipe_is_known_here():
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_recipe_builds_at_full_size_without_memory(name):
-    recipe = read_recipe(EXAMPLES / f"{name}.toml", plugins=plugins())
+    recipe = recipes(name)[-1]
     layers, d_model = SIZES[name]
     context = Context(
         recipe=recipe,

@@ -165,7 +165,11 @@ def run(parts: Parts, chosen: Recipe, ops: Ops, begins: Callable[[], None], *, d
     parts.context.parallel.gather = lambda text: [text]  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            train(parts, config, optimizer, schedule, progress, [], Path(folder), lambda: False, lambda *_: None)
+            steps = train(
+                parts, config, optimizer, schedule, progress, [], Path(folder), lambda: False, lambda *_: None
+            )
+            for _ in steps:
+                pass
         except _Enough:
             return
     raise AssertionError("the loop ended before the steps asked for")

@@ -16,6 +16,7 @@ import pytest
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing import Case, parametrize
+from tests.support import fake_circuit_tracer
 from tests.support.serving import Serving
 from tests.support.stored_data import write_numbered
 
@@ -218,6 +219,38 @@ def test_stages(case: Case) -> None:
     case.run()
 
 
+@parametrize(
+    "circuits",
+    settings={"circuits": {"prompts": ["a prompt"], "python": fake_circuit_tracer.__file__}},
+    recipe={"model": {"path": "some/model"}},
+)
+def test_circuits(case: Case) -> None:
+    case.run()
+
+
+@pytest.fixture(scope="module")
+def named_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that names the features that the kit changes, and others."""
+    file = tmp_path_factory.mktemp("graphs") / "graph.json"
+    pairs = [(layer, feature) for layer in range(2) for feature in range(24)]
+    numbers = [(layer + feature) * (layer + feature + 1) // 2 + feature for layer, feature in pairs]
+    nodes = [{"feature_type": "cross layer transcoder", "feature": number} for number in numbers]
+    file.write_text(json.dumps({"nodes": nodes}))
+    return file
+
+
+@parametrize("feature_files", settings={"feature-json": {"graphs": [__file__]}, "neuronpedia": {"batch": 7}})
+def test_feature_files(case: Case, named_features: Path) -> None:
+    if case.choice == "feature-json":
+        case = attrs.evolve(case, settings={"graphs": [str(named_features)]})
+    case.run()
+
+
+@parametrize("hub", settings={"push": {"repository": "user/clt", "license": "mit", "upload": False}})
+def test_hub(case: Case) -> None:
+    case.run()
+
+
 def test_no_choice_is_left_out() -> None:
     """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
@@ -228,10 +261,13 @@ def test_no_choice_is_left_out() -> None:
         "metrics",
         "exporters",
         "stages",
+        "hub",
         "crosslayer_coding",
         "optimizers",
         "schedules",
         "callbacks",
+        "circuits",
+        "feature_files",
     }
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}

@@ -29,7 +29,7 @@ from typing import Any
 
 LENGTH = struct.Struct("!I")
 PACKAGES = ("clt_plugins", "clt_datasets", "clt_exporters", "clt_kernels", "clt_loggers", "clt_parallel")
-PACKAGES += ("clt_activations", "clt_crosslayer_coding", "clt_losses", "clt_report", "clt_stream", "clt_synthetic")
+PACKAGES += ("clt_activations", "clt_crosslayer_coding", "clt_losses", "clt_reports", "clt_stream", "clt_synthetic")
 PACKAGES += ("clt_encoders", "clt_tyings")
 IMPORTED_LATE = (
     "datasets",

@@ -26,12 +26,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from clt_plugins.collected.geometry.nearest import Nearest, largest
+from clt_plugins.collected.geometry.nearest import Nearest
 from clt_plugins.collected.info import GeometryInfo
 from clt_plugins.errors import Refused
 from clt_plugins.model.normalisation.folded import raw_decoder, raw_encoder
@@ -43,6 +43,14 @@ if TYPE_CHECKING:
 
 BLOCK = 2**25
 """Numbers of a block of products: 128 MiB."""
+
+
+class _Work(NamedTuple):
+    """What is to be computed for a layer s."""
+
+    multiplications: int
+    numbers: int
+    """Products, among which the largest are searched."""
 
 
 class Geometry:
@@ -93,7 +101,7 @@ class Geometry:
         L, F = self.transcoder.n_layers, self.transcoder.n_features
         similar = [Nearest(F, self.info.similar, self.device) for _ in range(L)]
         upstream = [Nearest(F, self.info.virtual, self.device, by_size=True) for _ in range(L)]
-        work = [self._work(layer) for layer in range(L)]
+        work = [self._work(layer).multiplications for layer in range(L)]
         for s in range(L):
             rows = self._rows(s)
             downstream = Nearest(F, self.info.virtual, self.device, by_size=True)
@@ -129,24 +137,28 @@ class Geometry:
         D, F = self.transcoder.d_model, self.transcoder.n_features
         rows = max(1, min(F, 2**22 // F))
         left, right = (torch.randn(count, D, device=self.device) for count in (rows, F))
-        best = Nearest(rows, 10, self.device)
-        self._timed(lambda: left[:1] @ right.T)  # starts what is started once
-        product = self._timed(lambda: left @ right.T) / (rows * F * D)
-        block = left @ right.T
-        selection = self._timed(lambda: best.see(0, block, 0)) / block.numel()
-        pairs = sum(self._work(layer) for layer in range(self.transcoder.n_layers))
-        return pairs * (product + 2 * selection / D)
+        block = left @ right.T  # the first product starts what is started once
+        product = self._timed(lambda: left @ right.T) / (block.numel() * D)
+        selection = self._timed(lambda: Nearest(F, 10, self.device, by_size=True).see(0, block.T, 0)) / block.numel()
+        total = 0.0
+        for layer in range(self.transcoder.n_layers):
+            work = self._work(layer)
+            total += work.multiplications * product + work.numbers * selection
+        return total
 
-    def _work(self, layer: int) -> float:
-        """Multiplications for a layer s."""
+    def _work(self, layer: int) -> _Work:
         L, D, F = self.transcoder.n_layers, self.transcoder.d_model, self.transcoder.n_features
         later = L - layer
-        similar = F * F * D * later * (later + 1) / 2 if self.info.similar else 0
-        virtual = F * F * D * (later - 1) if self.info.virtual else 0
-        vocabulary = 0 if self._unembedding is None else len(self._unembedding)
-        return F * D + similar + virtual + F * D * (later + 1) * vocabulary
+        similar = F * F * later if self.info.similar else 0
+        virtual = F * F * (later - 1) if self.info.virtual else 0
+        logits = 0 if self._unembedding is None else F * (later + 1) * len(self._unembedding)
+        return _Work((similar * (later + 1) // 2 + virtual + logits + F) * D, similar + virtual + logits)
 
     def _timed(self, call: Callable[[], object]) -> float:
+        """Seconds of the faster one of two calls."""
+        return min(self._once(call) for _ in range(2))
+
+    def _once(self, call: Callable[[], object]) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         start = time.perf_counter()
@@ -215,10 +227,10 @@ class Geometry:
             for part in _parts(F, len(self._unembedding)):
                 row = rows[part].sum(1) if target == L else rows[part, target - s]
                 logits = row @ self._unembedding.T
-                for name, sign in (("logits_up", 1), ("logits_down", -1)):
-                    value, token = largest(logits if sign == 1 else -logits, G)
-                    out[f"{name}_id"][part, target] = token.int()
-                    out[f"{name}_value"][part, target] = sign * value
+                for name in ("logits_up", "logits_down"):
+                    best = logits.topk(G, largest=name == "logits_up")
+                    out[f"{name}_id"][part, target] = best.indices.int()
+                    out[f"{name}_value"][part, target] = best.values
         return out
 
 

@@ -40,6 +40,11 @@ class StageInfo:
     the stage has: then with `job.made_from` under that key."""
     keeps_older: bool = False
     """Whether an older result on another transcoder is moved aside (`NAME-<digest>`), and not replaced."""
+    reads: tuple[str, ...] = ()
+    """Folders of other stages' results that it reads, below the run's. A stage before it must write each, and it runs
+    again when one of them has changed."""
+    may_read: tuple[str, ...] = ()
+    """Such folders that need not be there."""
 
 
 class Stage(Protocol):

@@ -5,7 +5,7 @@ Shapes: L layers, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +29,11 @@ ALWAYS = "targets.std"
 """Needed whatever the normalisation: losses and metrics divide errors by the variance of the raw targets."""
 
 
-def fit_to_source(transcoder: CrossLayerTranscoder, source: Source, tokens: int, batch_tokens: int) -> None:
-    """Set a transcoder's statistics: from the source's own where it has all that is needed, or from its first batches,
-    which are trained on as well.
+def fit_to_source(
+    transcoders: CrossLayerTranscoder | Sequence[CrossLayerTranscoder], source: Source, tokens: int, batch_tokens: int
+) -> None:
+    """Set the statistics of a transcoder, or of several that read the same: from the source's own where it has all that
+    is needed, or from its first batches, which are trained on as well, and read once for all.
 
     Args:
         tokens: how many the statistics are estimated from, of all ranks together.
@@ -40,28 +42,42 @@ def fit_to_source(transcoder: CrossLayerTranscoder, source: Source, tokens: int,
     Raises:
         Refused: the statistics, or the activations, are no finite numbers.
     """
-    normaliser = transcoder.normaliser
+    unfitted = []
     stored = source.statistics()
-    needed = {ALWAYS, *(f"{side}.{name}" for side in ("inputs", "targets") for name in normaliser.needs)}
-    if stored is not None and needed <= stored.keys() and not isinstance(normaliser, Observes):
-        fit_to_statistics(transcoder, stored)
+    for transcoder in transcoders if isinstance(transcoders, Sequence) else [transcoders]:
+        normaliser = transcoder.normaliser
+        needed = {ALWAYS, *(f"{side}.{name}" for side in ("inputs", "targets") for name in normaliser.needs)}
+        if stored is not None and needed <= stored.keys() and not isinstance(normaliser, Observes):
+            fit_to_statistics(transcoder, stored)
+        else:
+            unfitted.append(transcoder)
+    if not unfitted:
         return
     state = source.state()
-    reading = Reading(source, transcoder.context.parallel, torch.device("cpu"))
-    fit_to_batches(transcoder, reading.batches(max(1, -(-tokens // batch_tokens))))
+    reading = Reading(source, unfitted[0].context.parallel, torch.device("cpu"))
+    fit_to_batches(unfitted, reading.batches(max(1, -(-tokens // batch_tokens))))
     source.load_state(state)
 
 
-def fit_to_batches(transcoder: CrossLayerTranscoder, batches: Iterable[Batch]) -> None:
-    """Set a transcoder's statistics to those of some batches, of all ranks together.
+def fit_to_batches(
+    transcoders: CrossLayerTranscoder | Sequence[CrossLayerTranscoder], batches: Iterable[Batch]
+) -> None:
+    """Set the statistics of a transcoder, or of several, to those of some batches, of all ranks together.
 
     Raises:
         Refused: see `estimate`.
     """
-    normaliser = transcoder.normaliser
-    observe = normaliser.observe if isinstance(normaliser, Observes) else None
-    sizes = transcoder.n_layers, transcoder.d_model
-    fit_to_statistics(transcoder, estimate(batches, *sizes, transcoder.context.parallel, observe))
+    several = transcoders if isinstance(transcoders, Sequence) else [transcoders]
+    observing = [one.normaliser.observe for one in several if isinstance(one.normaliser, Observes)]
+
+    def observe(batch: Batch) -> None:
+        for each in observing:
+            each(batch)
+
+    first = several[0]
+    statistics = estimate(batches, first.n_layers, first.d_model, first.context.parallel, observe)
+    for one in several:
+        fit_to_statistics(one, statistics)
 
 
 @torch.no_grad()

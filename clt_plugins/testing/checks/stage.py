@@ -1,6 +1,7 @@
 """Checks for `[[stages]]`: see `clt_plugins.contract.results.stage.Stage`.
 
-They use the first transcoder of `TRANSCODERS` that the stage accepts, saved and loaded, as a resumed run does.
+They use the first transcoder of `TRANSCODERS` that the stage accepts, saved and loaded, as a resumed run does. What it
+`reads` is a random store of collected features.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from clt_plugins.finished.results import kept
 from clt_plugins.finished.stages import Chosen, build_stage, run_stage
 from clt_plugins.model.assemble import Parts
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import Bench
+from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, one_line, same
+from clt_plugins.testing.stores import make_store
 
 TRANSCODERS: tuple[dict[str, Any], ...] = (
     {"activation": {"name": "topk", "k": 8}},
@@ -100,6 +102,8 @@ def _ready(bench: Bench) -> Ready:
         parts.transcoder.save(place)
         loaded = CrossLayerTranscoder.load(place, plugins=bench.plugins)
         made_from = Provenance(transcoder=identify(place), settings=settings_of(chosen.selected, chosen.info, recipe))
+        for folder in chosen.info.reads:
+            make_store(bench.folder / "run" / folder, layers=LAYERS, features=FEATURES, d_model=D_MODEL)
         job = _job(bench, parts, chosen, recipe, transcoder=loaded, made_from=made_from)
         return Ready(chosen, job, recipe, bench.folder / "run" / chosen.info.folder)
     return complain("a transcoder that the stage accepts", "; ".join(dict.fromkeys(reasons)), "`recipe` of the cases")
@@ -122,7 +126,8 @@ def run(bench: Bench) -> None:
     other = bench.folder / "working"
     other.mkdir()
     with contextlib.chdir(other):
-        places = [path for path in bench.folder.iterdir() if path.name != "run"]
+        read = [bench.folder / "run" / folder for folder in chosen.info.reads]
+        places = [*(path for path in bench.folder.iterdir() if path.name != "run"), *read]
         there = _files(*places)
         try:
             returned = ready.run()
@@ -130,7 +135,7 @@ def run(bench: Bench) -> None:
             complain("what `info.returns_transcoder` says", str(error), "`run`: its return value")
         changed = [name for name, at in _files(*places).items() if there.get(name) != at]
     strayed = [str(path) for path in (bench.folder / "run").rglob("*") if not path.is_dir()]
-    changed += [path for path in strayed if not Path(path).is_relative_to(ready.target)]
+    changed += [path for path in strayed if not any(map(Path(path).is_relative_to, (ready.target, *read)))]
     expect(not changed, "files in `job.folder` only", ", ".join(changed), "`run`: write into `job.folder`")
     for name, x in transcoder.tensors().items():
         same(x, before[name], f"{name} of the job's transcoder as it was", "`run`: work on a copy, and return it")

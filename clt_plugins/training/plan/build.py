@@ -12,7 +12,7 @@ from clt_plugins.contract.reading.source import Outline
 from clt_plugins.errors import Refused
 from clt_plugins.files.records import as_data
 from clt_plugins.finished.stages import check_stages
-from clt_plugins.model.assemble import Parts, assemble_around, close, make_context
+from clt_plugins.model.assemble import Parts, assemble_around, close, make_context, of_data
 from clt_plugins.recipe.read import read_recipe, recipe_data
 from clt_plugins.registry.build import build
 from clt_plugins.training.plan.advice import faster, smallest_gpus, to_fit
@@ -119,7 +119,7 @@ def _parts(recipe: Recipe, n_layers: int, d_model: int, *, built: bool) -> tuple
     context = attrs.evolve(make_context(recipe, device=META), n_layers=n_layers, d_model=d_model)
     outline = _outline(recipe, context)
     if built or outline is None:
-        source = build(recipe.source, attrs.evolve(context, n_layers=0, d_model=0))
+        source = build(recipe.source, attrs.evolve(of_data(context), n_layers=0, d_model=0))
         parts = assemble_around(source, context)
         if outline is None or (outline.n_layers, outline.d_model) != (source.n_layers, source.d_model):
             kept = source.buffer_bytes() if isinstance(source, Buffered) else {}

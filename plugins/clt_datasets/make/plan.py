@@ -73,7 +73,7 @@ def make_plan(
         compression=compression,
         batch_tokens=recipe.train.batch_tokens,
         ranks=ranks,
-        seed=recipe.seed,
+        seed=recipe.seed_of_data,
         model=data.get("model"),
         source=data["source"],
         **settings,

@@ -144,7 +144,7 @@ class Step:
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                train(
+                taken = train(
                     self.parts,
                     self.config,
                     self.optimizer,
@@ -155,6 +155,8 @@ class Step:
                     wants_stop,
                     lambda step, log: None,
                 )
+                for _ in taken:
+                    pass
             except _Enough:
                 return
         raise AssertionError("the loop ended before the steps asked for")

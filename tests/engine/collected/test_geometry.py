@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clt_plugins import Collected, CrossLayerTranscoder, Faults, Geometry, ReadsResidual, fill_geometry
 from clt_plugins.collected.geometry import compute
-from clt_plugins.collected.geometry.nearest import WIDTH, Nearest, largest
+from clt_plugins.collected.geometry.nearest import Nearest
 from clt_plugins.files.folders import MANIFEST
 from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_stream.language import StreamLanguageModel
@@ -186,32 +186,20 @@ def test_what_is_left_out_is_not_computed() -> None:
     assert 0 < geometry.seconds() < Geometry(make()).seconds() < 10
 
 
-@pytest.mark.parametrize("columns", [1, 7, 2 * WIDTH, 5 * WIDTH + 3, 40 * WIDTH + 1, 100 * WIDTH])
-@pytest.mark.parametrize("n", [1, 10])
-def test_the_largest_of_each_row_are_those_that_sorting_finds(columns: int, n: int) -> None:
-    generator = torch.Generator().manual_seed(columns)
-    values = torch.randn(6, columns, generator=generator)
-    values[2] = values[2].round()  # many equal ones
-    values[3] = 0
-    expected = values.sort(1, descending=True).values[:, :n]
-    for shown in (values, values.T.contiguous().T):
-        found, column = largest(shown, n)
-        assert torch.equal(found, expected)
-        assert torch.equal(values.gather(1, column), expected)
-        assert all(len(set(row.tolist())) == min(n, columns) for row in column)
-
-
 @pytest.mark.parametrize("by_size", [False, True])
 def test_the_best_of_many_blocks_are_those_of_the_whole(by_size: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(20, 900, generator=generator)
-    best = Nearest(20, 5, torch.device("cpu"), by_size=by_size)
-    for row, column in itertools.product(range(0, 20, 7), range(0, 900, 130)):
-        best.see(row, values[row : row + 7, column : column + 130], 1000 + column)
-    number, value = best.best()
-    order = (values.abs() if by_size else values).sort(1, descending=True).indices[:, :5]
-    assert torch.equal(number, (1000 + order).int())
-    assert torch.equal(value, values.gather(1, order))
+    values[3] = -values[3].abs()
+    for order in ("rows", "columns"):
+        best = Nearest(20, 5, torch.device("cpu"), by_size=by_size)
+        for row, column in itertools.product(range(0, 20, 7), [*range(0, 896, 128), 896]):  # the last one has 4
+            block = values[row : row + 7, column : min(column + 128, 900)]
+            best.see(row, block if order == "rows" else block.T.contiguous().T, 1000 + column)
+        number, value = best.best()
+        expected = (values.abs() if by_size else values).sort(1, descending=True).indices[:, :5]
+        assert torch.equal(number, (1000 + expected).int())
+        assert torch.equal(value, values.gather(1, expected))
 
 
 def test_a_transcoder_with_weights_that_are_not_finite_is_refused() -> None:

@@ -104,7 +104,7 @@ def test_top_activations_are_the_highest_with_their_neighbours(streamed, tmp_pat
 
 
 def test_neighbours_do_not_reach_into_another_text():
-    from clt_report.contexts import find_top
+    from clt_reports.contexts import find_top
 
     made = parts(activation={"name": "relu"})
     stir(made.transcoder)

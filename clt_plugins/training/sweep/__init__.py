@@ -1,0 +1,1 @@
+"""Many transcoders on one stream of activations: `[sweep]` of a recipe."""

@@ -1,0 +1,67 @@
+"""The page of an attribution graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.sites import Made
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_graph_is_drawn_pruned_and_walked_through(made: Made, opened: Any) -> None:
+    page = opened(made.folder)
+    page.keyboard.press("g")
+    page.get_by_role("link", name="main").click()
+    page.wait_for_selector("[data-node]")
+    links = sorted(made.graph["links"], key=lambda link: -abs(link["weight"]))
+
+    def drawn() -> int:
+        paths = page.locator(".links:not(.own) path").evaluate_all("all => all.map((one) => one.getAttribute('d'))")
+        return sum(path.count("M") for path in paths)
+
+    slider = page.get_by_label("Links shown")
+    slider.focus()
+    page.keyboard.press("End")
+    assert drawn() == len(links)
+    always = {node["node_id"] for node in made.graph["nodes"] if node["feature_type"] in ("embedding", "logit")}
+    ends = {name for link in links for name in (link["source"], link["target"])}
+    assert page.locator("[data-node]").count() == len(ends | always)
+    slider.fill("0.5")
+    kept = round(len(links) ** 0.5)
+    assert drawn() == kept
+    ends = {name for link in links[:kept] for name in (link["source"], link["target"])}
+    assert page.locator("[data-node]").count() == len(ends | always)
+
+    # The keyboard: one stop for Tab, arrows between nodes, Enter chooses.
+    assert page.locator("[data-node][tabindex='0']").count() == 1
+    strongest = links[0]["target"]
+    number = [node["node_id"] for node in made.graph["nodes"]].index(strongest)
+    page.locator(f"[data-node='{number}']").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    page.locator(f"[data-node='{number}']").focus()
+    page.keyboard.press("Enter")
+    detail = page.locator(".detail")
+    into = [link for link in links if link["target"] == strongest]
+    rows = detail.locator("table.ends").first.locator("tbody tr")
+    assert rows.count() == min(12, len(into))
+    assert page.locator(f"[data-node='{number}']").get_attribute("aria-pressed") == "true"
+
+
+def test_a_node_shows_its_features_contexts_and_leads_to_its_page(made: Made, opened: Any) -> None:
+    page = opened(made.folder, "#/graph/main")
+    layer, feature, _ = next(
+        node["node_id"] for node in made.graph["nodes"] if node["feature_type"] == "cross layer transcoder"
+    ).split("_")
+    page.locator("#prune").fill("1")
+    page.locator(f"[data-node][aria-label^='{layer}/{feature} ']").first.click()
+    examples = made.collected.examples(int(layer), int(feature))
+    if examples.top:
+        page.wait_for_selector(".detail .context")
+        assert page.locator(".detail .context").count() == len(examples.top)
+    assert "<i>group</i>" in page.locator(".detail").inner_text()
+    page.get_by_role("link", name=f"Open feature {layer}/{feature}").click()
+    page.wait_for_selector(f"h1:has-text('Feature {layer}/{feature}')")
