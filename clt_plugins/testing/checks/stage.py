@@ -20,7 +20,7 @@ import torch
 
 from clt_plugins.contract.abilities import HasModel
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.results.stage import Stage, StageInfo
+from clt_plugins.contract.results.stage import StageInfo
 from clt_plugins.errors import Faults, WrongReturn
 from clt_plugins.files.folders import verify
 from clt_plugins.finished.job import Job
@@ -220,12 +220,12 @@ class Failing:
     """A stage on a disk that fails once: after so many files, opening the next one for writing does. Later ones are
     written again, so that an error which is swallowed is not followed by another one."""
 
-    def __init__(self, stage: Stage, files: int):
+    def __init__(self, stage: Any, files: int):
         self.info, self.check, self.stage, self.left = stage.info, stage.check, stage, files
         self.refused = ""
         """The file that could not be opened."""
 
-    def run(self, job: Job) -> Any:
+    def run(self, job: Any) -> Any:
         real = io.open
 
         def limited(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
