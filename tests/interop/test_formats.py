@@ -78,17 +78,17 @@ def written(python: str, name: str, folder, *arguments) -> None:
 @pytest.mark.parametrize("by_norm", ["by-norm", "raw"])
 @pytest.mark.parametrize("act_fn", ACT_FNS)
 def test_llamascopium_s_checkpoint_is_read(act_fn, by_norm, tmp_path):
-    written(interpreter("llamascopium"), "trainers/llamascopium.py", tmp_path, act_fn, by_norm)
+    written(interpreter("llamascopium"), "trainers/write_llamascopium.py", tmp_path, act_fn, by_norm)
 
 
 @pytest.mark.parametrize("crossing", ["crossing", "alone"])
 def test_clt_forge_s_checkpoint_is_read(crossing, tmp_path):
     python, checkout = interpreter("clt-forge"), os.environ.get("CLT_CLT_FORGE", "")
-    written(python, "trainers/clt_forge.py", tmp_path, crossing, checkout)
+    written(python, "trainers/write_clt_forge.py", tmp_path, crossing, checkout)
 
 
 @pytest.mark.parametrize("tuned", ["tuned", "plain"])
 @pytest.mark.parametrize("form", ["pairs", "per_source", "concat", "alone"])
 def test_clt_training_s_checkpoint_is_read(form, tuned, tmp_path):
     python, checkout = interpreter("clt-training"), os.environ.get("CLT_CLT_TRAINING", "")
-    written(python, "trainers/clt_training.py", tmp_path, form, tuned, checkout)
+    written(python, "trainers/write_clt_training.py", tmp_path, form, tuned, checkout)

@@ -3,7 +3,7 @@
 Runs in an environment with jaxtyping, pydantic and safetensors; of CLT-Forge's checkout it uses the model and its
 configuration alone, without the packages that its training needs. Imports nothing of this repository.
 
-    python clt_forge.py FOLDER crossing|alone CHECKOUT
+    python write_clt_forge.py FOLDER crossing|alone CHECKOUT
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Runs in an environment with llamascopium; imports nothing of this repository.
 
-    python llamascopium.py FOLDER ACT_FN by-norm|raw
+    python write_llamascopium.py FOLDER ACT_FN by-norm|raw
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Runs in an environment with torch, triton, natsort, einops, simple-parsing and huggingface_hub; of the checkout it uses
 the coder and the runner alone. Imports nothing of this repository.
 
-    python clt_training.py FOLDER pairs|per_source|concat|alone tuned|plain CHECKOUT
+    python write_clt_training.py FOLDER pairs|per_source|concat|alone tuned|plain CHECKOUT
 """
 
 from __future__ import annotations
