@@ -108,7 +108,7 @@ PEERS = {
             name="sae-dashboard",
             module="sae_dashboard",
             # Its own pins choose a version of torch.
-            requirements=("sae-dashboard==0.8.0", "sae-lens==6.54.12", "decode-clt==0.0.1"),
+            requirements=("sae-dashboard==0.8.0", "sae-lens==6.54.12", "decode-clt==0.0.1", "pyarrow<21"),
         ),
         Peer(
             name="sae-bench",
