@@ -55,7 +55,7 @@ def _lines(axes: Axes, name: str, lines: Mapping[str, Tensor]) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel(TITLES[name])
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
 
 
@@ -72,7 +72,7 @@ def _spread(axes: Axes, values: Tensor, name: str) -> None:
     axes.plot(layers, middle, marker="o", label="median")
     axes.set_xlabel("layer")
     axes.set_ylabel(name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
 
 
