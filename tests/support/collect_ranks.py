@@ -27,8 +27,15 @@ TOKENS = 150
 """Held-out tokens: of two data ranks one has a batch more."""
 SETTINGS = {"top": 4, "groups": 2, "per_group": 2, "window": 3, "distinct": 1, "coactive": 3, "coactive_tokens": 9}
 CASES = ["jumprelu", "batchtopk", "topk"]
+GEOMETRY = "topk"
+"""The case with geometry too, for which tensor ranks put the transcoder together."""
 SPLITS = {"tensor": (1, 2), "data": (2, 1)}
 """Data × tensor ranks."""
+
+
+def settings(activation: str) -> dict[str, Any]:
+    """Of the stage."""
+    return {**SETTINGS, "tokens": TOKENS, "geometry": activation == GEOMETRY}
 
 
 def built(folder: Path, activation: str, parallel: Any) -> Parts:
@@ -73,7 +80,7 @@ def killed(store: Path, folder: Path, activation: str, grid: Grid, shards: int) 
 
     log_module.Log.write = write  # type: ignore[method-assign]
     try:
-        collect(part(folder, activation, grid), store, parallel=grid, tokens=TOKENS, ranks="all", **SETTINGS)
+        collect(part(folder, activation, grid), store, parallel=grid, ranks="all", **settings(activation))
     except KeyboardInterrupt:
         return
     finally:
@@ -92,11 +99,11 @@ def main(folder: Path) -> None:
         grid = Grid(rank, tensor, data, {**groups, "all": both})
         for activation in CASES:
             store = folder / f"{name}-{activation}"
-            collect(part(folder, activation, grid), store, parallel=grid, tokens=TOKENS, ranks="all", **SETTINGS)
+            collect(part(folder, activation, grid), store, parallel=grid, ranks="all", **settings(activation))
         store = folder / f"{name}-killed"
         killed(store, folder, CASES[0], grid, 2)
         dist.barrier()
-        collect(part(folder, CASES[0], grid), store, parallel=grid, tokens=TOKENS, ranks="all", **SETTINGS)
+        collect(part(folder, CASES[0], grid), store, parallel=grid, ranks="all", **settings(CASES[0]))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clt_plugins import Refused, Single
-from tests.support.collect_ranks import CASES, SETTINGS, SPLITS, TOKENS, built
+from tests.support.collect_ranks import CASES, SETTINGS, SPLITS, built, settings
 from tests.support.collect_truth import collect
 from tests.support.commands import on_ranks
 from tests.support.language_models import save_model, save_text
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("activation", CASES)
 def test_two_ranks_write_the_store_of_one(folder: Path, activation: str) -> None:
     one = folder / f"one-{activation}"
-    collect(built(folder, activation, Single()), one, tokens=TOKENS, **SETTINGS)
+    collect(built(folder, activation, Single()), one, **settings(activation))
     names = {path.name for path in one.iterdir()}
     for split in SPLITS:
         for store in (folder / f"{split}-{activation}", *([folder / f"{split}-killed"] * (activation == CASES[0]))):
