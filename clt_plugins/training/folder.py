@@ -268,7 +268,7 @@ def _record_end(folder: Path, error: BaseException | None) -> None:
         write_file(history, "\n".join([*lines[:-1], json.dumps(entry)]) + "\n")
     except (OSError, ValueError, IndexError, AttributeError) as failure:
         if history.exists():
-            level = logging.WARNING if error is None else logging.INFO
+            level = logging.WARNING if error is None else logging.DEBUG  # an error is one line
             logger.log(level, "%s: how the run ended could not be put on record: %s", history, failure)
 
 
