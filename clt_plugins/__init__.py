@@ -12,6 +12,7 @@ from clt_plugins.contract.hooks import hookimpl as hookimpl
 from clt_plugins.contract.spec import (
     API_VERSION as API_VERSION,
     FREE_ON_RESUME as FREE_ON_RESUME,
+    Format as Format,
     Selected as Selected,
     Spec as Spec,
     __version__ as __version__,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.reading.transform import Transform as Transform
     from clt_plugins.contract.recipe import Recipe as Recipe
     from clt_plugins.contract.results.exporter import Exporter as Exporter, Imported as Imported
+    from clt_plugins.contract.results.inspector import Inspected as Inspected, Inspector as Inspector
     from clt_plugins.contract.results.logger import Logger as Logger
     from clt_plugins.contract.results.report import Report as Report
     from clt_plugins.contract.results.scores import Scores as Scores
@@ -123,7 +125,12 @@ if TYPE_CHECKING:
         tensor_shapes as tensor_shapes,
         write_tensors as write_tensors,
     )
-    from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.files.untrusted import (
+        check_regular as check_regular,
+        load_json as load_json,
+        parse_json as parse_json,
+        read_small as read_small,
+    )
     from clt_plugins.finished.curves import Curve as Curve
     from clt_plugins.finished.facts import Facts as Facts, read_facts as read_facts, run_of as run_of
     from clt_plugins.finished.alone import run_alone as run_alone
@@ -205,6 +212,7 @@ _LAZY = {
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
+    "contract.results.inspector": ["Inspected", "Inspector"],
     "contract.results.logger": ["Logger"],
     "contract.results.report": ["Report"],
     "contract.training.callback": ["Callback"],
@@ -231,7 +239,7 @@ _LAZY = {
     "files.locks": ["Lock"],
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
-    "files.untrusted": ["load_json", "parse_json", "read_small"],
+    "files.untrusted": ["check_regular", "load_json", "parse_json", "read_small"],
     "finished.curves": ["Curve"],
     "finished.facts": ["Facts", "read_facts", "run_of"],
     "finished.alone": ["run_alone"],

@@ -185,24 +185,22 @@ def _without_memory(
     return transcoder
 
 
-def _reader(folder: Path, plugins: Plugins) -> ReadsBack:
-    """The reader of the first exporter that recognises a folder.
+def find_reader(folder: Path, plugins: Plugins) -> tuple[str, ReadsBack]:
+    """The name and the reader of the first format that recognises a folder.
 
     Raises:
         Refused: none does.
     """
     if not folder.exists():
         raise Refused(folder, "no such folder")
-    for choice in plugins.choices("exports").values():
-        if choice.spec.reader is None:
-            continue
+    for name, make in plugins.readers().items():
         try:
-            reader: ReadsBack = choice.spec.reader()
+            reader: ReadsBack = make()
             if reader.recognises(folder):
-                return reader
+                return name, reader
         except Exception as error:
             # One broken plugin must not stop the others from reading.
-            logger.warning("%s: %r of %s cannot look at it: %s", folder, choice.spec.name, choice, error)
+            logger.warning("%s: the reader of %r cannot look at it: %s", folder, name, error)
     raise Refused(folder, "not a transcoder: no transcoder.json in it, nor another tool's format")
 
 
@@ -212,7 +210,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
     Raises:
         Refused: no exporter recognises them, or they are not complete; says what is there.
     """
-    imported: Imported = _reader(folder, plugins).read(folder)
+    imported: Imported = find_reader(folder, plugins)[1].read(folder)
     description = Description(
         layers=imported.n_layers,
         d_model=imported.d_model,
@@ -250,8 +248,8 @@ def _fill(transcoder: Any, imported: Imported, folder: Path, skip: set[str]) -> 
     Raises:
         Refused: a tensor is of another shape; names it.
     """
-    for name, target in transcoder.tensors().items():
-        value = None if name in skip else imported.tensor(name)
+    for name, target in transcoder.tensors(skip).items():
+        value = imported.tensor(name)
         if value is None:
             continue
         if value.shape != target.shape:

@@ -8,7 +8,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,10 +268,15 @@ class CrossLayerTranscoder(nn.Module):
             return plain(self.context.recipe.model) if self.context.recipe.model is not None else {}
         return self.described_model or {}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that a saved transcoder holds, by its name in files: views, not copies."""
+    def tensors(self, without: Collection[str] = ()) -> dict[str, Tensor]:
+        """Everything that a saved transcoder holds, by its name in files: views, not copies.
+
+        Args:
+            without: parameters that are left out, by their names in files.
+        """
         parameters = dict(self.named_parameters())
-        out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in self.views().items()}
+        views = {name: view for name, view in self.views().items() if name not in without}
+        out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in views.items()}
         # Statistics, and what plugins keep in buffers: by module, `normaliser.input_shift`, `activation.mean`.
         return out | {_in_files(name): value for name, value, _ in saved_buffers(self)}
 

@@ -52,21 +52,29 @@ def _last_part(name: str) -> str:
 
 
 def input_hook(setting: str | None, model: Mapping[str, Any]) -> str:
-    """The hook, within a block, of what the transcoder reads: the export's setting, else from `model.inputs`.
+    """The hook, within a block, of what the transcoder reads: the export's setting, else the hook that the folder of
+    another tool named, else from `model.inputs`.
 
     Raises:
         Refused: the hook of the recipe's module is not known.
     """
-    return setting or _hook("input", model.get("inputs"))
+    return setting or _stated("input", model) or _hook("input", model.get("inputs"))
 
 
 def output_hook(setting: str | None, model: Mapping[str, Any]) -> str:
-    """The hook, within a block, of what the transcoder reconstructs: the export's setting, else from `model.outputs`.
+    """The hook, within a block, of what the transcoder reconstructs; as `input_hook`.
 
     Raises:
         Refused: the hook of the recipe's module is not known.
     """
-    return setting or _hook("output", model.get("outputs"))
+    return setting or _stated("output", model) or _hook("output", model.get("outputs"))
+
+
+def _stated(side: str, model: Mapping[str, Any]) -> str | None:
+    """The hook that the folder of another tool named."""
+    hooks = model.get("hooks")
+    name = hooks.get(side) if isinstance(hooks, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _hook(side: str, template: str | None) -> str:
