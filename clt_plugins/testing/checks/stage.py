@@ -20,7 +20,7 @@ import torch
 
 from clt_plugins.contract.abilities import HasModel
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.results.stage import StageInfo
+from clt_plugins.contract.results.stage import Stage, StageInfo
 from clt_plugins.errors import Faults, WrongReturn
 from clt_plugins.files.folders import verify
 from clt_plugins.finished.job import Job
