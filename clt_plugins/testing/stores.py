@@ -242,7 +242,7 @@ def _geometry(size: Sizes, random: np.random.Generator, layer: int) -> dict[str,
 
     writes = np.arange(layers) >= layer
     cosines: Array = np.clip(normal(layers, layers) * np.float32(0.3), -1, 1)
-    cosines = (cosines + cosines.transpose(0, 2, 1)) / 2
+    cosines = (cosines + cosines.transpose(0, 2, 1)) * np.float32(0.5)
     cosines[:, np.arange(layers), np.arange(layers)] = 1
     arrays = {
         "norms": np.abs(normal(layers)) * writes,

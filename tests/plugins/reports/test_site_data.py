@@ -226,6 +226,16 @@ def test_keys(spelled: bytes, key: str) -> None:
     assert key_of(spelled) == key
 
 
+def test_keys_are_in_the_order_of_javascript() -> None:
+    """An emoji is two units from U+D800 on, so it stands before U+FF41, though its code point is higher."""
+    from clt_reports.site.data.words import Words
+
+    pieces = [one.encode() for one in ("\uff41", "\U0001f9d1", "z")]
+    start = np.cumsum([0, *map(len, pieces)])
+    keys, of_word = Words(np.arange(3), start, np.frombuffer(b"".join(pieces), np.uint8)).keys()
+    assert keys == ["z", "\U0001f9d1", "\uff41"] and of_word.tolist() == [2, 1, 0]
+
+
 def test_hostile_tokens_are_whole(built: tuple[Collected, SiteData]) -> None:
     _, data = built
     rows = data.text()
