@@ -16,7 +16,7 @@
         ${CLT.count(site.tokens)} tokens of ${{ held_out: "held-out text", training: "training text" }[site.examples.text] || "text"}.${" "}
         <a href="#/features">Browse its features</a>
       </p>
-      <${Tiles} evaluation=${evaluation} />
+      <${Tiles} evaluation=${evaluation} circuits=${run.circuits} />
       <${Notes} title="Missing here" notes=${run.notes} />
       <${Facts} run=${run} />
       ${evaluation && evaluation.model && html`<${InModel} inModel=${evaluation.model} />`}
@@ -38,7 +38,7 @@
     return { nmse: last(curves["eval/nmse"]), l0: last(curves["eval/l0"]), by_layer: Object.fromEntries(layers) };
   }
 
-  function Tiles({ evaluation }) {
+  function Tiles({ evaluation, circuits }) {
     const { layers, n_features } = CLT.site;
     const dead = layers.reduce((sum, layer) => sum + layer.dead, 0) / (layers.length * n_features);
     const dense = layers.reduce((sum, layer) => sum + layer.dense, 0);
@@ -48,6 +48,8 @@
       ["L0", CLT.number(evaluation && evaluation.l0 !== null ? evaluation.l0 : layers.reduce((sum, layer) => sum + layer.l0, 0)), "active features per token, all layers together"],
       ["CE recovered", evaluation && evaluation.model && CLT.percent(inModel.ce_recovered), "of the cross-entropy lost by zero-ablation of the MLPs"],
       ["KL", inModel.kl && CLT.number(inModel.kl.transcoder), "nats per token, from the unchanged model’s predictions"],
+      ["Replacement", circuits && CLT.number(circuits.replacement), `of the influence on predictions comes through features, mean of ${circuits && circuits.graphs.length} prompts`],
+      ["Completeness", circuits && CLT.number(circuits.completeness), "of what nodes read comes from features and tokens, by influence"],
       ["Dead", CLT.percent(dead), "of the features were active at no token read here"],
       ["Over-dense", CLT.count(dense), `features active at more than ${CLT.percent(CLT.site.dense_above)} of the tokens`],
     ];
