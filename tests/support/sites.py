@@ -105,7 +105,7 @@ def make_site(folder: Path, **sizes: Any) -> Made:
         "contexts": 30,
         "window": 8,
         "most_active": 60,
-        "vocabulary": 300,
+        "vocabulary": 200,
         **sizes,
     }
     make_store(folder / "store", **sizes)
