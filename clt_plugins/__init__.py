@@ -282,6 +282,7 @@ if not TYPE_CHECKING:  # type checkers read `import X as X`: to them no other na
         "DamagedError",
         "Fault",
         "Faults",
+        "Format",
         "PluginError",
         "Refused",
         "Selected",

@@ -221,7 +221,11 @@ def test_parallel(case: Case) -> None:
     case.run()
 
 
-@parametrize("exporters", settings={name: {"model_name": "none"} for name in ("circuit-tracer", "saelens")})
+NAMED = "circuit-tracer", "gemma-scope-2", "saebench", "saedashboard", "saelens", "transcoder-set"
+"""Exporters that must know the language model's name."""
+
+
+@parametrize("exporters", settings={name: {"model_name": "none"} for name in NAMED})
 def test_exporters(case: Case) -> None:
     case.run()
 
