@@ -98,7 +98,16 @@ class Made:
 
 def make_site(folder: Path, **sizes: Any) -> Made:
     """A small site with hostile tokens, a graph named `main`, and an evaluation. `sizes`: see `make_store`."""
-    sizes = {"layers": 3, "features": 300, "tokens": 3000, "contexts": 30, "window": 8, "most_active": 60, **sizes}
+    sizes = {
+        "layers": 3,
+        "features": 300,
+        "tokens": 3000,
+        "contexts": 30,
+        "window": 8,
+        "most_active": 60,
+        "vocabulary": 200,
+        **sizes,
+    }
     make_store(folder / "store", **sizes)
     collected = Collected.open(folder / "store")
     drawn = graph(sizes["layers"], sizes["features"])
