@@ -12,6 +12,7 @@ from clt_plugins.contract.hooks import hookimpl as hookimpl
 from clt_plugins.contract.spec import (
     API_VERSION as API_VERSION,
     FREE_ON_RESUME as FREE_ON_RESUME,
+    Format as Format,
     Selected as Selected,
     Spec as Spec,
     __version__ as __version__,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.reading.transform import Transform as Transform
     from clt_plugins.contract.recipe import Recipe as Recipe
     from clt_plugins.contract.results.exporter import Exporter as Exporter, Imported as Imported
+    from clt_plugins.contract.results.inspector import Inspected as Inspected, Inspector as Inspector
     from clt_plugins.contract.results.logger import Logger as Logger
     from clt_plugins.contract.results.report import Report as Report
     from clt_plugins.contract.results.scores import Scores as Scores
@@ -114,6 +116,8 @@ if TYPE_CHECKING:
     from clt_plugins.data.update import AdamUpdate as AdamUpdate
     from clt_plugins.distributed.single import Single as Single
     from clt_plugins.files.hdf5 import open_hdf5 as open_hdf5
+    from clt_plugins.files.hub.names import HubPlace as HubPlace
+    from clt_plugins.files.hub.upload import check_upload as check_upload, upload as upload
     from clt_plugins.files.locks import Lock as Lock
     from clt_plugins.files.records import defined as defined, write_json as write_json
     from clt_plugins.files.tensors import (
@@ -121,13 +125,18 @@ if TYPE_CHECKING:
         tensor_shapes as tensor_shapes,
         write_tensors as write_tensors,
     )
-    from clt_plugins.files.untrusted import load_json as load_json, parse_json as parse_json, read_small as read_small
+    from clt_plugins.files.untrusted import (
+        check_regular as check_regular,
+        load_json as load_json,
+        parse_json as parse_json,
+        read_small as read_small,
+    )
     from clt_plugins.finished.curves import Curve as Curve
     from clt_plugins.finished.facts import Facts as Facts, read_facts as read_facts, run_of as run_of
     from clt_plugins.finished.alone import run_alone as run_alone
     from clt_plugins.finished.find import Trained as Trained
     from clt_plugins.finished.job import Job as Job
-    from clt_plugins.finished.provenance import Provenance as Provenance
+    from clt_plugins.finished.provenance import Provenance as Provenance, identify as identify
     from clt_plugins.model.assemble import build_source as build_source
     from clt_plugins.model.in_model.replacement import Replacement as Replacement
     from clt_plugins.model.normalisation.affine import AffineNormalisation as AffineNormalisation
@@ -144,6 +153,7 @@ if TYPE_CHECKING:
         sparse_decode as sparse_decode,
     )
     from clt_plugins.model.transcoder import CrossLayerTranscoder as CrossLayerTranscoder
+    from clt_plugins.recipe.local import for_others as for_others
     from clt_plugins.recipe.read import read_recipe as read_recipe, recipe_data as recipe_data
     from clt_plugins.registry.build import build as build
     from clt_plugins.registry.plugins import Plugins as Plugins, load_plugins as load_plugins
@@ -172,6 +182,7 @@ _LAZY = {
         "BothGradients",
         "Checks",
         "Closable",
+        "CountsActive",
         "FeatureRows",
         "FixedSizes",
         "HasModel",
@@ -202,6 +213,7 @@ _LAZY = {
     "contract.reading.source": ["Outline", "Source"],
     "contract.reading.transform": ["Transform"],
     "contract.results.exporter": ["Exporter", "Imported"],
+    "contract.results.inspector": ["Inspected", "Inspector"],
     "contract.results.logger": ["Logger"],
     "contract.results.report": ["Report"],
     "contract.training.callback": ["Callback"],
@@ -223,16 +235,18 @@ _LAZY = {
     "data.update": ["AdamUpdate"],
     "distributed.single": ["Single"],
     "files.hdf5": ["open_hdf5"],
+    "files.hub.names": ["HubPlace"],
+    "files.hub.upload": ["check_upload", "upload"],
     "files.locks": ["Lock"],
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
-    "files.untrusted": ["load_json", "parse_json", "read_small"],
+    "files.untrusted": ["check_regular", "load_json", "parse_json", "read_small"],
     "finished.curves": ["Curve"],
     "finished.facts": ["Facts", "read_facts", "run_of"],
     "finished.alone": ["run_alone"],
     "finished.find": ["Trained"],
     "finished.job": ["Job"],
-    "finished.provenance": ["Provenance"],
+    "finished.provenance": ["Provenance", "identify"],
     "model.assemble": ["build_source"],
     "model.in_model.replacement": ["Replacement"],
     "model.products.dense": ["dense_decode", "encode_dense"],
@@ -245,6 +259,7 @@ _LAZY = {
     "model.selection": ["Top"],
     "model.sparse": ["own_rows", "row_squares", "sparse_decode"],
     "model.transcoder": ["CrossLayerTranscoder"],
+    "recipe.local": ["for_others"],
     "recipe.read": ["read_recipe", "recipe_data"],
     "registry.build": ["build"],
     "registry.plugins": ["Plugins", "load_plugins"],
@@ -267,6 +282,7 @@ if not TYPE_CHECKING:  # type checkers read `import X as X`: to them no other na
         "DamagedError",
         "Fault",
         "Faults",
+        "Format",
         "PluginError",
         "Refused",
         "Selected",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clt_plugins.cli import finished, many
+from clt_plugins.cli.inspect import inspect
 from clt_plugins.cli.new import KINDS, new
 from clt_plugins.cli.options import (
     NAMES,
@@ -257,7 +258,8 @@ def init(plugins: Plugins, file: Path | None) -> None:
 
 
 _COMMANDS = (
-    many.sweep, many.plan, many.validate, finished.convert, finished.evaluate, finished.export, report, stage,
+    many.sweep, many.plan, many.validate, finished.convert, finished.evaluate, finished.export, inspect, report,
+    stage,
 )  # fmt: skip
 for _command in _COMMANDS:
     main_group.add_command(_command)

@@ -37,12 +37,13 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from clt_plugins.contract.slots import SLOTS, Slot
-from clt_plugins.contract.spec import Spec
+from clt_plugins.contract.spec import Format, Spec
 
 if TYPE_CHECKING:
     import click
 
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.results.inspector import Inspector
 
 hookspec = pluggy.HookspecMarker("clt_plugins")
 hookimpl = pluggy.HookimplMarker("clt_plugins")
@@ -54,6 +55,14 @@ class Hooks:
     @hookspec
     def clt_commands(self) -> Iterable[click.Command]:  # type: ignore[empty-body]
         """Sub-commands for `python -m clt_plugins`."""
+
+    @hookspec
+    def clt_formats(self) -> Iterable[Format]:  # type: ignore[empty-body]
+        """Formats of other tools that transcoders are read from, besides those of exporters with a `Spec.reader`."""
+
+    @hookspec
+    def clt_inspectors(self) -> Iterable[Inspector]:  # type: ignore[empty-body]
+        """What says for the command `inspect` what a folder holds that is no transcoder."""
 
     @hookspec
     def clt_check(self, recipe: Recipe) -> Iterable[str]:  # type: ignore[empty-body]

@@ -54,6 +54,19 @@ class Spec:
 
 
 @attrs.frozen
+class Format:
+    """A format of another tool that transcoders are read from, where no exporter's `Spec.reader` does that: because the
+    format is not written, or because what is written is only a part of a transcoder."""
+
+    name: str
+    """What people call it."""
+    doc: str
+    """Whose it is, and what is read, in a sentence."""
+    reader: Callable[[], Any]
+    """Makes a `ReadsBack`, for which no settings are needed. Import heavy things inside."""
+
+
+@attrs.frozen
 class Choice:
     """One choice, and who offers it."""
 

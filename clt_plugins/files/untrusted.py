@@ -41,6 +41,16 @@ def open_regular(path: Path) -> int:
     return handle
 
 
+def check_regular(path: Path) -> None:
+    """Before a library opens a file by its name: a FIFO would block it for ever.
+
+    Raises:
+        Refused: it is missing, or not a regular file.
+        OSError: it cannot be opened; names the file.
+    """
+    os.close(open_regular(path))
+
+
 def read_small(path: Path, largest: int = SMALL) -> bytes:
     """The content of a small file.
 

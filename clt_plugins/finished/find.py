@@ -14,8 +14,11 @@ import attrs
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.folders import recover
+from clt_plugins.files.hub.choose import fetch_place
+from clt_plugins.files.hub.names import HubPlace, hub_place
 from clt_plugins.files.steps import step_folders
 from clt_plugins.finished.provenance import Origin, identify, made_from_other
+from clt_plugins.recipe.local import check_foreign
 from clt_plugins.recipe.read import read_usable_recipe
 from clt_plugins.recipe.structure import plain
 from clt_plugins.registry.build import build
@@ -44,6 +47,11 @@ class Trained:
     """The choices that the recipe and the transcoder's files can name."""
     overrides: tuple[str, ...] = ()
     """Changes of the recipe's settings, `KEY=VALUE` each."""
+    hub: HubPlace | None = None
+    """The folder on the hub that the user named; None for one of this disk. Then `folder` is in the hub's cache, where
+    nothing may be written, and `run` is None."""
+    foreign: bool = False
+    """Whether the recipe is that of a folder on the hub."""
 
     def transcoder(self) -> CrossLayerTranscoder:
         """Load it, on the device that the recipe names.
@@ -123,6 +131,10 @@ class Trained:
         recipe, missing = read_usable_recipe(self.recipe_file, self.overrides, self.plugins)
         for text in missing:
             logger.warning("%s: %s, left out", self.recipe_file, text)
+        if self.foreign:
+            check_foreign(recipe, str(self.hub))
+            model = f"the model {recipe.model.path!r}" if recipe.model is not None else "no model"
+            logger.info("%s: its own recipe is used, with %s; --recipe takes another", self.hub, model)
         return recipe
 
     @contextmanager
@@ -158,13 +170,17 @@ def find_trained(
     """The transcoder in a folder.
 
     Args:
-        path: a run's folder, a transcoder's folder (of a run, or a checkpoint), or another tool's folder.
+        path: a run's folder, a transcoder's folder (of a run, or a checkpoint), or another tool's folder; or one on the
+            hub (see `hub_place`), which is downloaded.
         recipe: a recipe to use instead of the run's.
         converted: whether to prefer the converted transcoder, of a run that has one.
 
     Raises:
         Refused: there is no such folder, or it is a run that has not ended.
     """
+    place = hub_place(path)
+    if place is not None:
+        path = fetch_place(place, converted=converted)
     # A crash may have left a folder under its temporary name.
     for one in (path, path / "transcoder", path / "converted"):
         recover(one)
@@ -177,11 +193,20 @@ def find_trained(
         run = folder
         folder = _final_transcoder(run, path, converted)
         logger.info("the transcoder in %s", path / folder.name)
+    foreign = place is not None and recipe is None and run is not None
     if recipe is None and run is not None:
         recipe = run / "recipe.toml"
     if recipe is None and overrides:
         raise Refused("--set", "there is no recipe to change: give one with --recipe")
-    return Trained(folder=folder, run=run, recipe_file=recipe, plugins=plugins, overrides=tuple(overrides))
+    return Trained(
+        folder=folder,
+        run=run if place is None else None,
+        recipe_file=recipe,
+        plugins=plugins,
+        overrides=tuple(overrides),
+        hub=place,
+        foreign=foreign,
+    )
 
 
 def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = False) -> Path:

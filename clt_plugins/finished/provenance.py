@@ -17,6 +17,7 @@ import attrs
 from clt_plugins.contract.types import recipe_key
 from clt_plugins.errors import Faults
 from clt_plugins.files.folders import MANIFEST, Manifest
+from clt_plugins.files.hub.names import place_of_copy
 from clt_plugins.files.records import from_data, read_json
 from clt_plugins.files.untrusted import load_json
 from clt_plugins.model.saved import Description
@@ -41,6 +42,8 @@ class Origin:
     """Training steps done; None where the folder does not say."""
     tokens: int | None = None
     """Tokens trained on; None where the folder does not say."""
+    hub: str | None = None
+    """The folder on the hub that it was read from, with the commit; None if it was a folder of this disk."""
     converted_from: Origin | None = None
     """The transcoder before its conversion; None if it was not converted, or where the folder does not say."""
 
@@ -62,11 +65,13 @@ def identify(folder: Path) -> Origin:
         Faults: a file that describes it is damaged.
     """
     name = folder.resolve().name
+    place = place_of_copy(folder)
+    hub = None if place is None else str(place)
     if not (folder / MANIFEST).is_file():
-        return Origin(folder=name)
+        return Origin(folder=name, hub=hub)
     files = read_json(folder / MANIFEST, Manifest).files
     if "transcoder.json" not in files:  # an export
-        return Origin(folder=name, sha256=_digest({path: file.sha256 for path, file in files.items()}))
+        return Origin(folder=name, sha256=_digest({path: file.sha256 for path, file in files.items()}), hub=hub)
     description = read_json(folder / "transcoder.json", Description)
     # Not the whole file: which version wrote it, and which step it is of, do not change what the transcoder computes.
     tensors = {
@@ -80,6 +85,7 @@ def identify(folder: Path) -> Origin:
         sha256=sha256,
         step=description.step,
         tokens=description.tokens,
+        hub=hub,
         converted_from=record.transcoder if record is not None else None,
     )
 

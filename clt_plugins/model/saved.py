@@ -16,6 +16,8 @@ from torch import nn
 from clt_plugins.contract.spec import __version__
 from clt_plugins.errors import Refused
 from clt_plugins.files.folders import atomic_folder, recover, verify
+from clt_plugins.files.hub.choose import fetch_place, final_transcoder
+from clt_plugins.files.hub.names import hub_place
 from clt_plugins.files.records import FORMAT, read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.model.devices import bare_context, make_device, make_kernels, make_parallel
@@ -34,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 Make = Callable[..., Any]
 """The class of transcoder: this module stands below it, so it is handed in, and a transcoder is `Any` here."""
+
+MOST_LAYERS = 10_000
+"""Layers of a transcoder; language models have at most a few hundred."""
 
 LAZY_ABOVE = 2**31
 """Bytes of a decoder in another tool's folder above which it stays on disk."""
@@ -110,24 +115,51 @@ def load_transcoder(
     """See `CrossLayerTranscoder.load`."""
     plugins = plugins or load_plugins()
     device = str(make_device(device))
+    if (place := hub_place(folder)) is not None:
+        folder = final_transcoder(fetch_place(place))
     recover(folder)
     if not (folder / "transcoder.json").is_file():
         return _import(make, folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)
     # Checksums before anything is built: a truncated file must not become a transcoder that looks well.
     verify(folder)
     file = folder / "transcoder.json"
-    transcoder = _without_memory(make, read_json(file, Description), file, device, plugins, kernels)
-    # It was built on "meta": no memory was filled with first values that the file replaces.
+    stored = SlicedTensors.find(folder, "transcoder")
+    description = read_json(file, Description)
+    _check_sizes(description, folder)
+    # It is built on "meta": no memory is filled with first values that the file replaces, nor taken before the file is
+    # known to have the tensors.
+    transcoder = _without_memory(make, description, file, device, plugins, kernels, stored)
     give_memory(transcoder, device)
-    copy_tensors(SlicedTensors.find(folder, "transcoder"), transcoder)
+    copy_tensors(stored, transcoder)
     check_stored(transcoder, folder / "transcoder.safetensors")
     return transcoder.eval()
 
 
+def _check_sizes(description: Description, folder: Path) -> None:
+    """Before anything is built, refuse sizes that no transcoder has: files may come from anybody.
+
+    Raises:
+        Refused: a size is not positive, or so large that all memory could not hold it.
+    """
+    n_layers, width, features = description.n_layers, description.d_model, description.n_features
+    if min(n_layers, width, features) < 1 or n_layers > MOST_LAYERS or n_layers**2 * width * features >= 2**60:
+        raise Refused(folder, f"no transcoder has {n_layers} layers, d_model {width} and {features} features")
+
+
 def _without_memory(
-    make: Make, description: Description, origin: Path, device: str, plugins: Plugins, kernels: str
+    make: Make,
+    description: Description,
+    origin: Path,
+    device: str,
+    plugins: Plugins,
+    kernels: str,
+    stored: SlicedTensors | None = None,
 ) -> Any:
-    """A transcoder as `transcoder.json` describes it, on the device "meta" if that is possible."""
+    """A transcoder as `transcoder.json` describes it, on the device "meta" if that is possible.
+
+    Args:
+        stored: the tensors that it must have.
+    """
     context = bare_context(
         torch.device("meta"),
         dtype=getattr(torch, description.dtype),
@@ -142,6 +174,8 @@ def _without_memory(
         for part in ("encoder", "activation", "tying", "normalisation")
     }
     transcoder = make(context, **parts)
+    if stored is not None:
+        check_tensors(stored, transcoder)
     if any(inner._non_persistent_buffers_set for inner in transcoder.modules()):
         # No file has what is computed when it is built.
         context = attrs.evolve(context, device=torch.device(device))
@@ -151,24 +185,22 @@ def _without_memory(
     return transcoder
 
 
-def _reader(folder: Path, plugins: Plugins) -> ReadsBack:
-    """The reader of the first exporter that recognises a folder.
+def find_reader(folder: Path, plugins: Plugins) -> tuple[str, ReadsBack]:
+    """The name and the reader of the first format that recognises a folder.
 
     Raises:
         Refused: none does.
     """
     if not folder.exists():
         raise Refused(folder, "no such folder")
-    for choice in plugins.choices("exports").values():
-        if choice.spec.reader is None:
-            continue
+    for name, make in plugins.readers().items():
         try:
-            reader: ReadsBack = choice.spec.reader()
+            reader: ReadsBack = make()
             if reader.recognises(folder):
-                return reader
+                return name, reader
         except Exception as error:
             # One broken plugin must not stop the others from reading.
-            logger.warning("%s: %r of %s cannot look at it: %s", folder, choice.spec.name, choice, error)
+            logger.warning("%s: the reader of %r cannot look at it: %s", folder, name, error)
     raise Refused(folder, "not a transcoder: no transcoder.json in it, nor another tool's format")
 
 
@@ -178,7 +210,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
     Raises:
         Refused: no exporter recognises them, or they are not complete; says what is there.
     """
-    imported: Imported = _reader(folder, plugins).read(folder)
+    imported: Imported = find_reader(folder, plugins)[1].read(folder)
     description = Description(
         layers=imported.n_layers,
         d_model=imported.d_model,
@@ -189,6 +221,7 @@ def _import(make: Make, folder: Path, *, device: str, plugins: Plugins, kernels:
         activation=dict(imported.activation),
         tying=dict(imported.tying),
     )
+    _check_sizes(description, folder)
     transcoder = _without_memory(make, description, folder, device, plugins, kernels)
     on_disk = imported.decoder is not None and (imported.decoder_bytes > LAZY_ABOVE if lazy is None else lazy)
     if on_disk:
@@ -215,8 +248,8 @@ def _fill(transcoder: Any, imported: Imported, folder: Path, skip: set[str]) -> 
     Raises:
         Refused: a tensor is of another shape; names it.
     """
-    for name, target in transcoder.tensors().items():
-        value = None if name in skip else imported.tensor(name)
+    for name, target in transcoder.tensors(skip).items():
+        value = imported.tensor(name)
         if value is None:
             continue
         if value.shape != target.shape:
@@ -224,12 +257,11 @@ def _fill(transcoder: Any, imported: Imported, folder: Path, skip: set[str]) -> 
         target.copy_(value)
 
 
-@torch.no_grad()
-def copy_tensors(stored: SlicedTensors, transcoder: Any) -> None:
-    """Copy saved tensors, or this rank's part of them, into a transcoder's parameters and statistics.
+def check_tensors(stored: SlicedTensors, transcoder: Any) -> None:
+    """Whether saved tensors are those of a transcoder, which may be on the device "meta".
 
     Raises:
-        Refused: a tensor is missing, left over, or of another shape, or a weight is not finite; names it.
+        Refused: a tensor is missing, left over, or of another shape; names it.
     """
     targets, axes = transcoder.tensors(), transcoder.feature_axes()
     for name in targets.keys() ^ stored.shapes.keys():
@@ -241,6 +273,19 @@ def copy_tensors(stored: SlicedTensors, transcoder: Any) -> None:
             shape[axis] = transcoder.n_features
         if shape != stored.shapes[name]:
             raise Refused(stored.folder, f"tensor {name!r} is {stored.shapes[name]}, expected {shape}")
+
+
+@torch.no_grad()
+def copy_tensors(stored: SlicedTensors, transcoder: Any) -> None:
+    """Copy saved tensors, or this rank's part of them, into a transcoder's parameters and statistics.
+
+    Raises:
+        Refused: see `check_tensors`; or a weight is not finite; names it.
+    """
+    check_tensors(stored, transcoder)
+    axes = transcoder.feature_axes()
+    for name, target in transcoder.tensors().items():
+        axis = axes[name]
         value = stored.read(name) if axis is None else stored.read_part(name, axis, transcoder.own)
         if name.startswith(("W_", "b_")) and not value.isfinite().all():
             raise Refused(stored.folder, f"tensor {name!r} holds numbers that are not finite")

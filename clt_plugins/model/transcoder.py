@@ -8,7 +8,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,10 +268,15 @@ class CrossLayerTranscoder(nn.Module):
             return plain(self.context.recipe.model) if self.context.recipe.model is not None else {}
         return self.described_model or {}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that a saved transcoder holds, by its name in files: views, not copies."""
+    def tensors(self, without: Collection[str] = ()) -> dict[str, Tensor]:
+        """Everything that a saved transcoder holds, by its name in files: views, not copies.
+
+        Args:
+            without: parameters that are left out, by their names in files.
+        """
         parameters = dict(self.named_parameters())
-        out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in self.views().items()}
+        views = {name: view for name, view in self.views().items() if name not in without}
+        out = {name: view(parameters[owner].detach()) for name, (owner, view, _) in views.items()}
         # Statistics, and what plugins keep in buffers: by module, `normaliser.input_shift`, `activation.mean`.
         return out | {_in_files(name): value for name, value, _ in saved_buffers(self)}
 
@@ -305,11 +310,16 @@ class CrossLayerTranscoder(nn.Module):
         crosslayer-coding), and logs which it found.
 
         Args:
+            folder: on this disk, or on the Hugging Face hub: `user/name[/folder][@revision]`, with `hf://` before it or
+                not. A local one of that name wins. Of a run on the hub it is the converted transcoder where there is
+                one.
             lazy: leave the decoder of another tool's folder on disk, and read the rows of active features as they are
                 needed, where the format can; by default if it is over 2 GiB. Such a transcoder cannot be trained.
 
         Raises:
-            Refused: the folder is not a complete transcoder, or needs a plugin that is not installed; says which.
+            Refused: the folder is not a complete transcoder, or needs a plugin that is not installed; says which. Of
+                the hub: there is no such repository or revision, it may not be read, or what it holds is refused.
+            OSError: the hub does not answer.
         """
         return load_transcoder(cls, Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
 

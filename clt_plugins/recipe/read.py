@@ -33,6 +33,7 @@ from clt_plugins.recipe.structure import converter, plain
 from clt_plugins.toml import toml_text
 
 if TYPE_CHECKING:
+    from clt_plugins.contract.spec import Selected
     from clt_plugins.recipe.sweep import Sweep
     from clt_plugins.registry.plugins import Plugins
 
@@ -263,8 +264,8 @@ def _missing_distributions(requires: Any) -> list[Fault]:
     return faults
 
 
-def recipe_data(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe as plain data; `read_recipe` makes the same recipe of it."""
+def recipe_data(recipe: Recipe | Selected) -> dict[str, Any]:
+    """The resolved recipe as plain data; `read_recipe` makes the same recipe of it. Of a choice, its table."""
     return plain(recipe)
 
 

@@ -17,7 +17,7 @@ import pluggy
 
 from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.slots import BY_TABLE, SLOTS
-from clt_plugins.contract.spec import API_VERSION, Choice, Spec
+from clt_plugins.contract.spec import API_VERSION, Choice, Format, Spec
 from clt_plugins.contract.types import check_config
 from clt_plugins.errors import Fault, Faults, PluginError, Refused, did_you_mean, parse_path
 from clt_plugins.registry.by_name import imported, is_file
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import click
 
     from clt_plugins.contract.recipe import Recipe
+    from clt_plugins.contract.results.inspector import Inspector
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,36 @@ class Plugins:
                 self._fail(impl.plugin_name, self._distribution(impl.plugin_name), wrapped)
                 logger.warning("plugin failed: %s", self.failures[-1])
         return by_name
+
+    def readers(self) -> dict[str, Callable[[], Any]]:
+        """What makes the `ReadsBack` of each format that can be read, by the format's name, sorted."""
+        readers = {f.name: f.reader for f in self._returned("clt_formats", Format)}
+        written = self.choices("exports")
+        readers |= {name: choice.spec.reader for name, choice in written.items() if choice.spec.reader is not None}
+        return {name: readers[name] for name in sorted(readers)}
+
+    def formats(self) -> list[Format]:
+        """What `clt_formats` of all plugins returns."""
+        return self._returned("clt_formats", Format)
+
+    def inspectors(self) -> list[Inspector]:
+        """What `clt_inspectors` of all plugins returns."""
+        return self._returned("clt_inspectors", object)
+
+    def _returned(self, hook: str, kind: type[Any]) -> list[Any]:
+        """What a hook of all plugins returns. A plugin whose hook fails is recorded and passed over."""
+        returned: list[Any] = []
+        for impl in self._impls(hook):
+            try:
+                items = list(impl.function())
+                if not all(isinstance(item, kind) for item in items):
+                    raise TypeError(f"must return a list of {kind.__name__}, got {items!r}")
+                returned += items
+            except Exception as error:
+                wrapped = PluginError(self._named(impl.plugin_name, hook, error))
+                self._fail(impl.plugin_name, self._distribution(impl.plugin_name), wrapped)
+                logger.warning("plugin failed: %s", self.failures[-1])
+        return returned
 
     def module(self, name: str) -> Any:
         """The module (or other object) that was loaded as the plugin of that name."""

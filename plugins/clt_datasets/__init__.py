@@ -79,6 +79,13 @@ def clt_sources() -> list[Spec]:
 
 @hookimpl
 def clt_commands() -> list[click.Command]:
-    from clt_datasets.commands import generate, inspect, scramble, serve
+    from clt_datasets.commands import generate, scramble, serve
 
-    return [generate, inspect, scramble, serve]
+    return [generate, scramble, serve]
+
+
+@hookimpl
+def clt_inspectors() -> list[Any]:
+    from clt_datasets.inspector import DataSets
+
+    return [DataSets()]

@@ -86,22 +86,6 @@ def generate(
 
 
 @click.command()
-@click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Read every row and check it.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@verbose
-def inspect(dataset: Path, verify: bool, as_json: bool) -> None:
-    """Show what DATASET holds: counts, statistics, the first rows. The exit code is 1 if something is damaged."""
-    from clt_datasets.make.inspect import as_text
-    from clt_datasets.make.inspect import inspect as look
-
-    report = look(dataset, verify=verify)
-    click.echo(report.to_json() if as_json else as_text(report))
-    if report.faults:
-        raise click.exceptions.Exit(1)
-
-
-@click.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -17,7 +17,7 @@ from clt_plugins import Fault, Faults, Refused, Thresholded, recipe_data
 if TYPE_CHECKING:
     from clt_plugins import CrossLayerTranscoder, Recipe
 
-WITHOUT_THRESHOLDS = ("topk", "batchtopk")
+WITHOUT_THRESHOLDS = ("topk", "batchtopk", "groupmax")
 """The built-in activations that are not `Thresholded`. A recipe only names its activation; the object, which can be
 asked itself, is not built yet."""
 
@@ -34,6 +34,8 @@ class Subject:
     """Whether there is a skip path."""
     offsets: bool
     """Whether training will learn offsets that differ between target layers."""
+    own_layer: bool
+    """Whether features write to their own layer only."""
     model: Mapping[str, Any]
     """The language model, as in `[model]`."""
     unfolded: tuple[Fault, ...] = ()
@@ -47,11 +49,13 @@ class Subject:
             activation: after conversion, if there is one before the export.
         """
         model = recipe_data(recipe).get("model", {})
+        n_layers = len(model.get("layers", ())) or None
         return cls(
             activation=activation,
             thresholded=activation not in WITHOUT_THRESHOLDS,
             skip=bool(getattr(recipe.tying.config, "skip", False)),
-            offsets=_learns_offsets(recipe.tying.config, len(model.get("layers", ())) or None),
+            offsets=_learns_offsets(recipe.tying.config, n_layers),
+            own_layer=_own_layer(recipe.tying.name, n_layers),
             model=model,
         )
 
@@ -68,6 +72,7 @@ class Subject:
             thresholded=isinstance(transcoder.activation, Thresholded),
             skip=getattr(transcoder.tying, "skip", None) is not None,
             offsets=not trained and _learns_offsets(tying, transcoder.n_layers),
+            own_layer=_own_layer(transcoder.choices["tying"].name, transcoder.n_layers),
             model=transcoder.model_described(),
             unfolded=_unfolded(transcoder),
         )
@@ -88,6 +93,11 @@ def _learns_offsets(config: Any, n_layers: int | None) -> bool:
     return bool(getattr(config, "feature_offset", False)) and n_layers != 1
 
 
+def _own_layer(tying: str, n_layers: int | None) -> bool:
+    """Whether a tying writes to a feature's own layer only. With one layer there is no other."""
+    return tying == "per_layer" or n_layers == 1
+
+
 def refuse(faults: list[Fault]) -> None:
     """Stop an export.
 
@@ -105,26 +115,65 @@ def circuit_tracer(config: Any, subject: Subject) -> list[Fault]:
         faults.append(
             Fault(
                 ("tying", "skip"),
-                "circuit-tracer folders hold no skip path, and without it the outputs would be wrong: "
-                "train with tying.skip = false to export",
+                "circuit-tracer folders hold no skip path, and without it the outputs would be wrong: export "
+                "gemma-scope-2, which circuit-tracer reads too, or train with tying.skip = false",
             )
         )
-    faults += _names(config, subject.model)
-    layers = subject.model.get("layers")
-    if layers and layer_numbers(len(layers), subject.model) != list(range(len(layers))):
+    return faults + _names(config, subject.model) + _first_layers("circuit-tracer", subject.model)
+
+
+def gemma_scope_2(config: Any, subject: Subject) -> list[Fault]:
+    """Faults of files as those of Gemma Scope 2."""
+    faults = plain("gemma-scope-2", subject) + _names(config, subject.model)
+    return faults + _first_layers("gemma-scope-2", subject.model)
+
+
+def transcoder_set(config: Any, subject: Subject) -> list[Fault]:
+    """Faults of a transcoder set."""
+    faults = plain("transcoder-set", subject)
+    if not subject.own_layer:
         faults.append(
             Fault(
-                ("model", "layers"),
-                f"circuit-tracer numbers a folder's layers from 0, and these are {layers}: "
-                "train on all layers to export",
+                ("tying",),
+                "its features write to later layers too, and those of a transcoder-set only to their own: export "
+                "circuit-tracer, or train with the tying per_layer",
             )
         )
-    return faults
+    return faults + _names(config, subject.model) + _first_layers("transcoder-set", subject.model)
+
+
+def _first_layers(format_name: str, model: Mapping[str, Any]) -> list[Fault]:
+    """Formats that number their layers from 0 can hold only a language model's first ones."""
+    layers = model.get("layers")
+    if not layers or layer_numbers(len(layers), model) == list(range(len(layers))):
+        return []
+    text = f"{format_name} numbers a folder's layers from 0, and these are {layers}: train on all layers to export"
+    return [Fault(("model", "layers"), text)]
 
 
 def saelens(config: Any, subject: Subject) -> list[Fault]:
     """Faults of SAELens folders."""
     return [*plain("saelens", subject), *_names(config, subject.model)]
+
+
+def saedashboard(config: Any, subject: Subject) -> list[Fault]:
+    """Faults of a folder for SAEDashboard."""
+    faults = plain("saedashboard", subject)
+    if subject.skip:
+        text = "SAEDashboard reads no skip path: export saelens, or train with tying.skip = false"
+        faults.append(Fault(("tying", "skip"), text))
+    return faults + _names(config, subject.model) + _first_layers("saedashboard", subject.model)
+
+
+def saebench(config: Any, subject: Subject) -> list[Fault]:
+    """Faults of folders for SAEBench."""
+    faults = plain("saebench", subject)
+    if subject.skip:
+        text = (
+            "SAEBench's decode has no inputs, which a skip path reads: export saelens, or train with tying.skip = false"
+        )
+        faults.append(Fault(("tying", "skip"), text))
+    return faults + _names(config, subject.model)
 
 
 def plain(format_name: str, subject: Subject) -> list[Fault]:

@@ -18,15 +18,21 @@ from torch import Tensor
 from clt_exporters import limits
 from clt_exporters.folded import Folded
 from clt_exporters.hooks import portable
-from clt_plugins import write_tensors
+from clt_exporters.metadata import metadata
+from clt_exporters.reading.files import Weights, described
+from clt_exporters.reading.layers import Layers
+from clt_exporters.reading.on_disk import Rows
+from clt_plugins import Imported, write_tensors
 
 if TYPE_CHECKING:
     from clt_exporters import SafetensorsConfig
     from clt_plugins import CrossLayerTranscoder
 
+FILE = "clt.safetensors"
+
 
 class Safetensors:
-    """Writes `clt.safetensors`, and its description `clt.json`."""
+    """Writes `clt.safetensors`, and its description `clt.json`; and reads them."""
 
     def __init__(self, config: SafetensorsConfig):
         self.config = config
@@ -54,7 +60,7 @@ class Safetensors:
                     stacked.setdefault(name, []).append(value.to(dtype))
             tensors[f"W_dec.{i:02}"] = layer.W_dec.to(dtype)
         tensors.update({name: torch.stack(values) for name, values in stacked.items()})
-        write_tensors(folder / "clt.safetensors", tensors, self.config.dtype)
+        write_tensors(folder / FILE, tensors, self.config.dtype, metadata("clt", transcoder))
         about = {
             "layers": transcoder.n_layers,
             "d_model": transcoder.d_model,
@@ -62,3 +68,42 @@ class Safetensors:
             "model": portable(transcoder.model_described()),
         }
         (folder / "clt.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def recognises(self, folder: Path) -> bool:
+        """Whether both files are there."""
+        return (folder / FILE).is_file() and (folder / "clt.json").is_file()
+
+    def read(self, folder: Path) -> Imported:
+        """Read the two files.
+
+        Raises:
+            Refused: a file or tensor is missing, damaged, or of another shape.
+        """
+        _, said = described(folder, "clt.json")
+        file = Weights(folder / FILE)
+        L, F, D = file.sizes("W_enc", "layers, features, d_model")
+        shapes = {"W_enc": [L, F, D], "b_enc": [L, F], "b_dec": [L, D]}
+        shapes |= {name: shape for name, shape in {"threshold": [L, F], "W_skip": [L, D, D]}.items() if name in file}
+        shapes |= {f"W_dec.{s:02}": [F, L - s, D] for s in range(L)}
+        for name, shape in shapes.items():
+            file.get(name, shape)
+
+        def of(name: str, layer: int) -> Tensor:
+            return file.get(name, shapes[name])[layer]
+
+        layers = Layers(
+            folder=folder,
+            n_layers=L,
+            d_model=D,
+            n_features=F,
+            W_enc=lambda i: of("W_enc", i),
+            b_enc=lambda i: of("b_enc", i),
+            b_dec=lambda i: of("b_dec", i),
+            threshold=(lambda i: of("threshold", i)) if "threshold" in shapes else None,
+            W_skip=(lambda i: of("W_skip", i)) if "W_skip" in shapes else None,
+            rows=lambda i: Rows([file.get(f"W_dec.{i:02}", [F, L - i, D])]),
+        )
+        model = said.get("model")
+        activation = {"name": "jumprelu"} if "threshold" in shapes else {"name": "relu"}
+        size = file.path.stat().st_size
+        return layers.imported("plain safetensors file", activation, model if isinstance(model, dict) else {}, size)

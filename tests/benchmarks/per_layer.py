@@ -86,7 +86,7 @@ def as_table(found: list[dict[str, Any]], steps: int) -> dict[str, Any]:
         "what": f"Held-out scores of the quickstart's recipe ({steps} steps) with both tyings at equal parameters: "
         f"mean and half the range of {len(SEEDS)} seeds.",
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, 2 cores",
+        "machine": f"2 CPU cores ({platform.machine()}), no GPU",
         "command": "python -m tests.benchmarks.per_layer --write",
         "commit": commit,
         "columns": ["tying", "features per layer", "rows", "NMSE", "L0", "dead", "CE recovered", "KL"],

@@ -37,11 +37,12 @@ class Nearest:
             return
         shown = values if len(changed) == len(values) else values[changed]
         n = min(self._value.shape[1], shown.shape[1])
-        best = [shown.topk(n)]
+        highest = shown.topk(n)
+        best = [(highest.values, highest.indices)]
         if self.by_size:
             # Numbers that are among both count once: those below 0 as 0 among the largest, and the other way round.
             lowest = shown.topk(n, largest=False)
-            best = [(best[0].values.clamp_min(0), best[0].indices), (lowest.values.clamp_max(0), lowest.indices)]
+            best = [(highest.values.clamp_min(0), highest.indices), (lowest.values.clamp_max(0), lowest.indices)]
         into = row + changed
         value = torch.cat([self._value[into], *(value for value, _ in best)], 1)
         numbers = torch.cat([self._number[into], *((column + number).int() for _, column in best)], 1)

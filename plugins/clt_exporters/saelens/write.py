@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from clt_exporters import limits
 from clt_exporters.folded import Folded, Layer
 from clt_exporters.hooks import input_hook, layer_numbers, model_name, output_hook
-from clt_plugins import Refused, write_tensors
+from clt_exporters.metadata import metadata
+from clt_exporters.saelens.read import is_saelens, read_saelens
+from clt_plugins import Imported, Refused, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +31,7 @@ log = logging.getLogger("clt_plugins.exporters")
 
 
 class SAELens:
-    """Writes a folder for each layer: `layer_00`, `layer_01`, ..., numbered as in the language model."""
+    """Writes a folder for each layer, numbered as in the language model: `layer_00`, ...; and reads them."""
 
     def __init__(self, config: SAELensConfig):
         self.config = config
@@ -60,7 +62,8 @@ class SAELens:
             layer = folded.layer(i)
             layer_folder = folder / f"layer_{number:02}"
             layer_folder.mkdir()
-            write_tensors(layer_folder / "sae_weights.safetensors", _tensors(layer), self.config.dtype)
+            about = metadata("saelens", transcoder, layer=number)
+            write_tensors(layer_folder / "sae_weights.safetensors", _tensors(layer), self.config.dtype, about)
             described = {
                 "architecture": _architecture(layer),
                 "d_in": transcoder.d_model,
@@ -78,8 +81,16 @@ class SAELens:
                 },
             }
             (layer_folder / "cfg.json").write_text(json.dumps(described, indent=2) + "\n")
-        if transcoder.n_layers > 1:
+        if not limits.Subject.of(transcoder, trained=True).own_layer:
             log.warning("saelens: the format holds one layer: what features write to later layers is left out")
+
+    def recognises(self, folder: Path) -> bool:
+        """Whether the folder, or folders in it, have SAELens's files."""
+        return is_saelens(folder)
+
+    def read(self, folder: Path) -> Imported:
+        """Read transcoders: see `read.read_saelens`."""
+        return read_saelens(folder)
 
 
 def _tensors(layer: Layer) -> dict[str, Tensor]:

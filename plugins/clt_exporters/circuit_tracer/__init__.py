@@ -1,0 +1,1 @@
+"""Folders of circuit-tracer, and of transcoders that it reads."""

@@ -1,0 +1,1 @@
+"""Folders of SAELens, SAEDashboard and SAEBench."""
