@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,20 @@ def write_tensors(
         path.chmod(FILE_MODE)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
+    if metadata is not None:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes metadata in a random order. Sorted, one transcoder's files are the same bytes each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "as compact as safetensors writes it"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:

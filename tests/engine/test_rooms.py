@@ -119,6 +119,10 @@ def test_there_are_no_import_circles(root: str) -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
+OTHER_HOOKS = {"clt_check", "clt_commands", "clt_formats", "clt_inspectors"}
+"""Hooks that offer no choice for a recipe."""
+
+
 def test_no_folder_of_the_engine_has_more_than_ten_files() -> None:
     folders = [
         path for path in ENGINE.iterdir() if path.is_dir() and path.name not in ("testing", "templates", "__pycache__")
@@ -193,7 +197,8 @@ def test_every_dependency_is_pinned_within_its_bounds_in_the_constraints() -> No
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     project = PYPROJECT["project"]
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["browser"]]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[wanted.name]), text
 
@@ -201,5 +206,5 @@ def test_every_dependency_is_pinned_within_its_bounds_in_the_constraints() -> No
 def test_every_hook_is_documented_and_every_slot_is_a_recipe_table() -> None:
     declared = {name: hook for name, hook in vars(Hooks).items() if name.startswith("clt_")}
     assert all(hook.__doc__ for hook in declared.values())
-    assert declared.keys() - {f"clt_{slot.hook}" for slot in SLOTS} == {"clt_commands", "clt_check"}
+    assert declared.keys() - {f"clt_{slot.hook}" for slot in SLOTS} == OTHER_HOOKS
     assert {slot.table for slot in OF_RECIPE} <= {a.name for a in attrs.fields(Recipe)}

@@ -104,6 +104,43 @@ PEERS = {
         ),
         Peer(name="sae-lens", module="sae_lens", requirements=("torch", "sae-lens==6.54.12")),
         Peer(name="crosslayer-coding", module="clt", requirements=("torch", "decode-clt==0.0.1")),
+        Peer(
+            name="sae-dashboard",
+            module="sae_dashboard",
+            # Its own pins choose a version of torch.
+            requirements=("sae-dashboard==0.8.0", "sae-lens==6.54.12", "decode-clt==0.0.1", "pyarrow<21"),
+        ),
+        Peer(
+            name="sae-bench",
+            module="transformer_lens",  # all that its custom SAEs import; its other needs are for the evaluations
+            source="CLT_SAE_BENCH",
+            file="sae_bench/custom_saes/base_sae.py",
+            requirements=("torch", "sae-lens==6.54.12"),
+        ),
+        Peer(name="llamascopium", module="llamascopium", requirements=("torch", "llamascopium==2.0.0b34")),
+        Peer(
+            name="clt-forge",
+            module="jaxtyping",
+            source="CLT_CLT_FORGE",
+            file="src/clt_forge/clt.py",
+            requirements=("torch", "numpy", "safetensors", "jaxtyping>=0.2.28", "pydantic>=2"),
+        ),
+        Peer(
+            name="clt-training",
+            module="natsort",
+            source="CLT_CLT_TRAINING",
+            file="sparsify/sparse_coder.py",
+            requirements=(
+                "torch",
+                "numpy",
+                "safetensors",
+                "triton>=3.6",
+                "natsort>=8",
+                "einops>=0.8",
+                "simple-parsing>=0.1.7",
+                "huggingface_hub>=0.34",
+            ),
+        ),
     )
 }
 

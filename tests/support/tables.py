@@ -88,7 +88,27 @@ def bytes_per_step() -> tuple[list[str], list[list[str]]]:
     return columns, [[what, formula, f"{size / 1e6:.3g} MB"] for what, formula, size in rows]
 
 
-COMPUTED = {"bytes-per-token": bytes_per_token, "bytes-per-step": bytes_per_step}
+def formats() -> tuple[list[str], list[list[str]]]:
+    """The formats that are read and written, as the built-in plugins offer them."""
+    from clt_plugins import load_plugins
+    from clt_plugins.contract.types import summary
+
+    plugins = load_plugins(strict=True)
+    written, read = plugins.choices("exports"), plugins.readers()
+    docs = {name: summary(choice.spec.config) for name, choice in written.items()}
+    docs = {one.name: one.doc for one in plugins.formats()} | docs
+    rows = [
+        [f"`{name}`", *("yes" if name in offered else "" for offered in (read, written)), _first_clause(docs[name])]
+        for name in sorted(docs)
+    ]
+    return ["format", "read", "written", ""], rows
+
+
+def _first_clause(text: str) -> str:
+    return re.split(r"[.;:](?: |$)", text)[0]
+
+
+COMPUTED = {"bytes-per-token": bytes_per_token, "bytes-per-step": bytes_per_step, "formats": formats}
 
 
 def names() -> Iterator[str]:

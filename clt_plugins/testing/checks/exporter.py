@@ -32,6 +32,8 @@ TRANSCODERS: tuple[dict[str, Any], ...] = (
     {"activation": {"name": "jumprelu"}},
     {"activation": {"name": "relu"}},
     {"activation": {"name": "topk", "k": 8}},
+    # For formats of transcoders whose features write to their own layer only.
+    {"activation": {"name": "jumprelu"}, "normalisation": {"name": "mean_std"}, "tying": {"name": "per_layer"}},
 )
 
 OTHERS: tuple[dict[str, dict[str, Any]], ...] = (
@@ -40,6 +42,7 @@ OTHERS: tuple[dict[str, dict[str, Any]], ...] = (
     {"tying": {"name": "per_source", "feature_scale": True, "skip": True}},
     {"tying": {"name": "per_target", "feature_offset": True, "feature_scale": True}},
     {"encoder": {"name": "plain", "pre_bias": True}},
+    {"tying": {"name": "per_layer", "skip": True}},
 )
 """Tried besides the defaults, where they are installed."""
 

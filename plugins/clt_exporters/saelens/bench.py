@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from clt_exporters import SAEBenchConfig
     from clt_plugins import CrossLayerTranscoder
 
-ADAPTER = Path(__file__).with_name("bench_adapter.py")
+ADAPTER = Path(__file__).with_name("saebench") / "sae_bench_adapter.py"
+"""It stands in no package: it needs SAEBench, and is only copied."""
 
 
 class SAEBench:

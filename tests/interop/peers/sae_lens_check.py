@@ -23,7 +23,7 @@ def main(folder: Path, expected: Path) -> None:
         x = ours["inputs"][:, layer]
         with torch.no_grad():
             features = sae.encode(x)
-            decoded = sae.decode(features)
+            decoded = sae(x)  # with the skip path, where there is one
         architectures.append(sae.cfg.architecture())
         for name, value in (("features", features), ("decoded", decoded)):
             ours_of_layer = ours["features" if name == "features" else "own_decoded"][:, layer]

@@ -84,7 +84,7 @@ def test_a_public_format_is_inspected_evaluated_and_exported_as_circuit_tracer(
     assert said["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert "F32" in said["dtypes"]
 
-    convert = {"tolerance": 0.5, "calibration_tokens": 512}
+    convert = {"tolerance": 3.0, "tokens": 64, "calibration_tokens": 64}
     recipe = tables(evaluate={"tokens": 64}, convert=convert, kernels={"name": "torch"})
     (tmp_path / "recipe.toml").write_text(toml_text(recipe))
     judged = json.loads(command("evaluate", folder, "--recipe", tmp_path / "recipe.toml", "--json"))
