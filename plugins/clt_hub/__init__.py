@@ -58,7 +58,7 @@ class PushConfig:
     """The address of that license, or the file in the repository."""
     private: bool = True
     """Of a repository that is made: only you and your organisation see it."""
-    message: str = "Upload a cross-layer transcoder"
+    message: str = "Upload a transcoder"
     """The commit's message."""
     base_model: str | None = field(default=None, validator=validators.optional(_a_model))
     """The language model's id on the hub; that of the recipe if not given. Needed where the recipe has a folder of this

@@ -14,7 +14,7 @@ from clt_hub.scores import TASK, layer_table, model_index, score_table, scores
 from clt_plugins import Refused, __version__, read_small, toml_text
 
 MARK = "<!-- made by `clt-plugins push`: text of your own goes in by its settings `before` and `after` -->"
-TAGS = ("cross-layer-transcoder", "transcoder", "mechanistic-interpretability", "interpretability", "sparse-features")
+TAGS = ("transcoder", "mechanistic-interpretability", "interpretability", "sparse-features")
 PAPER = "https://transformer-circuits.pub/2025/attribution-graphs/methods.html"
 CIRCUIT_TRACER = "https://github.com/decoderesearch/circuit-tracer"
 
@@ -39,7 +39,12 @@ def _metadata(facts: Facts) -> str:
     from huggingface_hub import ModelCardData
 
     config = facts.config
-    tags = [*TAGS, *(["circuit-tracer"] if facts.circuit_tracer() is not None else []), *config.tags]
+    tags = [
+        "per-layer-transcoder" if facts.per_layer else "cross-layer-transcoder",
+        *TAGS,
+        *(["circuit-tracer"] if facts.circuit_tracer() is not None else []),
+        *config.tags,
+    ]
     results = model_index(facts)
     data = ModelCardData(
         library_name="clt-plugins",
@@ -71,10 +76,16 @@ def _body(facts: Facts) -> Iterator[str]:
     model = f"`{facts.base_model}`" if facts.base_model else "a language model that the files do not name"
     yield f"# {title}"
     yield ""
+    kind = "per-layer" if facts.per_layer else "cross-layer"
+    writes = (
+        "write what that MLP writes"
+        if facts.per_layer
+        else ("together write what the MLPs of this and all later layers write")
+    )
     yield (
-        f"A cross-layer transcoder of {model}: sparse features that read what the MLP of a layer reads, and together "
-        f"write what the MLPs of this and all later layers write ([Lindsey et al. 2025]({PAPER})). It stands in for "
-        "the MLPs, so that a prompt's computation can be followed from feature to feature."
+        f"A {kind} transcoder of {model}: sparse features that read what the MLP of a layer reads, and {writes} "
+        f"([Lindsey et al. 2025]({PAPER})). It stands in for the MLPs, so that a prompt's computation can be followed "
+        "from feature to feature."
     )
     yield ""
     yield from _sizes(facts)

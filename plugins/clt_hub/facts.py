@@ -60,6 +60,11 @@ class Facts:
         return [text] if text is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", text) else []
 
     @property
+    def per_layer(self) -> bool:
+        """Whether features write to their own layer only."""
+        return (self.described.get("tying") or {}).get("name") == "per_layer"
+
+    @property
     def text(self) -> str | None:
         """The text that was read, as the recipe names it; None if the source reads none."""
         text = (self.recipe or {}).get("source", {}).get("text")

@@ -46,7 +46,7 @@ def _held_out(report: dict[str, Any]) -> Iterator[Score]:
     for kind, name, value, form in (
         ("ce_recovered", "cross-entropy recovered, of what zero-ablation loses", model.get("ce_recovered"), ".2%"),
         ("ce_recovered_of_mean", "the same of mean-ablation", model.get("ce_recovered_of_mean"), ".2%"),
-        ("kl_divergence", "KL(model || with transcoder), nats per token", _variant(model, "kl"), ".4f"),
+        ("kl_divergence", "KL divergence from the model, nats per token", _variant(model, "kl"), ".4f"),
         ("top1_agreement", "top-1 agreement with the model", _variant(model, "top1"), ".2%"),
     ):
         if isinstance(value, int | float):

@@ -345,3 +345,11 @@ def test_an_export_goes_straight_to_a_folder_on_the_hub(hub, trained):
     x = torch.randn(5, 3, 6)
     here = CrossLayerTranscoder.load(trained / "exports/circuit-tracer")
     assert torch.equal(CrossLayerTranscoder.load("user/clt/a")(x), here(x))
+
+
+def test_the_card_of_a_per_layer_transcoder_says_so(hub, tmp_path):
+    run(tables(activation=JUMPRELU, tying={"name": "per_layer"}, train={"steps": 1}), out=tmp_path / "run")
+    read = card(pushed(hub, tmp_path / "run"))
+    assert "per-layer-transcoder" in read.data.tags and "cross-layer-transcoder" not in read.data.tags
+    assert "A per-layer transcoder of" in read.text and "write what that MLP writes" in read.text
+    assert all(line.count("|") in (3, 7) for line in read.text.splitlines() if line.startswith("|"))
