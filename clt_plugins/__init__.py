@@ -182,6 +182,7 @@ _LAZY = {
         "BothGradients",
         "Checks",
         "Closable",
+        "CountsActive",
         "FeatureRows",
         "FixedSizes",
         "HasModel",

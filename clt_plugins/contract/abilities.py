@@ -54,6 +54,18 @@ class Scheduled(Protocol):
 
 
 @runtime_checkable
+class CountsActive(Protocol):
+    """An activation through which the number of active features can be trained, though it is no smooth function."""
+
+    def active(self, pre: Tensor, feature: Tensor | None) -> Tensor:
+        """1 for each pair that is active, else 0, with a gradient by the activation's parameters.
+
+        Args:
+            pre, feature: as `Activation.__call__` gets them.
+        """
+
+
+@runtime_checkable
 class RunsModel(Protocol):
     """A loss that needs the language model, run on whole texts with the transcoder in the place of its MLPs.
 

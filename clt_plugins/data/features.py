@@ -105,6 +105,10 @@ class Features:
         # `index_add` and not an assignment: it is differentiable in the values.
         return empty.index_add(0, flat, self.values).view(tokens, layers, features)
 
+    def active(self) -> Tensor:
+        """1 for each value above 0, else 0, in the values' type."""
+        return (self.values > 0).to(self.values.dtype)
+
     def counts(self) -> Tensor:
         """At how many tokens of the batch each feature is active, [L, F] int64."""
         active = self.values > 0

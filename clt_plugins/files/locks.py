@@ -11,8 +11,12 @@ import json
 import logging
 import os
 import socket
+import stat
+import struct
+import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,6 +120,26 @@ class Lock:
                 told = True
             time.sleep(_POLL_S)
 
+    def holder(self) -> Holder | None:
+        """Who holds it now, this process too; None if nobody does. It is not taken, and no file is made.
+
+        Raises:
+            OSError: the file cannot be read; names it.
+        """
+        with _threads:
+            if self.path in _held:
+                return Holder(socket.gethostname(), os.getpid(), _now())
+            try:
+                # O_NONBLOCK: if it is a FIFO, opening it would wait for its writer.
+                handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            except FileNotFoundError:
+                return None
+            try:
+                held = stat.S_ISREG(os.fstat(handle).st_mode) and _is_locked(handle)
+                return _read(handle) if held else None
+            finally:
+                os.close(handle)
+
     def release(self) -> None:
         """Give the lock back, and remove the file."""
         if self._handle is None:
@@ -164,6 +188,35 @@ class Lock:
             os.ftruncate(handle, 0)
             os.lseek(handle, 0, os.SEEK_SET)
             os.write(handle, json.dumps(mine).encode() + b"\n")
+
+
+def _is_locked(handle: int) -> bool:
+    """Whether another process has locked a file; False where the file system has no locks."""
+    if fcntl is None:
+        return msvcrt is not None and not _passes(lambda: _try_byte(handle))
+    if sys.platform == "linux":
+        # Asks without taking it even for a moment, in which its owner would be turned away.
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            return struct.unpack("hhqqi4x", fcntl.fcntl(handle, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    return not _passes(lambda: fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB))  # closing it gives it back
+
+
+def _try_byte(handle: int) -> None:
+    for how in (msvcrt.LK_NBLCK, msvcrt.LK_UNLCK):  # type: ignore[attr-defined]
+        os.lseek(handle, _FAR, os.SEEK_SET)
+        msvcrt.locking(handle, how, 1)  # type: ignore[attr-defined]
+
+
+def _passes(lock: Callable[[], None]) -> bool:
+    try:
+        lock()
+    except OSError as error:
+        return error.errno not in _BUSY
+    return True
 
 
 def _read(handle: int) -> Holder:

@@ -41,6 +41,8 @@ class Facts:
     """Metrics over training by name, thinned; from `metrics.jsonl`, so none without the logger `jsonl`."""
     evaluation: Mapping[str, Any] | None = None
     """`evaluation.json` of this transcoder, as the stage `evaluate` wrote it."""
+    circuits: Mapping[str, Any] | None = None
+    """`circuits.json` of this transcoder, as the stage `circuits` wrote it."""
     notes: list[str] = attrs.field(factory=list)
     """What could not be read, and why: a line each."""
 
@@ -75,11 +77,14 @@ def read_facts(run: Path | None, transcoder: Origin | None = None, evaluation: P
     recipe = attempt(run / "recipe.toml", _recipe, {})
     curves, unread = attempt(run / "metrics.jsonl", read_curves, ({}, []))
     notes += unread
-    folder = evaluation or run / "evaluation"
-    judged = attempt(folder / "evaluation.json", load_json, None)
-    if judged is not None and transcoder is not None and made_from_other(folder, "evaluation.json", transcoder):
-        notes.append(f"{folder.name}/evaluation.json is of another transcoder than {transcoder.folder}, and left out")
-        judged = None
+
+    def result(folder: Path, name: str) -> Mapping[str, Any] | None:
+        read = attempt(folder / name, load_json, None)
+        if read is not None and transcoder is not None and made_from_other(folder, name, transcoder):
+            notes.append(f"{folder.name}/{name} is of another transcoder than {transcoder.folder}, and left out")
+            return None
+        return read if isinstance(read, Mapping) else None
+
     return Facts(
         name=str(recipe.get("name") or run.name),
         folder=run.name,
@@ -89,7 +94,8 @@ def read_facts(run: Path | None, transcoder: Origin | None = None, evaluation: P
         history=attempt(run / "history.jsonl", _history, []),
         transcoder=transcoder,
         curves=curves,
-        evaluation=judged if isinstance(judged, Mapping) else None,
+        evaluation=result(evaluation or run / "evaluation", "evaluation.json"),
+        circuits=result(run / "circuits", "circuits.json"),
         notes=notes,
     )
 

@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.abilities import CountsActive
 from clt_plugins.data.features import Features
 from clt_plugins.model.encoder import encode_selected
 from clt_plugins.model.products.dense import encode_dense
@@ -39,6 +40,8 @@ class Encoded:
     """The pre-activations that further selections kept."""
     pre: Tensor | None
     """All pre-activations [B, L, F], where they were asked for."""
+    active: Callable[[], Tensor]
+    """See `Forward.active`."""
 
 
 def sparse(
@@ -49,7 +52,8 @@ def sparse(
     (pairs, pre), *further = encode_selected(*form, selections, kernels, product)
     others = iter(Features(kept, at) for at, kept in further)
     features = Features(activation(pre, pairs.feature), pairs)
-    return Encoded(features, [None if extra is None else next(others) for extra in extras], None)
+    active = _active(activation, features, pre)
+    return Encoded(features, [None if extra is None else next(others) for extra in extras], None, active)
 
 
 def keeping_pre(form: Form, activation: Activation, select: Select, extras: Extras) -> Encoded:
@@ -58,7 +62,8 @@ def keeping_pre(form: Form, activation: Activation, select: Select, extras: Extr
     others = [None if extra is None else _selected(extra, pre) for extra in extras]
     chosen = _selected(select(), pre)
     assert chosen.pairs is not None
-    return Encoded(Features(activation(chosen.values, chosen.pairs.feature), chosen.pairs), others, pre)
+    features = Features(activation(chosen.values, chosen.pairs.feature), chosen.pairs)
+    return Encoded(features, others, pre, _active(activation, features, chosen.values))
 
 
 def dense(form: Form, activation: Activation, select: Select, extras: Extras) -> Encoded:
@@ -70,7 +75,16 @@ def dense(form: Form, activation: Activation, select: Select, extras: Extras) ->
         # Which features TopK keeps is not a function of each pre-activation alone: the selection says.
         chosen = _selected(select(), pre)
         values = values * Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
-    return Encoded(Features(values), others, pre)
+    features = Features(values)
+    return Encoded(features, others, pre, _active(activation, features, pre))
+
+
+def _active(activation: Activation, features: Features, pre: Tensor) -> Callable[[], Tensor]:
+    """What counts the active features of a pass, with a gradient where the activation has one."""
+    if not isinstance(activation, CountsActive):
+        return features.active
+    feature = None if features.pairs is None else features.pairs.feature
+    return lambda: activation.active(pre, feature)
 
 
 def _selected(selection: Selection, pre: Tensor) -> Features:

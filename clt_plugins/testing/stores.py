@@ -241,8 +241,8 @@ def _geometry(size: Sizes, random: np.random.Generator, layer: int) -> dict[str,
         return random.standard_normal((features, *shape), dtype=np.float32)
 
     writes = np.arange(layers) >= layer
-    cosines = np.clip(normal(layers, layers) * np.float32(0.3), -1, 1)
-    cosines = (cosines + cosines.transpose(0, 2, 1)) * np.float32(0.5)
+    cosines: Array = np.clip(normal(layers, layers) * np.float32(0.3), -1, 1)
+    cosines = (cosines + cosines.transpose(0, 2, 1)) / 2
     cosines[:, np.arange(layers), np.arange(layers)] = 1
     arrays = {
         "norms": np.abs(normal(layers)) * writes,

@@ -4,7 +4,8 @@
 run.lock              only while a process trains here: its host, number and start
 recipe.toml           of the last start, every default written out
 versions.json         of the last start
-history.jsonl         a line for each start: when, where, from which checkpoint, what had changed and was accepted
+history.jsonl         a line for each start: when, where, from which checkpoint, what had changed and was accepted; and
+                      how it ended, `end`, unless the process was killed
 checkpoints/step_N    of this history; the highest N is the newest
 checkpoints/set_aside/1/step_N    left when the run went back to an earlier step; never deleted by the engine
 ```
@@ -40,7 +41,7 @@ import attrs
 
 from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.agree import all_or_none
-from clt_plugins.errors import Refused
+from clt_plugins.errors import LONGEST, ExitCode, Refused, Stopped
 from clt_plugins.files.atomic import remove, write_file
 from clt_plugins.files.folders import sweep
 from clt_plugins.files.locks import Lock
@@ -110,6 +111,7 @@ def run_folder(
         yield Start(folder=folder, checkpoint=checkpoint, recipe=keep(recipe, told["kept"]), before=before)
     finally:
         if lock is not None:
+            _record_end(folder, sys.exc_info()[1])
             lock.release()
         # Where the start failed, nothing is in them.
         for path in reversed(made):
@@ -246,6 +248,28 @@ def record_start(
     write_file(history, earlier + json.dumps(as_data(entry)) + "\n")
     write_file(folder / "recipe.toml", recipe_toml)
     write_file(folder / "versions.json", json_text(ran) + "\n")
+
+
+def _record_end(folder: Path, error: BaseException | None) -> None:
+    """Put on record how this process's run ended, in the line of its start. Whatever ended it comes first: a disk that
+    is full is only warned of."""
+    history = folder / "history.jsonl"
+    try:
+        lines = history.read_text(encoding="utf-8").splitlines()
+        entry = json.loads(lines[-1])
+        if (entry.get("process"), entry.get("host")) != (os.getpid(), socket.gethostname()) or "end" in entry:
+            return  # it ended before it had started
+        stopped = isinstance(error, KeyboardInterrupt) or (
+            isinstance(error, Stopped) and error.code == ExitCode.INTERRUPTED
+        )
+        status = "finished" if error is None else "interrupted" if stopped else "failed"
+        text = " ".join(str(error).split())[:LONGEST] if error is not None else ""
+        entry["end"] = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "status": status, "error": text}
+        write_file(history, "\n".join([*lines[:-1], json.dumps(entry)]) + "\n")
+    except (OSError, ValueError, IndexError, AttributeError) as failure:
+        if history.exists():
+            level = logging.WARNING if error is None else logging.INFO
+            logger.log(level, "%s: how the run ended could not be put on record: %s", history, failure)
 
 
 def versions(plugins: Plugins) -> dict[str, Any]:

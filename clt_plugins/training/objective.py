@@ -98,6 +98,7 @@ def objective(
             progress=progress,
             step=round(progress * steps),
             steps=steps,
+            active=encoded.active,
             model=model,
         )
         for name, value in _terms(loss, forward).items():

@@ -1,4 +1,4 @@
-"""Activation functions: relu, jumprelu, topk, batchtopk."""
+"""Activation functions: relu, jumprelu, topk, batchtopk, groupmax."""
 
 from __future__ import annotations
 
@@ -53,6 +53,15 @@ class BatchTopKConfig(TopKConfig):
     """The k·B highest-ranked pre-activations of a batch of B tokens (Bussmann et al. 2024, arXiv 2412.06410)."""
 
 
+@frozen(kw_only=True)
+class GroupMaxConfig:
+    """The highest pre-activation of each of k groups of neighbouring features: no sort, and every layer has the same
+    share (`groupmax` of EleutherAI's sparsify)."""
+
+    k: int = field(default=96, validator=validators.gt(0))
+    """Features kept per token, over all layers: a multiple of their number."""
+
+
 def build_relu(config: ReLUConfig, context: Context) -> Any:
     from clt_activations.threshold import ReLU
 
@@ -77,6 +86,12 @@ def build_batchtopk(config: BatchTopKConfig, context: Context) -> Any:
     return TopK(config, context, per="batch")
 
 
+def build_groupmax(config: GroupMaxConfig, context: Context) -> Any:
+    from clt_activations.groupmax import GroupMax
+
+    return GroupMax(config, context)
+
+
 @hookimpl
 def clt_activations() -> list[Spec]:
     return [
@@ -84,6 +99,7 @@ def clt_activations() -> list[Spec]:
         Spec("jumprelu", JumpReLUConfig, build_jumprelu),
         Spec("topk", TopKConfig, build_topk),
         Spec("batchtopk", BatchTopKConfig, build_batchtopk),
+        Spec("groupmax", GroupMaxConfig, build_groupmax),
     ]
 
 

@@ -70,6 +70,11 @@ class JumpReLU(nn.Module):
         threshold = self.threshold() if feature is None else self.log_threshold.flatten()[feature].exp()
         return _Jump.apply(pre, threshold.expand_as(pre), self.bandwidth)
 
+    def active(self, pre: Tensor, feature: Tensor | None) -> Tensor:
+        """1 where pre > θ, else 0."""
+        threshold = self.threshold() if feature is None else self.log_threshold.flatten()[feature].exp()
+        return _Step.apply(pre, threshold.expand_as(pre), self.bandwidth)
+
 
 class _Jump(torch.autograd.Function):
     """pre where pre > θ, else 0. Its gradient by θ is -θ/ε where |pre - θ| < ε/2 (equation 11 of the paper), else 0."""
@@ -87,3 +92,21 @@ class _Jump(torch.autograd.Function):
         near = (pre - threshold).abs() < ctx.bandwidth / 2
         grad_threshold = torch.where(near, grad * threshold / -ctx.bandwidth, 0)
         return torch.where(pre > threshold, grad, 0), grad_threshold, None
+
+
+class _Step(torch.autograd.Function):
+    """1 where pre > θ, else 0. Its gradient by θ is -1/ε where |pre - θ| < ε/2, else 0; by pre it is 0 (equation 12 of
+    the paper)."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(threshold.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        (grad,) = grads
+        pre, threshold = ctx.saved_tensors
+        near = (pre - threshold).abs() < ctx.bandwidth / 2
+        return None, torch.where(near, grad / -ctx.bandwidth, 0), None

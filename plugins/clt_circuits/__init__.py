@@ -31,7 +31,8 @@ class CircuitsConfig:
     """The Python interpreter that has circuit-tracer, which needs older libraries than this project:
     "circuit-tracer/bin/python". If not given, the one that runs this."""
     format: Annotated[Selected, "exports"] = default_choice("circuit-tracer")
-    """How the transcoder is handed over, with settings such as `input_hook`."""
+    """How the transcoder is handed over, with settings such as `input_hook`: `circuit-tracer`; `transcoder-set` where
+    features write to their own layer only; `gemma-scope-2` where there is a skip path."""
     backend: Literal["transformerlens", "nnsight"] = "transformerlens"
     """What circuit-tracer runs the language model with. `nnsight` knows Gemma, Llama, Qwen 3 and GPT-OSS."""
     device: str = field(default="cpu", metadata=FREE_ON_RESUME)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from clt_circuits import CircuitsConfig
     from clt_plugins import Context, CrossLayerTranscoder, Job
 
+FORMATS = ("circuit-tracer", "transcoder-set", "gemma-scope-2")
+"""The formats that circuit-tracer reads: the first, for features that write to their own layer, with a skip path."""
+
 
 class Circuits:
     """Writes `circuits.json`, and `graphs/SLUG.json` for each prompt."""
@@ -32,8 +35,8 @@ class Circuits:
 
     def check(self, job: Job) -> None:
         slugs(self.config.prompts)
-        if self.config.format.name != "circuit-tracer":
-            text = f"{self.config.format.name!r} is not read by circuit-tracer: only the folder of circuit-tracer is"
+        if self.config.format.name not in FORMATS:
+            text = f"{self.config.format.name!r} is not read by circuit-tracer: use one of {', '.join(FORMATS)}"
             raise Refused("stages.circuits.format", text)
         peer = Peer.find(self.config.python)
         model = language_model(job.transcoder)

@@ -78,20 +78,26 @@ def unsupported(model: str, backend: str, hooks: tuple[str, ...] = ()) -> str | 
 
 
 def load_transcoder(folder: str, scan: str, device: str) -> Any:
-    """The transcoder of a folder in circuit-tracer's layout, in float32."""
+    """The transcoder of a folder in one of circuit-tracer's layouts, in float32.
+
+    By the folder's name circuit-tracer's own `load_transcoder_from_hub` loads the first layout only.
+    """
     import torch
     import yaml
-    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt, load_gemma_scope_2_clt
+    from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 
     described = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
-    return load_clt(
-        folder,
-        feature_input_hook=described["feature_input_hook"],
-        feature_output_hook=described["feature_output_hook"],
-        scan=scan,
-        device=torch.device(device),
-        dtype=torch.float32,
-    )
+    options: dict[str, Any] = {name: described[name] for name in ("feature_input_hook", "feature_output_hook")}
+    options |= {"scan": scan, "device": torch.device(device), "dtype": torch.float32}
+    if described["model_kind"] == "transcoder_set":
+        layers = range(len(list(Path(folder).glob("layer_*.safetensors"))))
+        files = {layer: str(Path(folder, f"layer_{layer}.safetensors")) for layer in layers}
+        return load_transcoder_set(files, activation=described.get("activation"), k=described.get("k"), **options)
+    if "transcoders" in described:
+        files = {layer: str(Path(folder, name)) for layer, name in enumerate(described["transcoders"])}
+        return load_gemma_scope_2_clt(files, **options)
+    return load_clt(folder, **options)
 
 
 def load_model(model: str, transcoder: Any, backend: str, device: str) -> Any:

@@ -17,7 +17,7 @@ from clt_plugins import Fault, Faults, Refused, Thresholded, recipe_data
 if TYPE_CHECKING:
     from clt_plugins import CrossLayerTranscoder, Recipe
 
-WITHOUT_THRESHOLDS = ("topk", "batchtopk")
+WITHOUT_THRESHOLDS = ("topk", "batchtopk", "groupmax")
 """The built-in activations that are not `Thresholded`. A recipe only names its activation; the object, which can be
 asked itself, is not built yet."""
 

@@ -48,7 +48,7 @@ class ConsoleConfig:
 
 
 def build_tensorboard(config: TensorBoardConfig, context: Context) -> Any:
-    from clt_loggers.tensorboard import TensorBoard
+    from clt_loggers.board.logger import TensorBoard
 
     return TensorBoard(_folder(context, "tensorboard") / "tensorboard", config.flush_seconds)
 

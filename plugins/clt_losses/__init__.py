@@ -1,15 +1,16 @@
-"""Terms of the training loss: mse, tanh_sparsity, preactivation, auxk, kl, ce."""
+"""Terms of the training loss: mse, tanh_sparsity, l0, preactivation, auxk, matryoshka, hierarchical, kl, ce."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from attrs import field, frozen, validators
+from attrs import Attribute, field, frozen, validators
 
 from clt_plugins import Selected, Spec, default_choice, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Recipe
 
 
 @frozen(kw_only=True)
@@ -61,6 +62,52 @@ class AuxKConfig:
     """Both weights over the run; constant if not given."""
 
 
+def _shares(_: Any, attribute: Attribute[Any], value: list[float]) -> None:
+    if not value or value[0] <= 0 or value[-1] >= 1 or any(a >= b for a, b in pairwise(value)):
+        raise ValueError(f"'{attribute.name}' must be at least one number between 0 and 1, ascending: {value}")
+
+
+@frozen(kw_only=True)
+class L0Config:
+    """A penalty on the number of active features: λ L0 (Rajamanoharan et al. 2024, arXiv 2407.14435), or with a target
+    λ (L0 / target - 1)², as for Gemma Scope 2. It trains thresholds, so the activation must have some to learn."""
+
+    weight: float = field(default=1.0, validator=validators.ge(0))
+    """λ at its highest."""
+    target: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
+    """The L0 to reach, a sum over layers; none if not given: then L0 itself is the penalty, and a `weight` of about
+    1e-3 is for a start."""
+    frequency_weight: float = field(default=0.0, validator=validators.ge(0))
+    """Multiplies a second term, the sum over features of relu(frequency / frequency_above - 1)². It keeps features from
+    being active at most tokens. (The form of Gemma Scope 2's is not published; this one is ours.)"""
+    frequency_above: float = field(default=0.1, validator=[validators.gt(0), validators.lt(1)])
+    """The share of a batch's tokens up to which a feature costs nothing more."""
+    weight_schedule: Annotated[Selected, "schedule"] | None = None
+    """Both weights over the run; constant if not given."""
+
+
+@frozen(kw_only=True)
+class MatryoshkaConfig:
+    """The first features of each layer must also reconstruct alone (Bussmann et al. 2025, arXiv 2503.17547)."""
+
+    weight: float = field(default=1.0, validator=validators.ge(0))
+    """Multiplies the mean over prefixes of the error that `mse` has for all features."""
+    prefixes: list[float] = field(factory=lambda: [0.125, 0.25, 0.5], validator=_shares)
+    """The size of each prefix, as a share of a layer's features."""
+
+
+@frozen(kw_only=True)
+class HierarchicalConfig:
+    """The highest values must also reconstruct alone: one transcoder is then good at several k (arXiv 2505.24473)."""
+
+    weight: float = field(default=1.0, validator=validators.ge(0))
+    """Multiplies the mean over shares of the error that `mse` has for all features."""
+    shares: list[float] = field(factory=lambda: [0.125, 0.25, 0.5], validator=_shares)
+    """How many of the active features each part has."""
+    per: Literal["batch", "token"] = "batch"
+    """Whether the highest are those of the batch (for `batchtopk`) or of each token (for `topk`)."""
+
+
 @frozen(kw_only=True)
 class InModelConfig:
     """A loss of the language model with the transcoder in the place of its MLPs."""
@@ -97,6 +144,24 @@ def build_tanh_sparsity(config: TanhSparsityConfig, context: Context) -> Any:
     return TanhSparsity(config, context)
 
 
+def build_l0(config: L0Config, context: Context) -> Any:
+    from clt_losses.counted import L0
+
+    return L0(config, context)
+
+
+def build_matryoshka(config: MatryoshkaConfig, context: Context) -> Any:
+    from clt_losses.nested import Matryoshka
+
+    return Matryoshka(config, context)
+
+
+def build_hierarchical(config: HierarchicalConfig, context: Context) -> Any:
+    from clt_losses.nested import Hierarchical
+
+    return Hierarchical(config, context)
+
+
 def build_preactivation(config: PreactivationConfig, context: Context) -> Any:
     from clt_losses.terms import Preactivation
 
@@ -126,8 +191,23 @@ def clt_losses() -> list[Spec]:
     return [
         Spec("mse", MSEConfig, build_mse),
         Spec("tanh_sparsity", TanhSparsityConfig, build_tanh_sparsity),
+        Spec("l0", L0Config, build_l0),
+        Spec("matryoshka", MatryoshkaConfig, build_matryoshka),
+        Spec("hierarchical", HierarchicalConfig, build_hierarchical),
         Spec("preactivation", PreactivationConfig, build_preactivation),
         Spec("auxk", AuxKConfig, build_auxk),
         Spec("kl", KLConfig, build_kl),
         Spec("ce", CEConfig, build_ce),
+    ]
+
+
+@hookimpl
+def clt_check(recipe: Recipe) -> list[str]:
+    """A penalty on counts trains nothing where k says how many features are active."""
+    fixed = hasattr(recipe.activation.config, "k") or recipe.activation.name == "relu"
+    name = recipe.activation.name
+    return [
+        f"losses[{index}]: l0 trains thresholds, and {name!r} learns none: choose an activation such as jumprelu"
+        for index, loss in enumerate(recipe.losses)
+        if isinstance(loss.config, L0Config) and fixed
     ]

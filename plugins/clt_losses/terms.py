@@ -5,7 +5,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer, N pairs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -43,12 +43,24 @@ class MSE(Term):
         self.config = config
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
-        scale = forward.units.scale
-        if self.config.scale == "variance":
-            scale = scale / forward.variance.sqrt().view(-1, *[1] * (scale.dim() - 1))
         tokens, _, d_model = forward.targets.shape
-        total = _SquaredError.apply(forward.reconstruction, forward.targets, scale)
+        total = squared_error(forward.reconstruction, forward.targets, error_scale(forward, self.config.scale))
         return {"mse": self.config.weight * total / (tokens * d_model)}
+
+
+def error_scale(forward: Forward, scale: Literal["variance", "raw"]) -> Tensor:
+    """What an error in normalised units is multiplied by: [L, D], or a matrix for each layer [L, D, D].
+
+    Args:
+        scale: to raw units, and with "variance" over the square root of each layer's variance.
+    """
+    to_raw = forward.units.scale
+    return to_raw if scale == "raw" else to_raw / forward.variance.sqrt().view(-1, *[1] * (to_raw.dim() - 1))
+
+
+def squared_error(reconstruction: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """Sum of ((reconstruction - targets) · scale)², a scalar; differentiable in the reconstruction [B, L, D]."""
+    return _SquaredError.apply(reconstruction, targets, scale)
 
 
 class _SquaredError(torch.autograd.Function):

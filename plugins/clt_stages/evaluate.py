@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import HasModel, Provenance, Refused, defined, score
+from clt_plugins import HasModel, Provenance, Refused, Thresholded, defined, score
 from clt_stages.in_model import InModel, evaluate_in_model
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Evaluation:
     """The transcoder that is judged, and the settings; None in files of earlier versions."""
     density: Tensor | None = attrs.field(default=None, metadata={"json": False})
     """The share of tokens at which each feature is active, [L, F] float32; not in the file."""
+    threshold: Tensor | None = attrs.field(default=None, metadata={"json": False})
+    """The thresholds [L, F] of an activation that has them; not in the file."""
 
 
 def model_tokens(source: Source, config: EvaluateConfig) -> int:
@@ -135,7 +137,16 @@ def evaluate(transcoder: CrossLayerTranscoder, source: Source, config: EvaluateC
         model=in_model,
         notes=scores.notes(),
         density=scores.density,
+        threshold=_threshold(transcoder),
     )
+
+
+def _threshold(transcoder: CrossLayerTranscoder) -> Tensor | None:
+    """The thresholds of all features; of several ranks, none has all."""
+    activation = transcoder.activation
+    if not isinstance(activation, Thresholded) or transcoder.context.parallel.tensor_ranks > 1:
+        return None
+    return activation.threshold().cpu()
 
 
 def _histogram(density: Tensor) -> Histogram:
@@ -154,7 +165,7 @@ def as_metrics(report: Evaluation) -> dict[str, Any]:
     for name in SCORES:
         numbers = [torch.nan if number is None else number for number in getattr(report.by_layer, name)]
         metrics[f"evaluate/{name}_by_layer"] = torch.tensor(numbers)
-    metrics["evaluate/density"] = report.density
+    metrics |= {"evaluate/density": report.density, "evaluate/threshold": report.threshold}
     for name, value in ({} if report.model is None else attrs.asdict(report.model)).items():
         if isinstance(value, dict):
             metrics.update({f"evaluate/{name}_{variant}": number for variant, number in value.items()})

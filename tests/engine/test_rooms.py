@@ -197,7 +197,8 @@ def test_every_dependency_is_pinned_within_its_bounds_in_the_constraints() -> No
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     project = PYPROJECT["project"]
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["browser"]]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[wanted.name]), text
 

@@ -26,8 +26,17 @@ def test_it_computes_the_same(tying, activation, tmp_path):
     folder, expected = export(make(ACTIVATIONS[activation], TYINGS[tying]), "circuit-tracer", tmp_path)
     result = script(python, CHECK, folder, "--expected", expected)
     assert result["fault"] is None
-    for name in ("lazy_features", "lazy_decoded", "eager_features", "eager_decoded"):
-        assert result[name] < 2e-6, result
+    for loader in ("traced", "lazy", "eager"):
+        assert result[f"{loader}_features"] < 2e-6 and result[f"{loader}_decoded"] < 2e-6, result
+
+
+@pytest.mark.parametrize("name, tying", [("transcoder-set", "per_layer"), ("gemma-scope-2", "untied")])
+def test_it_computes_the_same_with_a_skip_path(name, tying, tmp_path):
+    python = interpreter("circuit-tracer")
+    folder, expected = export(make(JUMPRELU, {"name": tying, "skip": True}), name, tmp_path)
+    result = script(python, CHECK, folder, "--expected", expected, "--model", MODEL)
+    assert result["traced_features"] < 2e-6 and result["traced_decoded"] < 2e-6, result
+    assert 0 < result["graph"]["replacement"] < 1
 
 
 def traced(python: str, folder: Path, model: Path, backend: str) -> dict:

@@ -15,7 +15,7 @@ import pytest
 
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.registry.plugins import load_plugins
-from clt_plugins.testing import Case, parametrize
+from clt_plugins.testing import Case, cases, parametrize
 from tests.support import fake_circuit_tracer
 from tests.support.serving import Serving
 from tests.support.stored_data import write_numbered
@@ -31,6 +31,7 @@ MODEL = ROOT / "examples" / "models" / "stdlib-gpt2"
         "jumprelu": {"threshold": 0.2, "bandwidth": 0.3},
         "topk": [{"k": 4}, {"k": 2, "scope": "layer", "ranking": "norm"}, {"k": 0.11}],
         "batchtopk": [{"k": 5}, {"k": 5, "ranking": "norm"}, {"k": 2, "scope": "layer", "ranking": "zscore"}],
+        "groupmax": {"k": 6},
     },
     expected_failures={"jumprelu/own_gradient": "the threshold's gradient is a straight-through estimate"},
 )
@@ -95,10 +96,31 @@ def test_callbacks(case: Case) -> None:
         "tanh_sparsity": {"weight": 0.1, "weight_schedule": {"name": "constant", "warmup_steps": 0}},
         "preactivation": [{"weight": 0.3}, {"weight": 0.3, "scope": "all"}],
         "auxk": {"weight": 0.5, "k": 3},
+        "matryoshka": {},
+        "hierarchical": [{}, {"per": "token"}],
     },
     expected_failures={"auxk/gradient_reconstruction": "the residual is detached on purpose (Gao et al. 2024, A.2)"},
 )
 def test_losses(case: Case) -> None:
+    if case.choice == "l0":
+        pytest.skip("it needs an activation with thresholds: see below")
+    case.run()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in cases(
+            "losses",
+            settings={"l0": {"target": 3.0, "frequency_weight": 0.1}},
+            recipe={"activation": {"name": "jumprelu", "threshold": 0.2, "bandwidth": 0.3}},
+        )
+        if case.choice == "l0"
+    ],
+    ids=str,
+)
+def test_the_loss_that_trains_thresholds(case: Case) -> None:
     case.run()
 
 
@@ -208,6 +230,11 @@ def test_exporters(case: Case) -> None:
     case.run()
 
 
+@parametrize("reports")
+def test_reports(case: Case) -> None:
+    case.run()
+
+
 @parametrize(
     "stages",
     settings={
@@ -264,6 +291,7 @@ def test_no_choice_is_left_out() -> None:
         "encoders",
         "metrics",
         "exporters",
+        "reports",
         "stages",
         "hub",
         "crosslayer_coding",

@@ -76,6 +76,9 @@ class Forward:
     """Steps done, from 0 up to `steps`; for a `Schedule`: `schedule(forward.step, forward.steps, weight)`."""
     steps: int
     """The steps that schedules go over (`train.schedule_steps`, else all of the run)."""
+    active: Callable[[], Tensor] = attrs.Factory(lambda self: self.features.active, takes_self=True)
+    """Returns 1 for each of `features.values` that is active, else 0; in their type. It has a gradient where the
+    activation `CountsActive` (JumpReLU)."""
     model: ModelPass | None = None
     """The language model with the transcoder in it, for a loss that `RunsModel`, in the steps in which it does; else
     None."""

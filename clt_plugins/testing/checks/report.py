@@ -27,7 +27,7 @@ from clt_plugins.finished.facts import Facts
 from clt_plugins.finished.provenance import Origin
 from clt_plugins.model.devices import bare_context
 from clt_plugins.testing.bench import Bench
-from clt_plugins.testing.checks.stage import Failing
+from clt_plugins.testing.checks.stage import FailingDisk
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import Nonconformance, complain, expect, location, one_line
 from clt_plugins.testing.stores import make_store
@@ -223,9 +223,10 @@ def broken_off(bench: Bench) -> None:
     for before in range(5):
         folder = bench.folder / f"disk{before}"
         folder.mkdir()
-        disk = Failing(_Written(report, collected), before)
+        disk = FailingDisk(folder, before)
         try:
-            disk.run(_Target(folder))
+            with disk:
+                report.write(collected, FACTS, folder)
         except Faults as error:
             raise SkipTest(str(error)) from error
         except (OSError, RuntimeError):
@@ -239,25 +240,6 @@ def broken_off(bench: Bench) -> None:
         if before == 0:
             raise SkipTest("it opens no file by Python's `open`: a disk that fails cannot be played to it")
         return
-
-
-@attrs.frozen(eq=False)
-class _Target:
-    folder: Path
-
-
-class _Written:
-    """A report as the disk that fails sees a stage."""
-
-    info = None
-
-    def __init__(self, report: Any, collected: Collected):
-        self.report, self.collected = report, collected
-
-    def check(self, job: Any) -> None: ...
-
-    def run(self, job: _Target) -> None:
-        self.report.write(self.collected, FACTS, job.folder)
 
 
 @check("reports")

@@ -12,7 +12,7 @@ import errno
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import SkipTest, mock
 
 import attrs
@@ -20,7 +20,7 @@ import torch
 
 from clt_plugins.contract.abilities import HasModel
 from clt_plugins.contract.recipe import Recipe
-from clt_plugins.contract.results.stage import StageInfo
+from clt_plugins.contract.results.stage import Stage, StageInfo
 from clt_plugins.errors import Faults, WrongReturn
 from clt_plugins.files.folders import verify
 from clt_plugins.finished.job import Job
@@ -217,28 +217,47 @@ def broken_off(bench: Bench) -> None:
 
 
 class Failing:
-    """A stage on a disk that fails once: after so many files, opening the next one for writing does. Later ones are
-    written again, so that an error which is swallowed is not followed by another one."""
+    """A stage on a disk that fails once."""
 
-    def __init__(self, stage: Any, files: int):
-        self.info, self.check, self.stage, self.left = stage.info, stage.check, stage, files
+    def __init__(self, stage: Stage, files: int):
+        self.info, self.check, self.stage, self.files = stage.info, stage.check, stage, files
         self.refused = ""
         """The file that could not be opened."""
 
-    def run(self, job: Any) -> Any:
+    def run(self, job: Job) -> Any:
+        disk = FailingDisk(job.folder, self.files)
+        try:
+            with disk:
+                return self.stage.run(job)
+        finally:
+            self.refused = disk.refused
+
+
+class FailingDisk(contextlib.ExitStack):
+    """A disk that fails once: after so many files in a folder, opening the next one for writing does. Later ones are
+    written again, so that an error which is swallowed is not followed by another one."""
+
+    def __init__(self, folder: Path, files: int):
+        super().__init__()
+        self.folder, self.left = folder, files
+        self.refused = ""
+        """The file that could not be opened."""
+
+    def __enter__(self) -> Self:
         real = io.open
 
         def limited(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
             name = os.fspath(file) if isinstance(file, str | os.PathLike) else ""
-            if set(mode) & set("wax+") and str(name).startswith(str(job.folder)):
+            if set(mode) & set("wax+") and str(name).startswith(str(self.folder)):
                 self.left -= 1
                 if self.left == -1:
-                    self.refused = str(Path(str(name)).relative_to(job.folder))
+                    self.refused = str(Path(str(name)).relative_to(self.folder))
                     raise OSError(errno.ENOSPC, "No space left on device", str(name))
             return real(file, mode, *arguments, **options)
 
-        with mock.patch.object(builtins, "open", limited), mock.patch.object(io, "open", limited):
-            return self.stage.run(job)
+        self.enter_context(mock.patch.object(builtins, "open", limited))
+        self.enter_context(mock.patch.object(io, "open", limited))
+        return super().__enter__()
 
 
 @check("stages")

@@ -85,12 +85,17 @@ def _panel(axes: Any, found: Frontier, score: str) -> None:
                 zorder=2,
                 label=name if full == any(score in p.optimal for p in known) and name else None,
             )
-    if len(found.members) <= 16:
-        for point in found.members:
-            if _has(point, score):
-                axes.annotate(
-                    point.label, (point.l0, getattr(point, score)), xytext=(5, 5), textcoords="offset points", size=7
-                )
+    middle = sum(axes.get_xlim()) / 2
+    for point in line:
+        left = (point.l0 or 0.0) > middle
+        axes.annotate(
+            point.label,
+            (point.l0, getattr(point, score)),
+            xytext=(-6 if left else 6, 4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            size=7,
+        )
     axes.set_xlabel("L0: active features per token")
     axes.set_ylabel(AXES[score])
     axes.grid(alpha=0.3)

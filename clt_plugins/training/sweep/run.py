@@ -111,10 +111,13 @@ def _check_memory(read: Sweep, plugins: Plugins, at_once: int | None) -> None:
     """Before anything is built, plan all members.
 
     Raises:
-        Faults: one of them cannot be trained; or the device has too little memory for all at a time. Where the user
-            has said how many are trained at a time, that is only a warning.
+        Faults: one of them cannot be trained, or not in one process; or the device has too little memory for all at a
+            time. Where the user has said how many are trained at a time, that is only a warning.
     """
     needs = plan_sweep(read, plugins, at_once)
+    if any(one.needs.ranks > 1 for one in needs.members):
+        text = 'a sweep trains in one process: take parallel = "single", and for more GPUs a sweep each'
+        raise Refused("parallel", text)
     device = make_device(read.members[0].recipe.transcoder.device)
     available = available_bytes(device)
     if available is None or needs.total_bytes <= available:
@@ -213,8 +216,6 @@ def _group(
     with ExitStack() as stack:
         parallel = make_context(group.members[0].recipe).parallel
         stack.callback(parallel.close)
-        if parallel.world > 1:
-            raise Refused("parallel", 'a sweep trains in one process: parallel = "single", or fewer members a machine')
         together = Together(stack, group.members, root, parallel, plugins, resume=resume, accepted=accept)
         begun()
         signals.phase = "interrupted at once: the last checkpoints are complete, go on with --resume"

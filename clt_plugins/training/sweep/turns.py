@@ -17,6 +17,7 @@ import attrs
 import torch
 from tqdm import tqdm
 
+from clt_plugins.contract.abilities import HasModel
 from clt_plugins.distributed.transformed import TransformedSource, transformed
 from clt_plugins.errors import ExitCode, Fault, Faults, Refused, Stopped
 from clt_plugins.finished.series import Series
@@ -204,11 +205,12 @@ class Together:
                 with turn.taken():
                     turn.one.load()
         for turns in fresh.values():
-            several = [turn.one for turn in turns if turn.one is not None and turn.one.needs_statistics]
+            unfitted = [turn for turn in turns if turn.one is not None and turn.one.needs_statistics]
+            several = [turn.one for turn in unfitted if turn.one is not None]
             if not several:
                 continue
             train = several[0].recipe.train
-            with turns[0].taken():
+            with unfitted[0].taken():
                 fit_to_source(
                     [one.parts.transcoder for one in several],
                     several[0].parts.source,
@@ -308,8 +310,9 @@ def _scorer(parts: Parts, recipe: Recipe, plugins: Plugins, stages: Sequence[Cho
     if any(chosen.selected.name == SCORER for chosen in stages) or SCORER not in plugins.choices("stages"):
         return None
     # As many as are in memory already.
-    has_tokens = "tokens" in attrs.fields_dict(plugins.pick("stages", SCORER).spec.config)
-    settings = {"tokens": recipe.train.eval_tokens} if has_tokens else {}
+    known = {"tokens", *(["model_tokens"] if isinstance(parts.source, HasModel) else [])}
+    known &= attrs.fields_dict(plugins.pick("stages", SCORER).spec.config).keys()
+    settings = dict.fromkeys(known, recipe.train.eval_tokens)
     changed: dict[str, Any] = {"stages": [structure_choice(plugins, "stages", {"name": SCORER, **settings})]}
     alone = attrs.evolve(recipe, **changed)
     return check_stages(attrs.evolve(parts, context=attrs.evolve(parts.context, recipe=alone)), alone, plugins)[0]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clt_plugins import Refused
 from clt_reports.site.data.features import write_layer
 from clt_reports.site.data.graphs import Graph, read_graph
 from clt_reports.site.data.pack import packed, put
@@ -16,17 +17,27 @@ from clt_reports.site.data.text import write_text
 from clt_reports.site.data.words import Words
 
 if TYPE_CHECKING:
-    from clt_plugins import Collected, Context, Facts
+    from clt_plugins import Collected, Context, CrossLayerTranscoder, Facts
     from clt_reports import SiteConfig
 
 ASSETS = Path(__file__).parent / "assets"
 
 
 class Site:
-    """A `Report`. It reads and writes one layer at a time, so memory does not grow with the number of features."""
+    """A `Report` that also `Checks`. It reads and writes one layer at a time: memory does not grow with the layers."""
 
     def __init__(self, config: SiteConfig, context: Context):
         self.config = config
+
+    def check(self, transcoder: CrossLayerTranscoder) -> list[str]:
+        """Complaints about graphs that cannot be shown."""
+        complaints, taken = [], set[str]()
+        for file in self.config.graphs:
+            try:
+                read_graph(file, transcoder.n_layers, transcoder.n_features, taken)
+            except Refused as error:
+                complaints.append(f"graphs: {error}")
+        return complaints
 
     def write(self, collected: Collected, facts: Facts, folder: Path) -> None:
         """Write the site into an empty folder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,29 @@ def test_a_process_has_a_lock_once_and_looking_does_not_end_it(tmp_path):
     # Had the second look opened and closed the file, the first lock would be gone, as POSIX has it.
     assert str(os.getpid()) in python("-c", HOLD, tmp_path / "lock").stdout
     mine.release()
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["asks", "tries"])
+def test_looking_who_holds_a_lock_takes_none_and_makes_no_file(tmp_path, monkeypatch, asks):
+    if not asks:
+        monkeypatch.setattr(sys, "platform", "another")
+    path = tmp_path / "lock"
+    assert Lock(path).holder() is None and not path.exists()
+    with holder(path) as other:
+        who = Lock(path).holder()
+        assert who is not None and who.process == other.pid
+        assert Lock(path).try_acquire() is not None, "it is still the other's"
+        other.kill()
+        other.wait()
+    assert path.exists() and Lock(path).holder() is None
+    mine = Lock(path)
+    mine.try_acquire()
+    who = Lock(path).holder()
+    assert who is not None and who.process == os.getpid()
+    assert str(os.getpid()) in python("-c", HOLD, path).stdout, "looking has not ended it"
+    mine.release()
+    os.mkfifo(path)
+    assert Lock(path).holder() is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)

@@ -212,7 +212,7 @@ def test_an_exporter_of_any_plugin_is_asked_about_the_transcoder_as_it_will_be(d
 
 
 def test_an_evaluation_is_shown_by_tensorboard(whole):
-    (events,) = (whole / "evaluation/tensorboard").iterdir()
+    (events,) = (whole / "evaluation/tensorboard").glob("events.*")
     shown = EventAccumulator(str(events))
     shown.Reload()
     report = json.loads((whole / "evaluation/evaluation.json").read_text())

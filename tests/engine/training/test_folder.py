@@ -109,6 +109,22 @@ def test_going_back_sets_later_checkpoints_aside_so_that_the_latest_is_of_this_h
     assert names(folder / "checkpoints/set_aside") == ["1", "2"], "nothing is overwritten"
 
 
+def test_history_says_how_each_start_ended(tmp_path):
+    folder = tmp_path / "run"
+    interrupted(folder, 6)
+    with pytest.raises(Stopped, match="not finite"):
+        run(tables(train={"lr": 1e30, "log_every": 1}), out=folder, resume="latest", accept=["train.lr"])
+    run(tables(), out=folder, resume="latest", accept=["train.lr"])
+    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [(one["step"], one["end"]["status"]) for one in entries] == [
+        (0, "interrupted"),
+        (6, "failed"),
+        (6, "finished"),
+    ]
+    assert "interrupted at step 6" in entries[0]["end"]["error"]
+    assert "not finite" in entries[1]["end"]["error"] and not entries[2]["end"]["error"]
+
+
 def test_what_fails_before_training_sets_nothing_aside(tmp_path):
     folder = tmp_path / "run"
     run(tables(), out=folder)

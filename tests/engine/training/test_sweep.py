@@ -345,6 +345,23 @@ def test_memory_that_is_too_small_is_refused_before_work_with_what_to_do(tmp_pat
         sweep(swept, out=tmp_path / "sweep", plugins=plugins())
 
 
+def test_several_ranks_are_refused_before_a_folder_is_made(tmp_path):
+    swept = many({"activation.k": [2, 3]}, parallel={"name": "tensor", "tensor": 2})
+    with pytest.raises(Refused, match="parallel: a sweep trains in one process"):
+        sweep(swept, out=tmp_path / "sweep", plugins=plugins())
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_lines_and_messages_of_a_console_name_the_member(tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "clt_plugins")
+    swept = many({"activation.k": [2, 3]}, loggers=["console"])
+    sweep(swept, out=tmp_path / "sweep", plugins=plugins())
+    lines = [line for line in capsys.readouterr().err.splitlines() if "loss" in line]
+    assert [line.split()[:3] for line in lines] == [[f"k={k}", "step", str(n)] for n in (6, 12) for k in (2, 3)]
+    saved = [one.getMessage() for one in caplog.records if "transcoder saved" in one.getMessage()]
+    assert [text.split(": ")[0] for text in saved] == ["k=2", "k=3"]
+
+
 def test_folders_are_not_overwritten(tmp_path):
     swept = many({"activation.k": [2]})
     with pytest.raises(Refused, match="nothing to resume"):

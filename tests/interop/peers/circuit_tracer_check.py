@@ -22,27 +22,23 @@ import tracer
 
 
 def compare(folder: Path, expected: Path) -> dict[str, Any]:
-    """Encode and decode raw inputs with both of its loaders; the largest differences, relative to the largest value."""
-    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+    """Encode and decode raw inputs with all of its loaders that read the folder; the largest differences, relative to
+    the largest value."""
     from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
 
+    loaded = {"traced": tracer.load_transcoder(str(folder), "/checked", "cpu")}
+    if (folder / "W_enc_0.safetensors").is_file():
+        # For an absolute path nothing is downloaded.
+        for name, lazy in (("lazy", True), ("eager", False)):
+            options = {"device": torch.device("cpu"), "dtype": torch.float32, "lazy_decoder": lazy}
+            loaded[name], _ = load_transcoder_from_hub(str(folder.resolve()), **options)
     result: dict[str, Any] = {}
-    # For an absolute path nothing is downloaded.
-    by_name, config = load_transcoder_from_hub(str(folder.resolve()), device=torch.device("cpu"), dtype=torch.float32)
-    by_path = load_clt(
-        str(folder),
-        feature_input_hook=config["feature_input_hook"],
-        feature_output_hook=config["feature_output_hook"],
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        lazy_decoder=False,
-    )
     ours = load_file(expected)
     x = ours["inputs"].transpose(0, 1)
     with torch.no_grad():
-        for name, clt in (("lazy", by_name), ("eager", by_path)):
-            features = clt.encode(x)
-            decoded = clt.decode(features.to_sparse()).transpose(0, 1)
+        for name, one in loaded.items():
+            features = one.encode(x)
+            decoded = one.decode(features.to_sparse() if hasattr(one, "W_dec") else features, x).transpose(0, 1)
             result[f"{name}_features"] = difference(features.transpose(0, 1), ours["features"])
             result[f"{name}_decoded"] = difference(decoded, ours["decoded"])
     result["l0"] = float((features > 0).sum() / x.shape[1])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from clt_plugins.errors import Faults
 from tests.support.helpers import parts
 
 B, L, F = 7, 3, 10
@@ -130,3 +132,20 @@ def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None
     assert below > 3, "features just below their threshold count, too"
     assert torch.equal(pre.grad, by_pre)
     torch.testing.assert_close(activation.log_threshold.grad, by_log_threshold, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("k", "bounds"), [(6, (0, 5, 10)), (9, (0, 3, 6, 10)), (30, range(11))])
+def test_groupmax_keeps_the_highest_of_each_group_of_neighbours(k: int, bounds: Sequence[int]) -> None:
+    pre = draw(B, L, F, seed=1)
+    activation = built(name="groupmax", k=k)
+    expected: dict[tuple[int, int, int], float] = {}
+    for b, s, (first, last) in itertools.product(range(B), range(L), itertools.pairwise(bounds)):
+        best = max(range(first, last), key=lambda f: float(pre[b, s, f]))
+        expected[b, s, best] = max(0.0, float(pre[b, s, best]))
+    assert values_of(activation, pre) == expected
+
+
+@pytest.mark.parametrize(("k", "text"), [(7, "a multiple of the 3 layers"), (33, "more than the 30 features")])
+def test_groupmax_refuses_groups_that_do_not_come_out(k: int, text: str) -> None:
+    with pytest.raises(Faults, match=text):
+        built(name="groupmax", k=k)

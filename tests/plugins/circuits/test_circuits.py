@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
-from clt_plugins import Faults, run
+from clt_plugins import Faults, read_facts, run
 from clt_plugins.cli.main import main_group
+from clt_plugins.finished.provenance import identify
 from tests.support import fake_circuit_tracer
 from tests.support.helpers import tables
 
@@ -65,7 +67,7 @@ FAULTS = {
     "device": ({"device": "cuda"}, "device", "device", "no GPU"),
     "twice": ({"prompts": ["a", "a"]}, None, "prompts", "the same prompt stands there twice"),
     "empty": ({"prompts": ["a", " "]}, None, "prompts", "must be texts, at least one, and none of them empty"),
-    "format": ({"format": "crosslayer-coding"}, None, "format", "only the folder of circuit-tracer is"),
+    "format": ({"format": "crosslayer-coding"}, None, "format", "is not read by circuit-tracer: use one of"),
 }
 
 
@@ -92,9 +94,23 @@ def test_what_circuit_tracer_says_last_is_the_error(whole, monkeypatch):
     assert (whole / "circuits/circuits.json").read_bytes() == before, "an older result stays"
 
 
+def test_the_command_asks_circuit_tracer_before_it_exports(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_FAULT", "fork")
+    done = CliRunner().invoke(main_group, ["stage", "circuits", str(whole), "--out", str(tmp_path / "new")])
+    assert done.exit_code == 2 and "the old fork of that name on PyPI" in done.stderr
+
+
 def test_the_command_stage(whole, tmp_path):
     command = ["stage", "circuits", str(whole), "--set", 'prompts=["other"]', "--json", "--out", str(tmp_path / "new")]
     done = CliRunner().invoke(main_group, command)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["graphs"][0]["prompt"] == "other", "other settings are those of the recipe"
     assert json.loads((tmp_path / "new/circuits.json").read_text())["made_from"]["transcoder"]["folder"] == "transcoder"
+
+
+def test_reports_are_told_the_scores_of_this_transcoder(whole):
+    assert read_facts(whole).circuits["replacement"] == 0.625
+    of_it = identify(whole / "transcoder")
+    assert read_facts(whole, of_it).circuits["graphs"][1]["prompt"] == PROMPTS[1]
+    facts = read_facts(whole, attrs.evolve(of_it, sha256="0" * 64))
+    assert facts.circuits is None and "circuits/circuits.json is of another transcoder" in facts.notes[0]

@@ -63,7 +63,7 @@ def read_graph(file: Path, n_layers: int, n_features: int, taken: set[str] | Non
     """
     try:
         data = parse_json(read_small(file, LARGEST))
-        return _graph(data, file.stem, n_layers, n_features, taken or set())
+        return _graph(data, file.stem, n_layers, n_features, set() if taken is None else taken)
     except Refused as error:
         raise Refused(file, error.faults[0].text) from error
     except (ValueError, RecursionError) as error:

@@ -91,6 +91,7 @@ def of_run(facts: Facts) -> dict[str, Any]:
         "curves": single,
         "curves_by_layer": by_layer,
         "evaluation": facts.evaluation,
+        "circuits": facts.circuits,
         "notes": facts.notes,
     }
     return {name: jsonable(value) for name, value in known.items() if value not in (None, "", {}, [])}

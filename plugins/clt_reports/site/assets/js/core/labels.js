@@ -71,7 +71,7 @@
     },
 
     /** Add the labels of a JSON text, which win over those here. Returns how many; throws an Error that says what is wrong. */
-    import(text) {
+    importText(text) {
       let file;
       try {
         file = JSON.parse(text);

@@ -10,7 +10,7 @@
     return html`
       <h1 tabindex="-1">Graphs</h1>
       ${graphs.length === 0
-        ? html`<p>This site has no attribution graph. Add those that circuit-tracer wrote: <code>clt-plugins report RUN --out DIR --graph FILE.json</code></p>`
+        ? html`<p>This site has no attribution graph. Add those that circuit-tracer wrote: <code>clt-plugins report RUN --out DIR --graph FILE</code></p>`
         : html`<${CLT.Table} caption="Attribution graphs" head=${["Graph", "Prompt", "Nodes", "Links"]} texts=${[1]} rows=${graphs.map((graph) => [
             html`<a href=${CLT.toGraph(graph.name)}><bdi>${graph.title || graph.name}</bdi></a>`,
             html`<bdi>${CLT.spell(new TextEncoder().encode(graph.prompt || ""), 200)}</bdi>`,

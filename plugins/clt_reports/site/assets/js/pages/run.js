@@ -8,7 +8,7 @@
   CLT.RunPage = function () {
     const { site } = CLT;
     const run = site.run || {};
-    const evaluation = run.evaluation || null;
+    const evaluation = run.evaluation || lastOfTraining(run);
     return html`
       <h1 tabindex="-1"><bdi>${site.title}</bdi></h1>
       <p class="lead">
@@ -16,7 +16,7 @@
         ${CLT.count(site.tokens)} tokens of ${{ held_out: "held-out text", training: "training text" }[site.examples.text] || "text"}.${" "}
         <a href="#/features">Browse its features</a>
       </p>
-      <${Tiles} evaluation=${evaluation} />
+      <${Tiles} evaluation=${evaluation} circuits=${run.circuits} />
       <${Notes} title="Missing here" notes=${run.notes} />
       <${Facts} run=${run} />
       ${evaluation && evaluation.model && html`<${InModel} inModel=${evaluation.model} />`}
@@ -28,7 +28,17 @@
     `;
   };
 
-  function Tiles({ evaluation }) {
+  /** What the last evaluation during training said of held-out tokens, where none was made after it. */
+  function lastOfTraining(run) {
+    const last = (curve) => (curve ? curve.value.at(-1) : null);
+    const [curves, byLayer] = [run.curves || {}, run.curves_by_layer || {}];
+    if (!curves["eval/nmse"]) return null;
+    const names = ["nmse", "l0", "explained_variance"];
+    const layers = names.map((name) => [name, last(byLayer[`eval/${name}_by_layer`])]).filter(([, values]) => values);
+    return { nmse: last(curves["eval/nmse"]), l0: last(curves["eval/l0"]), by_layer: Object.fromEntries(layers) };
+  }
+
+  function Tiles({ evaluation, circuits }) {
     const { layers, n_features } = CLT.site;
     const dead = layers.reduce((sum, layer) => sum + layer.dead, 0) / (layers.length * n_features);
     const dense = layers.reduce((sum, layer) => sum + layer.dense, 0);
@@ -38,6 +48,8 @@
       ["L0", CLT.number(evaluation && evaluation.l0 !== null ? evaluation.l0 : layers.reduce((sum, layer) => sum + layer.l0, 0)), "active features per token, all layers together"],
       ["CE recovered", evaluation && evaluation.model && CLT.percent(inModel.ce_recovered), "of the cross-entropy lost by zero-ablation of the MLPs"],
       ["KL", inModel.kl && CLT.number(inModel.kl.transcoder), "nats per token, from the unchanged model’s predictions"],
+      ["Replacement", circuits && CLT.number(circuits.replacement), `of the influence on predictions comes through features, mean of ${circuits && circuits.graphs.length} prompts`],
+      ["Completeness", circuits && CLT.number(circuits.completeness), "of what nodes read comes from features and tokens, by influence"],
       ["Dead", CLT.percent(dead), "of the features were active at no token read here"],
       ["Over-dense", CLT.count(dense), `features active at more than ${CLT.percent(CLT.site.dense_above)} of the tokens`],
     ];
@@ -66,9 +78,8 @@
         <h2>What it is</h2>
         <${CLT.Facts} wide pairs=${[
           ["Run", run.name],
-          ["Language model", text(site.language_model && (site.language_model.path || site.language_model.name))],
+          table("Language model", run.model || site.language_model) || ["", null],
           ["Activation", site.activation],
-          table("Settings of the model", run.model) || ["", null],
           table("Data", run.source) || ["", null],
           ["Trained for", transcoder.step && `${CLT.count(transcoder.step)} steps${transcoder.tokens ? `, ${CLT.count(transcoder.tokens)} tokens` : ""}`],
           ["Converted from", text(transcoder.converted_from)],
@@ -114,6 +125,14 @@
   function Layers({ evaluation }) {
     const { layers, n_features } = CLT.site;
     const by = (evaluation && evaluation.by_layer) || {};
+    const columns = [
+      ["NMSE", by.nmse && ((layer, i) => CLT.number(by.nmse[i]))],
+      ["L0", (layer, i) => CLT.number(by.l0 ? by.l0[i] : layer.l0)],
+      ["Explained variance", by.explained_variance && ((layer, i) => CLT.percent(by.explained_variance[i]))],
+      ["Dead features", (layer) => CLT.count(layer.dead)],
+      ["Share dead", (layer) => CLT.percent(layer.dead / n_features)],
+      ["Over-dense features", (layer) => CLT.count(layer.dense)],
+    ].filter(([, cell]) => cell);
     const x = useMemo(() => layers.map((_, i) => i), []);
     const nmse = useMemo(() => by.nmse && [{ name: "NMSE", values: by.nmse, bars: true }], []);
     const l0 = useMemo(() => [{ name: "L0", values: by.l0 || layers.map((layer) => layer.l0), bars: true }], []);
@@ -124,16 +143,8 @@
           ${nmse && html`<${CLT.Chart} title="NMSE by layer" x=${x} series=${nmse} xName="Layer" yName="NMSE" xText=${String} xSplits=${x} />`}
           <${CLT.Chart} title="L0 by layer" x=${x} series=${l0} xName="Layer" yName="Active features per token" xText=${String} xSplits=${x} />
         </div>
-        <${CLT.Table} caption="By layer" head=${["Layer", "NMSE", "L0", "Explained variance", "Dead features", "Over-dense features", "Share dead"]}
-          rows=${layers.map((layer, i) => [
-            html`<a href=${CLT.toList({ layer: i })}>Layer ${i}</a>`,
-            by.nmse ? CLT.number(by.nmse[i]) : "–",
-            CLT.number(by.l0 ? by.l0[i] : layer.l0),
-            by.explained_variance ? CLT.percent(by.explained_variance[i]) : "–",
-            CLT.count(layer.dead),
-            CLT.count(layer.dense),
-            CLT.percent(layer.dead / n_features),
-          ])} />
+        <${CLT.Table} caption="By layer" head=${["Layer", ...columns.map(([title]) => title)]}
+          rows=${layers.map((layer, i) => [html`<a href=${CLT.toList({ layer: i })}>Layer ${i}</a>`, ...columns.map(([, cell]) => cell(layer, i))])} />
       </section>
     `;
   }
@@ -219,7 +230,7 @@
         </details></section>
       `}
       ${run.history && run.history.length > 0 && html`
-        <section><h2>Starts</h2><${CLT.Table} caption="Each start of the run" head=${["Time", "Step", "Machine"]} texts=${[2]} rows=${run.history.map((start) => [text(start.time) || "–", CLT.count(start.step), text(start.host) || "–"])} /></section>
+        <section><h2>Starts</h2><${CLT.Table} caption="Each start of the run" head=${["Time", "From step"]} rows=${run.history.map((start) => [text(start.time) || "–", CLT.count(start.step)])} /></section>
       `}
     `;
   }

@@ -44,7 +44,7 @@
       const [file] = event.target.files;
       if (!file) return;
       try {
-        setMessage(`${CLT.labels.import(await file.text())} imported.`);
+        setMessage(`${CLT.labels.importText(await file.text())} imported.`);
       } catch (error) {
         setMessage(error.message);
       }
