@@ -51,7 +51,7 @@ def test_sae_dashboard_makes_dashboards_of_the_shipped_model(tmp_path):
     python = interpreter("sae-dashboard")
     transcoder = make(ACTIVATIONS["jumprelu"], {"name": "untied"})
     result = script(python, "sae_dashboard_check.py", *export(transcoder, "saedashboard", tmp_path), MODEL)
-    assert result["dashboards"] == 4 and min(result["active"].values()) > 0, result
+    assert result["dashboards"] == 4 and min(result["active"].values()) > 0 and min(result["bars"].values()) > 0, result
 
 
 def test_sae_bench_takes_every_layer(tmp_path):
