@@ -13,6 +13,8 @@ from clt_plugins.cli.options import with_plugins, with_trained
 from clt_plugins.errors import Faults, Refused
 
 if TYPE_CHECKING:
+    from clt_plugins.contract.spec import Selected
+    from clt_plugins.files.hub.names import HubPlace
     from clt_plugins.finished.find import Trained
     from clt_plugins.registry.plugins import Plugins
 
@@ -107,15 +109,21 @@ def evaluate(trained: Trained, out: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("place", type=click.Path(path_type=Path))
 @click.option("--format", "name", required=True, help="One of `clt_plugins plugins exports`.")
-@OUT
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--to", metavar="hf://USER/NAME/FOLDER", help="Or a folder on the Hugging Face hub; it is replaced.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the format: dtype=bfloat16.")
 @with_plugins
-def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[str, ...]) -> None:
-    """Write PLACE (a run, a transcoder, or another tool's folder) in the format of another tool."""
-    from clt_plugins.finished.find import find_trained
-    from clt_plugins.finished.job import Job
-    from clt_plugins.finished.provenance import Provenance, settings_of
-    from clt_plugins.finished.stages import build_stage, run_stage
+def export(
+    plugins: Plugins, place: Path, name: str, out: Path | None, to: str | None, settings: tuple[str, ...]
+) -> None:
+    """Write PLACE (a run, a transcoder, or another tool's folder) in the format of another tool.
+
+    With --to it is uploaded, into a private repository if there is none of that name. The model card is made by `push`,
+    which takes the exports of a run along.
+    """
+    import tempfile
+
+    from clt_plugins.files.hub.upload import upload
     from clt_plugins.recipe.overrides import Overrides
     from clt_plugins.recipe.structure import structure_choice
     from clt_plugins.registry.build import naming_plugins
@@ -126,7 +134,41 @@ def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[
         raise Faults(faults)
     structure_choice(plugins, "exports", table, "--format")
     selected = structure_choice(plugins, "stages", {"name": "export", "format": table}, "--format")
-    with new_folder(out) as folder, naming_plugins(plugins.infos, None):
+    if (out is None) == (to is None):
+        raise Refused("--out", "say where to: --out FOLDER, or --to hf://USER/NAME/FOLDER")
+    target = None if to is None else _folder_on_the_hub(to)
+    with tempfile.TemporaryDirectory(prefix="clt-plugins-") as unseen, naming_plugins(plugins.infos, None):
+        _export(place, selected, plugins, out or Path(unseen) / name)
+        where = str(out)
+        if target is not None:
+            commit = upload(Path(unseen) / name, target, message=f"Export in the format {name}", replaces=["*"])
+            where = f"{target}, commit {commit}"
+    click.echo(f"exported to {where}", err=True)
+
+
+def _folder_on_the_hub(to: str) -> HubPlace:
+    """The folder that an export goes into.
+
+    Raises:
+        Refused: it is no folder in a repository, or nothing could be uploaded.
+    """
+    from clt_plugins.files.hub.names import HubPlace
+    from clt_plugins.files.hub.upload import check_upload
+
+    place = HubPlace.parse(to)
+    if not place.folder:
+        raise Refused("--to", f"name a folder in the repository, which the export replaces: {place}/NAME")
+    check_upload(place)
+    return place
+
+
+def _export(place: Path, selected: Selected, plugins: Plugins, out: Path) -> None:
+    from clt_plugins.finished.find import find_trained
+    from clt_plugins.finished.job import Job
+    from clt_plugins.finished.provenance import Provenance, settings_of
+    from clt_plugins.finished.stages import build_stage, run_stage
+
+    with new_folder(out) as folder:
         trained = find_trained(place, plugins)
         transcoder = trained.transcoder()
         chosen = build_stage(selected, transcoder.context)
@@ -141,4 +183,3 @@ def export(plugins: Plugins, place: Path, name: str, out: Path, settings: tuple[
             log=lambda metrics: None,
         )
         run_stage(chosen, job, folder)
-    click.echo(f"exported to {out}", err=True)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clt_plugins.errors import Refused
+from clt_plugins.files.atomic import FILE_MODE
 from clt_plugins.files.untrusted import check_regular
 
 
@@ -32,6 +33,8 @@ def write_tensors(
     data = {name: value.detach().cpu().to(kind).contiguous() for name, value in tensors.items()}
     try:
         save_file(data, path, None if metadata is None else dict(metadata))
+        # safetensors writes through a temporary file, which only its owner can read.
+        path.chmod(FILE_MODE)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
     if metadata is not None:

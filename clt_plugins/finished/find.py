@@ -133,6 +133,8 @@ class Trained:
             logger.warning("%s: %s, left out", self.recipe_file, text)
         if self.foreign:
             check_foreign(recipe, str(self.hub))
+            model = f"the model {recipe.model.path!r}" if recipe.model is not None else "no model"
+            logger.info("%s: its own recipe is used, with %s; --recipe takes another", self.hub, model)
         return recipe
 
     @contextmanager
@@ -178,7 +180,7 @@ def find_trained(
     """
     place = hub_place(path)
     if place is not None:
-        path = fetch_place(place)
+        path = fetch_place(place, converted=converted)
     # A crash may have left a folder under its temporary name.
     for one in (path, path / "transcoder", path / "converted"):
         recover(one)

@@ -310,11 +310,16 @@ class CrossLayerTranscoder(nn.Module):
         crosslayer-coding), and logs which it found.
 
         Args:
+            folder: on this disk, or on the Hugging Face hub: `user/name[/folder][@revision]`, with `hf://` before it or
+                not. A local one of that name wins. Of a run on the hub it is the converted transcoder where there is
+                one.
             lazy: leave the decoder of another tool's folder on disk, and read the rows of active features as they are
                 needed, where the format can; by default if it is over 2 GiB. Such a transcoder cannot be trained.
 
         Raises:
-            Refused: the folder is not a complete transcoder, or needs a plugin that is not installed; says which.
+            Refused: the folder is not a complete transcoder, or needs a plugin that is not installed; says which. Of
+                the hub: there is no such repository or revision, it may not be read, or what it holds is refused.
+            OSError: the hub does not answer.
         """
         return load_transcoder(cls, Path(folder), device=device, plugins=plugins, kernels=kernels, lazy=lazy)
 

@@ -89,17 +89,24 @@ def _spell(settings: Mapping[str, Any]) -> str:
     return ", ".join(f'{name} = "{value}"' for name, value in settings.items())
 
 
+PATHS = ("/", "./", "../", "~")
+"""How a path begins that is no id of a hub."""
+
+
 def model_name(config: ExportConfig, model: Mapping[str, Any]) -> str:
     """The language model's name: the export's setting, else that of the recipe; of a local folder its last part.
 
     Raises:
-        Refused: neither is known.
+        Refused: neither is known; or the setting is a path, which says nothing to others.
     """
+    if config.model_name is not None and config.model_name.startswith(PATHS):
+        text = f"{config.model_name!r} is a path of this disk: give the name by which others know the model"
+        raise Refused("model_name", text)
     name = config.model_name or model.get("path")
     if not name:
         raise Refused("model_name", "not known from a [model]: set it to the name of the language model")
     path = Path(name)
-    local = config.model_name is None and (path.is_absolute() or path.exists())
+    local = config.model_name is None and (str(name).startswith(PATHS) or path.exists())
     return path.resolve().name if local else str(name)
 
 

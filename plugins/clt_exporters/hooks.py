@@ -12,6 +12,9 @@ from typing import Any
 
 from clt_plugins import Refused
 
+PATHS = ("/", "./", "../", "~")
+"""How a path begins that is no id of a hub, whether there is something or not."""
+
 MLP = ("mlp.hook_in", "mlp.hook_out")
 # A normalisation before the MLP: what it writes is what the MLP reads.
 BEFORE = ("hook_resid_mid", "mlp.hook_in")
@@ -30,11 +33,13 @@ HOOKS: dict[str, tuple[str | None, str | None]] = {
 
 
 def model_name(setting: str | None, model: Mapping[str, Any]) -> str:
-    """The language model's name: the export's setting, else that of the recipe.
+    """The language model's name: the export's setting, else that of the recipe; of a folder of this disk its last part.
 
     Raises:
-        Refused: neither is known.
+        Refused: neither is known; or the setting is a path, which says nothing to others.
     """
+    if setting and setting.startswith(PATHS):
+        raise Refused("model_name", f"{setting!r} is a path of this disk: give the name by which others know the model")
     name = setting or portable(model).get("path")
     if not name:
         raise Refused("model_name", "not known from a [model]: set it to the name of the language model")
@@ -48,7 +53,7 @@ def portable(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _last_part(name: str) -> str:
     path = Path(name)
-    return path.resolve().name if path.is_absolute() or path.exists() else name
+    return path.resolve().name if name.startswith(PATHS) or path.exists() else name
 
 
 def input_hook(setting: str | None, model: Mapping[str, Any]) -> str:

@@ -90,7 +90,8 @@ class Push:
                     raise Refused(f"{where}.{name}", str(refused)) from refused
 
     def run(self, job: Job) -> None:
-        run, contents = job.folder.parent, job.folder / "contents"
+        # The folder may be one in a folder of the run.
+        run, contents = job.folder.parents[len(Path(self.info.folder).parts) - 1], job.folder / "contents"
         contents.mkdir()
         saved = _saved(job, run)
         if saved is None:

@@ -21,9 +21,12 @@ FINAL = ("converted", "transcoder")
 """The folders of a run's transcoder; of several the first."""
 
 
-def fetch_place(place: HubPlace) -> Path:
+def fetch_place(place: HubPlace, *, converted: bool = True) -> Path:
     """A folder of this disk with what is needed of a folder on the hub: a transcoder's files, those of another tool, or
     of a run its recipe and its final transcoder. It is in the hub's cache: nothing may be written there.
+
+    Args:
+        converted: of a run that has one, the converted transcoder is wanted.
 
     Raises:
         Refused: there is no transcoder in it, or it is refused; see `find_listing` and `fetch`.
@@ -37,9 +40,13 @@ def fetch_place(place: HubPlace) -> Path:
         raise Refused(str(place), f"the repository has no folder {place.folder!r}{_folders(listing)}")
     if DESCRIPTION in within:
         _fetch_transcoder(listing, place, place.folder)
-    elif any(f"{name}/{DESCRIPTION}" in within for name in FINAL):
-        name = next(name for name in FINAL if f"{name}/{DESCRIPTION}" in within)
-        _fetch_transcoder(listing, place, place.path(name))
+    elif there := [name for name in FINAL if f"{name}/{DESCRIPTION}" in within]:
+        if not converted and there == ["converted"]:
+            own = HubPlace(place.repository, place.path("converted"), place.revision)
+            raise Refused(
+                str(place), f"holds only a transcoder that is converted already: name it, if you want it: {own}"
+            )
+        _fetch_transcoder(listing, place, place.path(there[0 if converted else -1]))
     else:
         _fetch_other(listing, place, within)
     logger.info("%s: commit %s", place, listing.commit)

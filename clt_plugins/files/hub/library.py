@@ -105,9 +105,9 @@ def is_passing(error: BaseException) -> bool:
     return False
 
 
-def persistently(call: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
-    """Make a call; again, after a pause, where an error may pass."""
-    pause = PAUSE_S
+def persistently(call: Callable[[], Result], attempts: int | None = None) -> Result:
+    """Make a call; again, after a pause, where an error may pass: `ATTEMPTS` times, or as often as is said."""
+    attempts, pause = attempts or ATTEMPTS, PAUSE_S
     for attempt in range(attempts):
         try:
             return call()

@@ -16,7 +16,7 @@ import attrs
 
 from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.atomic import write_file
-from clt_plugins.files.hub.library import api, asking, is_passing, offline, persistently
+from clt_plugins.files.hub.library import ATTEMPTS, api, asking, is_passing, offline, persistently
 from clt_plugins.files.hub.names import HubPlace, is_path
 from clt_plugins.files.records import json_text, read_json
 
@@ -86,7 +86,9 @@ def find_listing(place: HubPlace) -> Listing:
         raise Refused(str(place), f"no folder here, {text}")
     with asking(place):
         try:
-            commit = persistently(lambda: api().repo_info(place.repository, revision=revision).sha, attempts=2)
+            # Where the cache can serve, a hub that is away is not waited for.
+            attempts = 2 if _last_seen(place.repository, revision) is not None else ATTEMPTS
+            commit = persistently(lambda: api().repo_info(place.repository, revision=revision).sha, attempts)
         except Exception as error:
             known = _last_seen(place.repository, revision) if is_passing(error) else None
             if known is None:

@@ -49,13 +49,20 @@ def figures(by_layer: Mapping[str, Tensor], by_feature: Mapping[str, Tensor]) ->
         yield _drawn("figures/thresholds", lambda axes: _spread(axes, threshold.double(), "threshold"))
 
 
+def _whole_numbers(axes: Axes) -> None:
+    """Layers are numbered in whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def _lines(axes: Axes, name: str, lines: Mapping[str, Tensor]) -> None:
     for group, values in lines.items():
         axes.plot(range(len(values)), values.tolist(), marker="o", label=NAMES[group])
     axes.set_xlabel("layer")
     axes.set_ylabel(TITLES[name])
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes)
     axes.legend()
 
 
@@ -72,7 +79,7 @@ def _spread(axes: Axes, values: Tensor, name: str) -> None:
     axes.plot(layers, middle, marker="o", label="median")
     axes.set_xlabel("layer")
     axes.set_ylabel(name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes)
     axes.legend()
 
 

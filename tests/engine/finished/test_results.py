@@ -79,6 +79,7 @@ def test_results_name_the_transcoder_that_they_were_made_from(complete):
         "sha256": identify(complete / "transcoder").sha256,
         "step": 12,
         "tokens": 192,
+        "hub": None,
         "converted_from": None,
     }
     for file in ("evaluation/evaluation.json", "exports/safetensors/export.json"):

@@ -167,7 +167,7 @@ def test_a_listing_without_end_is_not_read_to_its_end(hub, monkeypatch):
     ("config", "text"),
     [
         (b"x", "expected a table"),
-        (b"model_name: x", "no transcoder has 1 layers, d_model 0"),
+        (b"model_name: x", "must be [features, d_model], got [1099511627776, 0]"),
         (b"a: *b", "not a readable"),
     ],
 )

@@ -101,7 +101,7 @@ def test_commands_take_a_folder_on_the_hub_and_write_nothing_into_the_cache(hub,
     for command in (
         ["thresholds", "hf://user/clt", "--no-plot"],
         ["export", "hf://user/clt", "--format", "safetensors", "--out", tmp_path / "export"],
-        ["convert", "user/clt/transcoder", "--out", tmp_path / "converted", "--set=stages.convert.tolerance=0.1"],
+        ["convert", "user/clt", "--out", tmp_path / "converted", "--set=stages.convert.tolerance=0.1"],
     ):
         done = invoke(*command)
         assert done.exit_code == 0, done.output
@@ -111,6 +111,14 @@ def test_commands_take_a_folder_on_the_hub_and_write_nothing_into_the_cache(hub,
     assert new - {path.relative_to(snapshot).as_posix() for path in files} <= {
         f"transcoder/{path.name}" for path in (trained / "transcoder").iterdir()
     }, "only downloads"
+
+
+def test_what_is_converted_already_is_not_converted(pushed, hub, trained, tmp_path):
+    hub.repositories["user/converted"] = repository = Repository()
+    files = {path.relative_to(trained).as_posix(): path.read_bytes() for path in (trained / "converted").iterdir()}
+    add(repository, {**files, "recipe.toml": (trained / "recipe.toml").read_bytes()})
+    done = invoke("convert", "user/converted", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "name it, if you want it: hf://user/converted/converted" in done.stderr, done.stderr
 
 
 REFUSED = {

@@ -321,3 +321,27 @@ def test_the_stage_needs_a_token_before_training_and_comes_last(hub, tmp_path, m
         run(changed, out=tmp_path / "run")
     run(stage(upload=False), out=tmp_path / "run")
     assert (tmp_path / "run/hub/contents/transcoder/transcoder.safetensors").is_file() and not hub.requests
+
+
+def test_an_export_goes_straight_to_a_folder_on_the_hub(hub, trained):
+    def export(*arguments: object) -> Result:
+        fixed = ["export", trained, "--format", "circuit-tracer", "--set", "input_hook=mlp.hook_in"]
+        return CliRunner().invoke(main_group, [str(one) for one in (*fixed, "--set", "model_name=m", *arguments)])
+
+    for wrong, text in (
+        ([], "--out: say where to: --out FOLDER, or --to hf://USER/NAME/FOLDER"),
+        (["--to", "hf://user/clt"], "--to: name a folder in the repository"),
+        (["--to", "clt"], "not a repository's name"),
+    ):
+        done = export(*wrong)
+        assert done.exit_code == 2 and text in done.stderr, done.stderr
+    assert not hub.repositories
+    hub.repositories["user/clt"] = repository = Repository()
+    add(repository, {"a/W_enc_9.safetensors": b"older", "README.md": b"stays"})
+    done = export("--to", "hf://user/clt/a")
+    assert done.exit_code == 0 and f"exported to hf://user/clt/a, commit {repository.branches['main']}" in done.stderr
+    files = repository.files()
+    assert "a/W_enc_9.safetensors" not in files and files["README.md"] == b"stays"
+    x = torch.randn(5, 3, 6)
+    here = CrossLayerTranscoder.load(trained / "exports/circuit-tracer")
+    assert torch.equal(CrossLayerTranscoder.load("user/clt/a")(x), here(x))
