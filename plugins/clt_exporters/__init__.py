@@ -83,7 +83,8 @@ class SAEDashboardConfig:
     """The language model's name; that of the recipe if not given (of a local folder its last part)."""
     input_hook: str | None = None
     """Where features read, as TransformerLens names it within a block; derived from the recipe's model.inputs if not
-    given."""
+    given. `mlp.hook_in`, which only circuit-tracer has, becomes `ln2.hook_normalized`: the same in a model with
+    LayerNorm that is loaded without processing, and not with RMSNorm."""
     output_hook: str | None = None
     """Where features write; derived from the recipe's model.outputs if not given."""
 
@@ -97,7 +98,8 @@ class SAEBenchConfig:
     """The language model's name; that of the recipe if not given (of a local folder its last part)."""
     input_hook: str | None = None
     """Where features read, as TransformerLens names it within a block; derived from the recipe's model.inputs if not
-    given."""
+    given. `mlp.hook_in`, which only circuit-tracer has, becomes `ln2.hook_normalized`: the same in a model with
+    LayerNorm that is loaded without processing, and not with RMSNorm."""
     output_hook: str | None = None
     """Where features write; derived from the recipe's model.outputs if not given."""
 

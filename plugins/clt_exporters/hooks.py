@@ -75,6 +75,15 @@ def output_hook(setting: str | None, model: Mapping[str, Any]) -> str:
     return setting or _stated("output", model) or _hook("output", model.get("outputs"))
 
 
+def lens_hook(hook: str) -> str:
+    """A hook that TransformerLens itself has: `mlp.hook_in` is circuit-tracer's own.
+
+    With LayerNorm, `ln2.hook_normalized` is the same, in a model that was loaded without processing. With RMSNorm it is
+    not yet multiplied by the norm's weight: there is no such hook, and the export must name another.
+    """
+    return "ln2.hook_normalized" if hook == "mlp.hook_in" else hook
+
+
 def _stated(side: str, model: Mapping[str, Any]) -> str | None:
     """The hook that the folder of another tool named."""
     hooks = model.get("hooks")

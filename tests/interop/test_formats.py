@@ -44,14 +44,14 @@ def test_sae_dashboard_opens_every_layer_of_any_tying(activation, tmp_path):
     transcoder = make(ACTIVATIONS[activation], {"name": "per_source", "feature_scale": True})
     result = script(python, "sae_dashboard_check.py", *export(transcoder, "saedashboard", tmp_path))
     assert len(result["features"]) == 6 and max(result["features"]) < 2e-6, result
-    assert result["hook"] == "blocks.5.mlp.hook_in"
+    assert result["hook"] == "blocks.5.ln2.hook_normalized"
 
 
 def test_sae_dashboard_makes_dashboards_of_the_shipped_model(tmp_path):
     python = interpreter("sae-dashboard")
     transcoder = make(ACTIVATIONS["jumprelu"], {"name": "untied"})
     result = script(python, "sae_dashboard_check.py", *export(transcoder, "saedashboard", tmp_path), MODEL)
-    assert result["dashboards"] == 4 and min(result["active"].values()) > 0, result
+    assert result["dashboards"] == 4 and min(result["active"].values()) > 0 and min(result["bars"].values()) > 0, result
 
 
 def test_sae_bench_takes_every_layer(tmp_path):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from clt_exporters import limits
 from clt_exporters.folded import Folded
-from clt_exporters.hooks import input_hook, layer_numbers, model_name, output_hook
+from clt_exporters.hooks import input_hook, layer_numbers, lens_hook, model_name, output_hook
 from clt_exporters.metadata import metadata
 from clt_plugins import write_tensors
 
@@ -68,7 +68,7 @@ class SAEBench:
             described = {
                 "model_name": model_name(self.config.model_name, model),
                 "hook_layer": number,
-                "hook_name": f"blocks.{number}.{input_hook(self.config.input_hook, model)}",
+                "hook_name": f"blocks.{number}.{lens_hook(input_hook(self.config.input_hook, model))}",
                 "hook_name_out": f"blocks.{number}.{output_hook(self.config.output_hook, model)}",
                 "architecture": "relu" if layer.threshold is None else "jumprelu",
             }

@@ -19,7 +19,7 @@ import torch
 
 from clt_exporters import limits
 from clt_exporters.folded import Folded
-from clt_exporters.hooks import input_hook, model_name, output_hook
+from clt_exporters.hooks import input_hook, lens_hook, model_name, output_hook
 from clt_exporters.metadata import metadata
 from clt_plugins import Refused, write_tensors
 
@@ -85,7 +85,7 @@ class SAEDashboard:
             "activation_fn": "jumprelu" if thresholds else "relu",
             "decoder_tying": "none",
             "normalization_method": "none",
-            "tl_input_template": f"blocks.{{}}.{reads}",
+            "tl_input_template": f"blocks.{{}}.{lens_hook(reads)}",
             "tl_output_template": f"blocks.{{}}.{writes}",
         }
         (folder / "cfg.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -76,9 +76,9 @@ def dashboards(folder: Path, model: Path, layer: int) -> dict[str, Any]:
     )
     with torch.no_grad():
         data = SaeVisRunner(config).run(encoder=sae, model=lens, tokens=rows)
-    most = {f: float(one.activation_histogram_data.bar_heights.__len__()) for f, one in data.feature_data_dict.items()}
+    bars = {f: len(one.acts_histogram_data.bar_heights) for f, one in data.feature_data_dict.items()}
     shares = {f: float((acts[:, f] > 0).float().mean()) for f in chosen}
-    return {"dashboards": len(data.feature_data_dict), "bars": most, "active": shares}
+    return {"dashboards": len(data.feature_data_dict), "bars": bars, "active": shares}
 
 
 def main(folder: Path, expected: Path, model: Path | None = None) -> None:

@@ -158,7 +158,7 @@ def test_saebench_s_layers_have_rows_of_norm_1_and_the_same_reconstruction(tmp_p
         acts = pre * (pre > sae["threshold"])
         close(acts @ sae["W_dec"] + sae["b_dec"], transcoder(x)[:, i].detach(), 2e-6)
         said = json.loads((folder / f"layer_{i:02}" / "sae_bench.json").read_text())
-        assert (said["hook_layer"], said["hook_name"]) == (i, f"blocks.{i}.mlp.hook_in")
+        assert (said["hook_layer"], said["hook_name"]) == (i, f"blocks.{i}.ln2.hook_normalized")
     assert "class TranscoderLayer(BaseSAE)" in (folder / "sae_bench_adapter.py").read_text()
 
 
