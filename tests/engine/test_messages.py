@@ -49,5 +49,6 @@ def test_tensors_that_cannot_be_mapped_are_refused_by_the_files_name(read, tmp_p
 
     for module in (folders, tensors, sliced):
         monkeypatch.setattr(module, "safe_open", failing)
+    (tmp_path / "x.safetensors").touch()
     with pytest.raises(Refused, match=r"x\.safetensors: .*Input/output error"):
         read(tmp_path / "x.safetensors")

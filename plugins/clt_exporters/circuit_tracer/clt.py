@@ -95,7 +95,12 @@ class CircuitTracer:
 
 def is_topk(folder: Path) -> bool:
     """Whether a folder of circuit-tracer's files is one of ByteDance, which circuit-tracer would read as ReLU."""
-    return (folder / "W_dec_norm.safetensors").is_file() or "k" in described(folder, "config.json")[1]
+    if (folder / "W_dec_norm.safetensors").is_file():
+        return True
+    try:
+        return "k" in described(folder, "config.json")[1]
+    except Refused:
+        return False  # reading the folder will name the damage
 
 
 def read_layers(folder: Path) -> tuple[Layers, int]:

@@ -129,8 +129,8 @@ def test_a_name_of_the_hub_and_a_setting_are_written_as_they_are(tmp_path):
     transcoder.described_model = {"path": "some/model"}
     config = yaml.safe_load((export(transcoder, "circuit-tracer", tmp_path / "a") / "config.yaml").read_text())
     assert config["model_name"] == "some/model"
-    folder = export(transcoder, "circuit-tracer", tmp_path / "b", model_name="/a/path")
-    assert yaml.safe_load((folder / "config.yaml").read_text())["model_name"] == "/a/path"
+    folder = export(transcoder, "circuit-tracer", tmp_path / "b", model_name="a/name")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model_name"] == "a/name"
     metadata = json.loads((export(transcoder, "saelens", tmp_path / "c") / "layer_00/cfg.json").read_text())["metadata"]
     assert metadata["model_name"] == "some/model"
 
