@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         Buffered as Buffered,
         Checks as Checks,
         Closable as Closable,
+        CountsActive as CountsActive,
         FeatureRows as FeatureRows,
         FixedSizes as FixedSizes,
         HasModel as HasModel,
