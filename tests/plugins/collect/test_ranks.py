@@ -13,6 +13,9 @@ from tests.support.commands import on_ranks
 from tests.support.language_models import save_model, save_text
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
