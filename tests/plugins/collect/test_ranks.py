@@ -12,6 +12,8 @@ from tests.support.collect_truth import collect
 from tests.support.commands import on_ranks
 from tests.support.language_models import save_model, save_text
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
