@@ -83,7 +83,9 @@ def tables(options: argparse.Namespace, model: Path) -> dict[str, Any]:
 def timed(*words: str) -> float:
     """Seconds of a command."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "clt_plugins", *words], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "clt_plugins", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}: {done.stderr[-1000:]}")
     return time.perf_counter() - start
 
 
