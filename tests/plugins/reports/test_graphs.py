@@ -96,6 +96,14 @@ def test_a_graph(tmp_path: Path) -> None:
     }
 
 
+def test_an_error_that_has_the_name_of_a_feature_gives_way_to_it(tmp_path: Path) -> None:
+    graph = changed("nodes", to=[*GRAPH["nodes"], node("0_1_1", FEATURE, "0", cantor(0, 1))])
+    graph["links"].append({"source": "0_1_1", "target": "3_9_1", "weight": 4})
+    read = read_graph(save(tmp_path, graph), 2, 20)
+    kinds = {one["id"]: one["kind"] for one in read.value["nodes"]}
+    assert len(read.value["nodes"]) == 5 and kinds["0_1_1"] == "feature"
+
+
 def test_every_feature_is_found_again_from_its_cantor_number(tmp_path: Path) -> None:
     features = [(layer, feature) for layer in (0, 1, 25) for feature in (0, 1, 2, 16_383, 98_303)]
     graph = copy.deepcopy(GRAPH)

@@ -79,6 +79,10 @@ def _graph(data: Any, stem: str, n_layers: int, n_features: int, taken: set[str]
     tokens = [_text(one, "metadata.prompt_tokens") for one in _list(metadata, "prompt_tokens", "metadata.")]
     pinned = {_text(one, "qParams.pinnedIds") for one in _list(settings, "pinnedIds", "qParams.", optional=True)}
     made = [_node(one, f"nodes[{n}]", n_layers, n_features, pinned) for n, one in enumerate(nodes)]
+    # circuit-tracer calls the error of layer L at position P `0_L_P`, as it calls feature L of layer 0 there. Links do
+    # not say which of the two they mean: they are read as the feature's.
+    others = {one["id"] for one in made if one["kind"] != "error"}
+    made = [one for one in made if one["kind"] != "error" or one["id"] not in others]
     number = {one["id"]: n for n, one in enumerate(made)}
     if len(number) < len(made):
         raise ValueError("two nodes have one node_id")
