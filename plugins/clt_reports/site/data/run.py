@@ -72,6 +72,10 @@ def of_collection(info: CollectionInfo) -> dict[str, Any]:
     }
 
 
+STARTS = ("time", "step", "changed", "end")
+"""What a site says of each start of the run."""
+
+
 def of_run(facts: Facts) -> dict[str, Any]:
     """What the run's folder tells; what is not known is left out."""
     single: dict[str, Any] = {}
@@ -87,7 +91,8 @@ def of_run(facts: Facts) -> dict[str, Any]:
         "source": facts.recipe.get("source"),
         "transcoder": attrs.asdict(facts.transcoder) if facts.transcoder is not None else None,
         "versions": facts.versions,
-        "history": facts.history,
+        # Not which machine and process: a site may be published.
+        "history": [{key: start[key] for key in STARTS if key in start} for start in facts.history],
         "curves": single,
         "curves_by_layer": by_layer,
         "evaluation": facts.evaluation,
