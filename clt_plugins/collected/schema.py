@@ -83,7 +83,9 @@ ARRAYS_OF_GEOMETRY = {
     "encoder_cosine": Array("float32", ("F", "L"), "cosines of its decoder rows with its encoder row"),
     "similar": Array("int32", ("F", "S"), "features with similar decoder rows, the most similar first"),
     "similar_cosine": Array("float32", ("F", "S"), "the cosine with each"),
-    "upstream": Array("int32", ("F", "U"), "features of earlier layers that it reads, the weight largest in size first"),
+    "upstream": Array(
+        "int32", ("F", "U"), "features of earlier layers that it reads, the weight largest in size first"
+    ),
     "upstream_weight": Array("float32", ("F", "U"), "the virtual weight from each"),
     "downstream": Array("int32", ("F", "U"), "features of later layers that read it, the weight largest in size first"),
     "downstream_weight": Array("float32", ("F", "U"), "the virtual weight to each"),

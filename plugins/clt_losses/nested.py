@@ -74,7 +74,8 @@ class Hierarchical(Nested):
     """Parts are the highest values: one transcoder is then good at several k (HierarchicalTopK, arXiv 2505.24473).
 
     Raises:
-        Refused: features are split over ranks, which would have to rank theirs together.
+        Refused: features, or for `per = "batch"` tokens, are split over ranks, which would have to rank theirs
+            together.
     """
 
     name = "hierarchical"
@@ -83,6 +84,9 @@ class Hierarchical(Nested):
         super().__init__(config)
         if context.parallel.tensor_ranks > 1:
             raise Refused("losses.hierarchical", "ranks values of one process: set parallel.tensor = 1")
+        if context.parallel.data_ranks > 1 and config.per == "batch":
+            text = 'ranks the values of a batch in one process: set per = "token", or parallel.data = 1'
+            raise Refused("losses.hierarchical", text)
         self.shares = config.shares
 
     @torch.no_grad()

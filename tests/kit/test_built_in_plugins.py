@@ -230,6 +230,22 @@ def test_exporters(case: Case) -> None:
     case.run()
 
 
+@parametrize(
+    "collect",
+    settings={"collect": {"tokens": 60, "top": 3, "groups": 2, "per_group": 2, "window": 2}},
+    recipe={
+        "model": {"path": str(MODEL)},
+        "source": {
+            "name": "stream", "text": "documents.jsonl", "context": 16, "model_batch": 2, "buffer_tokens": 48,
+            "held_out": 0.3,
+        },
+    },
+)  # fmt: skip
+def test_collect(case: Case, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(text.parent)
+    case.run()
+
+
 @parametrize("reports")
 def test_reports(case: Case) -> None:
     case.run()
@@ -300,6 +316,7 @@ def test_no_choice_is_left_out() -> None:
         "callbacks",
         "circuits",
         "feature_files",
+        "collect",
     }
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}

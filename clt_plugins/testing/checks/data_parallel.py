@@ -12,7 +12,7 @@ from torch import Tensor
 from clt_plugins.contract.abilities import Scheduled
 from clt_plugins.model.assemble import Parts, close
 from clt_plugins.testing.bench import Bench
-from clt_plugins.testing.checks.tensor_parallel import CHOICE, ROUNDING, packed, scale
+from clt_plugins.testing.checks.tensor_parallel import CHOICE, ROUNDING, built_on_rank, packed, scale, skip_if_refused
 from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
@@ -51,14 +51,16 @@ ROUNDED = (
 def data_parallel(bench: Bench) -> None:
     """On 2 ranks that share the tokens, everything is as on one: terms (their mean), gradients, and kept state.
 
-    Skipped where no choice `tensor` is installed for `[parallel]`.
+    Skipped where it refuses to be built on several ranks, or no choice `tensor` is installed for `[parallel]`.
     """
     if CHOICE not in bench.plugins.choices("parallel"):
         raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
     changes: dict[str, Any] = {"transcoder": {"dtype": "float64", "path": "sparse"}}
     expected = _steps(bench.parts(**changes), bench, slice(None))
     changes["parallel"] = {"name": CHOICE, "tensor": 1, "data": RANKS}
-    ranks = [load(each) for each in on_ranks(bench, RANKS, steps_on_rank, changes)]
+    results = on_ranks(bench, RANKS, steps_on_rank, changes)
+    skip_if_refused(results)
+    ranks = [load(each) for each in results]
     for step in range(STEPS):
         prefixes = (f"{step}/grad/", f"{step}/term/")
         largest = scale(*([x for name, x in expected.items() if name.startswith(each)] for each in prefixes))
@@ -87,9 +89,11 @@ def _same(actual: Tensor, expected: Tensor, text: str, look: str, largest: float
     same(actual, expected, text, look, ROUNDING, largest)
 
 
-def steps_on_rank(bench: Bench, changes: dict[str, Any]) -> bytes:
-    """The steps with this rank's half of the tokens."""
-    parts = bench.parts(**changes)
+def steps_on_rank(bench: Bench, changes: dict[str, Any]) -> bytes | str:
+    """The steps with this rank's half of the tokens; why it refuses to be built."""
+    parts = built_on_rank(bench, changes, stirred=True)
+    if isinstance(parts, str):
+        return parts
     share = parts.context.batch_share()
     first = share * parts.context.parallel.data_rank
     found = _steps(parts, bench, slice(first, first + share))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from unittest import SkipTest
 
@@ -89,21 +89,33 @@ def tensor_parallel(bench: Bench) -> None:
     changes["parallel"] = {"name": CHOICE}
     for world in RANKS:
         results = on_ranks(bench, world, step_on_rank, changes, weights)
-        refusals = [one for one in results if isinstance(one, str)]
-        if refusals:
-            expect(len(refusals) == world, "all ranks to refuse", "some train", "`build`")
-            raise SkipTest(f"it refuses several ranks: {refusals[0]}")
+        skip_if_refused(results)
         _compare(expected, results, bench.slot)
 
 
-def step_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Result | str:
-    """A training step with the parent's weights, of which this rank uses its slice; why it refuses to be built."""
+def skip_if_refused(results: Sequence[Any]) -> None:
+    """A choice may refuse to be built on several ranks: then all of them have a text in place of a result."""
+    refusals = [one for one in results if isinstance(one, str)]
+    if refusals:
+        expect(len(refusals) == len(results), "all ranks to refuse", "some train", "`build`")
+        raise SkipTest(f"it refuses several ranks: {refusals[0]}")
+
+
+def built_on_rank(bench: Bench, changes: dict[str, Any], *, stirred: bool) -> Parts | str:
+    """The parts of this rank; why they cannot be built."""
     try:
-        parts = bench.parts(stirred=False, **changes)
+        return bench.parts(stirred=stirred, **changes)
     except Faults as error:
         if dist.is_initialized():
             dist.destroy_process_group()  # this process serves other checks, too
         return str(error)
+
+
+def step_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Result | str:
+    """A training step with the parent's weights, of which this rank uses its slice; why it refuses to be built."""
+    parts = built_on_rank(bench, changes, stirred=False)
+    if isinstance(parts, str):
+        return parts
     axes = parts.transcoder.feature_axes()
     shard = parts.context.parallel.shard(FEATURES)
     local = weights_by_name(parts)

@@ -26,14 +26,18 @@ if TYPE_CHECKING:
     from clt_plugins.model.transcoder import CrossLayerTranscoder
     from clt_plugins.training.plan.work import Work
 
-PAIR_BYTES = 80
+PAIR_BYTES = 52
 """Per active pair: token, feature, layer and feature-order numbers (int64), values and their gradients, places of the
 products, sorting's scratch."""
 SELECTED_BYTES = 84
 """For each pair that a selection keeps: key, id and pre-activation of an eighth more than it keeps, twice; places and
 keys of twice as many in a block; and sorting the result."""
+READ = 2
+"""[B, L, D] in normalised units that are alive while features are selected: inputs and targets."""
+WRITTEN = 3
+"""What a sparse pass has besides while gradients flow back: the reconstruction, its error, a gradient."""
 NORMALISED = 6
-"""[B, L, D] in normalised units that are alive at once: inputs, targets, reconstruction, its error, two gradients."""
+"""All that a dense pass has alive at once: inputs, targets, reconstruction, its error, two gradients."""
 OF_EXTRA = 3
 """The same for losses that select pairs: what those write, the residual, its error."""
 IN_MODEL = 8
@@ -42,7 +46,12 @@ encoder keeps, and gradients of them."""
 DENSE = 5
 """[B, L, F] that are alive at once in a dense pass: pre-activations, features, and three gradients."""
 LASTING = ("parameters", "gradients", "optimizer", "plugins", "normalisation", "source", "language_model", "libraries")
-PHASES = (("batch", "pre_activations", "selection"), ("batch", "pairs", "in_model"), ("model_pass",), ("statistics",))
+PHASES = (
+    ("batch", "pre_activations", "selection"),
+    ("batch", "pairs", "written", "in_model"),
+    ("model_pass",),
+    ("statistics",),
+)
 
 
 def memory(
@@ -66,6 +75,7 @@ def memory(
     block = work.tokens * work.n_features
     # A dense pass keeps the pre-activations, the features, and gradients of them; a sparse one a layer's block.
     layers = DENSE * work.n_layers if work.dense or work.keeps_pre else 2
+    sparse = not work.dense and not work.keeps_pre
     pairs = 0 if work.dense else (work.pairs + work.extra) * (work.tensor_ranks if fixed else 1)
     of_extra = OF_EXTRA * activations * work.compute_bytes if work.extra and not work.dense else 0
     # As many pairs for each position as for a token of a batch.
@@ -82,10 +92,13 @@ def memory(
         source=buffer,
         language_model=outline.model_bytes,
         libraries=libraries,
-        batch=work.tokens * work.row_bytes + NORMALISED * activations * work.compute_bytes + work.encoder_bytes,
+        batch=work.tokens * work.row_bytes
+        + (READ if sparse else NORMALISED) * activations * work.compute_bytes
+        + work.encoder_bytes,
         pre_activations=layers * block * work.compute_bytes,
         selection=pairs * SELECTED_BYTES,
         pairs=pairs * PAIR_BYTES + of_extra,
+        written=WRITTEN * activations * work.compute_bytes if sparse else 0,
         model_pass=outline.pass_bytes,
         in_model=in_model,
         statistics=normaliser.observed_bytes() if isinstance(normaliser, Observes) else 0,

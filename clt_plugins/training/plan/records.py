@@ -38,6 +38,8 @@ class Memory:
     pairs: int
     """Indices and values of active pairs, and of those that losses select, with what these write; 0 where the
     transcoder runs dense."""
+    written: int
+    """The reconstruction, its error and a gradient, in a sparse step; a dense one has them in `batch`."""
     model_pass: int
     """A forward pass of the language model."""
     in_model: int = 0

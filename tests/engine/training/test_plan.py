@@ -83,7 +83,7 @@ def test_the_command_prints_the_keys_that_users_read(tmp_path):
         *("layers", "d_model", "features", "parameters", "parameters_by_name", "ranks"),
         *("bytes", "total_bytes", "host_bytes", "flops", "total_flops", "tokens", "disk", "speed"),
     ]
-    phases = ["batch", "pre_activations", "selection", "pairs", "model_pass", "in_model", "statistics"]
+    phases = ["batch", "pre_activations", "selection", "pairs", "written", "model_pass", "in_model", "statistics"]
     assert list(printed["bytes"]) == [*LASTING, *phases]
     assert list(printed["flops"]) == ["encoder", "sparse", "optimizer"]
     for command in (["plan"], ["run", "--dry-run"]):
