@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from clt_plugins import CrossLayerTranscoder, Refused, load_plugins
+from clt_plugins import CrossLayerTranscoder, Refused, load_plugins, run
 from clt_plugins.cli.main import main_group
 from clt_plugins.files.hub import listing
 from clt_plugins.finished.find import find_trained
@@ -220,3 +221,13 @@ def test_a_recipe_of_the_hub_opens_no_path_and_no_address(hub, pushed, trained, 
         assert done.exit_code == 2 and text in done.stderr and "--recipe" in done.stderr, done.stderr
     done = invoke("evaluate", "user/clt", "--recipe", trained / "recipe.toml")
     assert done.exit_code == 0, done.output
+
+
+def test_a_run_begins_with_a_transcoder_on_the_hub(pushed, trained, tmp_path):
+    recipe = tomllib.loads((trained / "recipe.toml").read_text())
+    recipe["transcoder"]["from"] = "user/clt"
+    recipe["stages"] = []
+    recipe["train"] |= {"steps": 1, "schedule_steps": 1, "lr": 1e-30}
+    begun = run(recipe, out=tmp_path / "run")
+    for name, value in CrossLayerTranscoder.load(trained / "transcoder").tensors().items():
+        torch.testing.assert_close(begun.tensors()[name], value, rtol=0, atol=1e-20)
