@@ -88,7 +88,7 @@ PEERS = {
             requirements=(
                 "torch",
                 "transformers==4.57.3",
-                "transformer-lens==2.18.0",
+                "transformer-lens<4",
                 "nnsight==0.6.1",
                 "huggingface_hub<1",
                 "numpy<2",
@@ -117,7 +117,12 @@ PEERS = {
             file="sae_bench/custom_saes/base_sae.py",
             requirements=("torch", "sae-lens==6.54.12"),
         ),
-        Peer(name="llamascopium", module="llamascopium", requirements=("torch", "llamascopium==2.0.0b34")),
+        # It imports what TransformerLens 4 has removed, and does not say so.
+        Peer(
+            name="llamascopium",
+            module="llamascopium",
+            requirements=("torch", "llamascopium==2.0.0b34", "transformer-lens<4"),
+        ),
         Peer(
             name="clt-forge",
             module="jaxtyping",
