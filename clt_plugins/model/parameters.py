@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clt_plugins.data.random import generator
-from clt_plugins.errors import PluginError
+from clt_plugins.errors import PluginError, Refused
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
@@ -164,7 +164,17 @@ def is_matrix(weight: nn.Parameter, d_model: int) -> bool:
 
 
 def freeze(transcoder: Any, roles: Collection[str]) -> None:
-    """Train the parameters of these roles no more: they get no gradient and no optimizer."""
+    """Train the parameters of these roles no more: they get no gradient and no optimizer.
+
+    Raises:
+        Refused: the transcoder has no parameter of a role.
+    """
+    left = set(roles)
     for name, value in transcoder.named_parameters():
-        if role_of(name, is_matrix(value, transcoder.d_model)) in roles:
+        role = role_of(name, is_matrix(value, transcoder.d_model))
+        if role in roles:
             value.requires_grad_(False)
+            left.discard(role)
+    if left:
+        text = f"there are no weights of the role {', '.join(map(repr, sorted(left)))} here: leave it out"
+        raise Refused("transcoder.freeze", text)

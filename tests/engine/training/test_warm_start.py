@@ -161,6 +161,11 @@ def test_frozen_weights_stay_and_others_are_trained(tmp_path, role, path):
     assert same - {name for name in same if name.startswith("normaliser.")} == names[role]
 
 
+def test_a_role_that_no_weight_has_is_refused():
+    with pytest.raises(Faults, match=r"^transcoder\.freeze: there are no weights of the role 'threshold' here"):
+        assemble(recipe(transcoder={"freeze": ["threshold"]}))
+
+
 def test_a_resumed_run_needs_the_first_transcoder_no_more(tmp_path):
     trained(tmp_path / "old")
     settings = {"from": str(tmp_path / "old"), "freeze": ["encoder"]}
