@@ -18,15 +18,51 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from tests.benchmarks.quality import setups
 from tests.benchmarks.quality.data import Stored
+from tests.benchmarks.quality.defaults import Grids
 from tests.benchmarks.quality.lot import Lot, tell
-from tests.benchmarks.quality.lots import LOTS, do
+from tests.benchmarks.quality.one import Job
+from tests.benchmarks.quality.peer import Peer
+from tests.benchmarks.quality.recipes import Ablation
+from tests.benchmarks.quality.setups import Setup
 
 
-def main() -> None:
+class Plan(Protocol):
+    """A lot's runs."""
+
+    def jobs(self) -> list[Job]:
+        """All runs that can be named now; results may make others necessary."""
+
+    def write(self) -> Path:
+        """Write the results that are there as a table."""
+
+
+def do(plan: Plan, lot: Lot) -> list[Job]:
+    """Run what is missing, and what its results make necessary; returns the runs that failed."""
+    failed: dict[str, Job] = {}
+    while left := [job for job in lot.missing(plan.jobs()) if job.key not in failed]:
+        failed |= {job.key: job for job in lot.run(left)}
+    return list(failed.values())
+
+
+LOTS: dict[str, Callable[[Lot, Sequence[Setup], Sequence[int], Collection[str]], Plan]] = {
+    "ablation": Ablation,
+    "defaults": Grids,
+    "peer": Peer,
+}
+
+
+def main(arguments: Sequence[str] | None = None, chosen: Sequence[Setup] | None = None) -> int:
+    """Do what the command asks for; returns its exit status.
+
+    Args:
+        chosen: setups, in place of those that the options name.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.quality",
         description=__doc__,
@@ -44,8 +80,9 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only print what is left to run")
     parser.add_argument("--write", action="store_true", help="write tables into examples/measurements")
     parser.add_argument("--no-run", action="store_true", help="of the results that are there")
-    options = parser.parse_args()
-    chosen = [setups.shipped()] + ([setups.smollm2(options.model)] if options.model else [])
+    options = parser.parse_args(arguments)
+    if chosen is None:
+        chosen = [setups.shipped()] + ([setups.smollm2(options.model)] if options.model else [])
     chosen = [setup for setup in chosen if options.setup in (None, setup.name)]
     if not chosen:
         sys.exit("--setup smollm2 needs --model")
@@ -63,8 +100,8 @@ def main() -> None:
             failed |= bool(do(plan, lot))
         if options.write:
             tell(f"wrote {plan.write()}")
-    sys.exit(1 if failed else 0)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -55,9 +55,11 @@ class Lot:
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """Those without a result that counts, each once."""
-        return list({job.key.rpartition("-")[2]: job for job in reversed([*jobs]) if result(job) is None}.values())[
-            ::-1
-        ]
+        once: dict[str, Job] = {}
+        for job in jobs:
+            if result(job) is None:
+                once.setdefault(job.digest, job)
+        return list(once.values())
 
     def run(self, jobs: Iterable[Job]) -> list[Job]:
         """Run what is missing, some at a time; returns those that failed.
@@ -86,9 +88,8 @@ class Lot:
                         tell(f"{done}/{len(left)}  {time.perf_counter() - began:5.0f} s  {summary(job, process)}")
             finally:
                 for process in running:
-                    process.terminate()
-                for process in running:
-                    process.wait()
+                    _end(process)
+                clean(self.folder)
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
@@ -105,6 +106,16 @@ class Lot:
             process.stdin.write(json.dumps(attrs.asdict(job), default=str).encode())
             process.stdin.close()
         return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a run: the first signal asks, the second stops at once, and neither is waited for long."""
+    for stop in (process.terminate, process.terminate, process.kill):
+        stop()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            return
+    process.wait()
 
 
 def result(job: Job) -> dict[str, Any] | None:

@@ -44,10 +44,15 @@ class Job:
     threads: int = 1
 
     @property
+    def digest(self) -> str:
+        """Of the setup, the recipe and the seed."""
+        return self.key.rpartition("-")[2]
+
+    @property
     def result(self) -> Path:
         """The file with its figures; another recipe with the same tables may have written it."""
         path = self.folder / "results" / f"{self.key}.json"
-        same = path.parent.glob(f"*-{self.key.rpartition('-')[2]}.json")
+        same = path.parent.glob(f"*-{self.digest}.json")
         return next((file for file in sorted(same) if not file.name.startswith(".")), path)
 
 
