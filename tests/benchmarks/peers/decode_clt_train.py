@@ -113,8 +113,8 @@ def read(files):
         chunks = []
         for path in files:
             with h5py.File(path, "r") as file:
-                assert file[side].dtype == "float32"
-                chunks.append(file[side][()])
+                assert file[side].dtype in ("float32", "float16"), "scaled or packed types are not read here"
+                chunks.append(file[side][()].astype(np.float32))
         sides.append(torch.from_numpy(np.concatenate(chunks)))
     return sides
 

@@ -7,20 +7,21 @@ the documents below half of a setup's share are the set `report`, and the other 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import h5py
-import torch
 
-from clt_plugins import Batch, Source, build_source, read_recipe, toml_text
-from clt_stream.text.stdlib import is_held_out, python_stdlib
+from clt_plugins import toml_text
 from tests.benchmarks.quality.setups import Setup
+
+if TYPE_CHECKING:
+    from clt_plugins import Batch, Source
 
 SETS = ("choose", "report")
 
@@ -42,22 +43,36 @@ class Stored:
         return self.folder / "data" / f"{self.setup.name}-{which}.h5"
 
     def prepare(self) -> None:
-        """Store what is missing.
+        """Store what is missing, in processes of their own: a language model would stay in the memory of this one.
 
         Raises:
-            SystemExit: a data set of other tokens or another text is there.
+            SystemExit: a data set of other tokens or another text is there, or it could not be stored.
         """
         self.train.parent.mkdir(parents=True, exist_ok=True)
         manifest = self.train / "manifest.json"
         if not manifest.is_file():
             self._generate()
         self._check(json.loads(manifest.read_text()))
+        if not all(self.held_out(which).is_file() for which in SETS):
+            process = multiprocessing.get_context("spawn").Process(target=self.hold_out)
+            process.start()
+            process.join()
+            if process.exitcode:
+                sys.exit(process.exitcode)
+
+    def hold_out(self) -> None:
+        """Store the held-out sets."""
         for which in SETS:
             if not self.held_out(which).is_file():
                 self._write(which, self._read(which))
 
     def batches(self, which: str) -> list[Batch]:
         """A held-out set, in batches of the setup's size."""
+        import h5py
+        import torch
+
+        from clt_plugins import Batch
+
         with h5py.File(self.held_out(which)) as file:
             inputs, targets = (torch.from_numpy(file[side][()]) for side in ("inputs", "targets"))
         size = self.setup.batch
@@ -87,6 +102,8 @@ class Stored:
 
     def _read(self, which: str) -> list[Batch]:
         """The tokens of a held-out set."""
+        from clt_stream.text.stdlib import is_held_out, python_stdlib
+
         setup = self.setup
         if which == "report":
             return list(self.reporting_source().held_out(setup.report_tokens))
@@ -101,6 +118,8 @@ class Stored:
             return list(_first(self._stream(str(file), 0.0), setup.choose_tokens))
 
     def _stream(self, text: str, held_out: float) -> Source:
+        from clt_plugins import build_source, read_recipe
+
         setup = self.setup
         tables = {**setup.tables(), **setup.stream(held_out)}
         tables["source"] = {**tables["source"], "text": text}
@@ -108,6 +127,9 @@ class Stored:
         return build_source(read_recipe(tables))
 
     def _write(self, which: str, batches: list[Batch]) -> None:
+        import h5py
+        import torch
+
         path = self.held_out(which)
         needed = getattr(self.setup, f"{which}_tokens")
         tokens = sum(batch.tokens for batch in batches)

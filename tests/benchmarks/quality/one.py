@@ -17,8 +17,6 @@ from typing import Any
 
 import attrs
 
-from clt_plugins import Lock, run, score, write_json
-from clt_stages.in_model import evaluate_in_model
 from tests.benchmarks.quality.data import Stored
 from tests.benchmarks.quality.setups import ROOT, Setup
 
@@ -57,6 +55,8 @@ class Job:
 
 
 def main() -> None:
+    from clt_plugins import Lock, write_json
+
     told = json.load(sys.stdin)
     setup = Setup(**told.pop("setup"))
     job = Job(**{**told, "setup": setup, "folder": Path(told["folder"])})
@@ -81,6 +81,9 @@ def main() -> None:
 def own(job: Job, stored: Stored, out: Path) -> dict[str, Any]:
     """Train ours, and judge it."""
     import torch
+
+    from clt_plugins import run, score
+    from clt_stages.in_model import evaluate_in_model
 
     torch.set_num_threads(job.threads)
     tables = {**job.tables}

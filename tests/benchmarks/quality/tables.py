@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tests.benchmarks.quality.one import commit
 from tests.benchmarks.quality.setups import ROOT
@@ -73,7 +72,7 @@ def write(
 
 def machine() -> str:
     """This machine in general terms."""
-    import os
+    import torch
 
     instructions = torch.backends.cpu.get_cpu_capability().replace("AVX", "AVX-")
     return f"{os.cpu_count()} CPU cores ({platform.machine().replace('_', '-')}, {instructions}), no GPU"
