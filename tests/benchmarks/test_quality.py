@@ -5,25 +5,35 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
-from tests.benchmarks.quality import setups, tables
+from tests.benchmarks.quality import data, setups, tables
 from tests.benchmarks.quality.__main__ import LOTS, main
 from tests.benchmarks.quality.data import Stored
 from tests.benchmarks.quality.lot import Lot, differences, result, today
 from tests.benchmarks.quality.recipes import BASE, RECIPES, merged
 from tests.support import tables as documents
+from tests.support.commands import Python
 
 TINY = setups.shipped(tokens=2048, choose_tokens=256, report_tokens=384, model_tokens=64, features=16, k=6, batch=256)
 TINY = attrs.evolve(TINY, source={**TINY.source, "buffer_tokens": 2048})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Processes without the seconds of imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "python", lambda *arguments, **options: Python(*arguments, cwd=setups.ROOT, **options))
+        yield
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Path:
     """A lot's folder with stored activations."""
     folder = tmp_path_factory.mktemp("lot")
     Stored(TINY, folder).prepare()

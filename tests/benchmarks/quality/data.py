@@ -7,7 +7,6 @@ the documents below half of a setup's share are the set `report`, and the other 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from clt_plugins import toml_text
-from tests.benchmarks.quality.setups import Setup
+from tests.benchmarks.quality.setups import ROOT, Setup
 
 if TYPE_CHECKING:
     from clt_plugins import Batch, Source
 
 SETS = ("choose", "report")
+
+
+def python(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a Python program in the project's folder."""
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, **options)
 
 
 @attrs.frozen
@@ -54,11 +58,11 @@ class Stored:
             self._generate()
         self._check(json.loads(manifest.read_text()))
         if not all(self.held_out(which).is_file() for which in SETS):
-            process = multiprocessing.get_context("spawn").Process(target=self.hold_out)
-            process.start()
-            process.join()
-            if process.exitcode:
-                sys.exit(process.exitcode)
+            told = json.dumps({"setup": attrs.asdict(self.setup), "folder": str(self.folder.absolute())})
+            process = python("-m", "tests.benchmarks.quality.data", stdin=subprocess.PIPE)
+            process.communicate(told.encode())
+            if process.returncode:
+                sys.exit(process.returncode)
 
     def hold_out(self) -> None:
         """Store the held-out sets."""
@@ -90,9 +94,10 @@ class Stored:
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".generate-") as work:
             recipe = Path(work) / "generate.toml"
             recipe.write_text(toml_text({**setup.tables(512, 1), **setup.stream()}))
-            command = [sys.executable, "-m", "clt_plugins", "generate", str(recipe), "--out", str(self.train)]
+            command = ["-m", "clt_plugins", "generate", str(recipe), "--out", str(self.train.absolute())]
             command += ["--tokens", str(setup.tokens), "--held-out", "4096", "--dtype", "float32"]
-            subprocess.run(command, check=True, stdout=sys.stderr)
+            if status := python(*command).wait():
+                sys.exit(status)
 
     def _check(self, manifest: dict[str, Any]) -> None:
         setup, source = self.setup, manifest["about"]["source"]
@@ -148,3 +153,8 @@ def _first(source: Source, tokens: int) -> Iterator[Batch]:
         batch = source.next()
         yield batch.rows(slice(0, tokens)) if batch.tokens > tokens else batch
         tokens -= batch.tokens
+
+
+if __name__ == "__main__":
+    told = json.load(sys.stdin)
+    Stored(Setup(**told["setup"]), Path(told["folder"])).hold_out()

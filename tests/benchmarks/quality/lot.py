@@ -23,8 +23,9 @@ from typing import Any
 import attrs
 
 from clt_plugins import Lock, load_plugins, read_recipe, recipe_data
+from tests.benchmarks.quality import data
 from tests.benchmarks.quality.one import BUSY, Job, portable
-from tests.benchmarks.quality.setups import ROOT, Setup
+from tests.benchmarks.quality.setups import Setup
 
 
 @attrs.frozen
@@ -95,12 +96,8 @@ class Lot:
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
         runs = self.folder / "runs"
         runs.mkdir(parents=True, exist_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.quality.one"],
-            stdin=subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, **threads},
-        )
+        environment = {**os.environ, **threads}
+        process = data.python("-m", "tests.benchmarks.quality.one", stdin=subprocess.PIPE, env=environment)
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended: its exit status says so
             process.stdin.write(json.dumps(attrs.asdict(job), default=str).encode())
@@ -142,9 +139,9 @@ def today(job: Job) -> dict[str, Any]:
     if tables["source"]["name"] == "local":
         tables["source"] = {**tables["source"], "path": "unused"}
     recipe = read_recipe(tables, plugins=_plugins())
-    data = recipe_data(recipe)
+    settings = recipe_data(recipe)
     rate = with_rate(recipe.train, job.setup.n_layers * recipe.transcoder.features)
-    return portable({**data, "train": {**data["train"], "lr": rate.lr}})
+    return portable({**settings, "train": {**settings["train"], "lr": rate.lr}})
 
 
 def clean(folder: Path) -> None:
