@@ -106,6 +106,8 @@ def test_every_recipe_of_a_lot_can_be_read(tmp_path: Path, name: str) -> None:
     jobs = LOTS[name](Lot(tmp_path, peer_python="python"), both, range(2), ()).jobs()
     ours = [job for job in jobs if not job.peer_python]
     assert len({job.digest for job in ours if job.seed == 0}) > 8
+    for some in (ours, [job for job in jobs if job.peer_python]):
+        assert all(one.digest != other.digest for one in some for other in some if one.seed != other.seed)
     for job in ours:
         if job.seed == 0:
             train = today(job)["train"]

@@ -39,7 +39,7 @@ class Lot:
 
     def job(self, setup: Setup, recipe: str, seed: int, tables: dict[str, Any], *, peer: bool = False) -> Job:
         """A training of ours, or of decode-clt."""
-        known = tables if peer else portable(tables)
+        known = {**tables, "seed": seed} if peer else portable(tables)
         digest = hashlib.sha256(json.dumps([_size(setup), known], sort_keys=True).encode()).hexdigest()[:12]
         key = f"{setup.name}/{re.sub(r'[^a-z0-9.]+', '-', recipe)}-{seed}-{digest}"
         python = self.peer_python if peer else ""

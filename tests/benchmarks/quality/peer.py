@@ -108,7 +108,7 @@ class Peer:
         ours = result(self._default(setup, self.seeds[0]))
         if theirs is None or ours is None:
             return None
-        return int(10 * theirs["cpu_step_s"] / ours["cpu_step_s"]) / 10
+        return max(1.0, int(10 * theirs["cpu_step_s"] / ours["cpu_step_s"]) / 10)
 
     def _best_peer(self, setup: Setup) -> float | None:
         return self._best([self._peer(setup, lr, self.seeds[0]) for lr in setup.peer_lrs], setup.peer_lrs)
