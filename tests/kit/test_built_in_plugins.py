@@ -148,6 +148,22 @@ def test_synthetic(case: Case) -> None:
     case.run()
 
 
+@parametrize(
+    "planted",
+    settings={
+        "planted": [
+            {"layers": 2, "d_model": 9, "chains": 7, "noise": 0.1},
+            {"hops": 3, "gates": ["and", "or", "and_not"], "consume": True, "activity": "hierarchical", "norms": 10.0},
+            {"activity": "correlated"},
+        ],
+        "recovery": {"tokens": 64},
+    },
+    recipe={"source": {"name": "planted", "d_model": 6, "chains": 4, "hops": 2, "active": 2.0}},
+)
+def test_planted(case: Case) -> None:
+    case.run()
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents of different lengths, no two with a line in common."""
@@ -318,6 +334,7 @@ def test_no_choice_is_left_out() -> None:
         "circuits",
         "feature_files",
         "collect",
+        "planted",
     }
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}
