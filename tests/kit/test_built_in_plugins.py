@@ -103,6 +103,7 @@ def test_callbacks(case: Case) -> None:
         "auxk": {"weight": 0.5, "k": 3},
         "matryoshka": {},
         "hierarchical": [{}, {"per": "token"}],
+        "depth": [{"weight": 0.1}, {"weight": 0.1, "power": 1.0, "draws": 2}],
     },
     expected_failures={"auxk/gradient_reconstruction": "the residual is detached on purpose (Gao et al. 2024, A.2)"},
 )
