@@ -37,6 +37,25 @@ def values_of(activation: Any, pre: Tensor, norms: Tensor | None = None) -> dict
     return dict(zip(places, values.tolist(), strict=True))
 
 
+def assert_gradient_where_positive(activation: Any, pre: Tensor, kept: dict[tuple[int, int, int], float]) -> None:
+    """∂value/∂pre is 1 for a pair that is kept and above 0, else 0.
+
+    Args:
+        kept: what must be kept, with its value.
+    """
+    selection = activation.selection(len(pre), lambda: draw(L, F, seed=4).exp())
+    for layer in range(L):
+        selection.see(layer, pre[:, layer])
+    pairs, _ = selection.finish()
+    leaf, weights = pre.clone().requires_grad_(), draw(B, L, F, seed=30)
+    values = activation(leaf.flatten(1)[pairs.token, pairs.feature], pairs.feature)
+    (values * weights.flatten(1)[pairs.token, pairs.feature]).sum().backward()
+    expected = torch.zeros(B, L, F, dtype=torch.float64)
+    for place, value in kept.items():
+        expected[place] = float(weights[place]) if value > 0 else 0.0
+    assert torch.equal(leaf.grad, expected)
+
+
 def scores(pre: Tensor, norms: Tensor, ranking: str) -> dict[tuple[int, int, int], float]:
     """What each pre-activation is ranked by."""
     out = {}
@@ -66,7 +85,9 @@ def test_the_k_highest_scores_are_kept_and_pass_a_relu(name: str, k: Any, scope:
         expected.update({place: max(0.0, float(pre[place])) for place in best})
     # A list says by itself that each layer selects.
     settings = {"k": k, "ranking": ranking} | ({} if isinstance(k, list) else {"scope": scope})
-    assert values_of(built(name=name, **settings), pre, norms) == expected
+    activation = built(name=name, **settings)
+    assert values_of(activation, pre, norms) == expected
+    assert_gradient_where_positive(activation, pre, expected)
     assert 0.0 in expected.values() or ranking != "zscore", "a ReLU has something to do"
 
 
@@ -171,6 +192,7 @@ def test_groupmax_keeps_the_highest_of_each_group_of_neighbours(k: int, bounds: 
         best = max(range(first, last), key=lambda f: float(pre[b, s, f]))
         expected[b, s, best] = max(0.0, float(pre[b, s, best]))
     assert values_of(activation, pre) == expected
+    assert_gradient_where_positive(activation, pre, expected)
 
 
 @pytest.mark.parametrize(("k", "text"), [(7, "a multiple of the 3 layers"), (33, "more than the 30 features")])
