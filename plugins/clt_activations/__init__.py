@@ -37,7 +37,7 @@ class JumpReLUConfig(ReLUConfig):
 
     threshold: float = field(default=0.03, validator=validators.gt(0))
     """The first value of every threshold, in units of pre-activations."""
-    bandwidth: float = field(default=1.0, validator=[validators.gt(0), validators.le(2)])
+    bandwidth: float = field(default=0.5, validator=[validators.gt(0), validators.le(2)])
     """Width of the window around a threshold, as a share of the threshold. Pre-activations within it give the threshold
     a gradient (straight-through, rectangle kernel)."""
     lr_factor: float = field(default=5.0, validator=validators.gt(0))
