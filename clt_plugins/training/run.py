@@ -21,6 +21,7 @@ from clt_plugins.model.normalisation.fit import fit_to_source
 from clt_plugins.recipe.read import read_recipe, recipe_data
 from clt_plugins.registry.build import naming_plugins
 from clt_plugins.registry.plugins import Plugins, load_plugins
+from clt_plugins.training.between.steering import check_steering
 from clt_plugins.training.folder import run_folder, versions
 from clt_plugins.training.prepared import Prepared
 
@@ -74,6 +75,7 @@ def run(
             parts = assemble(start.recipe, start.folder, context.device, parallel)
             stack.callback(close, parts)
             check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
+            check_steering(parts)
             # What a stage would refuse at the end is refused now.
             stages = check_stages(parts, start.recipe, plugins)
         return _train(Prepared(parts, start, accept, plugins, stages), signals)
