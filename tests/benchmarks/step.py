@@ -3,7 +3,7 @@
     python -m tests.benchmarks.step --layers 12 --d-model 768 --features 3072 --batch 512 --k 200 --json
     python -m tests.benchmarks.step ... --against decode-clt --against-python path/to/its/environment/bin/python
     python -m tests.benchmarks.step ... --whole     # with a k that falls, AuxK, normalisation and data, as in runs
-    python -m tests.benchmarks.step ... --noisy     # beside a busy process for each core
+    python -m tests.benchmarks.step ... --noisy     # beside a busy process for each core; with --whole as runs do
 
 Every system runs in a process of its own and takes its steps in turn with the others. The roofline is the encoder's
 matrix product, as measured here; one read of the active rows for each of the three sparse passes at the read bandwidth
