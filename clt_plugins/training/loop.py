@@ -46,6 +46,7 @@ from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.between.steering import Steering, aims
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.host.threads import Threads
 from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.kept.state import Watch
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
@@ -107,6 +108,8 @@ def train(
     reading = Reading(source, parallel, device)
     held = Watch(parts)
     watch = Stopwatch()
+    # Several ranks, or the members of a sweep, wait for each other, which is no sign of a busy machine.
+    threads = Threads(fixed=silent or device.type != "cpu" or parallel.world > 1)
     evaluated: Scores | None = None
     first = saved_step = progress.step
     quiet = True if silent or parallel.rank > 0 else None
@@ -146,6 +149,7 @@ def train(
             reading.check()  # a rank that could not read goes on with the last text, and has none yet
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
+        threads.begin()
 
         # The rate and the activation's schedule depend on the step alone: a checkpoint need not hold them.
         lr = schedule(progress.step, schedule_steps, config.lr)
@@ -194,6 +198,7 @@ def train(
             # What was queued is the time of these steps. The device is waited for where numbers are read anyway.
             torch.get_device_module(device).synchronize()
         watch.lap("step_s")
+        threads.end()
         if progress.step == first + 1:
             held.check()  # what would be lost is told before hours of training
         if calls is not None:
