@@ -83,6 +83,7 @@ def test_tyings(case: Case) -> None:
         "ema": {"every": 1, "decay": 0.9},
         "early_stopping": [{}, {"patience": 1, "change": 1e6}],
         "active_subspace": [{"variance": 0.9}, {"dimensions": 3}],
+        "exemplar_start": [{}, {"tokens_per_feature": 1.5}],
     },
 )
 def test_callbacks(case: Case) -> None:

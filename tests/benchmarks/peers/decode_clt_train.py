@@ -105,8 +105,8 @@ def read(data, part):
         chunks = []
         for path in sorted(data.glob(f"{part}_*.h5")):
             with h5py.File(path, "r") as file:
-                assert file.attrs["dtype"] == "float32"
-                chunks.append(file[side][()])
+                assert file[side].dtype in ("float32", "float16"), "scaled or packed types are not read here"
+                chunks.append(file[side][()].astype(np.float32))
         sides.append(torch.from_numpy(np.concatenate(chunks)))
     return sides
 
