@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clt_plugins import Top
 from clt_plugins.contract.model.kernels import Kernels
 from clt_plugins.contract.select import Kept, Per
 from clt_plugins.distributed.topk import Together
@@ -87,6 +88,19 @@ def test_a_token_with_fewer_numbers_than_are_kept(triton):
     pre = numbers("normal", 2, 2, 3)
     pre[1, 1] = -torch.inf
     assert_selects(triton, pre, 9, "token", score=pre.double())
+
+
+@pytest.mark.parametrize("per", ["batch", "token"])
+def test_layers_with_a_number_of_their_own(triton, per):
+    pre, k = numbers("ties", 3, 3, 10), [4, 1, 7]
+    top = Top(k, 3, 3, 10, per=per, scope="layer", kernels=triton, capacity=[5, 1, 8])
+    for layer, block in enumerate(pre):
+        top.see(layer, block.clone())
+    pairs, values = top.finish()
+    assert len(values) == 3 * (5 + 1 + 8), "a fixed size"
+    rows = 3 if per == "batch" else 1
+    mask = torch.cat([expected(pre[n : n + 1], of_layer * rows, per) for n, of_layer in enumerate(k)])
+    assert_kept(Kept(pairs.token, pairs.feature, values, pairs.count), mask, pre, f"the {k} best per {per}")
 
 
 def assert_ranks_select(

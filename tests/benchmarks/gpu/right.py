@@ -25,12 +25,16 @@ from tests.benchmarks.gpu.steps import Step, small_tables
 RECIPES: dict[str, dict[str, Any]] = {
     "batchtopk, AuxK": {"activation": {"name": "batchtopk", "k": 24}, "losses": [{"name": "mse"}, {"name": "auxk"}]},
     "topk per layer, by norm": {"activation": {"name": "topk", "k": 4, "scope": "layer", "ranking": "norm"}},
+    "a k of each layer, depth": {
+        "activation": {"name": "batchtopk", "k": [9, 3, 8, 4]},
+        "losses": [{"name": "mse"}, {"name": "depth"}],
+    },
     "batchtopk, zscore": {"activation": {"name": "batchtopk", "k": 24, "ranking": "zscore"}},
     "relu, tanh": {"activation": {"name": "relu"}, "losses": [{"name": "mse"}, {"name": "tanh_sparsity"}]},
     "jumprelu, sparse": {"activation": {"name": "jumprelu"}, "transcoder": {"path": "sparse"}},
     "bf16 weights": {"transcoder": {"dtype": "bfloat16"}, "train": {"clip_norm": 1.0}},
 }
-"""Six recipes whose steps differ."""
+"""Seven recipes whose steps differ."""
 
 STEP_TOLERANCE = 1e-4
 """A step on a GPU beside a CPU's, in float32: the largest difference of the loss and of each gradient, as a share of
