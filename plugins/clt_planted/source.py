@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clt_planted.activity import draw
 from clt_planted.circuit import Truth, plant
-from clt_plugins import Batch, check_data, generator
+from clt_plugins import Batch, Source, check_data, generator
 
 if TYPE_CHECKING:
     from clt_planted import PlantedConfig
@@ -26,8 +26,8 @@ PARTS = ("train", "held_out")
 
 
 @runtime_checkable
-class KnowsTruth(Protocol):
-    """A source that knows what its activations consist of."""
+class KnowsTruth(Source, Protocol):
+    """A `Source` that knows what its activations consist of."""
 
     def truth(self) -> Truth:
         """The model."""

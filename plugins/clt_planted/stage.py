@@ -122,9 +122,6 @@ def _known(job: Job) -> KnowsTruth:
 def measure(transcoder: CrossLayerTranscoder, source: KnowsTruth, tokens: int) -> Report:
     """Compare a transcoder with the planted model, on held-out tokens; it is in eval mode.
 
-    Args:
-        source: a `Source` that is also `KnowsTruth`.
-
     Raises:
         Refused: the weights cannot be written for raw activations; or there are too few tokens.
     """
@@ -132,16 +129,17 @@ def measure(transcoder: CrossLayerTranscoder, source: KnowsTruth, tokens: int) -
     coordinates, cosines = writes(transcoder, truth)
     sums = ActivitySums(source, coordinates.shape[1])
     hop_sums = HopSums(source, reads(transcoder, truth), coordinates, transcoder.n_features)
-    scores = score(transcoder, source.held_out(tokens), [sums, hop_sums])  # type: ignore[attr-defined]
+    scores = score(transcoder, source.held_out(tokens), [sums, hop_sums])
     correlation = sums.correlation().abs()
     matches = match(correlation)
     matched = _matched(correlation, matches)
     absorption = None
     if truth.families:
         pairs = AbsorptionSums(source, coordinates, matches)
-        score(transcoder, source.held_out(tokens), [pairs])  # type: ignore[attr-defined]
+        score(transcoder, source.held_out(tokens), [pairs])
         absorption = pairs.mean()
     by_chain = hop_sums.by_chain()
+    of_chains = shares(by_chain)
     return Report(
         tokens=scores.tokens,
         nmse=defined(torch.tensor([scores.nmse], dtype=torch.float64))[0],
@@ -151,7 +149,11 @@ def measure(transcoder: CrossLayerTranscoder, source: KnowsTruth, tokens: int) -
         recovered=statistics.fmean(value > RECOVERED for value in matched),
         closest=float(correlation.max(1).values.mean()),
         decoder_mcc=statistics.fmean(_matched(cosines.abs(), match(cosines.abs()))),
-        **shares(by_chain),
+        kept=of_chains["kept"],
+        direct=of_chains["direct"],
+        rewritten=of_chains["rewritten"],
+        other=of_chains["other"],
+        written=of_chains["written"],
         absorption=absorption,
         splitting=splitting(sums, coordinates),
         hops=[

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.planted --write
     python -m tests.benchmarks.planted --kinds boolean --tyings untied per_layer     # a part of it
+    python -m tests.benchmarks.planted --kinds --write                               # none: the tables of what is there
 
 Models of 3 layers and d_model 64 with 28 to 30 computed features (the source `planted`), transcoders of 32 features per
 layer, 3 seeds, which make other models too. A finished run is stored in --out at once, and not made again. A record has
@@ -216,10 +217,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.planted", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/planted"), help="the folder of finished runs")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS))
-    parser.add_argument("--tyings", nargs="+", choices=TYINGS, default=TYINGS)
-    parser.add_argument("--penalties", nargs="+", choices=PENALTIES, default=PENALTIES)
-    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
+    parser.add_argument("--kinds", nargs="*", choices=tuple(KINDS), default=tuple(KINDS))
+    parser.add_argument("--tyings", nargs="*", choices=TYINGS, default=TYINGS)
+    parser.add_argument("--penalties", nargs="*", choices=PENALTIES, default=PENALTIES)
+    parser.add_argument("--seeds", nargs="*", type=int, choices=SEEDS, default=SEEDS)
     parser.add_argument("--json", action="store_true", help="print the records")
     parser.add_argument("--write", action="store_true", help=f"write them into {MEASUREMENTS.relative_to(ROOT)}")
     options = parser.parse_args()

@@ -220,6 +220,18 @@ def test_absorption_is_the_share_of_children_that_hold_their_parent(absorbing: i
     assert report.splitting == 0
 
 
+def test_a_parent_that_is_active_itself_is_not_absorbed() -> None:
+    built = planted(**FAMILIES)
+    truth = built.source.truth()  # type: ignore[attr-defined]
+    parent_of = {child: parent for parent, child in truth.families}
+    units = []
+    for number in truth.computed():
+        unit = faithful(truth, number)
+        parents = {parent_of[number]: 1.0} if number in parent_of else {}
+        units.append(attrs.evolve(unit, writes={unit.layer: {number: 1.0, **parents}}))
+    assert judge(built, units).absorption == 0
+
+
 def test_a_silent_parent_that_nobody_writes_is_not_absorbed() -> None:
     built = planted(**FAMILIES)
     truth = built.source.truth()  # type: ignore[attr-defined]
