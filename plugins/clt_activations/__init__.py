@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from attrs import field, frozen, validators
+from attrs import Attribute, field, frozen, validators
 
 from clt_plugins import Selected, Spec, hookimpl
 
@@ -18,10 +18,10 @@ class ReLUConfig:
 
     target_l0: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
     """Active features per token, over all layers, that the run is to end with: the weights of sparsity penalties
-    (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, weights are what they are."""
+    (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, they are as the recipe says."""
     anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
-    """The share of the training steps over which the target falls to `target_l0`. Without thresholds it begins with half
-    of all features, which are active at first, and falls by the same factor in each step."""
+    """The share of the training steps over which the target falls to `target_l0`. Without thresholds it begins with
+    half of all features, which are active at first, and falls by the same factor in each step."""
 
 
 @frozen(kw_only=True)
@@ -39,12 +39,19 @@ class JumpReLUConfig(ReLUConfig):
     """Multiplies the learning rate of the logarithms of thresholds."""
 
 
+def _counts(_: Any, attribute: Attribute[Any], value: float | list[float]) -> None:
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or min(numbers) <= 0:
+        raise ValueError(f"'{attribute.name}' must be > 0: {value}")
+
+
 @frozen(kw_only=True)
 class TopKConfig:
     """The k highest-ranked pre-activations of each token (Gao et al. 2024, arXiv 2406.04093)."""
 
-    k: int | float = field(default=100, validator=validators.gt(0))
-    """Features kept per token: a count, or, below 1, a share of all features in scope."""
+    k: int | float | list[int | float] = field(default=100, validator=_counts)
+    """Features kept per token: a count, or, below 1, a share of all features in scope. A list has a number for each
+    layer; `scope` is then "layer"."""
     scope: Literal["global", "layer"] = "global"
     """Whether k counts over all layers together or in each layer."""
     ranking: Literal["raw", "norm", "zscore"] = "raw"
@@ -57,6 +64,11 @@ class TopKConfig:
     anneal_schedule: Annotated[Selected, "schedule"] | None = None
     """How what is above k falls, by a schedule in place of the straight line over `anneal_over`. Most have a warm-up;
     set its `warmup_steps` to 0 to begin at the top."""
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.k, list):
+            # For all who ask how features compete: exporters, the check below, the recipe that a run writes down.
+            object.__setattr__(self, "scope", "layer")
 
 
 @frozen(kw_only=True)
@@ -128,12 +140,13 @@ def clt_check(recipe: Recipe) -> list[str]:
             if stage.name == "convert" and thresholded
         ]
     faults = []
-    if config.k >= 1 and config.k != int(config.k):
-        faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")
-    if config.scope == "layer" and config.k > recipe.transcoder.features:
-        faults.append(
-            f"activation.k: {config.k} of each layer, but transcoder.features is {recipe.transcoder.features}"
-        )
+    of_layers = enumerate(config.k) if isinstance(config.k, list) else [(None, config.k)]
+    for layer, k in of_layers:
+        where = "activation.k" if layer is None else f"activation.k[{layer}]"
+        if k >= 1 and k != int(k):
+            faults.append(f"{where}: a count must be whole, a share below 1: {k}")
+        if config.scope == "layer" and k > recipe.transcoder.features:
+            faults.append(f"{where}: {k} of each layer, but transcoder.features is {recipe.transcoder.features}")
     if config.ranking == "zscore" and recipe.train.batch_tokens < 2:
         faults.append('activation.ranking: "zscore" needs train.batch_tokens of at least 2')
     return faults

@@ -1,5 +1,5 @@
 """What acts between steps: resample, decoder_norm, ema, early_stopping; and initial values: tied_start,
-active_subspace."""
+active_subspace, exemplar_start."""
 
 from __future__ import annotations
 
@@ -92,6 +92,16 @@ class ActiveSubspaceConfig:
     """Whether decoder rows are projected too, where each feature has its own."""
 
 
+@frozen(kw_only=True)
+class ExemplarStartConfig:
+    """Initial values: each feature is an example. Its encoder row has the direction of a training token's input, its
+    decoder rows that token's targets, so that the first reconstruction is a kernel regression (Nadaraya 1964). Training
+    starts far lower, and fewer features die."""
+
+    tokens_per_feature: float = field(default=2.0, validator=positive)
+    """So many tokens are read for each feature of a layer; every layer draws its examples from them at random."""
+
+
 def build_resample(config: ResampleConfig, context: Context) -> Any:
     from clt_callbacks.resample import Resample
 
@@ -128,6 +138,12 @@ def build_active_subspace(config: ActiveSubspaceConfig, context: Context) -> Any
     return ActiveSubspace(config)
 
 
+def build_exemplar_start(config: ExemplarStartConfig, context: Context) -> Any:
+    from clt_callbacks.exemplar import ExemplarStart
+
+    return ExemplarStart(config)
+
+
 @hookimpl
 def clt_callbacks() -> list[Spec]:
     return [
@@ -137,4 +153,5 @@ def clt_callbacks() -> list[Spec]:
         Spec("early_stopping", EarlyStoppingConfig, build_early_stopping),
         Spec("tied_start", TiedStartConfig, build_tied_start),
         Spec("active_subspace", ActiveSubspaceConfig, build_active_subspace),
+        Spec("exemplar_start", ExemplarStartConfig, build_exemplar_start),
     ]

@@ -1,4 +1,5 @@
-"""Terms of the training loss: mse, tanh_sparsity, l0, preactivation, auxk, matryoshka, hierarchical, kl, ce."""
+"""Terms of the training loss: mse, tanh_sparsity, l0, preactivation, auxk, matryoshka, hierarchical, depth, kl,
+ce."""
 
 from __future__ import annotations
 
@@ -111,6 +112,23 @@ class HierarchicalConfig:
 
 
 @frozen(kw_only=True)
+class DepthConfig:
+    """A penalty on what features write to later layers than their own: λ · mean over tokens of the sum over active
+    features of Σ over t > s of (t - s)^power · ‖what it writes to layer t‖. The sum of norms is that of crosscoders
+    (Lindsey et al. 2024, "Sparse Crosscoders"); to count later layers alone is ours."""
+
+    weight: float = field(default=1e-3, validator=validators.ge(0))
+    """λ at its highest."""
+    power: float = field(default=0.0, validator=validators.ge(0))
+    """How the price grows with the distance: with 0 all later layers cost the same, with 1 twice as far costs twice."""
+    draws: int = field(default=1, validator=validators.gt(0))
+    """Active features that each token draws in a step; the term estimates the sum over all of them without bias. More
+    draws vary less, and each costs a decoding of one feature per token."""
+    weight_schedule: Annotated[Selected, "schedule"] | None = None
+    """λ over the run; constant if not given."""
+
+
+@frozen(kw_only=True)
 class InModelConfig:
     """A loss of the language model with the transcoder in the place of its MLPs."""
 
@@ -182,6 +200,12 @@ def build_hierarchical(config: HierarchicalConfig, context: Context) -> Any:
     return Hierarchical(config, context)
 
 
+def build_depth(config: DepthConfig, context: Context) -> Any:
+    from clt_losses.depth import Depth
+
+    return Depth(config, context)
+
+
 def build_preactivation(config: PreactivationConfig, context: Context) -> Any:
     from clt_losses.terms import Preactivation
 
@@ -214,6 +238,7 @@ def clt_losses() -> list[Spec]:
         Spec("l0", L0Config, build_l0),
         Spec("matryoshka", MatryoshkaConfig, build_matryoshka),
         Spec("hierarchical", HierarchicalConfig, build_hierarchical),
+        Spec("depth", DepthConfig, build_depth),
         Spec("preactivation", PreactivationConfig, build_preactivation),
         Spec("auxk", AuxKConfig, build_auxk),
         Spec("kl", KLConfig, build_kl),
@@ -223,10 +248,16 @@ def clt_losses() -> list[Spec]:
 
 @hookimpl
 def clt_check(recipe: Recipe) -> list[str]:
-    """A penalty on counts trains nothing where k says how many features are active."""
+    """A penalty on counts trains nothing where k says how many features are active; one on later layers nothing where
+    no feature writes to them."""
     fixed = hasattr(recipe.activation.config, "k") or recipe.activation.name == "relu"
     name = recipe.activation.name
-    return [
+    faults = [
+        f"losses[{index}]: depth penalises writes to later layers, and {recipe.tying.name!r} has none: leave it out"
+        for index, loss in enumerate(recipe.losses)
+        if isinstance(loss.config, DepthConfig) and recipe.tying.name == "per_layer"
+    ]
+    return faults + [
         f"losses[{index}]: l0 trains thresholds, and {name!r} learns none: choose an activation such as jumprelu"
         for index, loss in enumerate(recipe.losses)
         if isinstance(loss.config, L0Config) and fixed

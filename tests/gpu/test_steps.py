@@ -22,12 +22,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of Fa
 
 LEVELS: dict[str, list[Any]] = {
     "activation": ["relu", "jumprelu", "topk", "batchtopk"],
-    "scope": ["global", "layer"],
+    "scope": ["global", "layer", "k of each layer"],
     "ranking": ["raw", "norm", "zscore"],
     "encoder": ["plain", "pre_bias", "tied", "tied-scaled", "low_rank"],
     "tying": ["untied", "per_source", "per_target", "per_layer"],
     "options": ["plain", "skip", "offset, scale and skip"],
-    "loss": ["mse", "auxk", "tanh_sparsity", "preactivation"],
+    "loss": ["mse", "auxk", "tanh_sparsity", "preactivation", "depth"],
     "numbers": ["bf16 weights", "fp32", "fp32, bf16 product", "fp32, bf16 moments"],
     "way": ["sparse, triton", "sparse, torch", "dense"],
     "ranks": [Ranks(), Ranks(tensor=2), Ranks(tensor=2, data=2)],
@@ -51,14 +51,17 @@ KNOWN: dict[tuple[str, str], tuple[Combination, str]] = {}
 def _tables(chosen: Combination) -> dict[str, Any]:
     activation: dict[str, Any] = {"name": chosen["activation"]}
     if activation["name"] in ("topk", "batchtopk"):
-        activation |= {"k": 6, "scope": chosen["scope"], "ranking": chosen["ranking"]}
+        of_each = chosen["scope"] == "k of each layer"
+        activation |= {"k": [3, 1, 2]} if of_each else {"k": 6, "scope": chosen["scope"]}
+        activation["ranking"] = chosen["ranking"]
     tying: dict[str, Any] = {"name": chosen["tying"]}
     if chosen["options"] != "plain":
         tying["skip"] = True
     if chosen["options"].startswith("offset") and tying["name"] in ("per_source", "per_target"):
         tying |= {"feature_offset": True, "feature_scale": True}
     losses: list[dict[str, Any]] = [{"name": "mse"}]
-    if chosen["loss"] != "mse":
+    # A decoder that writes to no later layer is refused with `depth`.
+    if chosen["loss"] != "mse" and (chosen["loss"], tying["name"]) != ("depth", "per_layer"):
         losses.append({"name": chosen["loss"]} | ({"k": 4} if chosen["loss"] == "auxk" else {}))
     transcoder, train, states = NUMBERS[chosen["numbers"]]
     way, _, kernels = chosen["way"].partition(", ")

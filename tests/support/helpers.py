@@ -49,6 +49,7 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "batchtopk": {"name": "batchtopk", "k": 5},
     "batchtopk-norm": {"name": "batchtopk", "k": 5, "ranking": "norm"},
     "batchtopk-layer-zscore": {"name": "batchtopk", "k": 2, "scope": "layer", "ranking": "zscore"},
+    "batchtopk-of-each-layer": {"name": "batchtopk", "k": [1, 3, 2]},
 }
 TYINGS: dict[str, dict[str, Any]] = {
     "untied": {"name": "untied"},

@@ -96,6 +96,7 @@ RUN: dict[str, Any] = {
     "losses": [{"name": "mse"}, {"name": "auxk"}, {"name": "tanh_sparsity"}],
     "train": {"log_every": 1, "clip_norm": 0.5, "dead_after_tokens": 16},
     "callbacks": [
+        {"name": "exemplar_start"},
         {"name": "resample", "every": 3, "tokens": 48, "until": 1.0},
         {"name": "decoder_norm", "norm": 0.6},
         {"name": "ema", "decay": 0.8},

@@ -161,6 +161,13 @@ LIMITS: dict[str, tuple[dict[str, Any], list[str]]] = {
             'features than ranking = "raw", scope = "global": convert it first'
         ],
     ),
+    "a k of each layer": (
+        {"activation": {"name": "batchtopk", "k": [1, 2, 1], "ranking": "zscore"}},
+        [
+            'activation: crosslayer-coding selects with ranking = "zscore", scope = "global", and would select other '
+            'features than ranking = "zscore", scope = "layer": convert it first'
+        ],
+    ),
 }
 
 
