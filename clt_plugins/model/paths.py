@@ -40,8 +40,8 @@ class Encoded:
     """The pre-activations that further selections kept."""
     pre: Tensor | None
     """All pre-activations [B, L, F], where they were asked for."""
-    active: Callable[[], Tensor]
-    """See `Forward.active`."""
+    active: Callable[[], Tensor] | None
+    """See `Forward.active`; None where the activation has no gradient of it."""
 
 
 def sparse(
@@ -79,10 +79,10 @@ def dense(form: Form, activation: Activation, select: Select, extras: Extras) ->
     return Encoded(features, others, pre, _active(activation, features, pre))
 
 
-def _active(activation: Activation, features: Features, pre: Tensor) -> Callable[[], Tensor]:
-    """What counts the active features of a pass, with a gradient where the activation has one."""
+def _active(activation: Activation, features: Features, pre: Tensor) -> Callable[[], Tensor] | None:
+    """What counts the active features of a pass with a gradient, where the activation has one."""
     if not isinstance(activation, CountsActive):
-        return features.active
+        return None
     feature = None if features.pairs is None else features.pairs.feature
     return lambda: activation.active(pre, feature)
 

@@ -18,23 +18,18 @@ class ReLUConfig:
 
     target_l0: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
     """Active features per token, over all layers, that the run is to end with: the weights of sparsity penalties
-    (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, weights are what they are."""
-    anneal_from: float = field(default=3.0, validator=validators.ge(1))
-    """The target begins as this factor times `target_l0`."""
+    (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, they are as the recipe says."""
     anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
-    """The share of the training steps over which it falls, linearly, to `target_l0`."""
-
-    def aim(self, progress: float) -> float | None:
-        """The target at this share of the steps."""
-        if self.target_l0 is None:
-            return None
-        return self.target_l0 * (1 + (self.anneal_from - 1) * max(0.0, 1 - progress / self.anneal_over))
+    """The share of the training steps over which the target falls to `target_l0`. Without thresholds it begins with
+    half of all features, which are active at first, and falls by the same factor in each step."""
 
 
 @frozen(kw_only=True)
 class JumpReLUConfig(ReLUConfig):
     """Pre-activations above a learned threshold for each feature (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
+    anneal_from: float = field(default=3.0, validator=validators.ge(1))
+    """The target begins as this factor times `target_l0`, and falls linearly."""
     threshold: float = field(default=0.03, validator=validators.gt(0))
     """The first value of every threshold, in units of pre-activations."""
     bandwidth: float = field(default=0.5, validator=[validators.gt(0), validators.le(2)])

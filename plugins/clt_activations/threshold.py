@@ -33,10 +33,16 @@ class ReLU(nn.Module):
         super().__init__()
         self.config = config
         self.shape = context.n_layers, len(context.parallel.shard(context.n_features))
+        self.at_first = context.n_layers * context.n_features / 2
+        """Half of all features, which are active at first."""
 
     def target_l0(self, progress: float) -> float | None:
-        """What the weights of penalties are steered to."""
-        return self.config.aim(progress)
+        """What the weights of penalties are steered to. A target far below L0 would make them so high that features die
+        before they have learned anything."""
+        target = self.config.target_l0
+        if target is None:
+            return None
+        return target * (max(1.0, self.at_first / target)) ** max(0.0, 1 - progress / self.config.anneal_over)
 
     def threshold(self) -> Tensor:
         """0 for every feature, [L, F]."""
@@ -68,8 +74,11 @@ class JumpReLU(nn.Module):
         self.log_threshold = parameter(start, feature_axis=1, lr_factor=config.lr_factor)
 
     def target_l0(self, progress: float) -> float | None:
-        """What the weights of penalties are steered to."""
-        return self.config.aim(progress)
+        """What thresholds follow, and the weights of penalties are steered to."""
+        if self.config.target_l0 is None:
+            return None
+        left = max(0.0, 1 - progress / self.config.anneal_over)
+        return self.config.target_l0 * (1 + (self.config.anneal_from - 1) * left)
 
     def follow(self, excess: Tensor) -> None:
         """Multiply all thresholds by exp(excess) ^ GAIN: about (L0 / target) ^ GAIN."""

@@ -31,7 +31,7 @@ class TanhSparsityConfig:
     weight: float | None = field(default=None, validator=validators.optional(validators.ge(0)))
     """λ at its highest; 1e-3 if not given. With `activation.target_l0` it is where the search for λ begins: L / (10 ·
     target) if not given."""
-    c: float = field(default=1.0, validator=validators.gt(0))
+    c: float = field(default=4.0, validator=validators.gt(0))
     """How fast the penalty saturates."""
     weight_schedule: Annotated[Selected, "schedule"] = default_choice("ramp")
     """λ over the run; `weight` is its highest value. "ramp" rises linearly from 0, if wanted after a `delay`."""

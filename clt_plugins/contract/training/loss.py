@@ -76,12 +76,16 @@ class Forward:
     """Steps done, from 0 up to `steps`; for a `Schedule`: `schedule(forward.step, forward.steps, weight)`."""
     steps: int
     """The steps that schedules go over (`train.schedule_steps`, else all of the run)."""
-    active: Callable[[], Tensor] = attrs.Factory(lambda self: self.features.active, takes_self=True)
-    """Returns 1 for each of `features.values` that is active, else 0; in their type. It has a gradient where the
-    activation `CountsActive` (JumpReLU)."""
+    _active: Callable[[], Tensor] | None = None
+    """What the activation says that `CountsActive`."""
     model: ModelPass | None = None
     """The language model with the transcoder in it, for a loss that `RunsModel`, in the steps in which it does; else
     None."""
+
+    def active(self) -> Tensor:
+        """1 for each of `features.values` that is active, else 0; in their type. It has a gradient where the activation
+        `CountsActive` (JumpReLU)."""
+        return self.features.active() if self._active is None else self._active()
 
 
 class Loss(Protocol):

@@ -3,9 +3,9 @@
 From L0 in steps up to t, for step t + 1:
 
     s = s + (log L0 - s) / SMOOTH                    a mean over a few steps; log L0 in the first
-    e = s - log target                               within ± FAR
-    d = d + (log L0 - log target) / DRIFT            while the difference is within ± NEAR, and only for activations
-                                                     that have thresholds to move
+    e = s - log target                               within ± NEAR
+    d = d + (log L0 - log target) / DRIFT            while the difference is within ± NEAR, and only for an activation
+                                                     that has thresholds to move
     i = i + (e + d) GAIN / (INTEGRAL steps)          with e + d within ± NEAR
     factor = exp(GAIN e + i)                         of the penalties
     log L0 - log target + d                          what the activation is told, to correct L0 itself (`Follows`)
@@ -44,8 +44,9 @@ INTEGRAL = 0.2
 """The share of a run after which an error that stays has counted twice."""
 DRIFT = 10.0
 """Steps after which an error of L0 that stays has counted twice for thresholds."""
-NEAR, FAR = 0.5, 1.5
-"""The largest error that is added up, and that counts at all: at the beginning L0 may be far away."""
+NEAR = 0.5
+"""The largest error that counts: L0 may be far away at the beginning, and a weight that jumps would undo what features
+have learned."""
 
 
 class Steering:
@@ -89,7 +90,7 @@ class Steering:
         l0 = (self.parallel.total(counts.sum()).clamp_min(1).double() / tokens).log()
         smooth, drift, integral, _ = self.state
         smooth = smooth + (l0 - smooth) / (SMOOTH if self.begun else 1.0)
-        error, now = (smooth - math.log(target)).clamp(-FAR, FAR), l0 - math.log(target)
+        error, now = (smooth - math.log(target)).clamp(-NEAR, NEAR), l0 - math.log(target)
         if isinstance(self.activation, Follows):
             drift = drift + torch.where(now.abs() < NEAR, now, 0.0) / DRIFT
             self.activation.follow(now + drift)
