@@ -4,8 +4,8 @@ From L0 in steps up to t, for step t + 1:
 
     s = s + (log L0 - s) / SMOOTH                    a mean over a few steps; log L0 in the first
     e = s - log target                               within ± FAR
-    d = d + (log L0 - log target) / DRIFT            while the difference is within ± NEAR, and only for activations that
-                                                     have thresholds to move
+    d = d + (log L0 - log target) / DRIFT            while the difference is within ± NEAR, and only for activations
+                                                     that have thresholds to move
     i = i + (e + d) GAIN / (INTEGRAL steps)          with e + d within ± NEAR
     factor = exp(GAIN e + i)                         of the penalties
     log L0 - log target + d                          what the activation is told, to correct L0 itself (`Follows`)
