@@ -11,7 +11,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.quality.one import commit
 from tests.benchmarks.quality.setups import ROOT
 
 MEASUREMENTS = ROOT / "examples" / "measurements"
@@ -60,7 +59,7 @@ def write(
         "date": date.today().isoformat(),
         "machine": machine(),
         "command": command,
-        "commit": commit(),
+        "commit": ", ".join(sorted({run["commit"] for run in raw})),
         "columns": list(columns),
         "rows": [list(row) for row in rows],
         "runs": raw,
