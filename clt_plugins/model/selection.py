@@ -7,7 +7,7 @@ Shapes: B tokens, L layers, F features per layer, C columns of a layer that are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +36,8 @@ class Top:
     Scores of -inf are never kept. On a GPU, where sizes are fixed, places then stay empty: see `Pairs.count`.
 
     Args:
-        k: how many, per token on average, over all layers (scope "global") or in each layer (scope "layer").
+        k: how many, per token on average, over all layers (scope "global") or in each layer (scope "layer"); also
+            as a list, [1] or [L].
         n_features: F, of all ranks together.
         kernels: what finds the best: `context.kernels`.
         parallel: what splits features and tokens over ranks; then `see` gets this rank's part, and `finish` gives this
@@ -45,12 +46,12 @@ class Top:
         score: gives a block's scores.
         columns: the features of each layer that are looked at, ascending, [L, C] int64; None: all. `affine` and `score`
             then get and give C columns. (Of a place without a feature the shift is -inf.)
-        capacity: places per token, where k needs fewer: sizes stay the same on a GPU while k changes.
+        capacity: places per token, where k needs fewer: sizes stay the same on a GPU while k changes. Numbers as of k.
     """
 
     def __init__(
         self,
-        k: int,
+        k: int | Sequence[int],
         tokens: int,
         n_layers: int,
         n_features: int,
@@ -62,7 +63,7 @@ class Top:
         affine: Affine | None = None,
         score: Score | None = None,
         columns: Tensor | None = None,
-        capacity: int = 0,
+        capacity: int | Sequence[int] = 0,
     ):
         self.own = range(n_features) if parallel is None else parallel.shard(n_features)
         """The features of each layer that this rank has."""
@@ -77,15 +78,16 @@ class Top:
         batch = tokens * (1 if parallel is None else parallel.batch_ranks)
         available = n_features * (n_layers if scope == "global" else 1)
         in_row = batch if per == "batch" else 1
-        self.k = min(k, available) * in_row
+        self.k = [min(one, available) * in_row for one in _of_each(k, selects)]
+        """How many are kept of each row, by selection: one for all layers, or one for each."""
         sharers = 1 if parallel is None else parallel.tensor_ranks * (parallel.batch_ranks if per == "batch" else 1)
-        self.size = -(-self.k * rows * selects // sharers)
+        self.size = -(-sum(self.k) * rows // sharers)
         """How many pairs are kept; of several ranks, an even share of them."""
         self.width = len(self.own) if columns is None else columns.shape[1]
         """Columns of a layer."""
         self.selects = [
-            kernels.select(tokens, n_layers, self.width, self.k, per=per, capacity=min(capacity, available) * in_row)
-            for _ in range(selects)
+            kernels.select(tokens, n_layers, self.width, kept, per=per, capacity=min(places, available) * in_row)
+            for kept, places in zip(self.k, _of_each(capacity, selects), strict=True)
         ]
 
     @property
@@ -159,6 +161,11 @@ class Top:
             features=self.n_features,
             first_feature=self.own.start,
         )
+
+
+def _of_each(number: int | Sequence[int], selects: int) -> Sequence[int]:
+    """A number for each selection."""
+    return [number] * selects if isinstance(number, int) else number
 
 
 def _with_empty_last(kept: Kept, tokens: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from attrs import field, frozen, validators
+from attrs import Attribute, field, frozen, validators
 
 from clt_plugins import Selected, Spec, hookimpl
 
@@ -16,24 +16,47 @@ if TYPE_CHECKING:
 class ReLUConfig:
     """Every positive pre-activation is a feature; sparsity comes from the losses."""
 
+    target_l0: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
+    """Active features per token, over all layers, that the run is to end with: the weights of sparsity penalties
+    (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, weights are what they are."""
+    anneal_from: float = field(default=3.0, validator=validators.ge(1))
+    """The target begins as this factor times `target_l0`."""
+    anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
+    """The share of the training steps over which it falls, linearly, to `target_l0`."""
+
+    def aim(self, progress: float) -> float | None:
+        """The target at this share of the steps."""
+        if self.target_l0 is None:
+            return None
+        return self.target_l0 * (1 + (self.anneal_from - 1) * max(0.0, 1 - progress / self.anneal_over))
+
 
 @frozen(kw_only=True)
-class JumpReLUConfig:
+class JumpReLUConfig(ReLUConfig):
     """Pre-activations above a learned threshold for each feature (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
     threshold: float = field(default=0.03, validator=validators.gt(0))
     """The first value of every threshold, in units of pre-activations."""
-    bandwidth: float = field(default=0.1, validator=validators.gt(0))
-    """Width of the window around a threshold. Pre-activations within it give the threshold a gradient
-    (straight-through, rectangle kernel)."""
+    bandwidth: float = field(default=0.5, validator=[validators.gt(0), validators.le(2)])
+    """Width of the window around a threshold, as a share of the threshold. Pre-activations within it give the threshold
+    a gradient (straight-through, rectangle kernel)."""
+    lr_factor: float = field(default=5.0, validator=validators.gt(0))
+    """Multiplies the learning rate of the logarithms of thresholds."""
+
+
+def _counts(_: Any, attribute: Attribute[Any], value: float | list[float]) -> None:
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or min(numbers) <= 0:
+        raise ValueError(f"'{attribute.name}' must be > 0: {value}")
 
 
 @frozen(kw_only=True)
 class TopKConfig:
     """The k highest-ranked pre-activations of each token (Gao et al. 2024, arXiv 2406.04093)."""
 
-    k: int | float = field(default=100, validator=validators.gt(0))
-    """Features kept per token: a count, or, below 1, a share of all features in scope."""
+    k: int | float | list[int | float] = field(default=100, validator=_counts)
+    """Features kept per token: a count, or, below 1, a share of all features in scope. A list has a number for each
+    layer; `scope` is then "layer"."""
     scope: Literal["global", "layer"] = "global"
     """Whether k counts over all layers together or in each layer."""
     ranking: Literal["raw", "norm", "zscore"] = "raw"
@@ -46,6 +69,11 @@ class TopKConfig:
     anneal_schedule: Annotated[Selected, "schedule"] | None = None
     """How what is above k falls, by a schedule in place of the straight line over `anneal_over`. Most have a warm-up;
     set its `warmup_steps` to 0 to begin at the top."""
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.k, list):
+            # For all who ask how features compete: exporters, the check below, the recipe that a run writes down.
+            object.__setattr__(self, "scope", "layer")
 
 
 @frozen(kw_only=True)
@@ -65,7 +93,7 @@ class GroupMaxConfig:
 def build_relu(config: ReLUConfig, context: Context) -> Any:
     from clt_activations.threshold import ReLU
 
-    return ReLU(context)
+    return ReLU(config, context)
 
 
 def build_jumprelu(config: JumpReLUConfig, context: Context) -> Any:
@@ -117,12 +145,13 @@ def clt_check(recipe: Recipe) -> list[str]:
             if stage.name == "convert" and thresholded
         ]
     faults = []
-    if config.k >= 1 and config.k != int(config.k):
-        faults.append(f"activation.k: a count must be whole, a share below 1: {config.k}")
-    if config.scope == "layer" and config.k > recipe.transcoder.features:
-        faults.append(
-            f"activation.k: {config.k} of each layer, but transcoder.features is {recipe.transcoder.features}"
-        )
+    of_layers = enumerate(config.k) if isinstance(config.k, list) else [(None, config.k)]
+    for layer, k in of_layers:
+        where = "activation.k" if layer is None else f"activation.k[{layer}]"
+        if k >= 1 and k != int(k):
+            faults.append(f"{where}: a count must be whole, a share below 1: {k}")
+        if config.scope == "layer" and k > recipe.transcoder.features:
+            faults.append(f"{where}: {k} of each layer, but transcoder.features is {recipe.transcoder.features}")
     if config.ranking == "zscore" and recipe.train.batch_tokens < 2:
         faults.append('activation.ranking: "zscore" needs train.batch_tokens of at least 2')
     return faults

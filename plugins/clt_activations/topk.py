@@ -30,16 +30,20 @@ class TopK(nn.Module):
         super().__init__()
         self.available = context.n_features * (context.n_layers if config.scope == "global" else 1)
         """Features in scope."""
-        self.k = math.ceil(config.k * self.available) if config.k < 1 else int(config.k)
-        if self.k > self.available:
-            raise Refused("activation.k", f"{self.k} is more than the {self.available} features in scope: lower it")
+        of_layers = 1 if config.scope == "global" else context.n_layers
+        numbers = config.k if isinstance(config.k, list) else [config.k] * of_layers
+        if len(numbers) != of_layers:
+            text = f"has {len(numbers)} numbers for {of_layers} layers: give one for each layer, or one for all"
+            raise Refused("activation.k", text)
+        self.k = [self._count(number) for number in numbers]
+        """k over all layers, [1], or of each layer, [L]."""
         self.config = config
         self.per = per
         self.context = context
         chosen = config.anneal_schedule
         self.anneal: Schedule | None = None if chosen is None else build(chosen, context)
         self.training_k = self.k
-        """k in the current training step."""
+        """The same in the current training step."""
 
     def schedule(self, progress: float) -> None:
         """Set k for training at this share of the steps.
@@ -50,15 +54,18 @@ class TopK(nn.Module):
         if self.anneal is not None:
             steps = self.context.schedule_steps
             left = self.anneal(round(progress * steps), steps, 1.0)
-        self.training_k = min(self.available, round(self.k * (1 + (self.config.anneal_from - 1) * left)))
+        factor = 1 + (self.config.anneal_from - 1) * left
+        self.training_k = [min(self.available, round(k * factor)) for k in self.k]
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Top:
         """Selects the k best; in eval mode k is not annealed.
 
         While k falls, it falls by a little in each step. A GPU's results have a fixed size: k rounded up to a multiple
-        of an eighth of the last k. So shapes change some 16 times in a run and not with each step. k itself is exact.
+        of an eighth of the last k. So shapes change some 16 times in a run for each k, not with each step. k itself is
+        exact.
         """
-        step = -(-self.k // 8)
+        eighths = [-(-k // 8) for k in self.k]
+        places = [-(-k // step) * step for k, step in zip(self.training_k, eighths, strict=True)]
         affine: Callable[[int, Tensor], tuple[Tensor | None, Tensor | None]] | None = None
         if self.config.ranking == "norm":
             by_layer = norms()
@@ -74,13 +81,20 @@ class TopK(nn.Module):
             scope=self.config.scope,
             affine=affine,
             kernels=self.context.kernels,
-            capacity=-(-self.training_k // step) * step if self.training else self.k,
+            capacity=places if self.training else self.k,
             parallel=self.context.parallel,
         )
 
     def forward(self, pre: Tensor, feature: Tensor | None) -> Tensor:
         """Kept pre-activations below 0 become 0."""
         return pre.relu()
+
+    def _count(self, k: float) -> int:
+        """A count, or the count that a share is."""
+        count = math.ceil(k * self.available) if k < 1 else int(k)
+        if count > self.available:
+            raise Refused("activation.k", f"{count} is more than the {self.available} features in scope: lower it")
+        return count
 
     def _standardise(self, layer: int, pre: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Scale and shift of (pre - mean) / std of each feature over the tokens of the batch, as the reference library

@@ -114,7 +114,7 @@ def _activation(transcoder: CrossLayerTranscoder) -> dict[str, Any]:
     """The activation's settings."""
     name = transcoder.choices["activation"].name
     activation: Any = transcoder.activation
-    return {"activation_fn": name, **({f"{name}_k": activation.k} if name in limits.TOPK else {})}
+    return {"activation_fn": name, **({f"{name}_k": activation.k[0]} if name in limits.TOPK else {})}
 
 
 def _tying(transcoder: CrossLayerTranscoder, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import click
 from clt_hub import PushConfig
 from clt_hub.facts import Facts, gather
 from clt_hub.stage import as_text, send
+from clt_hub.whole import check_empty, whole
 from clt_plugins import HubPlace, Refused, check_upload
 
 if TYPE_CHECKING:
@@ -32,14 +33,14 @@ def push(trained: Trained, repository: str, *, out: Path | None, as_json: bool, 
         raise Refused("--set", "nothing is computed anew: --instead says what others read in place of a path")
     if config.upload:
         check_upload(HubPlace.parse(repository))
+    if out is not None:
+        check_empty(out)
     facts = _facts(trained, config)
     if facts.evaluation is None:
         click.echo("the card has no scores: run `evaluate` first", err=True)
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise Refused(out, "already there: give another folder with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        receipt = send(facts, out, None)
+        with whole(out) as partial:
+            receipt = send(facts, partial, None)
     else:
         with tempfile.TemporaryDirectory(prefix="clt-plugins-push-") as contents:
             receipt = send(facts, Path(contents), None)

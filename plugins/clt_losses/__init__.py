@@ -1,4 +1,5 @@
-"""Terms of the training loss: mse, tanh_sparsity, l0, preactivation, auxk, matryoshka, hierarchical, kl, ce."""
+"""Terms of the training loss: mse, tanh_sparsity, l0, preactivation, auxk, matryoshka, hierarchical, depth, kl,
+ce."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ class MSEConfig:
 class TanhSparsityConfig:
     """λ · mean over tokens of Σ tanh(c · decoder norm · activation) (Lindsey et al. 2025, "Circuit Tracing")."""
 
-    weight: float = field(default=1e-3, validator=validators.ge(0))
-    """λ at its highest."""
+    weight: float | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    """λ at its highest; 1e-3 if not given. With `activation.target_l0` it is where the search for λ begins: L / (10 ·
+    target) if not given."""
     c: float = field(default=1.0, validator=validators.gt(0))
     """How fast the penalty saturates."""
     weight_schedule: Annotated[Selected, "schedule"] = default_choice("ramp")
@@ -72,11 +74,12 @@ class L0Config:
     """A penalty on the number of active features: λ L0 (Rajamanoharan et al. 2024, arXiv 2407.14435), or with a target
     λ (L0 / target - 1)², as for Gemma Scope 2. It trains thresholds, so the activation must have some to learn."""
 
-    weight: float = field(default=1.0, validator=validators.ge(0))
-    """λ at its highest."""
+    weight: float | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    """λ at its highest. If not given: 1 with a `target`; else 1e-3, but with `activation.target_l0`, where it is what
+    the search for λ begins with, L / (10 · target)."""
     target: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
-    """The L0 to reach, a sum over layers; none if not given: then L0 itself is the penalty, and a `weight` of about
-    1e-3 is for a start."""
+    """The L0 to reach, a sum over layers, by this quadratic penalty; its weight is not steered. Thresholds must be far
+    on the way to it: give `activation.target_l0` instead where you can."""
     frequency_weight: float = field(default=0.0, validator=validators.ge(0))
     """Multiplies a second term, the sum over features of relu(frequency / frequency_above - 1)². It keeps features from
     being active at most tokens. (The form of Gemma Scope 2's is not published; this one is ours.)"""
@@ -109,6 +112,23 @@ class HierarchicalConfig:
 
 
 @frozen(kw_only=True)
+class DepthConfig:
+    """A penalty on what features write to later layers than their own: λ · mean over tokens of the sum over active
+    features of Σ over t > s of (t - s)^power · ‖what it writes to layer t‖. The sum of norms is that of crosscoders
+    (Lindsey et al. 2024, "Sparse Crosscoders"); to count later layers alone is ours."""
+
+    weight: float = field(default=1e-3, validator=validators.ge(0))
+    """λ at its highest."""
+    power: float = field(default=0.0, validator=validators.ge(0))
+    """How the price grows with the distance: with 0 all later layers cost the same, with 1 twice as far costs twice."""
+    draws: int = field(default=1, validator=validators.gt(0))
+    """Active features that each token draws in a step; the term estimates the sum over all of them without bias. More
+    draws vary less, and each costs a decoding of one feature per token."""
+    weight_schedule: Annotated[Selected, "schedule"] | None = None
+    """λ over the run; constant if not given."""
+
+
+@frozen(kw_only=True)
 class InModelConfig:
     """A loss of the language model with the transcoder in the place of its MLPs."""
 
@@ -130,6 +150,24 @@ class KLConfig(InModelConfig):
 @frozen(kw_only=True)
 class CEConfig(InModelConfig):
     """The cross-entropy of the next token in the model with the transcoder in the place of its MLPs, nats per token."""
+
+
+UNSTEERED = 1e-3
+"""The weight of a penalty on active features that is not given, where L0 has no target."""
+
+
+def penalty_weight(given: float | None, context: Context) -> float:
+    """The weight of a penalty on active features.
+
+    With T features active, the NMSE of each of L layers falls by about NMSE / (2 T) for one more, as it goes with the
+    root of T. So what one is worth, with an NMSE of 0.2 and the loss a sum over layers, is L / (10 T). From there the
+    weight is steered.
+    """
+    if given is not None:
+        return given
+    chosen = None if context.recipe is None else context.recipe.activation.config
+    target = getattr(chosen, "target_l0", None)
+    return UNSTEERED if target is None else context.n_layers / (10 * target)
 
 
 def build_mse(config: MSEConfig, context: Context) -> Any:
@@ -160,6 +198,12 @@ def build_hierarchical(config: HierarchicalConfig, context: Context) -> Any:
     from clt_losses.nested import Hierarchical
 
     return Hierarchical(config, context)
+
+
+def build_depth(config: DepthConfig, context: Context) -> Any:
+    from clt_losses.depth import Depth
+
+    return Depth(config, context)
 
 
 def build_preactivation(config: PreactivationConfig, context: Context) -> Any:
@@ -194,6 +238,7 @@ def clt_losses() -> list[Spec]:
         Spec("l0", L0Config, build_l0),
         Spec("matryoshka", MatryoshkaConfig, build_matryoshka),
         Spec("hierarchical", HierarchicalConfig, build_hierarchical),
+        Spec("depth", DepthConfig, build_depth),
         Spec("preactivation", PreactivationConfig, build_preactivation),
         Spec("auxk", AuxKConfig, build_auxk),
         Spec("kl", KLConfig, build_kl),
@@ -203,10 +248,16 @@ def clt_losses() -> list[Spec]:
 
 @hookimpl
 def clt_check(recipe: Recipe) -> list[str]:
-    """A penalty on counts trains nothing where k says how many features are active."""
+    """A penalty on counts trains nothing where k says how many features are active; one on later layers nothing where
+    no feature writes to them."""
     fixed = hasattr(recipe.activation.config, "k") or recipe.activation.name == "relu"
     name = recipe.activation.name
-    return [
+    faults = [
+        f"losses[{index}]: depth penalises writes to later layers, and {recipe.tying.name!r} has none: leave it out"
+        for index, loss in enumerate(recipe.losses)
+        if isinstance(loss.config, DepthConfig) and recipe.tying.name == "per_layer"
+    ]
+    return faults + [
         f"losses[{index}]: l0 trains thresholds, and {name!r} learns none: choose an activation such as jumprelu"
         for index, loss in enumerate(recipe.losses)
         if isinstance(loss.config, L0Config) and fixed

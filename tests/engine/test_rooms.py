@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import clt_plugins
 from clt_plugins.contract.hooks import Hooks
@@ -201,6 +202,17 @@ def test_every_dependency_is_pinned_within_its_bounds_in_the_constraints() -> No
     for text in [*project["dependencies"], *extras["dev"], *extras["browser"]]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[wanted.name]), text
+
+
+def test_the_lowest_versions_are_those_of_the_constraints_they_are_tested_with() -> None:
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = PYPROJECT["project"]
+    stated = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+    lowest = {each.name: next(bound.version for bound in each.specifier if bound.operator == ">=") for each in stated}
+    assert {name: Version(version) for name, version in lowest.items()} == {
+        name: Version(version) for name, version in tested.items()
+    }
 
 
 def test_every_hook_is_documented_and_every_slot_is_a_recipe_table() -> None:

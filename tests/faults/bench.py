@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from tests.faults.commands import COMMANDS, FOLDERS, Command, write_recipes
+from tests.faults.commands import COMMANDS, Command
+from tests.faults.folders import FOLDERS, write_recipes
 from tests.faults.forking import Ended, Zygote
 from tests.faults.inject import COUNT, KILL_BEFORE, Call, calls, library
 from tests.faults.oracle import content

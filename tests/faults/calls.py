@@ -80,7 +80,7 @@ def attempt(bench: Bench, one: Try) -> Result:
         faults += oracle.message(ended, unbroken.ended.said, _names(hit.path, slot))
     elif ended.code >= 0:
         faults += oracle.message(ended, unbroken.ended.said, ())
-    faults += oracle.damaged(slot, command.makes)
+    faults += oracle.damaged(slot, command.shows)
     faults += oracle.kept(slot, command.keeps, killed=ended.code < 0)
     if ended.code == 0:
         now = oracle.content(slot, command.makes)
@@ -100,7 +100,7 @@ def go_on(bench: Bench, command: Command, unbroken: dict[str, str]) -> list[str]
     faults = oracle.differences(oracle.content(bench.slot, command.makes), unbroken)
     if faults and len(said) == len(command.go_on or (1,)):
         return [f"cannot go on: {said}", *faults[:3]]
-    faults += oracle.damaged(bench.slot, command.makes) + oracle.kept(bench.slot, command.keeps)
+    faults += oracle.damaged(bench.slot, command.shows) + oracle.kept(bench.slot, command.keeps)
     return [f"after going on: {line}" for line in faults]
 
 

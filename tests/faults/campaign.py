@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from tests.faults import calls, damage, leak, limits, net, ranks
+from tests.faults import calls, damage, hub, leak, limits, net, ranks
 from tests.faults.bench import Bench
 from tests.faults.tries import Result, Try
 
@@ -25,6 +25,7 @@ FAMILIES: dict[str, ModuleType] = {
     "damage": damage,
     "limits": limits,
     "net": net,
+    "hub": hub,
     "ranks": ranks,
     "leak": leak,
 }

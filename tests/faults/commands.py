@@ -2,131 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import attrs
 
-RECIPE = """
-name = "small"
-[source]
-name = "synthetic"
-layers = 3
-d_model = 16
-features = 24
-active = 2.0
-[transcoder]
-features = 32
-device = "cpu"
-[activation]
-name = "batchtopk"
-k = 5
-[kernels]
-name = "torch"
-[[losses]]
-name = "mse"
-[[loggers]]
-name = "jsonl"
-[[loggers]]
-name = "tensorboard"
-[train]
-statistics_tokens = 64
-steps = 12
-batch_tokens = 32
-lr = 1e-2
-log_every = 2
-eval_every = 6
-eval_tokens = 64
-checkpoint_every = 3
-keep_checkpoints = 2
-dead_after_tokens = 64
-"""
-"""A run of half a second."""
-
-STAGES = """
-[[stages]]
-name = "convert"
-tokens = 256
-calibration_tokens = 256
-tolerance = 0.5
-[[stages]]
-name = "evaluate"
-tokens = 128
-[[stages]]
-name = "export"
-format = "safetensors"
-[[stages]]
-name = "export"
-format = { name = "saelens", model_name = "synthetic" }
-"""
-"""Everything after training."""
-
-SOURCE = RECIPE[RECIPE.index('name = "synthetic"') : RECIPE.index("[transcoder]")]
-
-
-def with_source(text: str) -> str:
-    """The recipe with another source."""
-    return RECIPE.replace(SOURCE, text)
-
-
-RECIPES = {
-    "r.toml": RECIPE,
-    "stages.toml": RECIPE + STAGES,
-    "remote.toml": with_source(
-        'name = "remote"\nurl = "http://127.0.0.1:1"\ndataset = "d"\nbuffer_tokens = 64\npatience_s = 6\n'
-    ),
-    "other.toml": with_source('name = "crosslayer-coding"\npath = "other"\nbuffer_tokens = 64\nheld_out_tokens = 64\n'),
-    "stored.toml": with_source('name = "local"\npath = "d"\nbuffer_tokens = 64\n'),
-    "stream.toml": with_source(
-        'name = "stream"\ntext = "text.jsonl"\ncontext = 24\nmodel_batch = 4\nbuffer_tokens = 128\nheld_out = 0.3\n'
-        '[model]\npath = "model"\ndevice = "cpu"\n'
-    ),
-}
-"""The files that every folder has."""
-
-RUN = ("run", "r.toml", "--out", "r")
-STORE = ("--tokens", "300", "--held-out", "64", "--chunk-mb", "0.05", "--block-rows", "16")
-CONVERT = (
-    "--set",
-    "stages.convert.tokens=256",
-    "--set",
-    "stages.convert.calibration_tokens=256",
-    "--set",
-    "stages.convert.tolerance=0.5",
-)
-GENERATE = ("generate", "r.toml", "--out", "d", *STORE)
-INTERRUPT = ("-p", "tests.support.interrupting", "--set", "loggers.2.name=interrupt", "--set", "loggers.2.kind=SIGKILL")
-
-
-@attrs.frozen(kw_only=True)
-class Prepared:
-    """A folder in which commands are tried: another one, and what was run in it."""
-
-    after: str = ""
-    """The folder that it begins as; "" for one with the recipes only."""
-    steps: tuple[tuple[str, ...], ...] = ()
-    """Commands that were run in it."""
-    stop_at: str = ""
-    """The last of them was killed at the first call on a path that contains this."""
-    model: bool = False
-    """It has a language model and text."""
-    other: bool = False
-    """It has data of another tool."""
-
-
-FOLDERS: dict[str, Prepared] = {
-    "new": Prepared(),
-    "killed": Prepared(steps=((*RUN, *INTERRUPT, "--set", "loggers.2.at=8"),)),
-    "finished": Prepared(steps=((*RUN, "--set", "train.keep_checkpoints=9"),)),
-    "stages": Prepared(steps=(("run", "stages.toml", "--out", "r"),)),
-    "report": Prepared(after="finished", steps=(("evaluate", "r", "--set", "stages.evaluate.tokens=64"),)),
-    "half": Prepared(steps=(GENERATE,), stop_at="train_00002"),
-    "data": Prepared(steps=(GENERATE,)),
-    "other": Prepared(other=True),
-    "language": Prepared(model=True),
-    "language killed": Prepared(
-        model=True, steps=(("run", "stream.toml", "--out", "r", *INTERRUPT, "--set", "loggers.2.at=8"),)
-    ),
-}
+from tests.faults.folders import COLLECT, CONVERT, GENERATE, PUSH, REPORT, RUN, SWEEP
 
 
 @attrs.frozen(kw_only=True)
@@ -139,10 +17,16 @@ class Command:
     """What a user tries after a fault, in this order, until something succeeds; the same command if empty."""
     makes: tuple[str, ...]
     """Folders whose content must be that of an unbroken command in the end."""
+    whole: tuple[str, ...] = ()
+    """Folders that must be whole wherever they are shown; those of `makes` if empty."""
     keeps: tuple[str, ...] = ()
     """Folders that were there: they must be whole at every moment, old or new."""
     writes: bool = True
     """Whether it writes anything."""
+
+    @property
+    def shows(self) -> tuple[str, ...]:
+        return self.whole or self.makes
 
 
 RESUME = (*RUN, "--resume")
@@ -202,6 +86,29 @@ COMMANDS: dict[str, Command] = {
     "run --resume on text": Command(
         folder="language killed", arguments=("run", "stream.toml", "--out", "r", "--resume"), makes=("r",)
     ),
+    "sweep": Command(folder="new", arguments=SWEEP, go_on=(SWEEP, (*SWEEP, "--resume")), makes=("w",)),
+    "sweep --resume": Command(folder="sweep killed", arguments=(*SWEEP, "--resume"), makes=("w",)),
+    "collect": Command(folder="language finished", arguments=COLLECT, makes=("r/collected",), keeps=("r/transcoder",)),
+    "collect, resumed": Command(
+        folder="half collected", arguments=COLLECT, makes=("r/collected",), keeps=("r/transcoder",)
+    ),
+    "report": Command(folder="collected", arguments=REPORT, makes=("site",), keeps=("r/transcoder", "r/collected")),
+    "report, over an older one": Command(
+        folder="reported", arguments=(*REPORT, "--set", "shard=8"), makes=("site",), keeps=("r/collected", "site")
+    ),
+    "push --out": Command(
+        folder="stages",
+        arguments=PUSH,
+        makes=("p",),
+        whole=("p/converted", "p/exports"),
+        keeps=("r/transcoder", "r/converted", "r/evaluation"),
+    ),
+    "stage evaluate": Command(
+        folder="stages",
+        arguments=("stage", "evaluate", "r", "--set", "tokens=100"),
+        makes=("r/evaluation",),
+        keeps=("r/transcoder", "r/converted", "r/evaluation"),
+    ),
     "run on another tool's data": Command(
         folder="other",
         arguments=("run", "other.toml", "--out", "r"),
@@ -246,9 +153,3 @@ DAMAGED: dict[str, list[Reads]] = {
     "run on another tool's data": [Reads(files=("other/*",), sealed=False)],
 }
 """Commands and what is damaged before them."""
-
-
-def write_recipes(folder: Path) -> None:
-    """Put the recipes into a folder."""
-    for name, text in RECIPES.items():
-        (folder / name).write_text(text)

@@ -64,11 +64,11 @@ def attempt(bench: Bench, one: Try) -> Result:
     mutate, path, reads = _choose(slot, one, draw)
     if path is None or mutate is None or reads is None:
         return Result(reached=False)
-    before = _state(slot)
+    before = state(slot)
     mutate(path, draw)
     if resealed:
         _seal(path)
-    changed = _state(slot)
+    changed = state(slot)
     if changed == before:
         return Result(reached=False)
     ended = bench.run(
@@ -120,7 +120,7 @@ def _said(ended: oracle.Ended, usual: str, path: Path, slot: Path) -> list[str]:
 def _made(slot: Path, one: Try, strict: bool, unbroken: dict[str, str], damaged: Path) -> list[str]:
     """What is wrong with what a command made that ended with 0."""
     command = COMMANDS[one.command]
-    faults = oracle.damaged(slot, command.makes)
+    faults = oracle.damaged(slot, command.shows)
     if strict:
         now = oracle.content(slot, command.makes)
         now.pop(str(damaged.relative_to(slot)), None)
@@ -143,7 +143,7 @@ def _not_finite(path: Path, slot: Path) -> list[str]:
     return [f"ended with 0, but {path.relative_to(slot)} is not finite: {bad}"] if bad else []
 
 
-def _state(slot: Path) -> dict[str, str]:
+def state(slot: Path) -> dict[str, str]:
     """Every file, by what it is and holds."""
     out = {}
     for path in sorted(slot.rglob("*")):
@@ -158,7 +158,7 @@ def _state(slot: Path) -> dict[str, str]:
 
 def _destroyed(slot: Path, before: dict[str, str], damaged: Path) -> list[str]:
     """A command that fails leaves the other files as they were, but for records of the start."""
-    now, kept = _state(slot), (".safetensors", ".h5", ".json", ".hdf5", ".jsonl")
+    now, kept = state(slot), (".safetensors", ".h5", ".json", ".hdf5", ".jsonl")
     records = ("metrics.jsonl", "versions.json", "history.jsonl", ".written_0.jsonl")
     lost = [
         name

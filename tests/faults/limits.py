@@ -113,7 +113,7 @@ def _complete(bench: Bench, command: Command, unbroken: Unbroken) -> list[str]:
 
 
 def _after(bench: Bench, command: Command, unbroken: Unbroken, *, killed: bool = False) -> list[str]:
-    faults = oracle.damaged(bench.slot, command.makes) + oracle.kept(bench.slot, command.keeps, killed=killed)
+    faults = oracle.damaged(bench.slot, command.shows) + oracle.kept(bench.slot, command.keeps, killed=killed)
     return faults + go_on(bench, command, unbroken.content)
 
 

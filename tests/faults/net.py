@@ -13,7 +13,7 @@ import attrs
 from clt_plugins.errors import ExitCode
 from tests.faults import oracle
 from tests.faults.bench import Bench
-from tests.faults.commands import GENERATE
+from tests.faults.folders import GENERATE
 from tests.faults.forking import Ended
 from tests.faults.inject import COUNT, INJECTIONS, MUTATING, calls
 from tests.faults.lies import LIES, Liar, free_port

@@ -13,7 +13,7 @@ from clt_plugins.errors import ExitCode, Faults
 from clt_plugins.files.folders import verify
 from tests.faults.forking import Ended
 
-COMPARED = (".safetensors", ".h5", "cfg.json")
+COMPARED = (".safetensors", ".h5", ".js", ".css", "cfg.json", "collected.json", "README.md", "index.html")
 """Ends of the names of files that must be byte for byte those of an unbroken command."""
 LAST_STEP = "step_000012"
 """The last checkpoint of all runs that are tried."""

@@ -12,7 +12,7 @@ from typing import Any
 from clt_plugins.errors import ExitCode
 from tests.faults import oracle
 from tests.faults.bench import Bench
-from tests.faults.commands import RUN
+from tests.faults.folders import RUN
 from tests.faults.forking import Ended
 from tests.faults.inject import COUNT, INJECTIONS, MUTATING, calls
 from tests.faults.tries import Result, Try

@@ -121,6 +121,6 @@ def counted(shape: Shape, plugins: Plugins, *, all_dead: bool = False) -> Counte
         run(parts, chosen, count, count.begin, done=shape.done)
     activation = parts.transcoder.activation
     # Thresholds keep as many as they keep: as many as the examples' sparsity ends at.
-    kept = getattr(activation, "training_k", 200) * parts.context.batch_share()
+    kept = sum(getattr(activation, "training_k", [200])) * parts.context.batch_share()
     pairs = kept // shape.ranks.tensor
     return Counted(count, count.peak - rows, parts.context.dtype, parts, chosen, pairs)

@@ -20,10 +20,10 @@ KINDS = ["normal", "ties", "special", "negative", "equal", "rising"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("scope, k", [("global", 5), ("layer", 5), ("layer", [1, 7, 4])], ids=str)
 @pytest.mark.parametrize("per", ["token", "batch"])
-def test_a_selection_of_fixed_sizes_keeps_the_same(per, scope, dtype, kind):
-    tokens, layers, features, k = 9, 3, 40, 5
+def test_a_selection_of_fixed_sizes_keeps_the_same(per, scope, k, dtype, kind):
+    tokens, layers, features = 9, 3, 40
     pre = numbers(kind, tokens, layers, features).to(dtype)
     kept = []
     for fixed in (False, True):

@@ -28,9 +28,14 @@ MODEL = ROOT / "examples" / "models" / "stdlib-gpt2"
     "activations",
     settings={
         "relu": {},
-        "jumprelu": {"threshold": 0.2, "bandwidth": 0.3},
-        "topk": [{"k": 4}, {"k": 2, "scope": "layer", "ranking": "norm"}, {"k": 0.11}],
-        "batchtopk": [{"k": 5}, {"k": 5, "ranking": "norm"}, {"k": 2, "scope": "layer", "ranking": "zscore"}],
+        "jumprelu": [{"threshold": 0.2, "bandwidth": 0.3}, {"threshold": 0.2, "bandwidth": 1.0, "target_l0": 6.0}],
+        "topk": [{"k": 4}, {"k": 2, "scope": "layer", "ranking": "norm"}, {"k": 0.11}, {"k": [2, 0.11, 1]}],
+        "batchtopk": [
+            {"k": 5},
+            {"k": 5, "ranking": "norm"},
+            {"k": 2, "scope": "layer", "ranking": "zscore"},
+            {"k": [2, 5, 1], "ranking": "zscore"},
+        ],
         "groupmax": {"k": 6},
     },
     expected_failures={"jumprelu/own_gradient": "the threshold's gradient is a straight-through estimate"},
@@ -99,6 +104,7 @@ def test_callbacks(case: Case) -> None:
         "auxk": {"weight": 0.5, "k": 3},
         "matryoshka": {},
         "hierarchical": [{}, {"per": "token"}],
+        "depth": [{"weight": 0.1}, {"weight": 0.1, "power": 1.0, "draws": 2}],
     },
     expected_failures={"auxk/gradient_reconstruction": "the residual is detached on purpose (Gao et al. 2024, A.2)"},
 )
@@ -145,6 +151,22 @@ def test_schedules(case: Case) -> None:
 
 @parametrize("synthetic", settings={"synthetic": {"layers": 2, "d_model": 5, "features": 9, "noise": 0.1}})
 def test_synthetic(case: Case) -> None:
+    case.run()
+
+
+@parametrize(
+    "planted",
+    settings={
+        "planted": [
+            {"layers": 2, "d_model": 9, "chains": 7, "noise": 0.1},
+            {"hops": 3, "gates": ["and", "or", "and_not"], "consume": True, "activity": "hierarchical", "norms": 10.0},
+            {"activity": "correlated"},
+        ],
+        "recovery": {"tokens": 64},
+    },
+    recipe={"source": {"name": "planted", "d_model": 6, "chains": 4, "hops": 2, "active": 2.0}},
+)
+def test_planted(case: Case) -> None:
     case.run()
 
 
@@ -318,6 +340,7 @@ def test_no_choice_is_left_out() -> None:
         "circuits",
         "feature_files",
         "collect",
+        "planted",
     }
     loaded = load_plugins()
     offered = {choice.plugin for slot in BY_TABLE for choice in loaded.choices(slot).values()}

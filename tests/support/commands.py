@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def on_ranks(world: int, *arguments: object, **environment: str) -> list[subproc
         start(*arguments, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
-    return [finish(rank) for rank in ranks]
+    # All are read at a time: a rank that another waits for would stop where nobody empties its pipe.
+    with ThreadPoolExecutor(world) as readers:
+        return list(readers.map(finish, ranks))
 
 
 def free_port() -> int:

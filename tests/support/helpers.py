@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
@@ -49,6 +51,7 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "batchtopk": {"name": "batchtopk", "k": 5},
     "batchtopk-norm": {"name": "batchtopk", "k": 5, "ranking": "norm"},
     "batchtopk-layer-zscore": {"name": "batchtopk", "k": 2, "scope": "layer", "ranking": "zscore"},
+    "batchtopk-of-each-layer": {"name": "batchtopk", "k": [1, 3, 2]},
 }
 TYINGS: dict[str, dict[str, Any]] = {
     "untied": {"name": "untied"},
@@ -128,3 +131,11 @@ def random_batch(tokens: int, layers: int, d_model: int, dtype: torch.dtype = to
         return torch.randn(tokens, layers, d_model, generator=generator, dtype=torch.float64).to(dtype)
 
     return Batch(draw(), draw())
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A file's tensors, in memory of their own, so that the file can be written anew.
+
+    `load_file` maps the file, and older releases of safetensors write a file in place.
+    """
+    return load(path.read_bytes())

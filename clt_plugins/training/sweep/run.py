@@ -31,6 +31,7 @@ from clt_plugins.model.scores import score
 from clt_plugins.recipe.read import read_sweep
 from clt_plugins.recipe.sweep import Sweep
 from clt_plugins.registry.plugins import Plugins, load_plugins
+from clt_plugins.training.host.memory import kept_memory
 from clt_plugins.training.sweep.memory import available_bytes, most_at_once, plan_sweep
 from clt_plugins.training.sweep.result import frontier as result
 from clt_plugins.training.sweep.result.frontier import Frontier, Point
@@ -230,8 +231,10 @@ def _group(
         begun: called when all that can be refused has been tried.
     """
     with ExitStack() as stack:
-        parallel = make_context(group.members[0].recipe).parallel
+        context = make_context(group.members[0].recipe)
+        parallel = context.parallel
         stack.callback(parallel.close)
+        stack.enter_context(kept_memory(context.device))
         together = Together(stack, group.members, root, parallel, plugins, resume=resume, accepted=accept)
         begun()
         signals.phase = "interrupted at once: the last checkpoints are complete, go on with --resume"

@@ -25,6 +25,7 @@ from clt_plugins.model.normalisation.fit import fit_to_source
 from clt_plugins.recipe.read import recipe_data
 from clt_plugins.registry.build import naming_plugins
 from clt_plugins.toml import inline
+from clt_plugins.training.between.steering import check_steering
 from clt_plugins.training.folder import run_folder
 from clt_plugins.training.prepared import Prepared
 from clt_plugins.training.sweep.draws import Draws, Own
@@ -98,6 +99,7 @@ class Together:
                 with turn.taken():
                     parts = _parts(start.recipe, start.folder, device, parallel, turn)
                     check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
+                    check_steering(parts)
                     stages = check_stages(parts, start.recipe, plugins)
                     turn.scorer = scorer(parts, start.recipe, plugins, stages) if scoring else None
                     turn.one = Prepared(parts, start, accepted, plugins, stages)

@@ -1,4 +1,4 @@
-"""A worker for `tests.benchmarks.quality`: decode-clt trained on stored activations, judged on held-out ones.
+"""A worker for `tests.benchmarks.quality`: decode-clt trained on stored activations, judged on two held-out sets.
 
 Runs in an environment that has `decode-clt` 0.0.1, alone. Steps are those of its `CLTTrainer.train` (features, total
 loss, dead-feature counters, backward, Adam, linear schedule) with what its tutorials turn on (AuxK) and off (sparsity
@@ -21,15 +21,16 @@ from clt.training.losses import LossManager
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path)
-    for name in ("features", "batch", "k", "steps", "threads", "seed", "stop-after"):
+    for name in ("data", "choose", "report"):
+        parser.add_argument(f"--{name}", type=Path)
+    for name in ("features", "batch", "k", "steps", "threads", "seed"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--loss", choices=["own", "by-variance"], help="its own, or every layer's error over variance")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    inputs, targets = read(options.data, "train")
+    inputs, targets = read(sorted(options.data.glob("train_*.h5")))
     layers, d_model = inputs.shape[1:]
     moments = {side: (x.mean(0), x.std(0) + 1e-6) for side, x in (("inputs", inputs), ("targets", targets))}
     scale = moments["targets"][1]
@@ -90,20 +91,27 @@ def main():
 
     order = rows_of_batches(len(inputs), options.batch, options.seed)
     seconds = []
-    for number in range(min(options.steps, options.stop_after)):
+    before = time.process_time()
+    for number in range(options.steps):
         rows = next(order)
         start = time.perf_counter()
         step(number, rows)
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"step_s": statistics.median(seconds[1:]), **score(model, options, by_layer, moments)}))
+    cpu_step_s = (time.process_time() - before) / options.steps
+    figures = {"step_s": statistics.median(seconds), "cpu_step_s": cpu_step_s, "steps": options.steps}
+    figures |= {"batch": options.batch, "lr": options.lr}
+    for which in ("choose", "report"):
+        scores = score(model, options, getattr(options, which), by_layer, moments)
+        figures |= {f"{name}_{which}": value for name, value in scores.items()}
+    print(json.dumps(figures))
 
 
-def read(data, part):
-    """Inputs and targets of the chunks of a data set, [rows, layers, d_model] float32."""
+def read(files):
+    """Inputs and targets that are stored in some files, [rows, layers, d_model] float32."""
     sides = []
     for side in ("inputs", "targets"):
         chunks = []
-        for path in sorted(data.glob(f"{part}_*.h5")):
+        for path in files:
             with h5py.File(path, "r") as file:
                 assert file[side].dtype in ("float32", "float16"), "scaled or packed types are not read here"
                 chunks.append(file[side][()].astype(np.float32))
@@ -123,9 +131,9 @@ def rows_of_batches(count, batch, seed):
 
 
 @torch.no_grad()
-def score(model, options, by_layer, moments):
+def score(model, options, held_out, by_layer, moments):
     """NMSE (mean over layers of squared error over variance, raw units), L0, and features never active."""
-    inputs, targets = read(options.data, "held_out")
+    inputs, targets = read([held_out])
     layers = inputs.shape[1]
     error = torch.zeros(layers, dtype=torch.float64)
     counts = torch.zeros(layers, options.features)
@@ -142,7 +150,7 @@ def score(model, options, by_layer, moments):
     return {
         "nmse": float((error / variance).mean()),
         "l0": float(counts.sum()) / len(inputs),
-        "dead": float((counts == 0).float().mean()),
+        "dead_fraction": float((counts == 0).float().mean()),
     }
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from clt_plugins.cli.main import main_group
 from tests.support.exports import TYINGS, make
 from tests.support.formats import circuit_tracer
+from tests.support.helpers import read_tensors
 from tests.support.stored_data import write_numbered
 
 
@@ -57,10 +58,10 @@ def test_damage_is_told_and_ends_with_1(tmp_path: Path) -> None:
 
     (tmp_path / "theirs").mkdir()
     circuit_tracer(tmp_path / "theirs")
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     path = tmp_path / "theirs" / "W_dec_1.safetensors"
-    rows = load_file(path)["W_dec_1"]
+    rows = read_tensors(path)["W_dec_1"]
     rows[2, 1, 3] = torch.nan
     save_file({"W_dec_1": rows}, path)
     done = inspect(tmp_path / "theirs", "--verify")

@@ -16,7 +16,7 @@ from clt_plugins.testing.selection import KINDS, numbers
 TOKENS, LAYERS, FEATURES = 9, 3, 40
 
 
-def selected(kernels: Any, pre: torch.Tensor, k: int, **settings: Any) -> tuple[Pairs, torch.Tensor]:
+def selected(kernels: Any, pre: torch.Tensor, k: Any, **settings: Any) -> tuple[Pairs, torch.Tensor]:
     layers, tokens, features = pre.shape
     top = Top(k, tokens, layers, features, kernels=kernels, **settings)
     for layer, block in enumerate(pre):
@@ -49,6 +49,16 @@ def test_fixed_sizes_keep_the_same(kind: str, per: Any, scope: Any) -> None:
         size = capacity * TOKENS * (1 if scope == "global" else LAYERS)
         for kernels in (TorchKernels(), NumbaKernels()):
             assert_same_with_empty_places(selected(kernels, pre, k, **settings), fixed, size)
+
+
+@pytest.mark.parametrize("per", ["token", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fixed_sizes_keep_the_same_where_each_layer_has_its_own_number(kind: str, per: Any) -> None:
+    pre, k, capacity = numbers(kind, TOKENS, LAYERS, FEATURES).float(), [1, 40, 6], [3, 44, 6]
+    fixed = selected(TorchKernels(fixed=True), pre, k, per=per, scope="layer", capacity=capacity)
+    for kernels in (TorchKernels(), NumbaKernels()):
+        narrow = selected(kernels, pre, k, per=per, scope="layer")
+        assert_same_with_empty_places(narrow, fixed, TOKENS * (3 + 40 + 6))
 
 
 @pytest.mark.parametrize(

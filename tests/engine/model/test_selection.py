@@ -27,8 +27,10 @@ def sorted_top(flat: torch.Tensor, k: int) -> torch.Tensor:
     return mask
 
 
-def naive(pre: torch.Tensor, k: int, per: str, scope: str) -> torch.Tensor:
-    """The mask [B, L, F] that `Top` should keep, group by group."""
+def naive(pre: torch.Tensor, k: Any, per: str, scope: str) -> torch.Tensor:
+    """The mask [B, L, F] that `Top` should keep, group by group; k may be a list of one for each layer."""
+    if isinstance(k, list):
+        return torch.cat([naive(pre[:, n : n + 1], of_layer, per, "layer") for n, of_layer in enumerate(k)], 1)
     tokens, layers, features = pre.shape
     by_layer = pre.transpose(0, 1)  # ties over a batch go by layer, then token, then feature
     if per == "batch" and scope == "global":
@@ -61,6 +63,26 @@ def test_it_keeps_exactly_what_a_stable_sort_keeps(shape, per, scope, ties, kern
     assert (values == pre.flatten(1)[pairs.token, pairs.feature]).all()
     place = pairs.token * layers * features + pairs.feature
     assert (place.diff() > 0).all(), "pairs must be sorted by token, then feature"
+
+
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("per", ["token", "batch"])
+@pytest.mark.parametrize("k", [[1, 7, 3], [64, 1, 2], [99, 5, 5]])
+def test_each_layer_keeps_its_own_number(k, per, ties, kernels):
+    pre = torch.randn(9, 3, 64, generator=torch.Generator().manual_seed(0))
+    if ties:
+        pre = (pre * 3).round() / 3
+    top = Top(k, 9, 3, 64, per=per, scope="layer", kernels=made(kernels))
+    for layer in range(3):
+        top.see(layer, pre[:, layer])
+    pairs, values = top.finish()
+    kept = torch.zeros(9, 3 * 64, dtype=torch.bool)
+    kept[pairs.token, pairs.feature] = True
+    assert torch.equal(kept.view_as(pre), naive(pre, k, per, "layer"))
+    assert len(values) == top.size == 9 * sum(min(one, 64) for one in k)
+    assert torch.equal(values, pre.flatten(1)[pairs.token, pairs.feature])
+    assert (pairs.token * 3 * 64 + pairs.feature).diff().min() > 0, "pairs must be sorted by token, then feature"
 
 
 @pytest.mark.parametrize("kernels", ["torch", "numba"])

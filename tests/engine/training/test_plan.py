@@ -59,6 +59,8 @@ def test_settings_change_what_they_should():
     assert double.bytes.batch == 2 * base.bytes.batch and double.bytes.parameters == base.bytes.parameters
     more = plan(recipe(activation={"name": "batchtopk", "k": 10}), plugins())
     assert more.bytes.pairs == 2 * base.bytes.pairs, "k of the activation is the number of pairs per token"
+    of_each = plan(recipe(activation={"name": "batchtopk", "k": [1, 2, 2]}), plugins())
+    assert of_each.bytes.pairs == base.bytes.pairs and of_each.bytes.selection == base.bytes.selection
     two = plan(recipe(parallel={"name": "tensor", "tensor": 2}), plugins())
     assert two.ranks == 2 and two.bytes.pairs == base.bytes.pairs / 2, "features are split, and pairs with them"
 

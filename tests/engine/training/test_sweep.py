@@ -285,7 +285,7 @@ def test_a_source_that_draws_from_torch_is_refused_unless_it_has_one_reader():
         ({"activation.k": []}, "expected a list of values"),
         ({"activation.k": [3, 3]}, "has the same value twice"),
         ({"activation.k": [3], "activation": ["relu"]}, "is also set by another key of the sweep"),
-        ({"activation.k": [2, "x"]}, 'sweep.activation.k: "x": expected int or float, got "x"'),
+        ({"activation.k": [2, "x"]}, 'sweep.activation.k: "x": expected int or float or list of int or float, got "x"'),
         ({"activation.q": [2]}, "sweep.activation.q: 2: unknown key"),
         ({"train.lr": [0.1, -1.0]}, "sweep.train.lr: -1.0: must be > 0"),
         ({"seed": [1, 2], "zip": [["seed", "lr"]]}, 'sweep.zip: "lr" is no setting of the sweep'),

@@ -37,6 +37,25 @@ def values_of(activation: Any, pre: Tensor, norms: Tensor | None = None) -> dict
     return dict(zip(places, values.tolist(), strict=True))
 
 
+def assert_gradient_where_positive(activation: Any, pre: Tensor, kept: dict[tuple[int, int, int], float]) -> None:
+    """∂value/∂pre is 1 for a pair that is kept and above 0, else 0.
+
+    Args:
+        kept: what must be kept, with its value.
+    """
+    selection = activation.selection(len(pre), lambda: draw(L, F, seed=4).exp())
+    for layer in range(L):
+        selection.see(layer, pre[:, layer])
+    pairs, _ = selection.finish()
+    leaf, weights = pre.clone().requires_grad_(), draw(B, L, F, seed=30)
+    values = activation(leaf.flatten(1)[pairs.token, pairs.feature], pairs.feature)
+    (values * weights.flatten(1)[pairs.token, pairs.feature]).sum().backward()
+    expected = torch.zeros(B, L, F, dtype=torch.float64)
+    for place, value in kept.items():
+        expected[place] = float(weights[place]) if value > 0 else 0.0
+    assert torch.equal(leaf.grad, expected)
+
+
 def scores(pre: Tensor, norms: Tensor, ranking: str) -> dict[tuple[int, int, int], float]:
     """What each pre-activation is ranked by."""
     out = {}
@@ -50,10 +69,9 @@ def scores(pre: Tensor, norms: Tensor, ranking: str) -> dict[tuple[int, int, int
 
 
 @pytest.mark.parametrize("ranking", ["raw", "norm", "zscore"])
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("k, scope", [(8, "global"), (3, "layer"), ([1, 4, 2], "layer")], ids=str)
 @pytest.mark.parametrize("name", ["topk", "batchtopk"])
-def test_the_k_highest_scores_are_kept_and_pass_a_relu(name: str, scope: str, ranking: str) -> None:
-    k = 8 if scope == "global" else 3
+def test_the_k_highest_scores_are_kept_and_pass_a_relu(name: str, k: Any, scope: str, ranking: str) -> None:
     # Means and spreads differ between features, so that the three rankings select differently.
     pre, norms = draw(B, L, F, seed=1) * draw(L, F, seed=2).exp() + draw(L, F, seed=3), draw(L, F, seed=4).exp()
     by_place = scores(pre, norms, ranking)
@@ -62,9 +80,14 @@ def test_the_k_highest_scores_are_kept_and_pass_a_relu(name: str, scope: str, ra
     layers = [[s] for s in range(L)] if scope == "layer" else [list(range(L))]
     for some_tokens, some_layers in itertools.product(tokens, layers):
         group = [place for place in CELLS if place[0] in some_tokens and place[1] in some_layers]
-        best = sorted(group, key=lambda place: -by_place[place])[: k * len(some_tokens)]
+        count = k[some_layers[0]] if isinstance(k, list) else k
+        best = sorted(group, key=lambda place: -by_place[place])[: count * len(some_tokens)]
         expected.update({place: max(0.0, float(pre[place])) for place in best})
-    assert values_of(built(name=name, k=k, scope=scope, ranking=ranking), pre, norms) == expected
+    # A list says by itself that each layer selects.
+    settings = {"k": k, "ranking": ranking} | ({} if isinstance(k, list) else {"scope": scope})
+    activation = built(name=name, **settings)
+    assert values_of(activation, pre, norms) == expected
+    assert_gradient_where_positive(activation, pre, expected)
     assert 0.0 in expected.values() or ranking != "zscore", "a ReLU has something to do"
 
 
@@ -72,6 +95,32 @@ def test_a_share_is_rounded_up_to_a_count_of_the_features_in_scope() -> None:
     pre = draw(B, L, F, seed=1)
     assert len(values_of(built(name="topk", k=0.11), pre)) == B * 4  # 3.3 of 30
     assert len(values_of(built(name="topk", k=0.11, scope="layer"), pre)) == B * L * 2  # 1.1 of 10
+    assert len(values_of(built(name="topk", k=[0.11, 4, 0.3]), pre)) == B * (2 + 4 + 3)
+
+
+def test_a_k_of_each_layer_falls_as_one_k_does() -> None:
+    activation = built(name="topk", k=[1, 2, 4], anneal_from=3.0, anneal_over=0.5).train()
+    pre = draw(B, L, F, seed=1)
+    for done, counts in ((0.0, [3, 6, 10]), (0.25, [2, 4, 8]), (0.5, [1, 2, 4]), (1.0, [1, 2, 4])):
+        activation.schedule(done)
+        layers = [layer for _, layer, _ in values_of(activation, pre)]
+        assert [layers.count(layer) for layer in range(L)] == [B * count for count in counts], done
+
+
+@pytest.mark.parametrize(
+    ("k", "text"),
+    [
+        ([2, 3], "activation.k: has 2 numbers for 3 layers: give one for each layer, or one for all"),
+        ([2, 11, 3], r"activation.k\[1\]: 11 of each layer, but transcoder.features is 10"),
+        ([2, 1.5, 3], r"activation.k\[1\]: a count must be whole, a share below 1: 1.5"),
+        ([2, 0, 3], r"activation.k: must be > 0: \[2, 0, 3\]"),
+        ([], r"activation.k: must be > 0: \[\]"),
+        ([2, "x", 3], r'activation.k\[1\]: expected int or float, got "x"'),
+    ],
+)
+def test_a_k_of_each_layer_that_does_not_fit_is_refused(k: Any, text: str) -> None:
+    with pytest.raises(Faults, match=text):
+        built(name="topk", k=k)
 
 
 def test_zscore_of_a_single_token_compares_the_pre_activations_themselves() -> None:
@@ -91,7 +140,7 @@ def test_relu_keeps_what_is_positive() -> None:
 
 
 def jumprelu(threshold: Tensor) -> Any:
-    activation = built(name="jumprelu", bandwidth=0.3)
+    activation = built(name="jumprelu", bandwidth=0.8)
     activation.set_threshold(threshold)
     return activation
 
@@ -106,8 +155,7 @@ def test_jumprelu_keeps_what_is_above_its_threshold_unchanged() -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None:
-    """-θ/ε within half a bandwidth of the threshold, on both sides of it; else 0. By log θ it is θ times that."""
-    bandwidth = 0.3
+    """-θ/ε within ε/2 of the threshold, on both sides of it; else 0. ε is 0.8 θ. By log θ it is θ times that."""
     pre, weights = draw(B, L, F, seed=1).requires_grad_(), draw(B, L, F, seed=3)
     activation = jumprelu(draw(L, F, seed=2).abs() + 0.05).train()
     if sparse:
@@ -126,8 +174,9 @@ def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None
         theta, x, weight = float(thresholds[s, f]), pre[b, s, f].item(), float(weights[b, s, f])
         if x > theta:
             by_pre[b, s, f] = weight
-        if abs(x - theta) < bandwidth / 2:
-            by_log_threshold[s, f] += weight * (-theta / bandwidth) * theta
+        epsilon = 0.8 * theta
+        if abs(x - theta) < epsilon / 2:
+            by_log_threshold[s, f] += weight * (-theta / epsilon) * theta
             below += x < theta
     assert below > 3, "features just below their threshold count, too"
     assert torch.equal(pre.grad, by_pre)
@@ -143,6 +192,7 @@ def test_groupmax_keeps_the_highest_of_each_group_of_neighbours(k: int, bounds: 
         best = max(range(first, last), key=lambda f: float(pre[b, s, f]))
         expected[b, s, best] = max(0.0, float(pre[b, s, best]))
     assert values_of(activation, pre) == expected
+    assert_gradient_where_positive(activation, pre, expected)
 
 
 @pytest.mark.parametrize(("k", "text"), [(7, "a multiple of the 3 layers"), (33, "more than the 30 features")])

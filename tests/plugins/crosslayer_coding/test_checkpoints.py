@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from clt_plugins import CrossLayerTranscoder, Faults, Refused
 from tests.support.exports import (
@@ -26,6 +26,7 @@ from tests.support.exports import (
     make,
     said_before_training,
 )
+from tests.support.helpers import read_tensors
 
 REFERENCE_TYINGS = {
     **TYINGS,
@@ -61,7 +62,7 @@ def test_a_reference_checkpoint_keeps_its_selection_where_it_is_the_same(name, t
 def test_merged_ranks_padding_and_repeated_thresholds_are_cut_off(tmp_path):
     transcoder = make()
     folder = export(transcoder, "crosslayer-coding", tmp_path / "out")
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     for name, value in tensors.items():
         if "encoders" in name:
             tensors[name] = torch.cat([value, torch.full_like(value[:2], 9.0)])
@@ -77,7 +78,7 @@ def test_merged_ranks_padding_and_repeated_thresholds_are_cut_off(tmp_path):
 def test_untied_biases_of_every_pair_are_summed(tmp_path):
     transcoder = make()
     folder = export(transcoder, "crosslayer-coding", tmp_path / "out")
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     tensors["decoder_module.decoders.0->2.bias_param"] += 0.5
     save_file(tensors, folder / "model.safetensors")
     again = load(folder)
@@ -87,7 +88,7 @@ def test_untied_biases_of_every_pair_are_summed(tmp_path):
 
 def test_faults_in_a_reference_checkpoint_are_named(tmp_path):
     folder = export(make(tying={"name": "untied", "skip": True}), "crosslayer-coding", tmp_path / "out")
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     tensors["decoder_module.skip_weights.0->1"] += 1
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError, match="has a skip path from layer 0 to layer 1"):
@@ -109,7 +110,7 @@ def test_of_numbered_checkpoints_the_last_step_is_read(tmp_path):
     """9000 comes before 10000, as numbers do and texts do not; a latest one comes before both."""
     biases = {"clt_checkpoint_9000": 0.0, "clt_checkpoint_10000": 1.0, "clt_checkpoint_latest": 2.0}
     folder = export(make(), "crosslayer-coding", tmp_path / "out")
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     for name, bias in biases.items():
         tensors["encoder_module.encoders.1.bias_param"].fill_(bias)
@@ -159,6 +160,13 @@ LIMITS: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             'activation: crosslayer-coding selects with ranking = "zscore", scope = "global", and would select other '
             'features than ranking = "raw", scope = "global": convert it first'
+        ],
+    ),
+    "a k of each layer": (
+        {"activation": {"name": "batchtopk", "k": [1, 2, 1], "ranking": "zscore"}},
+        [
+            'activation: crosslayer-coding selects with ranking = "zscore", scope = "global", and would select other '
+            'features than ranking = "zscore", scope = "layer": convert it first'
         ],
     ),
 }

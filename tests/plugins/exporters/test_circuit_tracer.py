@@ -25,6 +25,7 @@ from tests.support.exports import (
     load,
     make,
 )
+from tests.support.helpers import read_tensors
 
 CASES = list(itertools.product(TYINGS, METHODS, ("relu", "jumprelu")))
 
@@ -75,9 +76,9 @@ def test_a_folder_as_other_trainers_write_it_has_biases_of_zero_and_a_json_file(
     folder = export(transcoder, "circuit-tracer", tmp_path / "out")
     for i in range(L):
         path = folder / f"W_enc_{i}.safetensors"
-        save_file({name: value for name, value in load_file(path).items() if not name.startswith("b_")}, path)
+        save_file({name: value for name, value in read_tensors(path).items() if not name.startswith("b_")}, path)
         path = folder / f"W_dec_{i}.safetensors"
-        rows = load_file(path)
+        rows = read_tensors(path)
         save_file({**rows, f"W_dec_norm_{i}": rows[f"W_dec_{i}"].norm(dim=-1)}, path)
     (folder / "config.yaml").unlink()
     (folder / "config.json").write_text(json.dumps({"model_name": "some/model"}))

@@ -17,7 +17,7 @@ from clt_plugins.cli.main import main_group
 from clt_plugins.toml import toml_text
 from tests.support.exports import ACTIVATIONS, circuit_tracer_forward, close, export, inputs, load, make
 from tests.support.formats import MINIATURES, D, F, L, Truth
-from tests.support.helpers import tables
+from tests.support.helpers import read_tensors, tables
 
 ONE_OF_EACH = [
     "circuit-tracer",
@@ -222,7 +222,7 @@ def test_what_cannot_be_computed_here_is_refused_by_name(tmp_path: Path) -> None
     # A skip path to another layer.
     folder = changed("clt-training", "config.json", note="")
     path = folder / "h.0.mlp" / "sae.safetensors"
-    save_file(load_file(path) | {"W_skips.1": torch.ones(D, D)}, path)
+    save_file(read_tensors(path) | {"W_skips.1": torch.ones(D, D)}, path)
     with pytest.raises(Faults, match="a skip path from layer 0 to layer 1"):
         load(folder)
 
@@ -242,7 +242,7 @@ def test_a_missing_or_misshapen_tensor_is_refused_by_name(miniature: tuple[Path,
     for path in sorted(folder.rglob("*.safetensors")):
         if path.name == "factors.safetensors":
             continue
-        whole = load_file(path)
+        whole = read_tensors(path)
         for name, value in whole.items():
             if name in ("feature_count",) or "W_dec_norm_" in name:
                 continue

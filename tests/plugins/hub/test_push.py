@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -255,6 +256,28 @@ def test_without_a_token_or_a_network_it_says_so_at_once(hub, trained, monkeypat
     done = push(trained, "user/clt")
     assert done.exit_code == 2 and "the network is off (HF_HUB_OFFLINE)" in done.stderr
     assert not hub.requests or not hub.repositories
+
+
+def test_a_folder_that_could_not_be_written_is_not_there_and_can_be_made_again(trained, monkeypatch, tmp_path):
+    real, copied = shutil.copyfile, []
+
+    def full(source, target):
+        copied.append(target)
+        if len(copied) == 2:
+            raise OSError(28, "No space left on device", str(target))
+        return real(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    done = push(trained, "user/clt", "--out", tmp_path / "out")
+    assert done.exit_code == 1 and f"{tmp_path / 'out'}: could not be written: " in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial/README.md").write_text("of a process that was killed")
+    done = push(trained, "user/clt", "--out", tmp_path / "out")
+    assert done.exit_code == 0 and [path.name for path in tmp_path.iterdir()] == ["out"], done.stderr
+    verify(tmp_path / "out/converted")
+    done = push(trained, "user/clt", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "already there: give another folder" in done.stderr
 
 
 def test_another_tools_folder_is_pushed_as_it_is(hub, trained):

@@ -35,7 +35,7 @@ def test_k_falls_over_training_and_evaluation_keeps_k(name: str, path: str) -> N
 def test_k_begins_with_all_features_where_there_are_no_more() -> None:
     transcoder = parts(activation={"name": "topk", "k": 20, "anneal_from": 3.0}).transcoder.train()
     transcoder.activation.schedule(0.0)
-    assert transcoder.activation.training_k == 3 * 10
+    assert transcoder.activation.training_k == [3 * 10]
 
 
 def alive_after(steps: int, auxk: dict[str, Any]) -> float:
@@ -115,7 +115,7 @@ def test_k_is_exact_while_sizes_are_rounded(name: str) -> None:
     for step in range(101):
         transcoder.activation.schedule(step / 100)
         k, capacity = transcoder.activation.selection(TOKENS, transcoder.tying.norms).selects[0]
-        assert k == transcoder.activation.training_k * rows <= capacity < k + 2 * rows
+        assert k == transcoder.activation.training_k[0] * rows <= capacity < k + 2 * rows
         by_capacity.setdefault(capacity, set()).add(k)
     assert sorted(by_capacity) == [rows * places for places in (16, 18, 20, 22, 24)]
     assert max(len(ks) for ks in by_capacity.values()) == 2

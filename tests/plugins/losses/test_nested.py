@@ -36,34 +36,63 @@ def error(forward, reconstruction: Tensor) -> float:
     return total
 
 
-def test_matryoshka_is_the_mean_error_of_prefixes() -> None:
+def assert_mean_of_parts(name: str, kept: list[Tensor], **settings: object) -> None:
+    """The loss is the mean over parts of the error of a reconstruction from that part alone; so are its gradients, by
+    values and by the bias.
+
+    Args:
+        kept: the values of each part, [B, L, F]; 0 elsewhere.
+    """
     forward = make_forward()
-    acts, bias = forward.features.values, draw(B, L, D, seed=20)
-    forward = attrs.evolve(forward, features=sparse(acts), reconstruction=written(acts) + bias)
-    (term,) = built("matryoshka", prefixes=[0.3, 0.7], weight=0.4)(forward).values()
+    acts, bias = forward.features.values, draw(B, L, D, seed=20).requires_grad_()
+    features = sparse(acts)
+    assert features.pairs is not None
+    features.values.requires_grad_()
+    token, feature = features.pairs.token, features.pairs.feature
+    complete = torch.zeros(B, L, D, dtype=torch.float64)
+    complete = complete.index_add(0, token, features.values[:, None, None] * DECODER[feature]) + bias
+    forward = attrs.evolve(forward, features=features, reconstruction=complete)
+    (term,) = built(name, weight=0.4, **settings)(forward).values()
+    term.backward()
     expected = 0.0
-    for prefix in (3, 7):  # of 10 features
-        kept = acts.clone()
-        kept[:, :, prefix:] = 0
-        expected += 0.4 * error(forward, written(kept) + bias) / 2
+    by_value, by_bias = torch.zeros_like(features.values), torch.zeros_like(bias)
+    for part in kept:
+        reconstruction = written(part) + bias.detach()
+        expected += 0.4 * error(forward, reconstruction) / len(kept)
+        for b, s, d in itertools.product(range(B), range(L), range(D)):
+            difference = float(reconstruction[b, s, d] - forward.targets[b, s, d])
+            factor = float(forward.units.scale[s, d]) ** 2 / float(forward.variance[s]) / (B * D)
+            slope = 0.4 * 2 * difference * factor / len(kept)
+            by_bias[b, s, d] += slope
+            for n in range(len(token)):
+                if int(token[n]) == b and float(part[b].flatten()[feature[n]]) > 0:
+                    by_value[n] += slope * float(DECODER[feature[n], s, d])
     same(term, expected)
+    torch.testing.assert_close(bias.grad, by_bias, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(features.values.grad, by_value, rtol=1e-9, atol=1e-12)
+    assert (by_value == 0).any(), "a feature outside every part gets no gradient"
+
+
+def test_matryoshka_is_the_mean_error_of_prefixes() -> None:
+    parts_of = []
+    for prefix in (3, 7):  # of 10 features
+        kept = make_forward().features.values.clone()
+        kept[:, :, prefix:] = 0
+        parts_of.append(kept)
+    assert_mean_of_parts("matryoshka", parts_of, prefixes=[0.3, 0.7])
 
 
 @pytest.mark.parametrize("per", ["token", "batch"])
 def test_hierarchical_is_the_mean_error_of_the_highest_values(per: str) -> None:
-    forward = make_forward()
-    acts, bias = forward.features.values, draw(B, L, D, seed=20)
-    forward = attrs.evolve(forward, features=sparse(acts), reconstruction=written(acts) + bias)
-    (term,) = built("hierarchical", shares=[0.25, 0.5], weight=0.4, per=per)(forward).values()
-    expected = 0.0
+    acts, parts_of = make_forward().features.values, []
     for share in (0.25, 0.5):
         kept = torch.zeros_like(acts)
         for group in [[b] for b in range(B)] if per == "token" else [list(range(B))]:
             places = [p for p in itertools.product(group, range(L), range(F)) if float(acts[p]) > 0]
             for place in sorted(places, key=lambda p: -float(acts[p]))[: math.ceil(share * len(places))]:
                 kept[place] = acts[place]
-        expected += 0.4 * error(forward, written(kept) + bias) / 2
-    same(term, expected)
+        parts_of.append(kept)
+    assert_mean_of_parts("hierarchical", parts_of, shares=[0.25, 0.5], per=per)
 
 
 @pytest.mark.parametrize("name", ["matryoshka", "hierarchical"])
@@ -119,7 +148,8 @@ def test_l0_and_its_gradient_by_thresholds(target: float | None, path: str) -> N
     with torch.no_grad():
         pre = torch.einsum("bld,lfd->blf", transcoder.normaliser.inputs(batch.inputs), transcoder.W_enc)
         pre += transcoder.b_enc
-    theta, width = transcoder.activation.threshold().detach(), ACTIVATIONS["jumprelu"]["bandwidth"]
+    theta = transcoder.activation.threshold().detach()
+    width = ACTIVATIONS["jumprelu"]["bandwidth"] * theta
     n_features = pre.shape[2]
     frequency = [[sum(float(pre[b, s, f]) > float(theta[s, f]) for b in range(B)) / B for f in range(n_features)]
                  for s in range(3)]  # fmt: skip
@@ -131,9 +161,9 @@ def test_l0_and_its_gradient_by_thresholds(target: float | None, path: str) -> N
     for s, f in itertools.product(range(3), range(n_features)):
         by_l0 = 0.3 * (1 if target is None else 2 * (l0 / target - 1) / target)
         by_frequency = by_l0 + 0.2 * 2 * excess[s][f] / 0.3
-        near = sum(abs(float(pre[b, s, f] - theta[s, f])) < width / 2 for b in range(B))
+        near = sum(abs(float(pre[b, s, f] - theta[s, f])) < float(width[s, f]) / 2 for b in range(B))
         # d frequency / d θ = -near / (ε B), and θ is exp of the parameter.
-        gradient = by_frequency * -near / (width * B) * float(theta[s, f])
+        gradient = by_frequency * -near / (float(width[s, f]) * B) * float(theta[s, f])
         assert float(transcoder.activation.log_threshold.grad[s, f]) == pytest.approx(gradient, rel=1e-9, abs=1e-12)
     assert all(p.grad is None or not p.grad.any() for p in (transcoder.W_enc, transcoder.b_enc))
 

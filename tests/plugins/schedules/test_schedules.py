@@ -98,5 +98,5 @@ def test_what_is_above_k_falls_by_a_schedule() -> None:
     activation: Any = parts(activation=chosen).transcoder.activation
     for step in range(13):
         activation.schedule(min(1.0, step / 12))
-        assert activation.training_k == round(4 * (1 + 1.5 * (1 + math.cos(math.pi * step / 12)) / 2))
-        assert activation.k == 4, "what evaluation uses"
+        assert activation.training_k == [round(4 * (1 + 1.5 * (1 + math.cos(math.pi * step / 12)) / 2))]
+        assert activation.k == [4], "what evaluation uses"

@@ -21,6 +21,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "topk": {"name": "topk", "k": 12},
     "batchtopk": {"name": "batchtopk", "k": 12},
     "batchtopk-zscore": {"name": "batchtopk", "k": 12, "ranking": "zscore"},
+    "batchtopk-of-each-layer": {"name": "batchtopk", "k": [2, 6, 4]},
 }
 
 
@@ -54,7 +55,8 @@ def batchtopk() -> Parts:
 
 # Each way of scoring with the thresholds that follow it.
 @pytest.mark.parametrize(
-    ("name", "thresholds"), [("topk", "feature"), ("batchtopk", "cut"), ("batchtopk-zscore", "layer")]
+    ("name", "thresholds"),
+    [("topk", "feature"), ("batchtopk", "cut"), ("batchtopk-zscore", "layer"), ("batchtopk-of-each-layer", "cut")],
 )
 def test_every_layer_keeps_its_l0_on_other_tokens(name, thresholds):
     """Within 2 %, on a sample large enough to say so.

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from clt_plugins import Refused
+from tests.support.helpers import read_tensors
 from tests.support.language_models import save_model, save_text
 from tests.support.streams import build, equal
 
@@ -31,7 +32,7 @@ def text(tmp_path: Path) -> Path:
 
 def change(folder: Path, name: str, how: Any) -> None:
     """Change one parameter of a saved model."""
-    tensors = load_file(folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS)
     how(tensors[name])
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 

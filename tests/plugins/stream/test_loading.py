@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clt_plugins import Refused
+from tests.support.helpers import read_tensors
 from tests.support.language_models import COMMON, save_model
 from tests.support.streams import build
 
@@ -24,7 +25,7 @@ Weights = dict[str, Tensor]
 def change(folder: Path, weights: Callable[[Weights], Weights], **config: Any) -> Path:
     """Change the weights in a model's folder, and settings of its config."""
     file = folder / "model.safetensors"
-    save_file(weights(load_file(file)), file, metadata={"format": "pt"})
+    save_file(weights(read_tensors(file)), file, metadata={"format": "pt"})
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | config))
     return folder

@@ -9,6 +9,7 @@ import torch
 
 from clt_plugins import Batch, Refused, Single
 from clt_plugins.model.assemble import assemble
+from clt_plugins.training.objective import objective
 from tests.support.helpers import parts, random_batch, recipe
 
 L, D = 3, 6
@@ -35,6 +36,40 @@ def test_an_outlier_has_twenty_times_the_mean_norm_in_some_layer() -> None:
     kept = transform("drop_outliers")(batch, 0)
     rows = [n for n in range(100) if n != 7]
     assert torch.equal(kept.inputs, batch.inputs[rows]) and torch.equal(kept.targets, batch.targets[rows])
+
+
+def test_an_outlier_has_no_part_in_the_loss_and_its_gradients() -> None:
+    """Of `mse`, by a loop over the tokens that are left: only the decoder's bias has a gradient where nothing is
+    active."""
+    made = parts(
+        transforms=[{"name": "drop_outliers", "factor": 3.0}],
+        transcoder={"dtype": "float64"},
+        normalisation={"name": "none"},
+        losses=[{"name": "mse", "scale": "raw"}],
+        activation={"name": "relu"},
+    )
+    transcoder = made.transcoder
+    with torch.no_grad():
+        transcoder.b_enc.fill_(-100.0)
+        transcoder.tying.b_dec.copy_(random_batch(L, 1, D, torch.float64, seed=5).inputs[:, 0])
+    batch = random_batch(20, L, D, torch.float64)
+    batch.inputs[4, 1] *= 8
+    batch.inputs[9, 2] *= 9
+    batch.targets[4] += 50
+    norms = [[sum(float(x) ** 2 for x in batch.inputs[b, s]) ** 0.5 for s in range(L)] for b in range(20)]
+    means = [sum(norms[b][s] for b in range(20)) / 20 for s in range(L)]
+    kept = [b for b in range(20) if all(norms[b][s] < 3 * means[s] for s in range(L))]
+    assert kept == [b for b in range(20) if b not in (4, 9)]
+    idle = torch.zeros(transcoder.shape, dtype=torch.int64)
+    outcome = objective(transcoder, made.losses, made.transforms[0](batch, 0), idle, 0.0)
+    outcome.total.backward()
+    expected, gradient = 0.0, torch.zeros(L, D, dtype=torch.float64)
+    for b in kept:
+        error = transcoder.tying.b_dec.detach() - batch.targets[b]
+        expected += float(error.square().sum()) / (len(kept) * D)
+        gradient += 2 * error / (len(kept) * D)
+    assert float(outcome.total.detach()) == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(transcoder.tying.b_dec.grad, gradient, rtol=1e-12, atol=0)
 
 
 def test_positions_and_tokens_are_dropped_by_what_the_source_says() -> None:

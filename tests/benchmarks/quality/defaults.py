@@ -1,0 +1,157 @@
+"""Defaults: grids around them, one seed for each value; then all seeds of the default and of what is best.
+
+What is best is that of the least NMSE on the set `choose`; the figures that are told of it are of the set `report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tests.benchmarks.quality import tables
+from tests.benchmarks.quality.lot import Lot, result
+from tests.benchmarks.quality.one import Job
+from tests.benchmarks.quality.recipes import Recipe
+from tests.benchmarks.quality.setups import Setup
+
+FACTORS = (0.5, 1.41, 2.0)
+"""Learning rates besides the default, over 0.25 / sqrt(features of all layers)."""
+BATCHES = (256, 512, 1024, 2048, 4096)
+DEAD = 0.02
+"""The largest share of features never active with which a value can be the best."""
+
+
+def _rate(setup: Setup, factor: float, features: int | None = None) -> float:
+    n_features = (features or setup.features) * setup.n_layers
+    return float(f"{factor * 0.25 * n_features**-0.5:.3g}")
+
+
+def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
+    """Grid -> value -> changes of the base recipe; {} is the default itself."""
+
+    def rates(train: dict[str, Any], features: int | None = None) -> dict[str, dict[str, Any]]:
+        size = {} if features is None else {"transcoder": {"features": features}}
+        named = {f"lr × {factor:g}": {"lr": _rate(setup, factor, features)} for factor in FACTORS}
+        return {"default": {**size, "train": train}} | {
+            name: {**size, "train": {**train, **rate}} for name, rate in named.items()
+        }
+
+    def base(**changes: Any) -> dict[str, dict[str, Any]]:
+        return {"default": {}} | changes
+
+    def k(number: int) -> dict[str, Any]:
+        return {"activation": {"k": number}}
+
+    auxk = {
+        f"k {share:g} × d_model": {
+            "losses": [{"name": "mse"}, {"name": "auxk", "k": max(1, round(share * setup.d_model))}]
+        }
+        for share in (0.25, 1.0, 2.0)
+    }
+    return {
+        **{f"batch {batch:,}": rates({"batch_tokens": batch}) for batch in BATCHES},
+        **{
+            f"{features:,} features": rates({"batch_tokens": setup.batch}, features)
+            for features in (setup.features // 2, setup.features * 2)
+        },
+        **{
+            f"k {number}": {name: {**value, **k(number)} for name, value in rates({}).items()}
+            for number in (setup.k // 2, setup.k * 2)
+        },
+        "auxk": base(**auxk),
+        "warm-up": base(**{f"{share:g} of the steps": {"warmup": share} for share in (0.0, 0.05, 0.2)}),
+        "annealing": base(
+            **{
+                f"from {start:g} k over {over:g}": {"activation": {"anneal_from": start, "anneal_over": over}}
+                for start, over in ((1.0, 0.8), (2.0, 0.8), (5.0, 0.8), (3.0, 0.5), (3.0, 1.0))
+            }
+        ),
+    }
+
+
+@attrs.frozen
+class Grids:
+    """The lot `defaults`."""
+
+    lot: Lot
+    setups: Sequence[Setup]
+    seeds: Sequence[int]
+    only: Collection[str]
+    """Grids by name."""
+
+    def jobs(self) -> list[Job]:
+        jobs = [self._job(*value, self.seeds[0]) for value in self._values()]
+        for setup in self.setups:
+            for grid in self._grids(setup):
+                best = self._best(setup, grid)
+                names = {"default"} | ({best} if best else set())
+                jobs += [self._job(setup, grid, name, seed) for name in sorted(names) for seed in self.seeds[1:]]
+        return jobs
+
+    def write(self) -> Path:
+        figures = ["nmse_choose", "nmse_report", "dead_fraction_report"]
+        rows, raw = [], []
+        for setup in self.setups:
+            for grid, values in self._grids(setup).items():
+                found = {name: self._results(setup, grid, name) for name in values}
+                raw += [run for runs in found.values() for run in runs]
+                best = self._best(setup, grid)
+                for name, runs in found.items():
+                    if runs:
+                        mark = f"**{name}**" if name == best else name
+                        over = tables.ratio(runs, found["default"])
+                        rate = f"{runs[0]['lr']:.2g}"
+                        rows.append([setup.about, grid, mark, rate, str(len(runs)), *tables.cells(runs, figures), over])
+        columns = ["model", "with", "value", "lr", "seeds", "NMSE, choose", "NMSE", "dead", "NMSE over the default's"]
+        command = "python -m tests.benchmarks.quality defaults --folder FOLDER --model SmolLM2-135M.gguf --write"
+        return tables.write("defaults", WHAT, command, columns, rows, raw)
+
+    # -- which runs ------------------------------------------------------------------------------------------------
+
+    def _grids(self, setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
+        return {name: values for name, values in grids(setup).items() if not self.only or name in self.only}
+
+    def _values(self) -> list[tuple[Setup, str, str]]:
+        return [
+            (setup, grid, name)
+            for setup in self.setups
+            for grid, values in self._grids(setup).items()
+            for name in values
+        ]
+
+    def _job(self, setup: Setup, grid: str, name: str, seed: int) -> Job:
+        changes = dict(grids(setup)[grid][name])
+        share = changes.pop("warmup", None)
+        if share is not None:
+            steps = setup.tokens // setup.batch
+            changes["schedule"] = {"name": "linear", "warmup_steps": round(share * steps)}
+        tables_ = Recipe("", lambda _: changes).tables(setup, seed)
+        if share == 0.0:
+            tables_["schedule"]["warmup_steps"] = 0
+        return self.lot.job(setup, f"{grid}: {name}", seed, tables_)
+
+    def _results(self, setup: Setup, grid: str, name: str) -> list[dict[str, Any]]:
+        jobs = [self._job(setup, grid, name, seed) for seed in self.seeds]
+        return [figures for job in jobs if (figures := result(job)) is not None]
+
+    def _best(self, setup: Setup, grid: str) -> str | None:
+        """The value with the least NMSE on `choose` among those with few dead features, by the first seed; None while
+        one of them is missing."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in grids(setup)[grid]:
+            figures = result(self._job(setup, grid, name, self.seeds[0]))
+            if figures is None:
+                return None
+            found[name] = figures
+        alive = {name: run for name, run in found.items() if run["dead_fraction_choose"] <= DEAD} or found
+        return min(alive, key=lambda name: alive[name]["nmse_choose"])
+
+
+WHAT = (
+    "Grids around the defaults at equal tokens. The best value of each grid (bold) has the least NMSE on one held-out "
+    "set among those with at most 2 % dead features there; NMSE without a name is of the other set, whose documents "
+    "chose nothing. Mean and half the range over seeds."
+)

@@ -1,0 +1,141 @@
+"""The lots of `tests.benchmarks.quality` at tiny sizes: resumed, killed, written as tables."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from tests.benchmarks.quality import data, setups, tables
+from tests.benchmarks.quality.__main__ import LOTS, main
+from tests.benchmarks.quality.data import Stored
+from tests.benchmarks.quality.lot import Lot, differences, result, today
+from tests.benchmarks.quality.recipes import BASE, RECIPES, merged
+from tests.support import tables as documents
+from tests.support.commands import Python
+
+TINY = setups.shipped(tokens=2048, choose_tokens=256, report_tokens=384, model_tokens=64, features=16, k=6, batch=256)
+TINY = attrs.evolve(TINY, source={**TINY.source, "buffer_tokens": 2048})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Processes without the seconds of imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "python", lambda *arguments, **options: Python(*arguments, cwd=setups.ROOT, **options))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Path:
+    """A lot's folder with stored activations."""
+    folder = tmp_path_factory.mktemp("lot")
+    Stored(TINY, folder).prepare()
+    return folder
+
+
+def lot(folder: Path, *options: str) -> int:
+    return main(["ablation", "--folder", str(folder), "--seeds", "1", *options], [TINY])
+
+
+def test_a_lot_resumes_after_a_kill_and_makes_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lot(folder, "--only", BASE) == 0
+    (first,) = (folder / "results").rglob("*.json")
+    before = first.stat().st_mtime_ns
+
+    one = Lot(folder.resolve())
+    killed = one._start(one.job(TINY, "topk", 0, RECIPES["topk"].tables(TINY, 0)))
+    while not list((folder / "runs").glob("*/run")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert list((folder / "runs").iterdir())
+
+    assert lot(folder, "--only", BASE, "--only", "topk") == 0
+    assert not list((folder / "runs").iterdir())
+    assert first.stat().st_mtime_ns == before
+    figures = [json.loads(path.read_text()) for path in (folder / "results").rglob("*.json")]
+    assert sorted(run["recipe"] for run in figures) == [BASE, "topk"]
+    for run in figures:
+        assert run["steps"] == TINY.tokens // TINY.batch and run["l0_report"] == pytest.approx(TINY.k)
+        assert 0 < run["nmse_report"] != run["nmse_choose"] > 0
+        assert run["kl"] > 0 and run["cpu_step_s"] > 0
+        assert str(folder) not in json.dumps(run) and str(setups.ROOT) not in json.dumps(run)
+
+    for module in (tables, documents):
+        monkeypatch.setattr(module, "MEASUREMENTS", folder)
+    assert lot(folder, "--only", BASE, "--only", "topk", "--write") == 0
+    written = documents.block("ablation")
+    ratio = next(run["nmse_report"] for run in figures if run["recipe"] == "topk") / next(
+        run["nmse_report"] for run in figures if run["recipe"] == BASE
+    )
+    assert f"| topk | {RECIPES['topk'].source} | 1 |" in written and f"| {ratio:.3f} |" in written
+
+
+def test_held_out_sets_are_of_the_right_size_and_differ(folder: Path) -> None:
+    stored = Stored(TINY, folder)
+    choose, report = (stored.batches(which) for which in ("choose", "report"))
+    assert [batch.tokens for batch in choose] == [256] and [batch.tokens for batch in report] == [256, 128]
+    assert not bool((choose[0].inputs[:, None, 0] == report[0].inputs[None, :, 0]).all(-1).all())
+
+
+def test_a_run_that_fails_is_told_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        RECIPES, "broken", attrs.evolve(RECIPES[BASE], changes=lambda _: {"transcoder": {"features": 0}})
+    )
+    monkeypatch.setattr("tests.benchmarks.quality.lot.today", lambda job: {})
+    assert lot(folder, "--only", "broken") == 1
+    assert not list((folder / "runs").iterdir())
+
+
+def test_other_data_in_the_folder_are_refused(folder: Path) -> None:
+    with pytest.raises(SystemExit, match="holds other data"):
+        Stored(attrs.evolve(TINY, tokens=4096), folder).prepare()
+
+
+@pytest.mark.parametrize("name", sorted(LOTS))
+def test_every_recipe_of_a_lot_can_be_read(tmp_path: Path, name: str) -> None:
+    both = [setups.shipped(), setups.smollm2(Path("SmolLM2-135M.gguf"))]
+    jobs = LOTS[name](Lot(tmp_path, peer_python="python"), both, range(2), ()).jobs()
+    ours = [job for job in jobs if not job.peer_python]
+    assert len({job.digest for job in ours if job.seed == 0}) > 8
+    for some in (ours, [job for job in jobs if job.peer_python]):
+        assert all(one.digest != other.digest for one in some for other in some if one.seed != other.seed)
+    for job in ours:
+        if job.seed == 0:
+            train = today(job)["train"]
+            assert train["lr"] > 0 and train["steps"] * train["batch_tokens"] == job.setup.tokens
+
+
+def test_a_result_counts_while_its_settings_are_those_of_today(tmp_path: Path) -> None:
+    job = Lot(tmp_path).job(TINY, BASE, 0, RECIPES[BASE].tables(TINY, 0))
+    job.result.parent.mkdir(parents=True)
+
+    def counts(**changes: Any) -> bool:
+        job.result.write_text(json.dumps({"settings": merged(today(job), changes)}))
+        return result(job) is not None
+
+    settings = today(job)
+    assert counts()
+    assert not counts(train={"lr": settings["train"]["lr"] * 2})
+    del settings["activation"]["anneal_from"]  # an older version had no such setting
+    job.result.write_text(json.dumps({"settings": settings}))
+    assert result(job) is not None
+    assert differences({"losses": [{"name": "mse"}]}, {"losses": [{"name": "mse"}, {"name": "auxk"}]}) == [
+        "losses.length"
+    ]
+
+
+def test_spreads_and_ratios_by_hand() -> None:
+    base = [{"seed": 0, "nmse_report": 0.1}, {"seed": 1, "nmse_report": 0.2}]
+    runs = [{"seed": 1, "nmse_report": 0.3}, {"seed": 0, "nmse_report": 0.1}, {"seed": 2, "nmse_report": 9.0}]
+    assert tables.ratio(runs, base) == "1.250 ± 0.250"
+    assert tables.spread([0.5], ".1f") == "0.5"
+    assert tables.spread([0.5, None], ".1f") == "-"
