@@ -165,10 +165,10 @@ class Collected:
         counts = arrays["window_count"][feature]
         ends = arrays["window_start"][feature] + np.cumsum(counts)
         start, stop = self.text.around(np.maximum(rows, 0).astype(np.int64), settings.window, settings.window)
-        found: list[FeatureExample | None] = []
+        examples: list[FeatureExample | None] = []
         for row, value, first, last, end, count in zip(rows, values, start, stop, ends, counts, strict=True):
             if row < 0:
-                found.append(None)
+                examples.append(None)
                 continue
             dense = np.zeros(last - first, np.float32)
             entries = slice(end - count, end)
@@ -177,10 +177,10 @@ class Collected:
                 text = f"damaged: feature {feature} has a window beyond its context"
                 raise Refused(self.folder / FEATURES.format(layer), text)
             dense[where] = arrays["window_value"][entries]
-            found.append(FeatureExample(int(row), float(value), int(first), dense))
+            examples.append(FeatureExample(int(row), float(value), int(first), dense))
         top, per_group = settings.top, settings.per_group
-        groups = [found[top + n * per_group : top + (n + 1) * per_group] for n in range(settings.groups)]
-        return FeatureExamples(_there(found[:top]), [_there(group) for group in groups])
+        groups = [examples[top + n * per_group : top + (n + 1) * per_group] for n in range(settings.groups)]
+        return FeatureExamples(_there(examples[:top]), [_there(group) for group in groups])
 
 
 def _there(examples: Iterable[Any]) -> list[FeatureExample]:

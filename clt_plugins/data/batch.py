@@ -5,6 +5,7 @@ Shapes: B tokens, L layers, D d_model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -57,3 +58,26 @@ class Batch:
 
         others = (None if x is None else pick(x) for x in (self.token_ids, self.positions))
         return Batch(pick(self.inputs), pick(self.targets), *others)
+
+
+def mapped(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """A batch of what a function makes of each tensor."""
+    tensors = (batch.inputs, batch.targets, batch.token_ids, batch.positions)
+    return Batch(*(None if x is None else change(x) for x in tensors))  # type: ignore[arg-type]
+
+
+def last_rows(batch: Batch, count: int) -> Batch:
+    """The last `count` tokens of a batch."""
+    return batch.rows(slice(batch.tokens - count, None))
+
+
+def joined(parts: Sequence[Batch], rows: int) -> Batch:
+    """The first `rows` tokens of some batches, one after the other."""
+    import torch
+
+    parts = [part for part in parts if part.tokens]
+    if len(parts) == 1:
+        return parts[0].rows(slice(0, rows))
+    names = ("inputs", "targets", "token_ids", "positions")
+    columns = ([getattr(part, name) for part in parts] for name in names)
+    return Batch(*(None if column[0] is None else torch.cat(column)[:rows] for column in columns))  # type: ignore[arg-type]

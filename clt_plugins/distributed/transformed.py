@@ -15,9 +15,8 @@ none of it: no process waits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import ismethod
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,7 +24,8 @@ import torch
 from torch import Tensor
 
 from clt_plugins.contract.abilities import Stateful
-from clt_plugins.data.batch import Batch
+from clt_plugins.data.batch import Batch, joined, last_rows, mapped
+from clt_plugins.distributed.lend import lend
 from clt_plugins.distributed.reading import a_batch
 from clt_plugins.errors import ExitCode, Refused, Stopped, WrongReturn
 
@@ -99,7 +99,7 @@ class TransformedSource:
             try:
                 read = self._read()
                 if again:  # its other rows were trained on, and what was dropped was counted, before the run stopped
-                    read = Read(_last(read.batch, min(again, read.batch.tokens)), [0] * len(self.names))
+                    read = Read(last_rows(read.batch, min(again, read.batch.tokens)), [0] * len(self.names))
             except Exception as wrong:
                 error = wrong
             last = 0 if read is None else read.batch.tokens
@@ -115,15 +115,15 @@ class TransformedSource:
             if min(rank[1] for rank in ranks) >= self.share:
                 break
             # A source may use a batch's memory again when it is asked for the next one.
-            parts[-1] = _map(read.batch, torch.clone)
+            parts[-1] = mapped(read.batch, torch.clone)
             empty = 0 if all(rank[2] for rank in ranks) else empty + 1
             if empty == MOST_EMPTY:
                 raise Refused("transforms", f"they drop every row of {empty} batches in a row{self._told()}")
         self.left = min(min(rank[1] - self.share, rank[2]) for rank in ranks)
         self.counts["uneven"] += sum(rank[1] - self.share - self.left for rank in ranks)
         self.before = before
-        self.rest = _map(_last(parts[-1], self.left), torch.clone) if self.left else None
-        return _joined(parts, self.share)
+        self.rest = mapped(last_rows(parts[-1], self.left), torch.clone) if self.left else None
+        return joined(parts, self.share)
 
     def _read(self) -> Read:
         """The next raw batch, transformed."""
@@ -245,20 +245,6 @@ class TransformedSource:
             self.counts |= {name: count for name, count in state["dropped"].items() if name in self.counts}
 
 
-def lend(source: Source, other: Any, but: Collection[str] = ()) -> None:
-    """Give an object that stands in a source's place the methods of the source that it does not have, and so its
-    abilities: they are asked for by `isinstance`, which looks at what an object has.
-
-    Args:
-        but: names of methods that it is not given.
-    """
-    of_class = [name for name in dir(type(source)) if callable(getattr(type(source), name))]
-    lent = [name for name, value in getattr(source, "__dict__", {}).items() if ismethod(value)]  # to the source itself
-    for name in [*of_class, *lent]:
-        if name[0] != "_" and name not in but and not hasattr(other, name):
-            setattr(other, name, getattr(source, name))
-
-
 def transformed(source: Source, transforms: Sequence[Transform], context: Context) -> Source:
     """A source whose batches pass through the transforms of the context's recipe; the source itself without any."""
     if not transforms:
@@ -307,22 +293,3 @@ def _wrong(new: Any, batch: Batch, drops: bool) -> str:
         if after is not None and len(after) != new.tokens:
             return f"{name} of each of its {new.tokens} rows, got {len(after)}"
     return ""
-
-
-def _map(batch: Batch, change: Any) -> Batch:
-    tensors = (batch.inputs, batch.targets, batch.token_ids, batch.positions)
-    return Batch(*(None if x is None else change(x) for x in tensors))  # type: ignore[arg-type]
-
-
-def _last(batch: Batch, count: int) -> Batch:
-    return batch.rows(slice(batch.tokens - count, None))
-
-
-def _joined(parts: list[Batch], rows: int) -> Batch:
-    """The first rows of some batches, one after the other."""
-    parts = [part for part in parts if part.tokens]
-    if len(parts) == 1:
-        return parts[0].rows(slice(0, rows))
-    names = ("inputs", "targets", "token_ids", "positions")
-    columns = ([getattr(part, name) for part in parts] for name in names)
-    return Batch(*(None if column[0] is None else torch.cat(column)[:rows] for column in columns))  # type: ignore[arg-type]

@@ -70,17 +70,17 @@ class TranscoderFolder:
     """What is damaged, a line each."""
 
 
-def inspect_transcoder(place: Path, plugins: Plugins, *, verify: bool) -> Inspected:
+def inspect_transcoder(path: Path, plugins: Plugins, *, verify: bool) -> Inspected:
     """Describe a transcoder.
 
     Args:
-        place: a run's folder, a transcoder's, or another tool's.
+        path: a run's folder, a transcoder's, or another tool's.
         verify: of a folder of ours, compare all checksums; of another tool's, read every number.
 
     Raises:
         Faults: it is no transcoder, or its files are not complete.
     """
-    folder = find_trained(place, plugins).folder
+    folder = find_trained(path, plugins).folder
     report = (_own if (folder / "transcoder.json").is_file() else _other)(folder, plugins, verify)
     data: Mapping[str, Any] = as_data(report)
     return Inspected(text=as_text(report), data=data, faults=report.faults)

@@ -40,7 +40,7 @@ class Series:
 
     root: Path
     """The folder that results go below."""
-    place: Path
+    path: Path
     """The folder of the transcoder that the next stage gets."""
     transcoder: CrossLayerTranscoder | None = None
     """That transcoder; None until it is needed."""
@@ -60,7 +60,7 @@ class Series:
         """The transcoder that the next stage gets."""
         if self.transcoder is None:
             device = str(self.parts.context.device)
-            self.transcoder = CrossLayerTranscoder.load(self.place, device=device, plugins=self.plugins)
+            self.transcoder = CrossLayerTranscoder.load(self.path, device=device, plugins=self.plugins)
         return self.transcoder
 
     def run(self, chosen: Chosen) -> None:
@@ -71,7 +71,7 @@ class Series:
         """
         target = self.root / chosen.info.folder
         settings = settings_of(chosen.selected, chosen.info, self.recipe) | results_read(self.root, chosen.info)
-        made_from = Provenance(transcoder=identify(self.place), settings=settings)
+        made_from = Provenance(transcoder=identify(self.path), settings=settings)
         stands = _agreed(self.parallel, kept(target, chosen.info.record, made_from))
         if stands and not self.quiet:
             logger.info("%s: kept, it was made from this transcoder with these settings", target)
@@ -97,7 +97,7 @@ class Series:
             if not self.quiet:
                 logger.info("%s: written by %s", target, chosen)
         if chosen.info.returns_transcoder:
-            self.place, self.transcoder = target, returned
+            self.path, self.transcoder = target, returned
 
     def _context(self) -> Context:
         context = self.parts.context
@@ -159,7 +159,7 @@ class AtCheckpoints:
         live = self.parts.transcoder if parallel is not None else None
         series = Series(
             root=self.folder / "stages" / step_name(step),
-            place=self.folder / "checkpoints" / step_name(step),
+            path=self.folder / "checkpoints" / step_name(step),
             transcoder=live,
             parts=self.parts,
             recipe=self.recipe,

@@ -266,11 +266,11 @@ def run_stage(
             own = attrs.evolve(job, folder=partial, work=work, context=context, log=log or loggers.log)
             returned = chosen.stage.run(own)
             if (returned is not None) != info.returns_transcoder:
-                given = "nothing" if returned is None else type(returned).__name__
+                got = "nothing" if returned is None else type(returned).__name__
                 raise WrongReturn(
                     chosen.stage,
                     f"{chosen}: with returns_transcoder = {info.returns_transcoder}, "
-                    f"run must return {'one' if info.returns_transcoder else 'None'}, got {given}",
+                    f"run must return {'one' if info.returns_transcoder else 'None'}, got {got}",
                 )
             if returned is not None:
                 put_transcoder(returned, partial)

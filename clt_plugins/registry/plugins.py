@@ -17,13 +17,13 @@ import pluggy
 
 from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.slots import BY_TABLE, SLOTS
-from clt_plugins.contract.spec import API_VERSION, Choice, Format, Spec
-from clt_plugins.contract.types import check_config
+from clt_plugins.contract.spec import API_VERSION, Choice, Format
 from clt_plugins.errors import Fault, Faults, PluginError, Refused, did_you_mean, parse_path
 from clt_plugins.registry.by_name import imported, is_file
-from clt_plugins.registry.discovery import OWN, ROOT, Installed, find_plugins
+from clt_plugins.registry.discovery import Installed, find_plugins
 from clt_plugins.registry.info import Failure, Info, name_of, source_file
 from clt_plugins.registry.kernels import auto
+from clt_plugins.registry.sound import check_spec, warn_of_mixed_install
 
 if TYPE_CHECKING:
     import click
@@ -220,7 +220,7 @@ class Plugins:
                 try:
                     specs = list(impl.function())
                     for spec in specs:
-                        _check_spec(spec)
+                        check_spec(spec)
                     words = [word for spec in specs for word in (spec.name, *spec.aliases)]
                     if twice := {word for word in words if words.count(word) > 1}:
                         raise ValueError(f"offers a name twice: {', '.join(sorted(twice))}")
@@ -289,31 +289,3 @@ def _clash(name: str, offers: Iterable[Choice]) -> str:
     offers = list(offers)
     blocks = " or ".join(f"-p no:{choice.plugin}" for choice in offers)
     return f"{name!r} is offered by {' and '.join(map(str, offers))}: block one with {blocks}"
-
-
-def _check_spec(spec: Any) -> None:
-    if not isinstance(spec, Spec):
-        raise TypeError(f"must return a list of Spec, got {spec!r} in it")
-    if not isinstance(spec.name, str) or not spec.name:
-        raise TypeError(f"the name of a Spec must be a non-empty str, got {spec.name!r}")
-    if not callable(spec.build):
-        raise TypeError(f"{spec.name!r}: build must be callable, got {spec.build!r}")
-    try:
-        check_config(spec.config)
-    except TypeError as error:
-        raise TypeError(f"{spec.name!r}: {error}") from error
-
-
-def warn_of_mixed_install(infos: Sequence[Info]) -> None:
-    """Warn where the engine comes from one place and its own plugins from another: `python -m` in a checkout
-    takes the engine from the working directory, whatever is installed."""
-    own = [info for info in infos if info.status == "active" and info.file and name_of(info.distribution) == OWN]
-    strays = [info for info in own if Path(info.file).resolve().parents[1] not in (ROOT, ROOT / "plugins")]
-    if strays:
-        logger.warning(
-            "mixed installation: the engine is %s, but plugin %r is %s; install the checkout (pip install -e .) "
-            "or start elsewhere",
-            ROOT / "clt_plugins",
-            strays[0].name,
-            strays[0].file,
-        )

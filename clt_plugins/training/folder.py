@@ -47,8 +47,9 @@ from clt_plugins.files.folders import sweep
 from clt_plugins.files.locks import Lock
 from clt_plugins.files.records import as_data, json_text
 from clt_plugins.files.steps import step_folders
+from clt_plugins.recipe.changes import Change
 from clt_plugins.training.checkpoint import find_checkpoint
-from clt_plugins.training.resume import Before, Change, check_settings, keep
+from clt_plugins.training.resume import Before, check_settings, keep
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel

@@ -14,7 +14,7 @@ One step, from left to right through the code, with the file of each part:
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
     check                  stop if a rank could not read                  distributed/reading
-    guard                  stop before a NaN reaches a weight             _guard
+    guard                  stop before a NaN reaches a weight             training/step/guard
     clip                   scale gradients to a norm                      training/optimizers/clip
     step                   at the scheduled rate                          plugins' Schedule and Optimizer
 
@@ -24,17 +24,13 @@ that is not finite stops the run at its own step.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from clt_plugins.contract.abilities import Scheduled
@@ -50,16 +46,17 @@ from clt_plugins.training.host.threads import Threads
 from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.kept.state import Watch
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
-from clt_plugins.training.objective import Outcome, objective
+from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.rate import set_rate
+from clt_plugins.training.step.guard import guard
+from clt_plugins.training.step.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import TrainConfig
     from clt_plugins.contract.results.logger import Logger
     from clt_plugins.contract.results.scores import Scores
     from clt_plugins.contract.training.schedule import Schedule
-    from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
     from clt_plugins.training.between.calls import Calls
 
@@ -175,7 +172,7 @@ def train(
         # GPU the loss is read only where the step reads numbers anyway, and always before a file is written.
         guarded = device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]
         if guarded:
-            _guard(parts, outcome, norm, batch, progress.step, saved_step)
+            guard(parts, outcome, norm, batch, progress.step, saved_step)
         if config.clip_norm is not None and norm is not None:
             clip_gradients(parameters, norm, config.clip_norm, optimizer)
         optimizer.step()
@@ -205,7 +202,7 @@ def train(
             calls.after(partial(step_of, parts, progress, batch, outcome, counts, norm, lr))
             due = calls.decide(due)
             if any(due.values()) and not guarded:
-                _guard(parts, outcome, norm, batch, progress.step - 1, saved_step)
+                guard(parts, outcome, norm, batch, progress.step - 1, saved_step)
 
         if due["log"] or due["eval"]:
             reading.compare()
@@ -269,76 +266,3 @@ def _traffic(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
     """Bytes that each rank sent in a step, by what they were for; nothing on one rank."""
     sent = {what: count - before.get(what, 0) for what, count in after.items() if count > before.get(what, 0)}
     return {f"parallel/{what}_bytes": count for what, count in sent.items()}
-
-
-def _guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, step: int, saved_step: int) -> None:
-    """Stop before a loss or gradient that is not finite reaches the weights (on a GPU: before it reaches a file).
-
-    Raises:
-        Stopped: naming the step, what was not finite, and the first layer where it was not.
-    """
-    parallel = parts.context.parallel
-    loss = float(parallel.total(outcome.total, over="tokens"))
-    if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
-        return
-    # In the order of the step, so that the first one named is where it began.
-    transcoder = parts.transcoder
-    with torch.no_grad():
-        rows = transcoder.encoder.rows(transcoder.tying)
-    suspects: list[tuple[str, Tensor]] = [
-        ("the source's inputs", batch.inputs.transpose(0, 1)),
-        ("the source's targets", batch.targets.transpose(0, 1)),
-        ("the encoder's weights", rows),
-        ("the reconstruction", outcome.reconstruction.transpose(0, 1)),
-    ]
-    of_encoder = transcoder.encoder.parameters()  # type: ignore[attr-defined]
-    grads = (p.grad for p in of_encoder if p.dim() > 1 and len(p) == transcoder.n_layers)
-    suspects += [("the encoder's gradient", grad) for grad in grads if grad is not None]
-    where = "no single place"
-    for name, by_layer in suspects:
-        bad = ~torch.isfinite(by_layer.flatten(1)).all(1)
-        if bool(bad.any()):
-            where = f"{name} at layer {int(bad.nonzero()[0])}"
-            break
-    # All ranks are here, since they agree on the loss; but what was not finite first may belong to one rank's features.
-    where = next((by_rank for by_rank in parallel.gather(where) if "layer " in by_rank), where)
-    terms = ", ".join(f"{name} {float(value):g}" for name, value in outcome.terms.items())
-    kept = f"the checkpoint of step {saved_step} is good" if saved_step else "there is no checkpoint yet"
-    # What a source yields does not depend on the learning rate.
-    remedy = "lower train.lr, or set train.clip_norm"
-    if where.startswith("the source's"):
-        remedy = 'set model.dtype = "float32" or "bfloat16", or generate stored activations again'
-    if parallel.rank > 0:
-        raise Stopped(ExitCode.GUARD, "")
-    raise Stopped(
-        ExitCode.GUARD,
-        f"step {step + 1}: loss or gradient not finite ({terms}): first in {where}; {kept}; {remedy}",
-    )
-
-
-@attrs.define
-class Stopwatch:
-    """Where the seconds of a step go, averaged over the steps between two logs."""
-
-    last: float = attrs.field(factory=time.perf_counter)
-    sums: dict[str, float] = attrs.field(factory=dict)
-    steps: int = 0
-
-    def lap(self, name: str) -> None:
-        """Add the time since the last lap to a name."""
-        now = time.perf_counter()
-        self.sums[name] = self.sums.get(name, 0.0) + now - self.last
-        self.last = now
-        self.steps += name == "step_s"
-
-    def skip(self) -> None:
-        """Drop the time since the last lap."""
-        self.last = time.perf_counter()
-
-    def means(self, batch_tokens: int) -> dict[str, float]:
-        """Seconds per step and tokens per second since the last call."""
-        steps, total = max(1, self.steps), max(1e-9, sum(self.sums.values()))
-        out = {f"time/{name}": value / steps for name, value in self.sums.items()}
-        out["time/tokens_per_s"] = steps * batch_tokens / total
-        self.sums, self.steps = {}, 0
-        return out

@@ -30,6 +30,7 @@ from clt_plugins.finished.series import AtCheckpoints, Series
 from clt_plugins.model.parameters import is_matrix
 from clt_plugins.model.saved import save_transcoder
 from clt_plugins.model.sparse import release_gradients, reuse_gradients
+from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml, recipe_data
 from clt_plugins.registry.build import build
 from clt_plugins.training import learned
@@ -39,7 +40,7 @@ from clt_plugins.training.folder import Start, record_start
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import make_optimizer
 from clt_plugins.training.optimizers.rate import with_rate
-from clt_plugins.training.resume import changes, check_data_ranks, check_identity, identity_of
+from clt_plugins.training.resume import check_data_ranks, check_identity, identity_of
 from clt_plugins.training.warm_start import warm_start
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Prepared:
         folder = self.start.folder
         self.series = Series(
             root=folder,
-            place=folder / "transcoder",
+            path=folder / "transcoder",
             transcoder=self.parts.transcoder,
             parts=self.parts,
             recipe=self.recipe,

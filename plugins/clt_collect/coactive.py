@@ -105,14 +105,14 @@ def _count(first, row, sampled, active, feature, start, count, other, score):  #
             if g == first + f:
                 continue
             # Into the sorted list of the best, if it is better than the last of them.
-            place = keep
-            while place > 0 and (
-                other[f, place - 1] < 0
-                or cosine > score[f, place - 1]
-                or (cosine == score[f, place - 1] and g < other[f, place - 1])
+            position = keep
+            while position > 0 and (
+                other[f, position - 1] < 0
+                or cosine > score[f, position - 1]
+                or (cosine == score[f, position - 1] and g < other[f, position - 1])
             ):
-                place -= 1
-            if place < keep:
-                for to in range(keep - 1, place, -1):
+                position -= 1
+            if position < keep:
+                for to in range(keep - 1, position, -1):
                     other[f, to], score[f, to] = other[f, to - 1], score[f, to - 1]
-                other[f, place], score[f, place] = g, cosine
+                other[f, position], score[f, position] = g, cosine

@@ -144,13 +144,13 @@ class Collect:
         def make() -> Geometry | None:
             if parallel.rank > 0:
                 return None
-            whole = transcoder
+            complete = transcoder
             if split:
-                whole = CrossLayerTranscoder.load(
+                complete = CrossLayerTranscoder.load(
                     job.work / "transcoder", device=str(transcoder.device), plugins=job.plugins
                 )
             reads = model if isinstance(model, ReadsResidual) else None
-            geometry = Geometry(whole, reads, similar=config.similar, virtual=config.virtual, logits=config.logits)
+            geometry = Geometry(complete, reads, similar=config.similar, virtual=config.virtual, logits=config.logits)
             minutes = geometry.seconds() / 60
             if minutes > LONG:
                 text = "the geometry takes about %.0f minutes here: stages.collect.geometry = false leaves it out"

@@ -183,9 +183,9 @@ class _Results:
         """The result of that file's name; of several, the one that read most."""
         if self.run is None:
             return None
-        found = [data for path in sorted(self.run.glob(f"*/{name}")) if (data := self._of_it(path)) is not None]
-        found += [data for path in sorted(self.run.glob(f"*/*/{name}")) if (data := self._of_it(path)) is not None]
-        return max(found, key=_read, default=None)
+        reports = [data for path in sorted(self.run.glob(f"*/{name}")) if (data := self._of_it(path)) is not None]
+        reports += [data for path in sorted(self.run.glob(f"*/*/{name}")) if (data := self._of_it(path)) is not None]
+        return max(reports, key=_read, default=None)
 
     def exports(self, names: Iterable[str] | None) -> list[Path]:
         """The folders of exports.

@@ -110,8 +110,8 @@ class Push:
 
 def _saved(job: Job, run: Path) -> Path | None:
     """The job's transcoder in the run's folder; None if it is not there."""
-    wanted = job.made_from.transcoder.sha256
+    digest = job.made_from.transcoder.sha256
     for folder in (run / job.made_from.transcoder.folder, run / "transcoder", run / "converted"):
-        if (folder / "transcoder.json").is_file() and identify(folder).sha256 == wanted:
+        if (folder / "transcoder.json").is_file() and identify(folder).sha256 == digest:
             return folder
     return None

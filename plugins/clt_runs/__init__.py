@@ -37,8 +37,8 @@ def show_runs(folder: Path, as_json: bool, sort: str, compare: tuple[str, str] |
     if compare is not None:
         click.echo(compared(*(one_run(folder, name) for name in compare), as_json=as_json))
         return
-    found = in_order(find_runs(folder), sort)
-    click.echo(as_data(found) if as_json else as_table(found, folder))
+    runs = in_order(find_runs(folder), sort)
+    click.echo(as_data(runs) if as_json else as_table(runs, folder))
 
 
 @hookimpl

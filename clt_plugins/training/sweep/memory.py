@@ -155,14 +155,14 @@ def available_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    found = []
+    free = []
     memory = _text(Path("/proc/meminfo"))
-    found += [int(line.split()[1]) * 1024 for line in memory.splitlines() if line.startswith("MemAvailable:")]
+    free += [int(line.split()[1]) * 1024 for line in memory.splitlines() if line.startswith("MemAvailable:")]
     # A container may have less than the machine.
     limit, used = (_text(Path(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current"))
     if limit.isdecimal() and used.isdecimal():
-        found.append(max(0, int(limit) - int(used)))
-    return min(found, default=None)
+        free.append(max(0, int(limit) - int(used)))
+    return min(free, default=None)
 
 
 def _text(path: Path) -> str:

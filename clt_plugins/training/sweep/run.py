@@ -32,13 +32,14 @@ from clt_plugins.recipe.read import read_sweep
 from clt_plugins.recipe.sweep import Sweep
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training.host.memory import kept_memory
-from clt_plugins.training.sweep import frontier as result
-from clt_plugins.training.sweep.frontier import Frontier, Point
 from clt_plugins.training.sweep.memory import available_bytes, most_at_once, plan_sweep
-from clt_plugins.training.sweep.page import page
-from clt_plugins.training.sweep.picture import draw
+from clt_plugins.training.sweep.result import frontier as result
+from clt_plugins.training.sweep.result.frontier import Frontier, Point
+from clt_plugins.training.sweep.result.page import page
+from clt_plugins.training.sweep.result.picture import draw
 from clt_plugins.training.sweep.streams import Group, grouped
-from clt_plugins.training.sweep.turns import Together, Turn
+from clt_plugins.training.sweep.turn import Turn
+from clt_plugins.training.sweep.turns import Together
 
 logger = logging.getLogger(__name__)
 
@@ -203,16 +204,16 @@ def _run(
             lambda: write_file(root / RECORD, json_text(Record(name=name, keys=read.keys, members=listed)) + "\n"),
         ):
             points[point.label] = point
-    found = result.frontier(name, read.keys, [points[member.label] for member in read.members])
-    write(found, root)
-    logger.info("%s", result.as_text(found))
-    failed = [point for point in found.members if point.status == "failed"]
+    frontier = result.frontier(name, read.keys, [points[member.label] for member in read.members])
+    write(frontier, root)
+    logger.info("%s", result.as_text(frontier))
+    failed = [point for point in frontier.members if point.status == "failed"]
     if failed:
         told = "; ".join(f"{point.label}: {point.error}" for point in failed)
         guard = all(isinstance(point.error, str) and "not finite" in point.error for point in failed)
-        text = f"{len(failed)} of {len(found.members)} members failed, the others are complete: {told}"
+        text = f"{len(failed)} of {len(frontier.members)} members failed, the others are complete: {told}"
         raise Stopped(ExitCode.GUARD if guard else ExitCode.FAILED, text)
-    return found
+    return frontier
 
 
 def _group(
@@ -261,8 +262,8 @@ def _point(turn: Turn) -> Point:
         scores = result.scores_of(load_json(turn.report))
     else:
         tokens = one.recipe.train.eval_tokens
-        found = score(one.series.loaded(), one.parts.source.held_out(tokens))
-        scores = result.scores_of({name: getattr(found, name) for name in ("l0", "nmse", "dead_fraction")})
+        scored = score(one.series.loaded(), one.parts.source.held_out(tokens))
+        scores = result.scores_of({name: getattr(scored, name) for name in ("l0", "nmse", "dead_fraction")})
     return Point(
         label=turn.member.label,
         settings=turn.member.settings,
@@ -273,17 +274,17 @@ def _point(turn: Turn) -> Point:
     )
 
 
-def write(found: Frontier, root: Path) -> Sequence[Path]:
+def write(frontier: Frontier, root: Path) -> Sequence[Path]:
     """Write the frontier as JSON, a page, and a picture where matplotlib is installed; returns the files.
 
     Raises:
         OSError: one could not be written.
     """
     files = [root / result.FILE, root / "frontier.html"]
-    write_file(files[0], json_text(found) + "\n")
-    write_file(files[1], page(found))
+    write_file(files[0], json_text(frontier) + "\n")
+    write_file(files[1], page(frontier))
     picture = root / "frontier.png"
-    if draw(found, picture):
+    if draw(frontier, picture):
         files.append(picture)
     else:
         logger.warning("no frontier.png: it needs matplotlib (pip install 'clt-plugins[plots]')")

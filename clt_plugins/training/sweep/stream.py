@@ -22,8 +22,8 @@ from torch import Tensor
 
 from clt_plugins.contract.abilities import Closable
 from clt_plugins.data.batch import Batch
+from clt_plugins.distributed.lend import lend
 from clt_plugins.distributed.reading import a_batch
-from clt_plugins.distributed.transformed import lend
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.training.sweep.draws import Draws
 

@@ -19,9 +19,9 @@ from clt_plugins.contract.types import check_config
 from clt_plugins.errors import Faults, PluginError
 from clt_plugins.model.assemble import make_context
 from clt_plugins.recipe import moved
+from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.lines import line_of
 from clt_plugins.registry.plugins import Plugins, load_plugins
-from clt_plugins.training.resume import changes
 from tests.support.guide import files, guide
 from tests.support.helpers import tables
 

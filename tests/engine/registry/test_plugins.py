@@ -12,8 +12,7 @@ from clt_plugins import Spec
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.recipe.structure import structure_choice
-from clt_plugins.registry import discovery
-from clt_plugins.registry import plugins as plugins_module
+from clt_plugins.registry import discovery, sound
 from clt_plugins.registry.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -236,6 +235,6 @@ def test_an_engine_and_plugins_from_different_places_are_warned_of(
     with caplog.at_level(logging.WARNING):
         infos = load_plugins().infos
         assert "mixed installation" not in caplog.text
-        monkeypatch.setattr(plugins_module, "ROOT", tmp_path)
-        plugins_module.warn_of_mixed_install(infos)
+        monkeypatch.setattr(sound, "ROOT", tmp_path)
+        sound.warn_of_mixed_install(infos)
     assert f"mixed installation: the engine is {tmp_path / 'clt_plugins'}" in caplog.text

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from clt_plugins.files.records import from_data
-from clt_plugins.training.sweep.frontier import Frontier, Point, as_text, frontier, optimal, scores_of
-from clt_plugins.training.sweep.page import page
-from clt_plugins.training.sweep.picture import draw
+from clt_plugins.training.sweep.result.frontier import Frontier, Point, as_text, frontier, optimal, scores_of
+from clt_plugins.training.sweep.result.page import page
+from clt_plugins.training.sweep.result.picture import draw
 from clt_plugins.training.sweep.run import write
 
 

@@ -13,9 +13,9 @@ import torch
 from clt_plugins import FREE_ON_RESUME, run
 from clt_plugins.errors import Faults, Stopped
 from clt_plugins.files.folders import read_tensors
+from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.registry.plugins import load_plugins
-from clt_plugins.training.resume import changes
 from tests.support.helpers import recipe, tables
 
 PLUGINS = ["tests.support.interrupting", "tests.support.drawing"]

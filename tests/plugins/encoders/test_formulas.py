@@ -19,9 +19,9 @@ from clt_plugins.errors import Stopped
 from clt_plugins.files.folders import atomic_folder
 from clt_plugins.model.in_model.replacement import Replacement
 from clt_plugins.model.sparse import reuse_gradients
-from clt_plugins.training.loop import _guard
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.make import is_matrix
+from clt_plugins.training.step.guard import guard
 from clt_stages.thresholds import pre_activations_of
 from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, random_batch, stir
 
@@ -191,8 +191,8 @@ def test_where_a_loss_stopped_being_finite_is_told_for_any_encoder(encoder: str,
     assert changed.grad is not None
     changed.grad[2] = torch.inf
     with pytest.raises(Stopped, match=r"not finite .*: first in the encoder's gradient at layer 2; "):
-        _guard(built, lost, None, batch, 3, 0)
+        guard(built, lost, None, batch, 3, 0)
     with torch.no_grad():
         changed[1] = torch.nan
     with pytest.raises(Stopped, match=r"not finite .*: first in the encoder's weights at layer 1; "):
-        _guard(built, lost, None, batch, 3, 0)
+        guard(built, lost, None, batch, 3, 0)

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from clt_plugins import read_recipe, recipe_data, run, toml_text
 from clt_plugins.errors import Faults
 from clt_plugins.files.sliced import SlicedTensors
+from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml, read_usable_recipe
 from clt_plugins.training.checkpoint import TrainingState
-from clt_plugins.training.resume import Before, changes
+from clt_plugins.training.resume import Before
 from tests.support.commands import on_ranks
 from tests.support.helpers import plugins, recipe, tables
 

@@ -29,7 +29,7 @@ def columns(arrays: Layer, ids: np.ndarray, tokens: int, words: Words) -> dict[s
     Args:
         ids: the token id of each row of the text, [T].
     """
-    given = {
+    columns = {
         "density": arrays["active"] / max(1, tokens),
         "maximum": arrays["maximum"],
         "mean": arrays["mean"],
@@ -38,12 +38,12 @@ def columns(arrays: Layer, ids: np.ndarray, tokens: int, words: Words) -> dict[s
         else np.full(len(arrays["active"]), -1),
     }
     if "norms" in arrays:
-        given["norm"] = np.sqrt(np.square(arrays["norms"], dtype=np.float64).sum(1))
+        columns["norm"] = np.sqrt(np.square(arrays["norms"], dtype=np.float64).sum(1))
     if "threshold" in arrays:
-        given["threshold"] = arrays["threshold"]
+        columns["threshold"] = arrays["threshold"]
     if "similar_cosine" in arrays and arrays["similar_cosine"].shape[1]:
-        given["similar_cosine"] = arrays["similar_cosine"][:, 0]
-    return {name: given[name] for name in COLUMNS if name in given}
+        columns["similar_cosine"] = arrays["similar_cosine"][:, 0]
+    return {name: columns[name] for name in COLUMNS if name in columns}
 
 
 def tokens_of(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:

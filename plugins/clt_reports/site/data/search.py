@@ -63,8 +63,8 @@ def _best(rows: np.ndarray) -> np.ndarray:
     """At most `LIMIT` columns of each key, in order."""
     key, score, active, feature = rows.astype(np.int64)
     rows = rows[:, np.lexsort((active << 31 | feature, key << 8 | score))]
-    place = np.arange(rows.shape[1]) - np.searchsorted(rows[0], rows[0])
-    return rows[:, place < LIMIT]
+    position = np.arange(rows.shape[1]) - np.searchsorted(rows[0], rows[0])
+    return rows[:, position < LIMIT]
 
 
 class Search:
@@ -86,7 +86,7 @@ class Search:
             for first in range(0, len(active), READ):
                 part = arrays[source][first : first + READ]
                 tokens = tokens_of(part, ids) if name == "active" else np.asarray(part[:, -1])
-                feature, key, value = _pairs(self._key(tokens), by_place=name == "promotes")
+                feature, key, value = _pairs(self._key(tokens), by_position=name == "promotes")
                 parts.append(np.stack([key, feature + first, value]))
             key, feature, value = np.concatenate(parts, axis=1)
             postings = self._lists.setdefault(name, Postings(len(self.keys)))
@@ -119,26 +119,26 @@ class Search:
         return firsts
 
 
-def _pairs(keys: np.ndarray, *, by_place: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(keys: np.ndarray, *, by_position: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each pair of a feature and a key once.
 
     Args:
-        keys: of some features, [n, places]; -1 for none.
-        by_place: whether the score is 255 minus the first place of the key, or how many places have it.
+        keys: of some features, [n, positions]; -1 for none.
+        by_position: whether the score is 255 minus the first position of the key, or how many positions have it.
 
     Returns:
         The number of the feature, the key, the score.
     """
     feature = np.broadcast_to(np.arange(len(keys))[:, None], keys.shape)[keys >= 0]
-    place = np.broadcast_to(np.arange(keys.shape[1]), keys.shape)[keys >= 0]
+    position = np.broadcast_to(np.arange(keys.shape[1]), keys.shape)[keys >= 0]
     key = keys[keys >= 0]
-    order = np.lexsort((place, key, feature))
+    order = np.lexsort((position, key, feature))
     pair = np.stack([feature[order], key[order]])
     new = np.ones(pair.shape[1], dtype=bool)
     new[1:] = (pair[:, 1:] != pair[:, :-1]).any(0)
     begin = np.flatnonzero(new)
-    if by_place:
-        score = 255 - place[order][begin].clip(max=255)
+    if by_position:
+        score = 255 - position[order][begin].clip(max=255)
     else:
         score = np.diff(np.append(begin, pair.shape[1])).clip(max=255)
     return pair[0, begin], pair[1, begin], score

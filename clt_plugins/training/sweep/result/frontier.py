@@ -140,13 +140,13 @@ def scores_of(report: Mapping[str, Any]) -> dict[str, float]:
     """A point's scores from what `evaluation.json` has; what is not there is left out."""
     inside = report.get("model") or {}
     entropy = inside.get("cross_entropy") or {}
-    found = {
+    scores = {
         **{name: report.get(name) for name in ("l0", "nmse", "explained_variance", "dead_fraction")},
         "ce": entropy.get("transcoder"),
         "ce_model": entropy.get("model"),
         "ce_recovered": inside.get("ce_recovered"),
     }
-    return {name: value for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {name: value for name, value in scores.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
 
-from clt_plugins.training.sweep.frontier import Frontier, Point, rows, seed_rows, shown
-from clt_plugins.training.sweep.picture import AXES, on_frontier, panels, series
+from clt_plugins.training.sweep.result.frontier import Frontier, Point, rows, seed_rows, shown
+from clt_plugins.training.sweep.result.picture import AXES, on_frontier, panels, series
 
 WIDTH, HEIGHT = 560, 360
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 16, 48
@@ -18,32 +18,32 @@ KINDS = 7
 """Colours in the style sheet; then they begin anew."""
 
 
-def page(found: Frontier) -> str:
+def page(frontier: Frontier) -> str:
     """The page."""
-    template = files("clt_plugins.training.sweep").joinpath("frontier.html").read_text(encoding="utf-8")
-    done = sum(point.status == "trained" for point in found.members)
+    template = files("clt_plugins.training.sweep.result").joinpath("frontier.html").read_text(encoding="utf-8")
+    done = sum(point.status == "trained" for point in frontier.members)
     parts = {
-        "title": escape(found.name),
-        "summary": escape(f"{done} of {len(found.members)} transcoders trained; varied: {', '.join(found.keys)}"),
-        "charts": "\n".join(_chart(found, score) for score in panels(found)),
-        "legend": "\n".join(_legend(found)),
-        "members": _table(rows(found), [point.label for point in found.members if point.optimal]),
-        "seeds": _table(seed_rows(found), []),
+        "title": escape(frontier.name),
+        "summary": escape(f"{done} of {len(frontier.members)} transcoders trained; varied: {', '.join(frontier.keys)}"),
+        "charts": "\n".join(_chart(frontier, score) for score in panels(frontier)),
+        "legend": "\n".join(_legend(frontier)),
+        "members": _table(rows(frontier), [point.label for point in frontier.members if point.optimal]),
+        "seeds": _table(seed_rows(frontier), []),
     }
     for name, text in parts.items():
         template = template.replace(f"<!-- {name} -->", text)
     return template
 
 
-def _legend(found: Frontier) -> Iterator[str]:
-    names = [name for name in series(found) if name]
+def _legend(frontier: Frontier) -> Iterator[str]:
+    names = [name for name in series(frontier) if name]
     for number, name in enumerate(names):
         mark = _mark(number, 7, 7, True)
         yield f'<li><svg width="14" height="14" aria-hidden="true">{mark}</svg> {escape(name)}</li>'
 
 
-def _chart(found: Frontier, score: str) -> str:
-    known = [point for point in found.members if point.l0 is not None and getattr(point, score) is not None]
+def _chart(frontier: Frontier, score: str) -> str:
+    known = [point for point in frontier.members if point.l0 is not None and getattr(point, score) is not None]
     xs, ys = [point.l0 or 0.0 for point in known], [float(getattr(point, score)) for point in known]
     x_ticks, y_ticks = _ticks(xs), _ticks(ys)
 
@@ -66,9 +66,9 @@ def _chart(found: Frontier, score: str) -> str:
         lines.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.6g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     lines.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">L0: active features per token</text>')
-    path = " ".join("{:.1f},{:.1f}".format(*at(point)) for point in on_frontier(found, score))
+    path = " ".join("{:.1f},{:.1f}".format(*at(point)) for point in on_frontier(frontier, score))
     lines.append(f'<polyline class="frontier" points="{path}"/>')
-    for number, points in enumerate(series(found).values()):
+    for number, points in enumerate(series(frontier).values()):
         for point in points:
             if point not in known:
                 continue

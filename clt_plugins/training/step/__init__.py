@@ -1,0 +1,1 @@
+"""Parts of a training step that stand beside its straight line."""

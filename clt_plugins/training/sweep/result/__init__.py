@@ -1,0 +1,1 @@
+"""What a sweep ends in: the frontier as a table, a page and a picture."""
