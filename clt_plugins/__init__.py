@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from clt_plugins.collected.text import CollectedText as CollectedText
     from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
     from clt_plugins.contract.abilities import (
+        AimsAtL0 as AimsAtL0,
         BothGradients as BothGradients,
         Buffered as Buffered,
         Checks as Checks,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         CountsActive as CountsActive,
         FeatureRows as FeatureRows,
         FixedSizes as FixedSizes,
+        Follows as Follows,
         HasModel as HasModel,
         Identified as Identified,
         Observes as Observes,
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
         Settable as Settable,
         Shifted as Shifted,
         Stateful as Stateful,
+        Steered as Steered,
         SumsLater as SumsLater,
         Thresholded as Thresholded,
         TrainsInModel as TrainsInModel,
@@ -179,6 +182,7 @@ _LAZY = {
     "collected.text": ["CollectedText"],
     "collected.writer": ["CollectedWriter"],
     "contract.abilities": [
+        "AimsAtL0",
         "Buffered",
         "BothGradients",
         "Checks",
@@ -186,6 +190,7 @@ _LAZY = {
         "CountsActive",
         "FeatureRows",
         "FixedSizes",
+        "Follows",
         "HasModel",
         "Identified",
         "Observes",
@@ -198,6 +203,7 @@ _LAZY = {
         "Settable",
         "Shifted",
         "Stateful",
+        "Steered",
         "SumsLater",
         "Thresholded",
         "TrainsInModel",

@@ -5,7 +5,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer, N pairs, R rows of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -63,6 +63,43 @@ class CountsActive(Protocol):
         Args:
             pre, feature: as `Activation.__call__` gets them.
         """
+
+
+@runtime_checkable
+class AimsAtL0(Protocol):
+    """An activation whose L0 follows from what the losses train, and that has a number for it to reach.
+
+    The engine multiplies the terms of `Steered` losses by a factor, which rises while L0 is above the number.
+    """
+
+    def target_l0(self, progress: float) -> float | None:
+        """Active features per token, over all layers, that training aims at; None: it aims at nothing, in no step.
+
+        Args:
+            progress: the share of the training steps that are done, 0 to 1.
+        """
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """An activation that `AimsAtL0`, and corrects L0 itself after each training step."""
+
+    def follow(self, excess: Tensor) -> None:
+        """Change what decides L0. Nothing may be read back from the device.
+
+        Args:
+            excess: log(L0 / target) of the step, and what is added for a drift, a scalar float64; the same on every
+                rank.
+        """
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """A penalty on active features: with more weight, fewer are. The engine multiplies its terms by a factor where the
+    activation `AimsAtL0`."""
+
+    steered: Collection[str]
+    """The names of the terms that are multiplied; none if this loss is not to be steered."""
 
 
 @runtime_checkable

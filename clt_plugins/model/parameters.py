@@ -56,14 +56,18 @@ def uniform(name: str, shape: tuple[int, ...], bound: float, context: Context, f
     return out.view(*shape[:feature_axis], len(own), *after)
 
 
-def parameter(value: Tensor, feature_axis: int | None, *, partial_gradient: bool = False) -> nn.Parameter:
+def parameter(
+    value: Tensor, feature_axis: int | None, *, partial_gradient: bool = False, lr_factor: float = 1.0
+) -> nn.Parameter:
     """A parameter that says which of its axes counts features; None if every rank has all of it.
 
     Args:
         partial_gradient: every rank has all of it, but it feeds only that rank's features, so that its gradients
             must be summed over ranks; False for what acts on the reconstruction, such as a bias.
+        lr_factor: multiplies the learning rate, for numbers that have to go farther or less far than weights.
     """
     marked = nn.Parameter(value)
+    marked.lr_factor = lr_factor  # type: ignore[attr-defined]
     marked.feature_axis = feature_axis  # type: ignore[attr-defined]
     marked.partial_gradient = partial_gradient  # type: ignore[attr-defined]
     return marked
@@ -103,7 +107,7 @@ def saved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, Any]]:
 def give_memory(module: nn.Module, device: torch.device | str) -> None:
     """Memory, with undefined content, for a module that was built on "meta"; others stay as they are.
 
-    torch makes new parameters for it; `feature_axis` and `partial_gradient` are carried over.
+    torch makes new parameters for it; what `parameter` has marked them with is carried over.
     """
     if not any(value.is_meta for value in module.parameters()):
         return

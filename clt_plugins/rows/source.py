@@ -75,7 +75,7 @@ class StoredSource:
         self.n_layers, self.d_model = store.n_layers, store.d_model
         ranks = context.parallel.data_ranks
         total = sum(store.chunks["train"])
-        self.batch_tokens = context.batch_share()
+        self.batch_tokens, self.held_out_tokens = context.batch_share(), context.batch_tokens
         if context.batch_tokens > total:
             raise Refused(
                 "train.batch_tokens",
@@ -117,12 +117,16 @@ class StoredSource:
         return batch
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """The first rows of the held-out part, in their stored order."""
+        """The first rows of the held-out part, in their stored order.
+
+        In batches as large as a training batch of all ranks, so that they are the same on any number of ranks: what an
+        activation keeps may depend on the batch.
+        """
         blocks = self._held_out_rows()
         left = min(tokens, sum(self.store.chunks["held_out"]))
         block = None
         while left > 0:
-            out = empty(min(self.batch_tokens, left), self.store, torch.empty)
+            out = empty(min(self.held_out_tokens, left), self.store, torch.empty)
             filled = 0
             while filled < out.tokens:
                 block = block if block is not None and block.tokens else next(blocks)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STEERING = "steering"
+"""The name of the state of `Steering`."""
 NEEDS = ("transcoder.json", "transcoder*.safetensors", "training.json", "training*.safetensors")
 """Files of every checkpoint."""
 
@@ -63,6 +65,8 @@ class Progress:
     """Why a callback has ended training before its last step; empty if none has."""
     texts: Any = None
     """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
+    steering: Tensor | None = None
+    """`Steering.state`, where L0 has a target."""
 
 
 @attrs.frozen(kw_only=True)
@@ -115,6 +119,8 @@ def save_checkpoint(
         tensors, axes = tensors | kept, axes | their_axes
         tensors["idle_tokens"], axes["idle_tokens"] = progress.idle_tokens, 1
         tensors, axes = tensors | generators, axes | dict.fromkeys(generators)
+        if progress.steering is not None:
+            tensors[STEERING], axes[STEERING] = progress.steering, None
         put_tensors(partial, "training", tensors, axes, parallel, transcoder.n_features)
         state = TrainingState(
             step=progress.step,
@@ -248,7 +254,7 @@ def load_checkpoint(
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.device)
-    others = {"idle_tokens", CPU, DEVICE}
+    others = {"idle_tokens", CPU, DEVICE, STEERING}
     of_optimizer = [name for name in stored.shapes if name not in others and not state_of.OF_PLUGIN.match(name)]
     set_moments(parts, optimizer, stored, of_optimizer, accepted)
     transcoder.runs_dense = state.runs_dense
@@ -260,7 +266,8 @@ def load_checkpoint(
     set_generators(generators, parts.context.parallel, parts.context.device)
     ended = "" if any(one.startswith("callbacks") for one in accepted) else state.stopped
     texts = None if source_anew else state.texts
-    return Progress(state.step, state.tokens, idle_tokens, stopped=ended, texts=texts)
+    steering = stored.read(STEERING) if STEERING in stored.shapes else None
+    return Progress(state.step, state.tokens, idle_tokens, stopped=ended, texts=texts, steering=steering)
 
 
 def load_plugins_state(path: Path, parts: Parts, accepted: Collection[str]) -> None:

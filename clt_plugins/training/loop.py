@@ -10,6 +10,7 @@ One step, from left to right through the code, with the file of each part:
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
     in the model           the language model with the transcoder in it   model/in_model; if a loss asks for it
     losses                 scalar terms of one forward pass, added up     training/objective; a plugin's Loss
+    steer                  weights of penalties, where L0 has a target    training/between/steering
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
     check                  stop if a rank could not read                  distributed/reading
@@ -43,7 +44,9 @@ from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.model.scores import score
 from clt_plugins.training import learned
+from clt_plugins.training.between.steering import Steering, aims
 from clt_plugins.training.checkpoint import Progress, save_checkpoint
+from clt_plugins.training.host.threads import Threads
 from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.kept.state import Watch
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
@@ -101,9 +104,12 @@ def train(
     schedule_steps = config.schedule_steps or config.steps
     parameters = list(learned.parameters(parts).values())
     in_model = InModel(transcoder, parts.losses, source)
+    steering = Steering(parts, schedule_steps, progress.steering) if aims(parts) else None
     reading = Reading(source, parallel, device)
     held = Watch(parts)
     watch = Stopwatch()
+    # Several ranks, or the members of a sweep, wait for each other, which is no sign of a busy machine.
+    threads = Threads(fixed=silent or device.type != "cpu" or parallel.world > 1)
     evaluated: Scores | None = None
     first = saved_step = progress.step
     quiet = True if silent or parallel.rank > 0 else None
@@ -143,6 +149,7 @@ def train(
             reading.check()  # a rank that could not read goes on with the last text, and has none yet
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
+        threads.begin()
 
         # The rate and the activation's schedule depend on the step alone: a checkpoint need not hold them.
         lr = schedule(progress.step, schedule_steps, config.lr)
@@ -152,7 +159,8 @@ def train(
         if anneal is not None:
             anneal(done)
         of_model = in_model.passes(wanted)
-        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done, of_model)
+        factor = None if steering is None else steering.factor()
+        outcome = objective(transcoder, parts.losses, batch, progress.idle_tokens, done, of_model, factor)
         # Losses of which none has a gradient in this step (AuxK alone, while no feature is dead) change no weight.
         if outcome.total.requires_grad:
             outcome.total.backward()
@@ -177,6 +185,9 @@ def train(
         # A feature that was active for another data rank's tokens is not idle, so counts are summed over tokens.
         counts = parallel.total(outcome.features.counts(), over="tokens")
         progress.idle_tokens.add_(tokens).masked_fill_(counts > 0, 0)
+        if steering is not None:
+            steering.update(counts, tokens, done)
+            progress.steering = steering.state
         progress.tokens += tokens
         progress.step += 1
         # Saved with the transcoder, so that reports can say what they judge.
@@ -187,6 +198,7 @@ def train(
             # What was queued is the time of these steps. The device is waited for where numbers are read anyway.
             torch.get_device_module(device).synchronize()
         watch.lap("step_s")
+        threads.end()
         if progress.step == first + 1:
             held.check()  # what would be lost is told before hours of training
         if calls is not None:
@@ -204,6 +216,8 @@ def train(
                 own["train/pairs_left_out"] = left_out
             if isinstance(source, TransformedSource):
                 own.update(source.take_counts())
+            if steering is not None:
+                own.update(steering.metrics())
             metrics = of_step(parts.metrics, step_of(parts, progress, batch, outcome, counts, norm, lr), own)
             # Sparse or dense is chosen by measured density, and only here, where the number is read anyway.
             l0 = float(parallel.total(counts.sum())) / (batch.tokens * parallel.data_ranks)

@@ -11,6 +11,7 @@ from functools import lru_cache
 import attrs
 from torch import Tensor
 
+from clt_plugins.contract.abilities import Steered
 from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features
@@ -55,6 +56,7 @@ def objective(
     idle_tokens: Tensor,
     progress: float,
     passes: Sequence[ModelPass | None] | None = None,
+    factor: Tensor | None = None,
 ) -> Outcome:
     """The loss of a batch of raw activations.
 
@@ -62,6 +64,7 @@ def objective(
         idle_tokens: tokens since each feature was last active, [L, F] int64.
         progress: steps done, as a share of all.
         passes: what each loss gets of the language model; nothing if not given.
+        factor: what steered terms are multiplied by, a scalar (see `Steering`); 1 if not given.
 
     Raises:
         Refused: two losses give a term of the same name.
@@ -101,10 +104,11 @@ def objective(
             active=encoded.active,
             model=model,
         )
+        steered = loss.steered if factor is not None and isinstance(loss, Steered) else ()
         for name, value in _terms(loss, forward).items():
             if name in terms:
                 raise Refused("losses", f"two of them give a term {name!r}: use each loss once")
-            terms[name] = value
+            terms[name] = value * factor.to(value.dtype) if factor is not None and name in steered else value
     # Losses return weighted terms, so the total is their plain sum, and every logged term is what was added.
     total = sum(terms.values(), start=reconstruction.new_zeros(()))
     detached = {name: value.detach() for name, value in terms.items()}

@@ -21,7 +21,10 @@ from clt_plugins.model.normalisation.fit import fit_to_source
 from clt_plugins.recipe.read import read_recipe, recipe_data
 from clt_plugins.registry.build import naming_plugins
 from clt_plugins.registry.plugins import Plugins, load_plugins
+from clt_plugins.training.between.steering import check_steering
 from clt_plugins.training.folder import run_folder, versions
+from clt_plugins.training.host.memory import kept_memory
+from clt_plugins.training.host.threads import restored_threads
 from clt_plugins.training.prepared import Prepared
 
 if TYPE_CHECKING:
@@ -68,12 +71,15 @@ def run(
         # Before any file is made: ranks that differ would train, and fail or differ hours later.
         _check_ranks(parallel, recipe, plugins)
         start = stack.enter_context(run_folder(parallel, recipe, out, resume, accept))
+        stack.enter_context(kept_memory(context.device))
+        stack.enter_context(restored_threads())
         # The engine draws from generators of its own; this one is for plugins that draw from torch's, and checkpointed.
         torch.manual_seed(recipe.seed)
         with all_or_none(parallel):
             parts = assemble(start.recipe, start.folder, context.device, parallel)
             stack.callback(close, parts)
             check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
+            check_steering(parts)
             # What a stage would refuse at the end is refused now.
             stages = check_stages(parts, start.recipe, plugins)
         return _train(Prepared(parts, start, accept, plugins, stages), signals)

@@ -16,16 +16,32 @@ if TYPE_CHECKING:
 class ReLUConfig:
     """Every positive pre-activation is a feature; sparsity comes from the losses."""
 
+    target_l0: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
+    """Active features per token, over all layers, that the run is to end with: the weights of sparsity penalties
+    (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, weights are what they are."""
+    anneal_from: float = field(default=3.0, validator=validators.ge(1))
+    """The target begins as this factor times `target_l0`."""
+    anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
+    """The share of the training steps over which it falls, linearly, to `target_l0`."""
+
+    def aim(self, progress: float) -> float | None:
+        """The target at this share of the steps."""
+        if self.target_l0 is None:
+            return None
+        return self.target_l0 * (1 + (self.anneal_from - 1) * max(0.0, 1 - progress / self.anneal_over))
+
 
 @frozen(kw_only=True)
-class JumpReLUConfig:
+class JumpReLUConfig(ReLUConfig):
     """Pre-activations above a learned threshold for each feature (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
     threshold: float = field(default=0.03, validator=validators.gt(0))
     """The first value of every threshold, in units of pre-activations."""
-    bandwidth: float = field(default=0.1, validator=validators.gt(0))
-    """Width of the window around a threshold. Pre-activations within it give the threshold a gradient
-    (straight-through, rectangle kernel)."""
+    bandwidth: float = field(default=0.5, validator=[validators.gt(0), validators.le(2)])
+    """Width of the window around a threshold, as a share of the threshold. Pre-activations within it give the threshold
+    a gradient (straight-through, rectangle kernel)."""
+    lr_factor: float = field(default=5.0, validator=validators.gt(0))
+    """Multiplies the learning rate of the logarithms of thresholds."""
 
 
 def _counts(_: Any, attribute: Attribute[Any], value: float | list[float]) -> None:
@@ -77,7 +93,7 @@ class GroupMaxConfig:
 def build_relu(config: ReLUConfig, context: Context) -> Any:
     from clt_activations.threshold import ReLU
 
-    return ReLU(context)
+    return ReLU(config, context)
 
 
 def build_jumprelu(config: JumpReLUConfig, context: Context) -> Any:

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from clt_plugins import Above, Context, parameter
 
 if TYPE_CHECKING:
-    from clt_activations import JumpReLUConfig
+    from clt_activations import JumpReLUConfig, ReLUConfig
+
+GAIN = 0.15
+"""How far all thresholds follow L0 in a step, with a target: log θ by this much of log(L0 / target). L0 falls by some 2
+to 4 times as much as thresholds rise, so an error is halved in 2 steps, and the noise of a batch moves them little."""
+FAR = 2.0
+"""The largest error that counts, as a logarithm."""
 
 
 class ReLU(nn.Module):
@@ -23,9 +29,14 @@ class ReLU(nn.Module):
 
     fixed_size = False
 
-    def __init__(self, context: Context):
+    def __init__(self, config: ReLUConfig, context: Context):
         super().__init__()
+        self.config = config
         self.shape = context.n_layers, len(context.parallel.shard(context.n_features))
+
+    def target_l0(self, progress: float) -> float | None:
+        """What the weights of penalties are steered to."""
+        return self.config.aim(progress)
 
     def threshold(self) -> Tensor:
         """0 for every feature, [L, F]."""
@@ -39,18 +50,32 @@ class ReLU(nn.Module):
 
 
 class JumpReLU(nn.Module):
-    """pre where pre > θ, else 0, with θ = exp(log_threshold) [L, F] learned by a straight-through estimator."""
+    """pre where pre > θ, else 0, with θ = exp(log_threshold) [L, F] learned by a straight-through estimator.
+
+    Its window is bandwidth · θ wide, so that it has a meaning of its own in whatever units pre-activations are: by
+    log θ, the estimate of a count's gradient is -1 / bandwidth for each token in the window.
+    """
 
     fixed_size = False
 
     def __init__(self, config: JumpReLUConfig, context: Context):
         super().__init__()
-        self.bandwidth = config.bandwidth
+        self.config = config
         shape = context.n_layers, len(context.parallel.shard(context.n_features))
         # Thresholds stay in float32 at least: steps in bfloat16 would be rounded away.
         dtype = torch.promote_types(context.dtype, torch.float32)
         start = torch.full(shape, math.log(config.threshold), dtype=dtype, device=context.device)
-        self.log_threshold = parameter(start, feature_axis=1)
+        self.log_threshold = parameter(start, feature_axis=1, lr_factor=config.lr_factor)
+
+    def target_l0(self, progress: float) -> float | None:
+        """What the weights of penalties are steered to."""
+        return self.config.aim(progress)
+
+    def follow(self, excess: Tensor) -> None:
+        """Multiply all thresholds by exp(excess) ^ GAIN: about (L0 / target) ^ GAIN."""
+        if self.log_threshold.requires_grad:  # not frozen
+            with torch.no_grad():
+                self.log_threshold.add_(excess.clamp(-FAR, FAR).mul(GAIN).to(self.log_threshold.dtype))
 
     def threshold(self) -> Tensor:
         """θ, [L, F]."""
@@ -63,21 +88,25 @@ class JumpReLU(nn.Module):
 
     def selection(self, tokens: int, norms: Callable[[], Tensor]) -> Above:
         # A pair just below its threshold has value 0, but its threshold gets a gradient: in training it is kept.
-        margin = self.bandwidth / 2 if self.training and torch.is_grad_enabled() else 0.0
-        return Above(self.threshold().detach() - margin, tokens, *self.log_threshold.shape)
+        half = self.config.bandwidth / 2 if self.training and torch.is_grad_enabled() else 0.0
+        return Above(self.threshold().detach() * (1 - half), tokens, *self.log_threshold.shape)
 
     def forward(self, pre: Tensor, feature: Tensor | None) -> Tensor:
-        threshold = self.threshold() if feature is None else self.log_threshold.flatten()[feature].exp()
-        return _Jump.apply(pre, threshold.expand_as(pre), self.bandwidth)
+        return _Jump.apply(pre, self._of(pre, feature), self.config.bandwidth)
 
     def active(self, pre: Tensor, feature: Tensor | None) -> Tensor:
         """1 where pre > θ, else 0."""
+        return _Step.apply(pre, self._of(pre, feature), self.config.bandwidth)
+
+    def _of(self, pre: Tensor, feature: Tensor | None) -> Tensor:
+        """The threshold of each pre-activation, of its shape."""
         threshold = self.threshold() if feature is None else self.log_threshold.flatten()[feature].exp()
-        return _Step.apply(pre, threshold.expand_as(pre), self.bandwidth)
+        return threshold.expand_as(pre)
 
 
 class _Jump(torch.autograd.Function):
-    """pre where pre > θ, else 0. Its gradient by θ is -θ/ε where |pre - θ| < ε/2 (equation 11 of the paper), else 0."""
+    """pre where pre > θ, else 0. Its gradient by θ is -θ/ε where |pre - θ| < ε/2 (equation 11 of the paper), else 0,
+    with ε = bandwidth · θ."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -89,14 +118,13 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
         pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        grad_threshold = torch.where(near, grad * threshold / -ctx.bandwidth, 0)
-        return torch.where(pre > threshold, grad, 0), grad_threshold, None
+        near = (pre - threshold).abs() < ctx.bandwidth / 2 * threshold
+        return torch.where(pre > threshold, grad, 0), torch.where(near, grad / -ctx.bandwidth, 0), None
 
 
 class _Step(torch.autograd.Function):
     """1 where pre > θ, else 0. Its gradient by θ is -1/ε where |pre - θ| < ε/2, else 0; by pre it is 0 (equation 12 of
-    the paper)."""
+    the paper). ε = bandwidth · θ."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -108,5 +136,6 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         (grad,) = grads
         pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        return None, torch.where(near, grad / -ctx.bandwidth, 0), None
+        near = (pre - threshold).abs() < ctx.bandwidth / 2 * threshold
+        # A threshold of 0 has no window.
+        return None, torch.where(near, grad / -(ctx.bandwidth * threshold), 0), None

@@ -28,8 +28,9 @@ class MSEConfig:
 class TanhSparsityConfig:
     """λ · mean over tokens of Σ tanh(c · decoder norm · activation) (Lindsey et al. 2025, "Circuit Tracing")."""
 
-    weight: float = field(default=1e-3, validator=validators.ge(0))
-    """λ at its highest."""
+    weight: float | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    """λ at its highest; 1e-3 if not given. With `activation.target_l0` it is where the search for λ begins: L / (10 ·
+    target) if not given."""
     c: float = field(default=1.0, validator=validators.gt(0))
     """How fast the penalty saturates."""
     weight_schedule: Annotated[Selected, "schedule"] = default_choice("ramp")
@@ -73,11 +74,12 @@ class L0Config:
     """A penalty on the number of active features: λ L0 (Rajamanoharan et al. 2024, arXiv 2407.14435), or with a target
     λ (L0 / target - 1)², as for Gemma Scope 2. It trains thresholds, so the activation must have some to learn."""
 
-    weight: float = field(default=1.0, validator=validators.ge(0))
-    """λ at its highest."""
+    weight: float | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    """λ at its highest. If not given: 1 with a `target`; else 1e-3, but with `activation.target_l0`, where it is what
+    the search for λ begins with, L / (10 · target)."""
     target: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
-    """The L0 to reach, a sum over layers; none if not given: then L0 itself is the penalty, and a `weight` of about
-    1e-3 is for a start."""
+    """The L0 to reach, a sum over layers, by this quadratic penalty; its weight is not steered. Thresholds must be far
+    on the way to it: give `activation.target_l0` instead where you can."""
     frequency_weight: float = field(default=0.0, validator=validators.ge(0))
     """Multiplies a second term, the sum over features of relu(frequency / frequency_above - 1)². It keeps features from
     being active at most tokens. (The form of Gemma Scope 2's is not published; this one is ours.)"""
@@ -148,6 +150,24 @@ class KLConfig(InModelConfig):
 @frozen(kw_only=True)
 class CEConfig(InModelConfig):
     """The cross-entropy of the next token in the model with the transcoder in the place of its MLPs, nats per token."""
+
+
+UNSTEERED = 1e-3
+"""The weight of a penalty on active features that is not given, where L0 has no target."""
+
+
+def penalty_weight(given: float | None, context: Context) -> float:
+    """The weight of a penalty on active features.
+
+    With T features active, the NMSE of each of L layers falls by about NMSE / (2 T) for one more, as it goes with the
+    root of T. So what one is worth, with an NMSE of 0.2 and the loss a sum over layers, is L / (10 T). From there the
+    weight is steered.
+    """
+    if given is not None:
+        return given
+    chosen = None if context.recipe is None else context.recipe.activation.config
+    target = getattr(chosen, "target_l0", None)
+    return UNSTEERED if target is None else context.n_layers / (10 * target)
 
 
 def build_mse(config: MSEConfig, context: Context) -> Any:

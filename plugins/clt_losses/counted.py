@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from clt_losses import penalty_weight
 from clt_losses.terms import Term, of_weight, over_run
 from clt_plugins import Context, Forward
 
@@ -28,10 +29,13 @@ class L0(Term):
         self.config = config
         self.parallel = context.parallel
         self.schedule = of_weight(config.weight_schedule, context)
+        own = 1.0 if config.target is not None and config.weight is None else config.weight
+        self.weight = penalty_weight(own, context)
+        self.steered = ("l0",) if config.target is None else ()
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         frequency = self._frequency(forward)
-        weight = over_run(self.schedule, forward, self.config.weight)
+        weight = over_run(self.schedule, forward, self.weight)
         l0 = forward.sum_features(frequency.sum())
         if self.config.target is None:
             terms = {"l0": weight * self._of_all(l0)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from clt_losses import penalty_weight
 from clt_plugins import Context, Forward, build
 
 if TYPE_CHECKING:
@@ -90,18 +91,25 @@ def _times(error: Tensor, scale: Tensor) -> Tensor:
 
 
 class TanhSparsity(Term):
-    """λ · mean over tokens of Σ tanh(c · ‖decoder‖ · activation); no gradient reaches the decoder norms."""
+    """λ · mean over tokens of Σ tanh(c · ‖decoder‖ · activation); no gradient reaches the decoder norms.
+
+    What a feature costs jumps from 0 to tanh(c · ‖decoder‖ · θ) at a threshold θ. A threshold's gradient is that of the
+    jump, by the straight-through estimate of how many are active.
+    """
+
+    steered = ("tanh_sparsity",)
 
     def __init__(self, config: TanhSparsityConfig, context: Context):
         self.config = config
+        self.weight = penalty_weight(config.weight, context)
         self.schedule: Schedule = build(config.weight_schedule, context)
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         features = forward.features
         norms = features.per_feature(forward.norms().to(features.values.dtype))
-        total = torch.tanh(self.config.c * norms * features.values).sum()
+        total = (forward.active() * torch.tanh(self.config.c * norms * features.values)).sum()
         mean = forward.sum_features(total) / features.shape[0]
-        return {"tanh_sparsity": self.schedule(forward.step, forward.steps, self.config.weight) * mean}
+        return {"tanh_sparsity": self.schedule(forward.step, forward.steps, self.weight) * mean}
 
 
 class Preactivation(Term):

@@ -30,7 +30,7 @@ class RoleConfig:
     """Rates of the weights with one role."""
 
     lr_factor: float = field(default=1.0, validator=not_negative)
-    """Multiplies the learning rate."""
+    """Multiplies the learning rate, and what a plugin multiplies it by for a weight (`jumprelu` for thresholds)."""
     weight_decay: float | None = field(default=None, validator=validators.optional(not_negative))
     """Their weight decay; of the others, `weight_decay` of matrices and 0 of all else."""
 

@@ -20,7 +20,7 @@ def groups(weights: Sequence[Weight], config: RatesConfig) -> list[dict[str, Any
         decay = config.weight_decay if weight.rows else 0.0
         if role is not None and role.weight_decay is not None:
             decay = role.weight_decay
-        factor = 1.0 if role is None else role.lr_factor
+        factor = weight.lr_factor * (1.0 if role is None else role.lr_factor)
         by_rates.setdefault((factor, decay), []).append(weight.parameter)
     return [
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.step --layers 12 --d-model 768 --features 3072 --batch 512 --k 200 --json
     python -m tests.benchmarks.step ... --against decode-clt --against-python path/to/its/environment/bin/python
     python -m tests.benchmarks.step ... --whole     # with a k that falls, AuxK, normalisation and data, as in runs
-    python -m tests.benchmarks.step ... --noisy     # beside a busy process for each core
+    python -m tests.benchmarks.step ... --noisy     # beside a busy process for each core; with --whole as runs do
 
 Every system runs in a process of its own and takes its steps in turn with the others. The roofline is the encoder's
 matrix product, as measured here; one read of the active rows for each of the three sparse passes at the read bandwidth
@@ -26,12 +26,15 @@ from typing import Any
 import torch
 
 from clt_plugins.model.products.matrix import affine
+from clt_plugins.training.host.memory import kept_memory
 from tests.benchmarks.timing import alternate, machine, median_seconds, neighbours, peak_rss_gb, read_bandwidth, threads
 
 PEERS = Path(__file__).parent / "peers"
 
 STEPS = 5
 """Steps whose parts are timed."""
+SETTLING = 40
+"""Steps after which a run beside busy processes has found how many threads to use."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -68,6 +71,7 @@ class Own:
         from clt_plugins.model.sparse import reuse_gradients
         from clt_plugins.recipe.read import read_recipe
         from clt_plugins.registry.plugins import load_plugins
+        from clt_plugins.training.host.threads import Threads
         from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 
         torch.set_num_threads(options.threads)
@@ -99,6 +103,7 @@ class Own:
         self.batch = Batch(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
         self.idle = torch.zeros(options.layers, options.features, dtype=torch.int64)
         self.whole = options.whole
+        self.threads = Threads()
         if self.whole:
             # Rows of a block in random order, as sources give them; a share of the features stays dead.
             self.block = [torch.cat([x] * 4) for x in (self.batch.inputs, self.batch.targets)]
@@ -112,6 +117,7 @@ class Own:
         from clt_plugins.training.objective import objective
 
         if self.whole:
+            self.threads.begin()
             self.batch = Batch(*(rows.index_select(0, self.order) for rows in self.block))
             self.idle = torch.where(self.dead, self.limit, self.idle)
         self.optimizer.zero_grad(set_to_none=True)
@@ -121,6 +127,7 @@ class Own:
         if self.whole:
             active = outcome.features.counts() > 0
             self.idle = torch.where(active, 0, self.idle + self.batch.tokens)
+            self.threads.end()
         return outcome
 
     def pieces(self) -> tuple[dict[str, float], Any]:
@@ -183,9 +190,14 @@ class Own:
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """What this project's step costs."""
+    with kept_memory(torch.device("cpu")):
+        return _report(options)
+
+
+def _report(options: argparse.Namespace) -> dict[str, Any]:
     own = Own(options)
-    own.step()
-    own.step()
+    for _ in range(SETTLING if options.noisy and options.whole else 2):
+        own.step()
     seconds = statistics.median(_time(own.step) for _ in range(options.rounds))
     peak = peak_rss_gb()
     pieces, outcome = own.pieces()
@@ -202,6 +214,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_s": options.batch / seconds,
         "seconds": seconds,
         "peak_rss_gb": peak,
+        "threads": torch.get_num_threads(),
         "pieces": pieces,
         "roofline": {
             "seconds": roofline,
@@ -306,7 +319,8 @@ def _own_worker(flags: list[str]) -> Worker:
 def main() -> None:
     options = arguments().parse_args()
     if options.worker:
-        serve(Own(options).step)
+        with kept_memory(torch.device("cpu")):
+            serve(Own(options).step)
         return
     with neighbours(len(os.sched_getaffinity(0)) if options.noisy else 0):
         # Comparing first: a peer then has the machine's memory to itself and to one process of ours.

@@ -19,7 +19,7 @@ from tests.support.helpers import parts, plugins
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {
-    **dict.fromkeys(("quickstart", "generate", "local", "remote"), (6, 128)),
+    **dict.fromkeys(("quickstart", "jumprelu", "generate", "local", "remote"), (6, 128)),
     "gpt2": (12, 768),
     "pythia-70m-tied": (6, 512),
     "llama-3.2-1b": (16, 2048),

@@ -93,25 +93,26 @@ def _events(chosen: Combination, plugins: Plugins) -> Counter[tuple[str, str]]:
     return found
 
 
-def pairwise() -> Iterator[Combination]:
-    """Few combinations that have every two levels of every two choices together."""
+def covering(strength: int) -> Iterator[Combination]:
+    """Few combinations that have every two levels of every two choices together (strength 2); every three of three."""
     names = list(LEVELS)
-    missing = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(names, 2)
-        for x, y in itertools.product(range(len(LEVELS[a])), range(len(LEVELS[b])))
-    }
+    missing: dict[tuple[tuple[str, int], ...], None] = {}  # a set that keeps its order
+    for some in itertools.combinations(names, strength):
+        for levels in itertools.product(*(range(len(LEVELS[name])) for name in some)):
+            missing[tuple(zip(some, levels, strict=True))] = None
     draw = random.Random(0)
     while missing:
         best: tuple[int, dict[str, int]] = (0, {})
-        # Begin with a pair that is missing, draw the rest, keep the draw that covers most.
+        left = list(missing)
+        # Begin with one that is missing, draw the rest, keep the draw that covers most.
         for _ in range(60):
-            one = dict(draw.choice(sorted(missing)))
+            one = dict(draw.choice(left))
             one |= {name: draw.randrange(len(levels)) for name, levels in LEVELS.items() if name not in one}
-            covered = sum(pair in missing for pair in itertools.combinations([(n, one[n]) for n in names], 2))
+            covered = sum(some in missing for some in itertools.combinations([(n, one[n]) for n in names], strength))
             best = max(best, (covered, one), key=lambda scored: scored[0])
         chosen = best[1]
-        missing -= set(itertools.combinations([(n, chosen[n]) for n in names], 2))
+        for some in itertools.combinations([(n, chosen[n]) for n in names], strength):
+            missing.pop(some, None)
         yield {name: levels[chosen[name]] for name, levels in LEVELS.items()}
 
 
@@ -125,7 +126,7 @@ def _assert_asynchronous(chosen: Combination, plugins: Plugins) -> None:
     assert not unknown, "\n".join(f"{count} × {kind} in {place}" for (kind, place), count in unknown.items())
 
 
-@pytest.mark.parametrize("chosen", list(pairwise()), ids=_name)
+@pytest.mark.parametrize("chosen", list(covering(2)), ids=_name)
 def test_a_step_waits_for_nothing(chosen, plugins):
     _assert_asynchronous(chosen, plugins)
 
@@ -151,22 +152,17 @@ def test_known(place, plugins):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", LEVELS["activation"])
-@pytest.mark.parametrize("tying", LEVELS["tying"])
-@pytest.mark.parametrize("loss", LEVELS["loss"])
-def test_no_step_waits(activation, tying, loss, plugins):
-    fixed = {"activation": activation, "tying": tying, "loss": loss}
-    others = {name: levels for name, levels in LEVELS.items() if name not in fixed}
-    if activation in ("relu", "jumprelu"):
-        others |= {"scope": ["global"], "ranking": ["raw"]}
-    for values in itertools.product(*others.values()):
-        _assert_asynchronous(fixed | dict(zip(others, values, strict=True)), plugins)
+@pytest.mark.parametrize("part", range(12))
+def test_no_step_waits(part, plugins):
+    """Every three choices together. The whole product, 10^5 steps, would take days."""
+    for chosen in itertools.islice(covering(3), part, None, 12):
+        _assert_asynchronous(chosen, plugins)
 
 
 if __name__ == "__main__":  # what waits today, over all combinations of the short form
     seen: Counter[tuple[str, str]] = Counter()
     found = load_plugins()
-    for each in pairwise():
+    for each in covering(2):
         seen += _events(each, found)
     for (kind, place), count in sorted(seen.items()):
         print(count, kind, place)

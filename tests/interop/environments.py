@@ -143,6 +143,7 @@ PEERS = {
                 "natsort>=8",
                 "einops>=0.8",
                 "simple-parsing>=0.1.7",
+                "transformers",
                 "huggingface_hub>=0.34",
             ),
         ),

@@ -89,6 +89,7 @@ def test_clt_forge_s_checkpoint_is_read(crossing, tmp_path):
 
 @pytest.mark.parametrize("tuned", ["tuned", "plain"])
 @pytest.mark.parametrize("form", ["pairs", "per_source", "concat", "alone"])
-def test_clt_training_s_checkpoint_is_read(form, tuned, tmp_path):
+@pytest.mark.parametrize("activation", ["topk", "groupmax"])
+def test_clt_training_s_checkpoint_is_read(activation, form, tuned, tmp_path):
     python, checkout = interpreter("clt-training"), os.environ.get("CLT_CLT_TRAINING", "")
-    written(python, "trainers/write_clt_training.py", tmp_path, form, tuned, checkout)
+    written(python, "trainers/write_clt_training.py", tmp_path, form, tuned, activation, checkout)

@@ -28,7 +28,7 @@ MODEL = ROOT / "examples" / "models" / "stdlib-gpt2"
     "activations",
     settings={
         "relu": {},
-        "jumprelu": {"threshold": 0.2, "bandwidth": 0.3},
+        "jumprelu": [{"threshold": 0.2, "bandwidth": 0.3}, {"threshold": 0.2, "bandwidth": 1.0, "target_l0": 6.0}],
         "topk": [{"k": 4}, {"k": 2, "scope": "layer", "ranking": "norm"}, {"k": 0.11}, {"k": [2, 0.11, 1]}],
         "batchtopk": [
             {"k": 5},

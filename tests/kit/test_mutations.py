@@ -288,6 +288,17 @@ def test_a_source_that_gives_no_batch_or_a_short_one(check: Any, line: str, text
     assert_only(found, "batches", text)
 
 
+def test_held_out_batches_that_are_cut_by_a_rank_s_share(check: Any) -> None:
+    cut = """for rows in self.rows[-tokens:].split(self.context.SIZE):
+            yield Batch(rows[:, 0], rows[:, 1])
+
+    def statistics"""
+    source = HEADER + SOURCE[: SOURCE.index("rows = self.rows[-tokens:]")] + cut + SOURCE.partition("def statistics")[2]
+    assert check(source, ("held_out",), OFFSET="0", SIZE="batch_tokens") == {"held_out": "pass"}
+    found = check(source, ("batches", "held_out", "ranks"), OFFSET="0", SIZE="batch_share()")
+    assert_only(found, "held_out", "on two ranks, as on one")
+
+
 LOGGER_PARTS = {
     "START": "kept = [line for line in lines if int(line.split()[0]) <= step]",
     "MODE": '"w"',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
@@ -15,9 +16,12 @@ from clt_crosslayer_coding import clt_sources as crosslayer_sources
 from clt_datasets import RemoteConfig
 from clt_datasets import clt_sources as dataset_sources
 from clt_plugins import Batch
+from clt_plugins.toml import toml_text
 from tests.plugins.synthetic.test_synthetic import build as build_synthetic
 from tests.support.chains import BATCH, WORLDS, chain
+from tests.support.commands import on_ranks
 from tests.support.crosslayer_coding import write
+from tests.support.helpers import tables
 from tests.support.language_models import save_model, save_text
 from tests.support.serving import Serving
 from tests.support.stored_data import join, local, make_context, write_numbered
@@ -130,3 +134,24 @@ def test_stream(tmp_path: Path, resumes: int) -> None:
         ours, theirs = getattr(rows, name)[come.indices], getattr(truth, name)[expected.indices][where]
         # Passes of other lengths add up in another order.
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_of_stored_rows_are_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """With an activation that chooses among the features of a batch: on half a batch it would choose others."""
+    write_numbered(tmp_path / "data", [64], held_out=40)
+    train = {"steps": 1, "batch_tokens": 16, "eval_tokens": 40, "lr": 1e-12}
+    source = {"name": "local", "path": str(tmp_path / "data"), "buffer_tokens": 64}
+    changes = {"source": source, "train": train, "activation": {"name": "batchtopk", "k": 3}}
+    found = []
+    for ranks, parallel in ((1, {"name": "single"}), (2, {"name": "tensor", "data": 2})):
+        (tmp_path / f"{ranks}.toml").write_text(toml_text(tables(**changes, parallel=parallel)))
+        out = tmp_path / f"on {ranks}"
+        done = on_ranks(ranks, "-m", "clt_plugins", "run", tmp_path / f"{ranks}.toml", "--out", out)
+        assert [one.returncode for one in done] == [0] * ranks, done
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        found.append(next(line for line in reversed(lines) if "eval/nmse" in line))
+    one, two = found
+    compared = [name for name in one if name.startswith("eval/")]
+    assert {"eval/nmse", "eval/l0", "eval/l0_by_layer"} <= set(compared)
+    for name in compared:
+        assert two[name] == pytest.approx(one[name], rel=1e-5), name

@@ -264,12 +264,15 @@ def llamascopium(folder: Path, *, act_fn: str = "layertopk", by_norm: bool = Tru
     return Truth(features, outputs, "llamascopium", activation=name, hooks=("ln2.x", "hook_mlp_out"))
 
 
-def clt_training(folder: Path, *, form: str = "pairs", tuned: bool = False, reach: int = L) -> Truth:
+def clt_training(
+    folder: Path, *, form: str = "pairs", tuned: bool = False, reach: int = L, activation: str = "topk"
+) -> Truth:
     """clt-training: `form` "pairs", "per_source" or "concat"; or "alone", transcoders of a layer each as sparsify's.
 
     Args:
         tuned: with factors and offsets of active features for each pair of layers.
         reach: how many layers features write to.
+        activation: "topk", or "groupmax" with groups of two.
     """
     (W, b, _), rows = encoder(), pairs()
     crossing = form != "alone"
@@ -307,8 +310,8 @@ def clt_training(folder: Path, *, form: str = "pairs", tuned: bool = False, reac
                 tensors[f"post_enc_scale{suffix}"] = tuning[s, t][1]
         save_file(tensors, inner / "sae.safetensors")
         said = {
-            "activation": "topk",
-            "k": K,
+            "activation": activation,
+            "k": K if activation == "topk" else F // 2,
             "transcode": True,
             "skip_connection": True,
             "normalize_io": True,
@@ -324,7 +327,10 @@ def clt_training(folder: Path, *, form: str = "pairs", tuned: bool = False, reac
 
     def features(x: Tensor) -> Tensor:
         pre = pre_of(x * (D**0.5 / norm_in[:, None]), W, b)
-        return top(pre, pre, K)
+        if activation == "topk":
+            return top(pre, pre, K)
+        groups = pre.relu().unflatten(2, (F // 2, 2))
+        return (groups * (groups == groups.amax(3, keepdim=True))).flatten(2)
 
     def outputs(x: Tensor) -> Tensor:
         acts, scaled = features(x), x * (D**0.5 / norm_in[:, None])
@@ -341,7 +347,7 @@ def clt_training(folder: Path, *, form: str = "pairs", tuned: bool = False, reac
     tying = {"alone": "per_layer", "pairs": "untied"}.get(form)
     tying = tying or ("untied" if tuned or reach < L else {"concat": "per_target"}.get(form, form))
     hooks, notes = ("mlp.hook_in", "mlp.hook_out"), "offsets" if tuned else ""
-    return Truth(features, outputs, "clt-training", tying, "topk", hooks, skip=True, notes=notes)
+    return Truth(features, outputs, "clt-training", tying, activation, hooks, skip=True, notes=notes)
 
 
 MINIATURES: dict[str, Callable[[Path], Truth]] = {
@@ -369,6 +375,8 @@ MINIATURES: dict[str, Callable[[Path], Truth]] = {
     "clt-training, per target": lambda folder: clt_training(folder, form="concat"),
     "clt-training, per target, tuned": lambda folder: clt_training(folder, form="concat", tuned=True),
     "clt-training, per source, tuned": lambda folder: clt_training(folder, form="per_source", tuned=True),
+    "clt-training, groupmax": lambda folder: clt_training(folder, activation="groupmax"),
     "sparsify": lambda folder: clt_training(folder, form="alone"),
+    "sparsify, groupmax": lambda folder: clt_training(folder, form="alone", activation="groupmax"),
 }
 """By name; each is made in an empty folder."""

@@ -106,6 +106,15 @@ RUNS: list[tuple[str, int, dict[str, Any]]] = [("two", 2, {}), ("1", 1, {}), ("3
 """Name, ranks, settings of `[parallel]`."""
 
 
+STEERED: dict[str, Any] = {
+    "transcoder": {"dtype": "float64", "features": 11},
+    "activation": {"name": "jumprelu", "target_l0": 6},
+    "losses": [{"name": "mse"}, {"name": "tanh_sparsity"}],
+    "train": {"log_every": 1},
+}
+"""A run that is steered to an L0, on 2 × 2 ranks."""
+
+
 STORED = "stored"
 """The folder of a data set of 100 rows, three layers of six dimensions, that the next runs read."""
 STORED_RUNS: list[tuple[str, int, int]] = [("rows-2", 2, 0), ("rows-3", 3, 2), ("rows-4", 4, 5), ("rows-1", 1, 7)]
@@ -309,6 +318,13 @@ def runs(folder: Path, rank: int, ports: list[str]) -> None:
             run(changed, out=folder / name, resume=None if name == "two" else "step_000004", plugins=plugins())
 
 
+def steered_run(folder: Path, rank: int, port: str) -> None:
+    """The run of `STEERED`."""
+    os.environ.update(WORLD_SIZE="4", MASTER_PORT=port)
+    changed = tables(**STEERED, parallel={"name": "tensor", "data": 2})
+    run(changed, out=folder / "steered", plugins=plugins())
+
+
 def stored_runs(folder: Path, rank: int, ports: list[str]) -> None:
     """Runs on stored rows, each resumed from a checkpoint of the one before; saves the rows that each rank read."""
     read: list[list[int]] = []
@@ -362,7 +378,8 @@ def main(folder: Path, ports: list[str]) -> None:
     dist.barrier()
     dist.destroy_process_group()
     runs(folder, rank, ports[: len(RUNS)])
-    stored_runs(folder, rank, ports[len(RUNS) :])
+    stored_runs(folder, rank, ports[len(RUNS) : -1])
+    steered_run(folder, rank, ports[-1])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,11 @@ class Source(Protocol):
         """
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """Batches of tokens never trained on, the same at each call: `tokens` in total, or all there are."""
+        """Batches of tokens never trained on: `tokens` in total, or all there are.
+
+        They are the same at each call and on any number of ranks, so cut by `context.batch_tokens`, not by a rank's
+        share: ranks take them in turn.
+        """
 
     def statistics(self) -> Mapping[str, Tensor] | None:
         """Stored statistics (`mean`, `std` [L, D] and `rms` [L], each under `inputs.` and `targets.`), or None:

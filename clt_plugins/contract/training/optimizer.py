@@ -60,6 +60,9 @@ class Weight:
     role: Role
     rows: bool
     """Whether it holds rows, of features or between dimensions: matrices, which weight decay is for."""
+    lr_factor: float = 1.0
+    """What the plugin that made it multiplies the learning rate by (`parameter(..., lr_factor=...)`). An optimizer puts
+    it into `group["lr_factor"]`, times its own."""
     pieces: Sequence[Piece]
     """How it is cut; together they are all of it."""
 

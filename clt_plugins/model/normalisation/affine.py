@@ -83,10 +83,13 @@ class AffineNormalisation(nn.Module):
         return self._normalised(raw, self.side("target"))
 
     def _normalised(self, raw: Tensor, units: Affine) -> Tensor:
-        raw = raw.to(units.shift.dtype)
+        dtype = units.shift.dtype
+        if self.identity or torch.promote_types(raw.dtype, dtype) != dtype:
+            raw = raw.to(dtype)
         if self.identity:
             # No copy of the activations: at large batches that is a pass over 2 · B·L·D numbers.
             return raw
+        # Narrow activations are widened as they are read: another pass less.
         centred = raw - units.shift
         # In place: it is this function's own tensor.
         return centred.div_(units.scale) if units.inverse is None else rows_times(centred, units.inverse)

@@ -141,13 +141,15 @@ def exactly_once(bench: Bench) -> None:
 
 @check("source")
 def held_out(bench: Bench) -> None:
-    """Held-out batches are the same at each call, have at most the tokens asked for, and are never trained on; reading
-    them does not move the stream."""
+    """Held-out batches are the same at each call and on any number of ranks, have at most the tokens asked for, and are
+    never trained on; reading them does not move the stream."""
     tokens = 5 * TOKENS // 2
     with opened(bench) as source:
         first = list(source.held_out(tokens))
         trained = {row for _ in range(BATCHES) for row in numbers(source.next())}
         again = list(source.held_out(tokens))
+    with opened(bench, 1, 2) as source:
+        on_two = list(source.held_out(tokens))
     count = sum(batch.tokens for batch in first)
     expect(0 < count <= tokens, f"up to {tokens} tokens, and some", str(count), "`held_out`")
     expect(
@@ -155,6 +157,11 @@ def held_out(bench: Bench) -> None:
     )
     for number, (expected, batch) in enumerate(zip(first, again, strict=True)):
         equal(batch, expected, f"held-out batch {number} at the second call", "`held_out`: the same at each call")
+    sizes = [batch.tokens for batch in first]
+    look = "`held_out`: batches as large as context.batch_tokens, for any number of ranks"
+    expect(sizes == [batch.tokens for batch in on_two], f"batches of {sizes} on two ranks, as on one", "others", look)
+    for number, (expected, batch) in enumerate(zip(first, on_two, strict=True)):
+        equal(batch, expected, f"held-out batch {number} on two ranks", look)
     read = {row for batch in first for row in numbers(batch)}
     both = len(trained & read)
     # Texts with the same beginning have equal rows there, so a few rows may be on both sides.

@@ -72,7 +72,11 @@ def weights_of(
     weights = []
     for name, p in by_name.items():
         rows = is_matrix(p, transcoder.d_model)
-        weights.append(Weight(name=name, parameter=p, role=role_of(name, rows), rows=rows, pieces=pieces[name]))
+        factor = getattr(p, "lr_factor", 1.0)
+        weight = Weight(
+            name=name, parameter=p, role=role_of(name, rows), rows=rows, lr_factor=factor, pieces=pieces[name]
+        )
+        weights.append(weight)
     return weights
 
 

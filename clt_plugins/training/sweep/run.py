@@ -11,6 +11,7 @@ DIR/frontier.json .html .png
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from clt_plugins.model.scores import score
 from clt_plugins.recipe.read import read_sweep
 from clt_plugins.recipe.sweep import Sweep
 from clt_plugins.registry.plugins import Plugins, load_plugins
+from clt_plugins.training.host.memory import kept_memory
 from clt_plugins.training.sweep import frontier as result
 from clt_plugins.training.sweep.frontier import Frontier, Point
 from clt_plugins.training.sweep.memory import available_bytes, most_at_once, plan_sweep
@@ -94,6 +96,7 @@ def sweep(
         Faults: the recipe has faults, or something that it names does not fit or is not there; or memory is too small.
         Stopped: interrupted, or members failed: the others are complete.
     """
+    _check_alone()
     plugins = plugins or load_plugins()
     read = recipe if isinstance(recipe, Sweep) else read_sweep(recipe, plugins=plugins)
     if read is None:
@@ -107,6 +110,19 @@ def sweep(
             return _run(read, root, resume, accept, at_once, plugins, signals)
 
 
+def _check_alone() -> None:
+    """
+    Raises:
+        Refused: `torchrun` has started several processes: each would train all members.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
+        text = f"trains in one process, and {started} were started: leave out torchrun"
+        raise Refused(
+            "sweep", f"{text}; for more GPUs start a sweep for each, with some of the values and its own --out"
+        )
+
+
 def _check_memory(read: Sweep, plugins: Plugins, at_once: int | None) -> None:
     """Before anything is built, plan all members.
 
@@ -116,7 +132,7 @@ def _check_memory(read: Sweep, plugins: Plugins, at_once: int | None) -> None:
     """
     needs = plan_sweep(read, plugins, at_once)
     if any(one.needs.ranks > 1 for one in needs.members):
-        text = 'a sweep trains in one process: take parallel = "single", and for more GPUs a sweep each'
+        text = 'a sweep trains in one process: take parallel = "single", and for more GPUs start a sweep for each'
         raise Refused("parallel", text)
     device = make_device(read.members[0].recipe.transcoder.device)
     available = available_bytes(device)
@@ -214,8 +230,10 @@ def _group(
         begun: called when all that can be refused has been tried.
     """
     with ExitStack() as stack:
-        parallel = make_context(group.members[0].recipe).parallel
+        context = make_context(group.members[0].recipe)
+        parallel = context.parallel
         stack.callback(parallel.close)
+        stack.enter_context(kept_memory(context.device))
         together = Together(stack, group.members, root, parallel, plugins, resume=resume, accepted=accept)
         begun()
         signals.phase = "interrupted at once: the last checkpoints are complete, go on with --resume"

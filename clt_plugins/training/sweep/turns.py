@@ -31,6 +31,7 @@ from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.build import naming_plugins
 from clt_plugins.toml import inline
 from clt_plugins.training import learned
+from clt_plugins.training.between.steering import check_steering
 from clt_plugins.training.folder import run_folder
 from clt_plugins.training.prepared import Prepared
 from clt_plugins.training.sweep.draws import Draws, Own
@@ -183,6 +184,7 @@ class Together:
                 with turn.taken():
                     parts = _parts(start.recipe, start.folder, device, parallel, turn)
                     check_losses(start.recipe, parts.losses, parts.source, parallel.data_ranks)
+                    check_steering(parts)
                     stages = check_stages(parts, start.recipe, plugins)
                     turn.scorer = _scorer(parts, start.recipe, plugins, stages) if scoring else None
                     turn.one = Prepared(parts, start, accepted, plugins, stages)

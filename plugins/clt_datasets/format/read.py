@@ -9,7 +9,6 @@ buffer of the thread, and copied from there.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 from pathlib import Path
@@ -25,10 +24,15 @@ DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class _Aligned(threading.local):
-    """A buffer of each thread that begins at a multiple of `SECTOR`; freed when the thread ends."""
+    """A buffer of each thread that begins at a multiple of `SECTOR`; freed when the thread ends.
+
+    NumPy's memory is private to a process. That of `mmap` would be one memory for all processes that are forked.
+    """
 
     def __init__(self) -> None:
-        self.bytes = np.frombuffer(mmap.mmap(-1, PIECE), np.uint8)
+        memory = np.empty(PIECE + SECTOR, np.uint8)
+        begin = -memory.ctypes.data % SECTOR
+        self.bytes = memory[begin : begin + PIECE]
 
 
 _aligned = _Aligned()

@@ -14,6 +14,10 @@ Decoders: a matrix for each pair of layers; one for each source layer (`per_sour
 (`coalesce_topk = "concat"`). With `cross_layer = n`, features write to n layers. (sparsify at cf9821f,
 `sparse_coder.py`, `runner.py`.)
 
+`groupmax` keeps the highest of each of k groups of neighbouring features. Where it was trained on several tensor ranks,
+features used the decoder rows of others (`fused_encoder.py` adds rank · k / ranks to their numbers instead of
+rank · F / ranks), and what is read here computes something else. The files do not say on how many it was.
+
 Shapes: L layers, D d_model, F features per layer.
 """
 
@@ -50,8 +54,8 @@ class CLTTraining:
         """Read the folders.
 
         Raises:
-            Refused: a file or tensor is missing, damaged or of another shape; or it is an autoencoder, selects by
-                groups, or mixes layers in another way than above.
+            Refused: a file or tensor is missing, damaged or of another shape; or it is an autoencoder, or mixes layers
+                in another way than above.
         """
         coders = [_Coder(path, index) for index, path in enumerate(_folders(folder))]
         for coder in coders[1:]:
@@ -98,7 +102,7 @@ class CLTTraining:
         kind = f"{'clt-training' if crossing else 'sparsify'} folders, {first.said.get('activation', 'topk')}"
         size = sum(coder.weights.path.stat().st_size for coder in coders)
         model, hooks = _described(folder, coders)
-        return layers.imported(kind, first.activation(), model, size, hooks=hooks)
+        return layers.imported(kind, first.activation(L), model, size, hooks=hooks)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -168,16 +172,25 @@ class _Coder:
 
     def check_like(self, first: _Coder) -> None:
         """Refuse a layer of another form than the first one's."""
-        mine, others = ((x.F, x.D, x.form, x.activation(), x.said.get("skip_connection", False)) for x in (self, first))
+        mine, others = (
+            (x.F, x.D, x.form, x.activation(1), x.said.get("skip_connection", False)) for x in (self, first)
+        )
         if mine != others:
             raise Refused(self.config, f"its sizes and settings are {mine}, those of {first.path.name} {others}")
 
-    def activation(self) -> dict[str, Any]:
-        """The table `[activation]`."""
+    def activation(self, n_layers: int) -> dict[str, Any]:
+        """The table `[activation]` of that many layers like this one."""
         name = self.said.get("activation", "topk")
-        if name not in ("topk", "batchtopk"):
-            raise Refused(self.config, f"activation is {name!r}: only topk and batchtopk can be loaded")
-        return {"name": name, "k": whole(self.said.get("k"), self.config, "k"), "scope": "layer", "ranking": "raw"}
+        if name not in ("topk", "batchtopk", "groupmax"):
+            raise Refused(self.config, f"activation is {name!r}: only topk, batchtopk and groupmax can be loaded")
+        k = whole(self.said.get("k"), self.config, "k")
+        if name != "groupmax":
+            return {"name": name, "k": k, "scope": "layer", "ranking": "raw"}
+        if self.F % k:
+            raise Refused(
+                self.config, f"groupmax needs groups of the same size: k = {k} does not divide {self.F} features"
+            )
+        return {"name": name, "k": k * n_layers}
 
     def of_target(self, name: str, later: int, shape: list[int]) -> Tensor | None:
         """A tensor for the layer `later` layers after this one; None if there is none.

@@ -1,4 +1,4 @@
-"""What Numba lacks and the CPU kernels need: bfloat16 as bits, prefetching, and an atomic counter."""
+"""What Numba lacks and the CPU kernels need: bfloat16 as bits, comparing many at once, prefetching, atomic counting."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numba.extending import intrinsic, overload
 
 LINE = 64
 """Bytes in a cache line."""
+GROUP = 64
+"""Numbers that are compared at once: a bit each."""
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -47,6 +49,36 @@ def _bits_of(typing, x):
     return types.uint32(types.float32), lambda context, builder, signature, args: builder.bitcast(
         args[0], ir.IntType(32)
     )
+
+
+@intrinsic
+def above(typing, numbers, start, bound):
+    """A bit for each of numbers[start : start + GROUP]: whether it is above the bound or NaN. uint64, the first lowest.
+
+    Vector instructions compare, so most groups are done with when nothing in them is above.
+    """
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        group = ir.VectorType(data.type.pointee, GROUP)
+        address = builder.bitcast(builder.gep(data, [args[1]]), group.as_pointer())
+        loaded = builder.load(address, align=signature.args[0].dtype.bitwidth // 8)
+        one = builder.insert_element(ir.Constant(group, ir.Undefined), args[2], ir.Constant(ir.IntType(32), 0))
+        every = ir.Constant(ir.VectorType(ir.IntType(32), GROUP), [0] * GROUP)
+        bounds = builder.shuffle_vector(one, ir.Constant(group, ir.Undefined), every)
+        return builder.bitcast(builder.fcmp_unordered(">", loaded, bounds), ir.IntType(64))
+
+    return types.uint64(numbers, types.int64, numbers.dtype), generate
+
+
+@intrinsic
+def lowest_bit(typing, bits):
+    """The place of the lowest bit that is set in a uint64 that is not 0."""
+
+    def generate(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), generate
 
 
 @intrinsic

@@ -220,6 +220,8 @@ def grad_rows(values, per_target, tokens, start, F, plan, overwrite, dense, out,
                     if overwrite and first:
                         for x in range(high - low):
                             sums[x] = 0
+                    elif _next_used(f, f + 1, sources[source_start[k] : source_start[k + 1]], start, F) > f:
+                        continue  # nothing to add: most rows, where the pairs are those of few features
                     else:
                         for x in range(high - low):
                             sums[x] = widen(row[x])

@@ -1,33 +1,55 @@
-"""The loops of the selection: keys of numbers, pools of candidates, and results in order.
+"""The loops of the selection: pools of candidates, and results in order.
 
-Numbers are compared as integers, their keys, which have the order of the numbers: no branch is needed for NaN or signs.
-A pool keeps candidates in the order in which they came, and a bound that a new one must beat. Most numbers do not. When
-a pool has 2 k candidates it is cut back to the k best, and the k-th best becomes the bound. Of equal keys the earlier
-one is kept: a later one that only equals the bound loses.
+A pool keeps candidates in the order in which they came, and a bound that a new one must beat. Most numbers do not: they
+are compared many at a time and passed over together. A full pool is cut to little more than its k best, and what was
+cut off is the new bound; the last cut is exact. Of equal keys the earlier one is kept: a later one that only equals the
+bound loses.
 
 Shapes: B tokens, L layers, F features per layer, k kept per pool, C candidates, P pools, N results.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
-from clt_kernels.cpu.bits import compiled, widen
+from clt_kernels.cpu.bits import GROUP, above, compiled, lowest_bit, widen
+from clt_kernels.cpu.cut import PARTS, bits_of, cut, cut_near, key_of, kth
 
 STRETCH, SHORT_STRETCH = 1024, 256
-"""Numbers that are looked at together: they stay in the first cache. A pool holds as many more than 2 k, and is cut
-between stretches; so a pool of a token, in which k is small, has short ones."""
+"""Numbers that are looked at together: they stay in the first cache. A pool has space for as many more than make it
+full, since it is cut between stretches; so a pool of a token, in which k is small, has short ones."""
+
+SAMPLE = 4096
+"""Numbers of a pool's first block from which its first bound is estimated."""
+
+
+def as_they_are(pre: Any, low: Any, high: Any, out: Any) -> Any:
+    """pre[low:high] as numbers to compute with: a view of it, or widened into `out`."""
+
+
+@overload(as_they_are)
+def _compile_as_they_are(pre, low, high, out):
+    if pre.dtype == out.dtype:
+        return lambda pre, low, high, out: pre[low:high]
+
+    def widened(pre, low, high, out):
+        for i in range(high - low):
+            out[i] = widen(pre[low + i])
+        return out[: high - low]
+
+    return widened
 
 
 @compiled(fastmath=False)  # each operation is rounded, as torch does it: the same numbers are kept
 def _scores(pre, low, high, scale, shift, out):
-    """pre * scale + shift of pre[low:high]; a scale or shift of no entries is none."""
+    """pre * scale + shift of pre[low:high], which may be in `out`; a scale or shift of no entries is none."""
     n_features = max(len(scale), len(shift))
     if n_features == 0:
-        for i in range(high - low):
-            out[i] = widen(pre[low + i])
-        return
+        return as_they_are(pre, low, high, out)
     place = low
     while place < high:
         # Up to the end of a token's features.
@@ -44,104 +66,59 @@ def _scores(pre, low, high, scale, shift, out):
             for i in range(len(part)):
                 made[i] = widen(part[i]) * scale[f + i] + shift[f + i]
         place = end
+    return out[: high - low]
 
 
 @compiled()
-def _make_keys(bits, count):
-    """The numbers of which these are the bits, as integers of the same order. NaN counts as +inf, -0 as 0."""
-    zero = bits.dtype.type(0)
-    sign = bits.dtype.type(8 * bits.itemsize - 1)
-    magnitude = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
-    infinity = bits.dtype.type(0x7F800000 if bits.itemsize == 4 else 0x7FF0000000000000)
-    for i in range(count):
-        b = bits[i]
-        size = b & magnitude
-        b = infinity if size > infinity else b
-        b = zero if size == zero else b
-        bits[i] = b ^ ((b >> sign) & magnitude)
-
-
-@compiled()
-def _kth(keys, count, k, counts, same):
-    """The k-th largest of keys[:count], and how many of those equal to it are among the k.
-
-    The range of the keys is cut into equal parts, and the keys in each are counted; then the same for those in the part
-    that the k-th is in.
-
-    Args:
-        counts: int32, at least 64, overwritten; same: as large as `keys`, overwritten.
-    """
-    source, number, left = keys, count, k
-    while True:
-        low = high = source[0]
-        for i in range(number):
-            low = min(low, source[i])
-            high = max(high, source[i])
-        # Halves: the difference of two keys may need a bit more than they have.
-        base = np.int64(low) >> 1
-        span = (np.int64(high) >> 1) - base
-        if span == 0:
-            highest = 0
-            for i in range(number):
-                highest += source[i] == high
-            return (high, left) if highest >= left else (low, left - highest)
-        # About as many parts as keys: fewer would leave more keys in a part, more would take longer to go through.
-        parts = 64
-        while parts < number and parts < len(counts):
-            parts *= 2
-        shift = 0
-        while span >> shift >= parts:
-            shift += 1
-        value = span >> shift
-        counts[: value + 1] = 0
-        for i in range(number):
-            counts[((np.int64(source[i]) >> 1) - base) >> shift] += 1
-        while counts[value] < left:
-            left -= counts[value]
-            value -= 1
-        inside = 0
-        for i in range(number):
-            # Written whether it is inside or not, and overwritten if not: a branch would be mispredicted.
-            key = source[i]
-            same[inside] = key
-            inside += ((np.int64(key) >> 1) - base) >> shift == value
-        source, number = same, inside
-
-
-@compiled()
-def cut(keys, ids, values, count, k, counts, same):
-    """Keep the k best of `count` candidates, in their order; returns the key of the k-th best."""
-    kth, left = _kth(keys, count, k, counts, same)
-    kept = 0
-    for i in range(count):
-        key = keys[i]
-        equal = (key == kth) & (left > 0)
-        left -= equal
-        keys[kept], ids[kept], values[kept] = key, ids[i], values[i]
-        kept += (key > kth) | equal
-    return kth
-
-
-@compiled()
-def _see(pre, score, begin, end, first, scale, shift, k, keys, ids, values, count, bound, numbers, at, counts, same):
+def _see(pre, score, begin, end, first, scale, shift, k, keys, ids, values, count, bound, numbers, counts, same):
     """Add what beats the bound among score[begin:end] to a pool; returns its number of candidates and its bound."""
-    made = numbers.view(keys.dtype)
+    full = keys.size - len(numbers)
+    limit = same[:1]
     for low in range(begin, end, len(numbers)):
         high = min(low + len(numbers), end)
-        _scores(score, low, high, scale, shift, numbers)
-        _make_keys(made, high - low)
-        passed = 0
-        for i in range(high - low):
-            at[passed] = i
-            passed += made[i] > bound
-        for n in range(passed):
-            i = at[n]
-            keys[count], ids[count], values[count] = made[i], first + low + i, widen(pre[low + i])
-            count += 1
-        if count >= 2 * k:
-            bound = cut(keys, ids, values, count, k, counts, same)
-            count = k
+        made = _scores(score, low, high, scale, shift, numbers)
+        bits = made.view(keys.dtype)
+        limit[0] = bits_of(bound, keys)
+        least = limit.view(numbers.dtype)[0]
+        groups = (high - low) // GROUP * GROUP
+        for start in range(0, groups, GROUP):
+            left = above(made, start, least)
+            while left != 0:
+                i = start + lowest_bit(left)
+                left &= left - np.uint64(1)
+                # Of NaN the key decides. A branch would be mispredicted while the bound is not yet high.
+                key = key_of(bits[i])
+                keys[count], ids[count], values[count] = key, first + low + i, widen(pre[low + i])
+                count += key > bound
+        for i in range(groups, high - low):
+            key = key_of(bits[i])
+            keys[count], ids[count], values[count] = key, first + low + i, widen(pre[low + i])
+            count += key > bound
+        if count >= full and count > k:
+            count, bound = cut_near(keys, ids, values, count, k, bound, counts, same)
     return count, bound
+
+
+@compiled()
+def _sampled_bound(score, begin, end, scale, shift, k, bound, numbers, counts, same):
+    """A bound that somewhat more than k of score[begin:end] beat, if a sample is like them.
+
+    Without it a pool takes all numbers at first, and is cut again and again while its bound rises. Where a sample says
+    little, it is the bound that was given.
+    """
+    share = k / (end - begin)
+    if end - begin < 16 * SAMPLE or len(same) < 2 * SAMPLE or share > 0.6:
+        return bound
+    keys = same[:SAMPLE]
+    for i in range(SAMPLE):
+        # Multiples of the golden section are spread evenly, and over all features.
+        low = begin + np.int64((i * 0.6180339887498949) % 1 * (end - begin))
+        made = _scores(score, low, low + 1, scale, shift, numbers)
+        keys[i] = key_of(made.view(keys.dtype)[0])
+    rank = SAMPLE * share
+    rank += 4 * np.sqrt(rank) + 4  # four standard deviations of what the sample may be off
+    sampled, _ = kth(keys, SAMPLE, np.int64(rank), counts, same[SAMPLE:])
+    return max(bound, sampled)
 
 
 @compiled(parallel=True)
@@ -150,13 +127,21 @@ def see_batch(pre, score, tokens, first, scale, shift, k, keys, ids, values, cou
     pools = len(count)
     n_features = len(pre) // tokens
     for pool in prange(pools):
-        numbers, at = np.empty(STRETCH, values.dtype), np.empty(STRETCH + 1, np.int32)
-        counts, same = np.empty(4096, np.int32), np.empty(keys.shape[1], keys.dtype)
+        numbers = np.empty(STRETCH, values.dtype)
+        counts, same = np.empty(PARTS, np.int32), np.empty(keys.shape[1], keys.dtype)
         begin, end = tokens * pool // pools * n_features, tokens * (pool + 1) // pools * n_features
-        count[pool], bound[pool] = _see(
-            pre, score, begin, end, first, scale, shift, k, keys[pool], ids[pool], values[pool], count[pool],
-            bound[pool], numbers, at, counts, same,
-        )  # fmt: skip
+        lowest, started = bound[pool], count[pool]
+        if started == 0:
+            bound[pool] = _sampled_bound(score, begin, end, scale, shift, k, lowest, numbers, counts, same)
+        while True:
+            count[pool], bound[pool] = _see(
+                pre, score, begin, end, first, scale, shift, k, keys[pool], ids[pool], values[pool], count[pool],
+                bound[pool], numbers, counts, same,
+            )  # fmt: skip
+            if started > 0 or count[pool] >= k or bound[pool] == lowest:
+                break
+            # The sample was not like the block: what was passed over may be among the best.
+            count[pool], bound[pool] = 0, lowest
 
 
 @compiled(parallel=True)
@@ -164,13 +149,13 @@ def see_tokens(pre, score, tokens, first, scale, shift, k, keys, ids, values, co
     """Show a block, B · F numbers, to a pool for each token."""
     n_features = len(pre) // tokens
     for thread in prange(threads):
-        numbers, at = np.empty(SHORT_STRETCH, values.dtype), np.empty(SHORT_STRETCH + 1, np.int32)
+        numbers = np.empty(SHORT_STRETCH, values.dtype)
         counts, same = np.empty(512, np.int32), np.empty(keys.shape[1], keys.dtype)
         for token in range(tokens * thread // threads, tokens * (thread + 1) // threads):
             begin, end = token * n_features, (token + 1) * n_features
             count[token], bound[token] = _see(
                 pre, score, begin, end, first - begin, scale, shift, k, keys[token], ids[token], values[token],
-                count[token], bound[token], numbers, at, counts, same,
+                count[token], bound[token], numbers, counts, same,
             )  # fmt: skip
 
 
@@ -188,30 +173,50 @@ def cut_tokens(k, keys, ids, values, count):
 def join(k, keys, ids, values, count):
     """The k best of all pools of a batch: keys, ids and values, pool after pool."""
     total = count.sum()
-    all_keys, all_ids, all_values = (
-        np.empty(total, keys.dtype),
-        np.empty(total, ids.dtype),
-        np.empty(total, values.dtype),
+    number = min(k, total)
+    best_keys, best_ids, best_values = (
+        np.empty(number + 1, keys.dtype),  # one more: what is not kept is written too, and overwritten
+        np.empty(number + 1, ids.dtype),
+        np.empty(number + 1, values.dtype),
     )
-    place = 0
-    for pool in range(len(count)):
-        end = place + count[pool]
-        all_keys[place:end] = keys[pool, : count[pool]]
-        all_ids[place:end] = ids[pool, : count[pool]]
-        all_values[place:end] = values[pool, : count[pool]]
-        place = end
-    if total <= k:
-        return all_keys, all_ids, all_values
-    kth, left = _kth(all_keys, total, k, np.empty(4096, np.int32), np.empty(total, keys.dtype))
-    # Of those that equal the k-th best, the lowest ids: they may lie in any pool.
-    equal = np.sort(all_ids[all_keys == kth])
-    last = equal[left - 1]
+    bound, last = keys.dtype.type(0), ids.dtype.type(0)
+    if total > k:
+        every = keys[0, : count[0]]
+        if len(count) > 1:
+            every, place = np.empty(total, keys.dtype), 0
+            for pool in range(len(count)):
+                every[place : place + count[pool]] = keys[pool, : count[pool]]
+                place += count[pool]
+        bound, left = kth(every, total, k, np.empty(PARTS, np.int32), np.empty(total, keys.dtype))
+        # Of those that equal the k-th best, the lowest ids: they may lie in any pool.
+        equal, found = np.empty(total, ids.dtype), 0
+        for pool in range(len(count)):
+            for i in range(count[pool]):
+                equal[found] = ids[pool, i]
+                found += keys[pool, i] == bound
+        last = np.sort(equal[:found])[left - 1]
     kept = 0
-    for i in range(total):
-        key, id = all_keys[i], all_ids[i]
-        all_keys[kept], all_ids[kept], all_values[kept] = key, id, all_values[i]
-        kept += (key > kth) | ((key == kth) & (id <= last))
-    return all_keys[:kept], all_ids[:kept], all_values[:kept]
+    for pool in range(len(count)):
+        for i in range(count[pool]):
+            key, id = keys[pool, i], ids[pool, i]
+            best_keys[kept], best_ids[kept], best_values[kept] = key, id, values[pool, i]
+            kept += (total <= k) | (key > bound) | ((key == bound) & (id <= last))
+    return best_keys[:number], best_ids[:number], best_values[:number]
+
+
+@compiled()
+def _walk(id, end, layer, token, tokens, n_features):
+    """The end of the row of `id` (the first id after it), and its layer and token, from those of the id before it.
+
+    It is most often the same row or the next one: dividing each id would take longer.
+    """
+    if end - n_features <= id < end:
+        return end, layer, token
+    if end <= id < end + n_features and token + 1 < tokens:
+        return end + n_features, layer, token + 1
+    row = np.int64(id) // n_features
+    layer = row // tokens
+    return (row + 1) * n_features, layer, row - layer * tokens
 
 
 @compiled()
@@ -221,24 +226,22 @@ def by_token(ids, values, tokens, n_features):
     The ids of a token must ascend.
     """
     number = len(ids)
-    # A product in float64 in place of a division: right for ids below 2^51.
-    per_feature, per_token = 1 / n_features, 1 / tokens
     start = np.zeros(tokens + 1, np.int64)
+    end, layer, token = n_features, 0, 0
     for i in range(number):
-        place = np.int64((ids[i] + 0.5) * per_feature)
-        start[place - np.int64((place + 0.5) * per_token) * tokens + 1] += 1
-    for token in range(tokens):
-        start[token + 1] += start[token]
+        end, layer, token = _walk(ids[i], end, layer, token, tokens, n_features)
+        start[token + 1] += 1
+    for t in range(tokens):
+        start[t + 1] += start[t]
     token_of, feature_of, value_of = np.empty(number, np.int64), np.empty(number, np.int64), np.empty_like(values)
-    for token in range(tokens):
-        token_of[start[token] : start[token + 1]] = token
+    for t in range(tokens):
+        token_of[start[t] : start[t + 1]] = t
+    end, layer, token = n_features, 0, 0
     for i in range(number):
-        place = np.int64((ids[i] + 0.5) * per_feature)
-        layer = np.int64((place + 0.5) * per_token)
-        token = place - layer * tokens
+        end, layer, token = _walk(ids[i], end, layer, token, tokens, n_features)
         n = start[token]
         start[token] += 1
-        feature_of[n], value_of[n] = ids[i] - (place - layer) * n_features, values[i]
+        feature_of[n], value_of[n] = ids[i] - end + (layer + 1) * n_features, values[i]
     return token_of, feature_of, value_of
 
 

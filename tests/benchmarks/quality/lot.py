@@ -93,10 +93,10 @@ class Lot:
                 clean(self.folder)
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
-        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
         runs = self.folder / "runs"
         runs.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **threads}
+        # Compiled loops use no more threads than torch, which this sets.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         process = data.python("-m", "tests.benchmarks.quality.one", stdin=subprocess.PIPE, env=environment)
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended: its exit status says so

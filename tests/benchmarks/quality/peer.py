@@ -19,6 +19,13 @@ from tests.benchmarks.quality.one import Job
 from tests.benchmarks.quality.recipes import BASE, RECIPES, Recipe
 from tests.benchmarks.quality.setups import Setup
 
+OURS = {
+    BASE: "our defaults",
+    "exemplar start": "with exemplar_start",
+    "exemplar start, skip": "with exemplar_start and a skip path",
+}
+"""Recipes of the ablation, and what tables call them."""
+
 
 @attrs.frozen
 class Peer:
@@ -37,12 +44,12 @@ class Peer:
             if self.lot.peer_python:
                 jobs += [self._peer(setup, lr, first) for lr in setup.peer_lrs]
             jobs += [self._own(setup, lr, first) for lr in setup.lrs]
-            jobs += [self._default(setup, seed) for seed in self.seeds]
+            jobs += [self._ours(setup, name, seed) for name in OURS for seed in self.seeds]
             for best, job in ((self._best_peer(setup), self._peer), (self._best_own(setup), self._own)):
                 if best is not None:
                     jobs += [job(setup, best, seed) for seed in self.seeds[1:]]
             if (times := self._times(setup)) is not None:
-                jobs += [self._longer(setup, times, seed) for seed in self.seeds]
+                jobs += [self._longer(setup, name, times) for name in OURS]
         wanted = {"peer": "decode-clt", "own": "ours", "equal time": "equal time"}
         return [job for job in jobs if not self.only or any(wanted[name] in job.recipe for name in self.only)]
 
@@ -52,13 +59,17 @@ class Peer:
             peer_lr, own_lr, times = self._best_peer(setup), self._best_own(setup), self._times(setup)
             theirs = [] if peer_lr is None else self._results([self._peer(setup, peer_lr, seed) for seed in self.seeds])
             raw += theirs
-            lines = {"our defaults, same number of steps": [self._default(setup, seed) for seed in self.seeds]}
+            lines = {
+                f"{label}, same number of steps": [self._ours(setup, name, seed) for seed in self.seeds]
+                for name, label in OURS.items()
+            }
             if own_lr is not None:
                 label = f"ours, lr {own_lr:g}, same number of steps"
                 lines[label] = [self._own(setup, own_lr, seed) for seed in self.seeds]
             if times is not None:
-                label = f"our defaults, {times:g} times the steps, in the time of decode-clt"
-                lines[label] = [self._longer(setup, times, seed) for seed in self.seeds]
+                for name, label in OURS.items():
+                    longer = self._longer(setup, name, times)
+                    lines[f"{label}, {times:g} times the steps, in the time of decode-clt"] = [longer]
             if theirs:
                 rows.append([f"{setup.about}: decode-clt, lr {peer_lr:g}", *self._row(theirs), ""])
             for label, jobs in lines.items():
@@ -90,13 +101,16 @@ class Peer:
         recipe = Recipe("", lambda _: {"train": {"lr": lr}})
         return self.lot.job(setup, f"ours, lr {lr:g}", seed, recipe.tables(setup, seed))
 
-    def _default(self, setup: Setup, seed: int) -> Job:
+    def _ours(self, setup: Setup, name: str, seed: int) -> Job:
         # That of the ablation: trained once.
-        return self.lot.job(setup, BASE, seed, RECIPES[BASE].tables(setup, seed))
+        return self.lot.job(setup, name, seed, RECIPES[name].tables(setup, seed))
 
-    def _longer(self, setup: Setup, times: float, seed: int) -> Job:
-        recipe = Recipe("", lambda _: {**setup.stream(), "data_seed": 0}, times)
-        return self.lot.job(setup, "equal time", seed, recipe.tables(setup, seed))
+    def _longer(self, setup: Setup, name: str, times: float) -> Job:
+        """One seed: it costs as much as the peer, and the language model's pass besides."""
+        changes = RECIPES[name].changes(setup)
+        recipe = Recipe("", lambda _: {**changes, **setup.stream(), "data_seed": 0}, times)
+        seed = self.seeds[0]
+        return self.lot.job(setup, f"equal time, {name}", seed, recipe.tables(setup, seed))
 
     def _times(self, setup: Setup) -> float | None:
         """How many of our steps fit into one of the peer's, rounded down; by the first seed.
@@ -105,7 +119,7 @@ class Peer:
         """
         best = self._best_peer(setup)
         theirs = None if best is None else result(self._peer(setup, best, self.seeds[0]))
-        ours = result(self._default(setup, self.seeds[0]))
+        ours = result(self._ours(setup, BASE, self.seeds[0]))
         if theirs is None or ours is None:
             return None
         return max(1.0, int(10 * theirs["cpu_step_s"] / ours["cpu_step_s"]) / 10)

@@ -73,11 +73,19 @@ def _per_layer(setup: Setup) -> int:
     return round(setup.k / setup.n_layers)
 
 
-def _jumprelu(*losses: Callable[[Setup], dict[str, Any]]) -> Callable[[Setup], dict[str, Any]]:
+def _steered(activation: str, *losses: str | dict[str, Any]) -> Callable[[Setup], dict[str, Any]]:
+    """An activation with thresholds whose L0 is steered to the setup's k by the weight of a penalty."""
     return lambda setup: {
-        "activation": {"name": "jumprelu"},
-        "losses": [{"name": "mse"}, {"name": "auxk"}, *(loss(setup) for loss in losses)],
+        "activation": {"name": activation, "target_l0": setup.k},
+        "losses": ["mse", "auxk", *losses],
     }
+
+
+def _ramp(setup: Setup) -> dict[str, Any]:
+    """k for each layer, from half to one and a half times the mean: later layers get more."""
+    mean, last = setup.k / setup.n_layers, setup.n_layers - 1
+    counts = [round(mean * (0.5 + layer / last)) for layer in range(last)]
+    return {"activation": {"name": "batchtopk", "k": [*counts, setup.k - sum(counts)]}}
 
 
 def _from_model(*losses: dict[str, Any]) -> Callable[[Setup], dict[str, Any]]:
@@ -97,11 +105,8 @@ def _equal_parameters(setup: Setup) -> dict[str, Any]:
 
 
 def _quadratic(setup: Setup) -> dict[str, Any]:
-    return {"name": "l0", "target": setup.k, "frequency_weight": 1e-3}
-
-
-def _tanh(setup: Setup) -> dict[str, Any]:
-    return {"name": "tanh_sparsity"}
+    penalty = {"name": "l0", "target": setup.k, "weight": 30.0, "frequency_weight": 1e-3, "weight_schedule": "ramp"}
+    return {"activation": {"name": "jumprelu"}, "losses": ["mse", "auxk", penalty]}
 
 
 RECIPES: dict[str, Recipe] = {
@@ -117,14 +122,17 @@ RECIPES: dict[str, Recipe] = {
         "EleutherAI's sparsify",
         lambda setup: {"activation": {"name": "groupmax", "k": _per_layer(setup) * setup.n_layers}},
     ),
-    "jumprelu, quadratic l0, frequency": Recipe("Gemma Scope 2", _jumprelu(_quadratic)),
-    "jumprelu, tanh": Recipe("Lindsey et al. 2025, Circuit Tracing", _jumprelu(_tanh)),
-    # Recipes that steer the L0 to a target go here.
-    # Recipes with a k for each layer go here.
+    "jumprelu, quadratic l0, frequency": Recipe("Gemma Scope 2", _quadratic),
+    "jumprelu, l0 steered": Recipe("arXiv 2407.14435, with target_l0", _steered("jumprelu", "l0")),
+    "jumprelu, tanh steered": Recipe(
+        "Lindsey et al. 2025, with target_l0", _steered("jumprelu", {"name": "tanh_sparsity", "c": 4.0})
+    ),
+    "relu, tanh steered": Recipe("the same without thresholds", _steered("relu", "tanh_sparsity")),
+    "batchtopk, more for later layers": Recipe("k from half to 1.5 times the mean", _ramp),
     # -- what is learned besides --
     "matryoshka": Recipe("Bussmann et al. 2025, arXiv 2503.17547", _losses({"name": "matryoshka"})),
     "hierarchical": Recipe("arXiv 2505.24473", _losses({"name": "hierarchical"})),
-    # Penalties on depth go here.
+    "depth": Recipe("what features write to later layers costs", _losses({"name": "depth"})),
     "read from the model": Recipe("the base of the next one: the same tokens in another order", _from_model()),
     "kl in the last tenth": Recipe("arXiv 2503.17272", _from_model({"name": "kl", "start": 0.9})),
     # -- without a default --
@@ -137,6 +145,10 @@ RECIPES: dict[str, Recipe] = {
     "per_layer, equal parameters": Recipe("per-layer transcoders", _equal_parameters),
     "skip": Recipe("Paulo et al. 2025, arXiv 2501.18823", _with(tying={"name": "untied", "skip": True})),
     # -- how it begins, and how it ends --
+    "exemplar start": Recipe("features begin as training tokens", _with(callbacks=["exemplar_start"])),
+    "exemplar start, skip": Recipe(
+        "both", _with(callbacks=["exemplar_start"], tying={"name": "untied", "skip": True})
+    ),
     "tied start": Recipe("Gao et al. 2024, arXiv 2406.04093", _with(callbacks=[{"name": "tied_start"}])),
     "active subspace": Recipe("Wang et al. 2025, arXiv 2508.16929", _with(callbacks=[{"name": "active_subspace"}])),
     "resample": Recipe("Bricken et al. 2023", _with(callbacks=[{"name": "resample", "every": 50}])),

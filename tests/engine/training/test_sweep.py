@@ -352,6 +352,13 @@ def test_several_ranks_are_refused_before_a_folder_is_made(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_processes_of_torchrun_are_refused_before_a_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Refused, match="sweep: trains in one process, and 2 were started: leave out torchrun"):
+        sweep(many({"activation.k": [2, 3]}), out=tmp_path / "sweep", plugins=plugins())
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_lines_and_messages_of_a_console_name_the_member(tmp_path, capsys, caplog):
     caplog.set_level("INFO", "clt_plugins")
     swept = many({"activation.k": [2, 3]}, loggers=["console"])

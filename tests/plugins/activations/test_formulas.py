@@ -140,7 +140,7 @@ def test_relu_keeps_what_is_positive() -> None:
 
 
 def jumprelu(threshold: Tensor) -> Any:
-    activation = built(name="jumprelu", bandwidth=0.3)
+    activation = built(name="jumprelu", bandwidth=0.8)
     activation.set_threshold(threshold)
     return activation
 
@@ -155,8 +155,7 @@ def test_jumprelu_keeps_what_is_above_its_threshold_unchanged() -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None:
-    """-θ/ε within half a bandwidth of the threshold, on both sides of it; else 0. By log θ it is θ times that."""
-    bandwidth = 0.3
+    """-θ/ε within ε/2 of the threshold, on both sides of it; else 0. ε is 0.8 θ. By log θ it is θ times that."""
     pre, weights = draw(B, L, F, seed=1).requires_grad_(), draw(B, L, F, seed=3)
     activation = jumprelu(draw(L, F, seed=2).abs() + 0.05).train()
     if sparse:
@@ -175,8 +174,9 @@ def test_jumprelu_has_the_pseudo_derivative_of_equation_11(sparse: bool) -> None
         theta, x, weight = float(thresholds[s, f]), pre[b, s, f].item(), float(weights[b, s, f])
         if x > theta:
             by_pre[b, s, f] = weight
-        if abs(x - theta) < bandwidth / 2:
-            by_log_threshold[s, f] += weight * (-theta / bandwidth) * theta
+        epsilon = 0.8 * theta
+        if abs(x - theta) < epsilon / 2:
+            by_log_threshold[s, f] += weight * (-theta / epsilon) * theta
             below += x < theta
     assert below > 3, "features just below their threshold count, too"
     assert torch.equal(pre.grad, by_pre)

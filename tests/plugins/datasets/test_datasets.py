@@ -244,6 +244,8 @@ def test_held_out_rows_are_the_same_at_each_call_and_never_trained_on(tmp_path: 
     trained = join([source.next() for _ in range(20)]).token_ids
     assert equal(join(list(source.held_out(100))), truth)
     assert int(trained.max()) < 1_000_000
+    other = local(tmp_path / "data", make_context(rank=1, ranks=2))
+    assert all(equal(*pair) for pair in zip(first, other.held_out(40), strict=True)), "the same on any rank"
 
 
 class TestDamage:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clt_datasets.format.read import DIRECT, PIECE, read_stretches
+from tests.support.commands import python
 
 
 @pytest.fixture
@@ -105,3 +106,30 @@ def test_only_the_cache_keeps_what_was_read(file: Path, page_cache: bool) -> Non
         pytest.skip("this file system keeps files in memory")
     assert counts[0] >= file.stat().st_size
     assert counts[1] == 0 if page_cache else counts[1] >= file.stat().st_size
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from clt_datasets.format.read import read_stretches
+
+read_stretches(Path(sys.argv[1]), [(0, np.zeros(10, np.uint8))], page_cache=False)  # this thread's buffer is there
+child = os.fork() == 0
+wrong = 0
+for _ in range(100):
+    read = np.zeros(2**16, np.uint8)
+    read_stretches(Path(sys.argv[1 + child]), [(0, read)], page_cache=False)
+    wrong += bool((read != child).any())
+if child:
+    os._exit(wrong > 0)
+sys.exit(wrong > 0 or os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_forked_processes_read_side_by_side(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("zeros", "ones")]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * 2**16)
+    done = python("-c", FORKED, *files)
+    assert done.returncode == 0, done.stderr

@@ -148,7 +148,8 @@ def test_l0_and_its_gradient_by_thresholds(target: float | None, path: str) -> N
     with torch.no_grad():
         pre = torch.einsum("bld,lfd->blf", transcoder.normaliser.inputs(batch.inputs), transcoder.W_enc)
         pre += transcoder.b_enc
-    theta, width = transcoder.activation.threshold().detach(), ACTIVATIONS["jumprelu"]["bandwidth"]
+    theta = transcoder.activation.threshold().detach()
+    width = ACTIVATIONS["jumprelu"]["bandwidth"] * theta
     n_features = pre.shape[2]
     frequency = [[sum(float(pre[b, s, f]) > float(theta[s, f]) for b in range(B)) / B for f in range(n_features)]
                  for s in range(3)]  # fmt: skip
@@ -160,9 +161,9 @@ def test_l0_and_its_gradient_by_thresholds(target: float | None, path: str) -> N
     for s, f in itertools.product(range(3), range(n_features)):
         by_l0 = 0.3 * (1 if target is None else 2 * (l0 / target - 1) / target)
         by_frequency = by_l0 + 0.2 * 2 * excess[s][f] / 0.3
-        near = sum(abs(float(pre[b, s, f] - theta[s, f])) < width / 2 for b in range(B))
+        near = sum(abs(float(pre[b, s, f] - theta[s, f])) < float(width[s, f]) / 2 for b in range(B))
         # d frequency / d θ = -near / (ε B), and θ is exp of the parameter.
-        gradient = by_frequency * -near / (width * B) * float(theta[s, f])
+        gradient = by_frequency * -near / (float(width[s, f]) * B) * float(theta[s, f])
         assert float(transcoder.activation.log_threshold.grad[s, f]) == pytest.approx(gradient, rel=1e-9, abs=1e-12)
     assert all(p.grad is None or not p.grad.any() for p in (transcoder.W_enc, transcoder.b_enc))
 

@@ -16,7 +16,7 @@ from clt_plugins.files.sliced import SlicedTensors
 from tests.support import ranks
 from tests.support.commands import free_port, on_ranks
 from tests.support.helpers import plugins, tables
-from tests.support.ranks import CASES, GRIDS, RUN, RUNS, STORED, STORED_RUNS, TRAINED
+from tests.support.ranks import CASES, GRIDS, RUN, RUNS, STEERED, STORED, STORED_RUNS, TRAINED
 from tests.support.stored_data import write_numbered
 
 
@@ -28,7 +28,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     # What Numba compiles is cached on disk: once here, not once on each rank at the same time.
     for case in CASES:
         passed_alone(case)
-    ports = [free_port() for _ in [*RUNS, *STORED_RUNS]]
+    ports = [free_port() for _ in [*RUNS, *STORED_RUNS, STEERED]]
     for done in on_ranks(4, "-m", "tests.support.ranks", folder, *ports):
         assert done.returncode == 0, done.stderr[-3000:]
     results: dict[str, Any] = {
@@ -184,6 +184,13 @@ def test_a_run_on_ranks_is_the_run_of_one_process_also_when_resumed_from_two_ran
     loaded = [CrossLayerTranscoder.load(folder / each / "transcoder") for each in ("alone", name)]
     for (key, value), other in zip(loaded[0].tensors().items(), loaded[1].tensors().values(), strict=True):
         torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+def test_ranks_steer_to_an_l0_as_one_process_does(folder):
+    run(tables(**STEERED), out=folder / "steered-alone", plugins=plugins())
+    assert_same_metrics(folder / "steered-alone", folder / "steered", 1e-6)
+    factors = [line["train/penalty_factor"] for line in lines(folder / "steered") if "train/penalty_factor" in line]
+    assert factors[0] == 1 and len(set(factors)) == 12, "a factor of its own in every step"
 
 
 def test_stored_rows_are_trained_on_once_though_each_resume_has_another_number_of_data_ranks(folder):

@@ -3,7 +3,7 @@
 Runs in an environment with torch, triton, natsort, einops, simple-parsing and huggingface_hub; of the checkout it uses
 the coder and the runner alone. Imports nothing of this repository.
 
-    python write_clt_training.py FOLDER pairs|per_source|concat|alone tuned|plain CHECKOUT
+    python write_clt_training.py FOLDER pairs|per_source|concat|alone tuned|plain topk|groupmax CHECKOUT
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def modules(checkout: Path) -> Any:
     return sparse_coder.SparseCoder, config.SparseCoderConfig, runner.CrossLayerRunner
 
 
-def main(folder: Path, form: str, tuned: str, checkout: str) -> None:
+def main(folder: Path, form: str, tuned: str, activation: str, checkout: str) -> None:
     coder_class, config_class, runner_class = modules(Path(checkout))
     torch.manual_seed(3)
     x, y = torch.randn(20, L, D) * 3, torch.randn(20, L, D)
     features, outputs, runner = torch.zeros(20, L, F), [], runner_class()
     for layer in range(L):
         config = config_class(
-            activation="topk",
+            activation=activation,
             num_latents=F,
             k=K,
             skip_connection=form in ("concat", "alone"),

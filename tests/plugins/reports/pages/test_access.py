@@ -11,18 +11,32 @@ from tests.support.sites import Made
 pytestmark = pytest.mark.browser
 
 PAGES = {
-    "run": ("#/", ".tiles"),
-    "list": ("#/features?token=word4&sort=density", ".gridrow"),
-    "feature": ("#/feature/1/7", ".context"),
-    "graphs": ("#/graphs", "table"),
-    "graph": ("#/graph/main", "[data-node]"),
-    "nothing": ("#/nothing", "h1"),
+    "run": ("#/", "A <em>run</em>", ".tiles"),
+    "list": ("#/features?token=word4&sort=density", "Features", ".gridrow"),
+    "feature": ("#/feature/1/7", "Feature 1/7", ".context"),
+    "graphs": ("#/graphs", "Graphs", "table"),
+    "graph": ("#/graph/main", "main", "[data-node]"),
+    "nothing": ("#/nothing", "No such page", "main a"),
 }
+"""Route, heading, and what is there when the page is complete."""
 
 
 @pytest.fixture(scope="module")
 def axe() -> Any:
     return pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the extra 'browser'").Axe()
+
+
+def shown(page: Any, heading: str, selector: str) -> None:
+    """Wait until this page is drawn. What the page before it had is no sign: headings and tables are on most pages."""
+    page.wait_for_function("heading => document.querySelector('h1')?.textContent.trim() === heading", arg=heading)
+    page.wait_for_selector(selector)
+    drawn(page)
+
+
+def drawn(page: Any) -> None:
+    """Wait until nothing is being loaded, and charts have the width of their columns."""
+    page.wait_for_function("!document.querySelector('.loading')")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def serious(axe: Any, page: Any) -> list[str]:
@@ -44,15 +58,20 @@ def serious(axe: Any, page: Any) -> list[str]:
 def test_axe_finds_no_serious_fault(made: Made, opened: Any, axe: Any, theme: str, size: tuple[int, int]) -> None:
     faults = {}
     page = opened(made.folder, color_scheme=theme, viewport={"width": size[0], "height": size[1]})
-    for name, (route, selector) in PAGES.items():
+    for name, (route, heading, selector) in PAGES.items():
         page.evaluate(f"location.hash = '{route}'")
-        page.wait_for_selector(selector)
+        shown(page, heading, selector)
         if name == "graph":
             page.locator("[data-node]").nth(20).click()
+            page.wait_for_selector("[data-node][aria-pressed='true']")
+            page.wait_for_selector(".detail h2")
         if name == "run":
             page.get_by_text("Choose curves").click()
+            page.wait_for_selector(".chooser")
         if name == "feature":
             page.locator(".token.peak").first.focus()
+            page.wait_for_selector("#tip")
+        drawn(page)
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{name} is wider than the window, by {wide} pixels"
         faults[name] = serious(axe, page)
@@ -64,6 +83,7 @@ def test_axe_finds_no_serious_fault(made: Made, opened: Any, axe: Any, theme: st
 
 def test_axe_would_find_a_fault(made: Made, opened: Any, axe: Any) -> None:
     page = opened(made.folder)
+    shown(page, *PAGES["run"][1:])
     page.evaluate(
         "document.querySelector('main').style.color = document.querySelector('main').style.background = '#777'"
     )
@@ -72,6 +92,7 @@ def test_axe_would_find_a_fault(made: Made, opened: Any, axe: Any) -> None:
 
 def test_pages_have_a_language_landmarks_one_heading_and_a_way_past_the_navigation(made: Made, opened: Any) -> None:
     page = opened(made.folder, "#/feature/1/7")
+    shown(page, *PAGES["feature"][1:])
     assert page.locator("html").get_attribute("lang") == "en"
     for landmark in ("banner", "navigation", "main", "contentinfo"):
         assert page.get_by_role(landmark).count() >= 1
@@ -79,18 +100,19 @@ def test_pages_have_a_language_landmarks_one_heading_and_a_way_past_the_navigati
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.tagName") == "MAIN"
+    page.wait_for_function("document.activeElement.tagName === 'MAIN'")
 
 
 def test_nothing_moves_for_readers_who_want_that(made: Made, opened: Any) -> None:
     page = opened(made.folder, reduced_motion="reduce")
+    shown(page, *PAGES["run"][1:])
     times = page.locator("*").evaluate_all("all => all.flatMap((one) => getComputedStyle(one).transitionDuration)")
     assert {time for text in times for time in text.split(", ")} == {"0s"}
 
 
 def test_the_focus_is_visible(made: Made, opened: Any) -> None:
     page = opened(made.folder, "#/feature/1/7")
-    page.wait_for_selector(".context")
+    shown(page, *PAGES["feature"][1:])
     invisible = []
     for _ in range(25):
         page.keyboard.press("Tab")

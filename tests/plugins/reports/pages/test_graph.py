@@ -67,6 +67,7 @@ def test_a_node_shows_its_features_contexts_and_leads_to_its_page(made: Made, op
     ).split("_")
     page.locator("#prune").fill("1")
     page.locator(f"[data-node][aria-label^='{layer}/{feature} ']").first.click()
+    page.wait_for_selector(".detail h2")
     examples = made.collected.examples(int(layer), int(feature))
     if examples.top:
         page.wait_for_selector(".detail .context")
