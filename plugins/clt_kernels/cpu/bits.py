@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
 LINE = 64
 """Bytes in a cache line."""
 GROUP = 64
 """Numbers that are compared at once: a bit each."""
-
-
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit`. Its result is cached on disk, if a folder for it can be written.
-
-    Sums may be reordered (for vector instructions) and contracted (to fused multiply-adds), always in the same way. NaN
-    and infinity are respected.
-    """
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        flags = {"fastmath": {"reassoc", "contract", "nsz"}, **options}
-        try:
-            return njit(cache=True, **flags)(function)
-        except RuntimeError as error:
-            if "cannot cache" not in str(error):
-                raise
-            return njit(**flags)(function)  # nowhere to write: compile in every process
-
-    return decorate
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from clt_kernels.cpu.bits import compiled
+from clt_kernels.cpu.compiled import compiled
 
 PARTS = 4096
 """Most parts of a range: their counts stay in the first cache."""

@@ -18,7 +18,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from clt_kernels.cpu.bits import LINE, compiled, fetch_add, narrow, prefetch, readable, widen
+from clt_kernels.cpu.bits import LINE, fetch_add, narrow, prefetch, readable, widen
+from clt_kernels.cpu.compiled import compiled
 
 CHUNK = 256
 """Features in a unit of work."""

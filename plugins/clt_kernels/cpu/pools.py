@@ -16,7 +16,8 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from clt_kernels.cpu.bits import GROUP, above, compiled, lowest_bit, widen
+from clt_kernels.cpu.bits import GROUP, above, lowest_bit, widen
+from clt_kernels.cpu.compiled import compiled
 from clt_kernels.cpu.cut import PARTS, bits_of, cut, cut_near, key_of, kth
 
 STRETCH, SHORT_STRETCH = 1024, 256

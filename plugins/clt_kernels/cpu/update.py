@@ -12,7 +12,8 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from clt_kernels.cpu.bits import _bits_of, _float_of, compiled, fetch_add, widen
+from clt_kernels.cpu.bits import _bits_of, _float_of, fetch_add, widen
+from clt_kernels.cpu.compiled import compiled
 
 UNIT = 2**14
 """Numbers in a unit of work of a thread."""
