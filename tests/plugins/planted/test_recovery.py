@@ -33,7 +33,8 @@ def planted(units: int = 64, **source: Any) -> Parts:
     return parts(
         source={"name": "planted", **source},
         transcoder={"features": units},
-        activation={"name": "relu"},
+        # Not relu: pre-activations of 1e-8, which should be 0, are not active.
+        activation={"name": "jumprelu", "threshold": 1e-3},
         normalisation={"name": "none"},
         train={"batch_tokens": 512},
     )
