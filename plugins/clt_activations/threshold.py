@@ -33,7 +33,7 @@ class ReLU(nn.Module):
         super().__init__()
         self.config = config
         self.shape = context.n_layers, len(context.parallel.shard(context.n_features))
-        self.half = context.n_layers * context.n_features / 2
+        self.at_first = context.n_layers * context.n_features / 2
         """Half of all features, which are active at first."""
 
     def target_l0(self, progress: float) -> float | None:
@@ -42,7 +42,7 @@ class ReLU(nn.Module):
         target = self.config.target_l0
         if target is None:
             return None
-        return target * (max(1.0, self.half / target)) ** max(0.0, 1 - progress / self.config.anneal_over)
+        return target * (max(1.0, self.at_first / target)) ** max(0.0, 1 - progress / self.config.anneal_over)
 
     def threshold(self) -> Tensor:
         """0 for every feature, [L, F]."""
