@@ -144,8 +144,8 @@ def test_an_activation_with_k_has_no_target(name: str) -> None:
     [
         ({"name": "jumprelu"}, ["mse", "tanh_sparsity", "auxk"], 0.02),
         ({"name": "jumprelu"}, ["mse", "l0", "auxk"], 0.02),
-        # A weight ten times too high.
-        ({"name": "jumprelu"}, ["mse", {"name": "tanh_sparsity", "weight": 0.25}, "auxk"], 0.02),
+        # A weight that is a tenth of the default.
+        ({"name": "jumprelu"}, ["mse", {"name": "tanh_sparsity", "weight": 0.0025}, "auxk"], 0.02),
         ({"name": "jumprelu"}, ["mse", "auxk"], 0.02),
         ({"name": "relu"}, ["mse", "tanh_sparsity", "auxk"], 0.05),
     ],
