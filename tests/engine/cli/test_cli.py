@@ -105,7 +105,7 @@ def test_plugins_lists_choices_with_their_settings_and_docs() -> None:
     assert {info["name"] for info in found["plugins"]} >= {"activations", "tyings", "losses", "parallel"}
     assert all(info["status"] == "active" and Path(info["file"]).is_file() for info in found["plugins"])
     k = next(choice for choice in found["choices"]["activation"] if choice["name"] == "batchtopk")["fields"][0]
-    assert (k["name"], k["type"], k["default"], k["required"]) == ("k", "int | float", 100, False)
+    assert (k["name"], k["type"], k["default"], k["required"]) == ("k", "int | float | list[int | float]", 100, False)
     assert k["doc"].startswith("Features kept per token")
     steps = found["tables"]["train"]["fields"][0]
     assert (steps["name"], steps["required"]) == ("steps", True)

@@ -220,7 +220,7 @@ def test_set_changes_settings_before_they_are_checked(stubbed: Plugins) -> None:
         (
             "losses.first.weight=1",
             "--set losses.first.weight=1: unknown name 'first' "
-            "(known: auxk, ce, hierarchical, kl, l0, layered, matryoshka, mse, preactivation, tanh_sparsity)",
+            "(known: auxk, ce, depth, hierarchical, kl, l0, layered, matryoshka, mse, preactivation, tanh_sparsity)",
         ),
         ("name.x=1", "--set name.x=1: name is not a table"),
         ("activation.k", "--set activation.k: expected KEY=VALUE, such as train.steps=100"),
