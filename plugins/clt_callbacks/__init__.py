@@ -10,7 +10,7 @@ from attrs import field, frozen, validators
 from clt_plugins import Spec, hookimpl
 
 if TYPE_CHECKING:
-    from clt_plugins import Context
+    from clt_plugins import Context, Recipe
 
 positive: Any = validators.gt(0)
 share: Any = [validators.gt(0), validators.le(1)]
@@ -154,4 +154,19 @@ def clt_callbacks() -> list[Spec]:
         Spec("tied_start", TiedStartConfig, build_tied_start),
         Spec("active_subspace", ActiveSubspaceConfig, build_active_subspace),
         Spec("exemplar_start", ExemplarStartConfig, build_exemplar_start),
+    ]
+
+
+FIRST_VALUES = {"tied_start", "active_subspace", "exemplar_start"}
+
+
+@hookimpl
+def clt_check(recipe: Recipe) -> list[str]:
+    """First values would overwrite the weights that a run begins with."""
+    if recipe.transcoder.from_ is None:
+        return []
+    return [
+        f"callbacks[{index}]: {callback.name!r} overwrites the weights of transcoder.from: leave one of them out"
+        for index, callback in enumerate(recipe.callbacks)
+        if callback.name in FIRST_VALUES
     ]

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clt_callbacks.exemplar import _Examples
+from clt_plugins.errors import Faults
 from tests.plugins.callbacks.test_formulas import Opened
+from tests.support.helpers import recipe
 
 BATCH = 16
 """Tokens of a batch of the small recipe; it has 10 features in each of 3 layers."""
@@ -121,3 +123,9 @@ def test_rare_tokens_are_drawn_more_often_than_frequent_ones():
     examples = _Examples(opened.run, 1, torch.cat([frequent, rare]))
     # Densities are 90 and 1, so that all of the ten are among the first twenty but for one chance in hundreds.
     assert set(range(90, 100)) <= set(examples._order(torch.cat([frequent, rare])[:, 0], 0)[:20].tolist())
+
+
+@pytest.mark.parametrize("name", ["exemplar_start", "tied_start", "active_subspace"])
+def test_first_values_are_refused_where_a_run_begins_with_other_weights(name):
+    with pytest.raises(Faults, match=rf"callbacks\[0\]: '{name}' overwrites the weights of transcoder\.from"):
+        recipe(callbacks=[{"name": name}], transcoder={"from": "other/transcoder"})
