@@ -12,8 +12,8 @@ import click
 
 from clt_hub import PushConfig
 from clt_hub.facts import Facts, gather
+from clt_hub.new_folder import check_empty, new_folder
 from clt_hub.stage import as_text, send
-from clt_hub.whole import check_empty, whole
 from clt_plugins import HubPlace, Refused, check_upload
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def push(trained: Trained, repository: str, *, out: Path | None, as_json: bool, 
     if facts.evaluation is None:
         click.echo("the card has no scores: run `evaluate` first", err=True)
     if out is not None:
-        with whole(out) as partial:
+        with new_folder(out) as partial:
             receipt = send(facts, partial, None)
     else:
         with tempfile.TemporaryDirectory(prefix="clt-plugins-push-") as contents:

@@ -51,16 +51,16 @@ class Depth(Term):
         """The sum over tokens of what a drawn feature of each costs, times how many are active there; a scalar."""
         features = forward.features
         tokens, n_layers, n_features = features.shape
-        key, place, count = self._best(features, forward.step, draw)
+        key, entry, count = self._best(features, forward.step, draw)
         highest, count = self._of_ranks(key, count)
         # The drawn feature is on one of the ranks that share the features; the others decode a value of 0.
         here = (key == highest) & (key >= 0)
-        # There may be no pair at all: an empty place behind all others can always be pointed to.
-        value = pad(features.values.flatten(), (0, 1)).index_select(0, place) * here
+        # There may be no pair at all: an empty entry behind all others can always be pointed to.
+        value = pad(features.values.flatten(), (0, 1)).index_select(0, entry) * here
         token = torch.arange(tokens, device=value.device)
-        feature = place % (n_layers * n_features)
+        feature = entry % (n_layers * n_features)
         if features.pairs is not None:
-            feature = pad(features.pairs.feature, (0, 1))[place]
+            feature = pad(features.pairs.feature, (0, 1))[entry]
         written = forward.decode(Features(value, Pairs(token, feature, tokens, n_layers, n_features)))
         source = self.parallel.total(feature // n_features * here, over="features", what="selection")
         distance = torch.arange(n_layers, device=value.device) - source[:, None]
@@ -70,7 +70,7 @@ class Depth(Term):
     @torch.no_grad()
     def _best(self, features: Features, step: int, draw: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token the active feature of this rank with the highest random key: its key (-1 if none is active) and
-        its place among the flat values; and how many are active. Each [B] int64.
+        its entry among the flat values; and how many are active. Each [B] int64.
 
         The key of a pair is the sum, modulo 2^62, of a number of its token and one of its feature. So every active
         feature of a token is as likely as another to have the highest, on any number of ranks.
@@ -90,9 +90,9 @@ class Depth(Term):
             return best, column + torch.arange(tokens, device=device) * keys.shape[1], active.sum((1, 2))
         keys = ((of_token[pairs.token] + of_feature[pairs.feature]) & MASK).masked_fill(~active, -1)
         best = keys.new_full((tokens,), -1).scatter_reduce(0, pairs.token, keys, "amax")
-        places = torch.arange(len(keys), device=device).masked_fill(keys != best[pairs.token], 0)
-        place = places.new_zeros(tokens).scatter_reduce(0, pairs.token, places, "amax")
-        return best, place, features.l0()
+        entries = torch.arange(len(keys), device=device).masked_fill(keys != best[pairs.token], 0)
+        entry = entries.new_zeros(tokens).scatter_reduce(0, pairs.token, entries, "amax")
+        return best, entry, features.l0()
 
     def _of_ranks(self, key: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """The highest key and the number of active features of each token, of all ranks that share the features."""

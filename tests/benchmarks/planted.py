@@ -150,20 +150,20 @@ def spread(values: list[float | None], form: str = ".2f") -> str:
     return f"{statistics.mean(numbers):{form}} ± {(max(numbers) - min(numbers)) / 2:{form}}"
 
 
-def combinations(found: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+def combinations(runs: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """The runs of each kind, tying and penalty of which all seeds are there."""
     out: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for kind in KINDS:
         for tying in TYINGS:
             for penalty in PENALTIES:
                 key = kind, tying, penalty
-                own = [one for one in found if (one["kind"], one["tying"], one["penalty"]) == key]
+                own = [one for one in runs if (one["kind"], one["tying"], one["penalty"]) == key]
                 if len(own) == len(SEEDS):
                     out[key] = own
     return out
 
 
-def record(what: str, found: list[dict[str, Any]], columns: list[str], rows: list[list[str]]) -> dict[str, Any]:
+def record(what: str, runs: list[dict[str, Any]], columns: list[str], rows: list[list[str]]) -> dict[str, Any]:
     on = machine()
     return {
         "what": what,
@@ -173,27 +173,27 @@ def record(what: str, found: list[dict[str, Any]], columns: list[str], rows: lis
         "commit": commit(),
         "columns": columns,
         "rows": rows,
-        "runs": found,
+        "runs": runs,
     }
 
 
-def features_table(found: list[dict[str, Any]]) -> dict[str, Any]:
+def features_table(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What is recovered: a row for each kind, tying and penalty."""
     rows = []
-    for (kind, tying, penalty), own in combinations(found).items():
+    for (kind, tying, penalty), own in combinations(runs).items():
         names = ("nmse", "l0", "mcc", "recovered", "decoder_mcc", "absorption", "splitting")
         forms = (".3f", ".1f", *[".2f"] * 5)
         cells = [spread([one[name] for one in own], form) for name, form in zip(names, forms, strict=True)]
         rows.append([kind, f"`{tying}`", penalty, *cells])
     what = f"Features of planted models that transcoders recover: mean and half the range of {len(SEEDS)} seeds."
     columns = ["kind", "tying", "penalty", "NMSE", "L0", "MCC", "recovered", "decoder MCC", "absorption", "splitting"]
-    return record(what, [one for own in combinations(found).values() for one in own], columns, rows)
+    return record(what, [one for own in combinations(runs).values() for one in own], columns, rows)
 
 
-def hops_table(found: list[dict[str, Any]]) -> dict[str, Any]:
+def hops_table(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What is kept of chains: a row for each kind that has some, tying and penalty."""
     rows, shown = [], []
-    for (kind, tying, penalty), own in combinations(found).items():
+    for (kind, tying, penalty), own in combinations(runs).items():
         if "hops" not in KINDS[kind]:
             continue
         shown += [{name: one[name] for name in ("kind", "tying", "penalty", "seed")} for one in own]
@@ -229,8 +229,8 @@ def main() -> None:
         (kind, tying, penalty, seed) for kind in KINDS for penalty in PENALTIES for tying in TYINGS for seed in SEEDS
     ]
     made = [measure(*one, options) for one in every]
-    found = [one for one in made if one is not None]
-    records = {"planted": features_table(found), "planted-hops": hops_table(found)}
+    runs = [one for one in made if one is not None]
+    records = {"planted": features_table(runs), "planted-hops": hops_table(runs)}
     for name, one in records.items():
         if options.write:
             (MEASUREMENTS / f"{name}.json").write_text(json.dumps(one, indent=1, ensure_ascii=False) + "\n")

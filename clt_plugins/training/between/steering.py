@@ -12,8 +12,8 @@ From L0 in steps up to t, for step t + 1:
 
 Weights act slowly. What they decide is the direction in which the optimizer moves thresholds and encoder, by the
 learning rate: so most of their control is proportional, which brakes in time, and the integral finds the weight that
-keeps L0 where it is. Logarithms, because weights that suit differ by orders of
-magnitude, and because L0 falls by a factor.
+keeps L0 where it is. Logarithms, because suitable weights differ by orders of magnitude, and because L0 falls by a
+factor.
 
 An activation that moves its thresholds keeps L0 in a few steps, exactly. Then e is about 0, and d says how fast
 gradients would let L0 grow: the weight rises until they do not, so that in the end thresholds are where gradients leave

@@ -53,7 +53,7 @@ def above(typing, numbers, start, bound):
 
 @intrinsic
 def lowest_bit(typing, bits):
-    """The place of the lowest bit that is set in a uint64 that is not 0."""
+    """The number of the lowest bit that is set in a uint64 that is not 0."""
 
     def generate(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))

@@ -51,12 +51,12 @@ def _scores(pre, low, high, scale, shift, out):
     n_features = max(len(scale), len(shift))
     if n_features == 0:
         return as_they_are(pre, low, high, out)
-    place = low
-    while place < high:
+    begin = low
+    while begin < high:
         # Up to the end of a token's features.
-        f = place % n_features
-        end = min(high, place + n_features - f)
-        part, made = pre[place:end], out[place - low : end - low]
+        f = begin % n_features
+        end = min(high, begin + n_features - f)
+        part, made = pre[begin:end], out[begin - low : end - low]
         if len(shift) == 0:
             for i in range(len(part)):
                 made[i] = widen(part[i]) * scale[f + i]
@@ -66,7 +66,7 @@ def _scores(pre, low, high, scale, shift, out):
         else:
             for i in range(len(part)):
                 made[i] = widen(part[i]) * scale[f + i] + shift[f + i]
-        place = end
+        begin = end
     return out[: high - low]
 
 
@@ -184,18 +184,18 @@ def join(k, keys, ids, values, count):
     if total > k:
         every = keys[0, : count[0]]
         if len(count) > 1:
-            every, place = np.empty(total, keys.dtype), 0
+            every, filled = np.empty(total, keys.dtype), 0
             for pool in range(len(count)):
-                every[place : place + count[pool]] = keys[pool, : count[pool]]
-                place += count[pool]
+                every[filled : filled + count[pool]] = keys[pool, : count[pool]]
+                filled += count[pool]
         bound, left = kth(every, total, k, np.empty(PARTS, np.int32), np.empty(total, keys.dtype))
         # Of those that equal the k-th best, the lowest ids: they may lie in any pool.
-        equal, found = np.empty(total, ids.dtype), 0
+        equal, filled = np.empty(total, ids.dtype), 0
         for pool in range(len(count)):
             for i in range(count[pool]):
-                equal[found] = ids[pool, i]
-                found += keys[pool, i] == bound
-        last = np.sort(equal[:found])[left - 1]
+                equal[filled] = ids[pool, i]
+                filled += keys[pool, i] == bound
+        last = np.sort(equal[:filled])[left - 1]
     kept = 0
     for pool in range(len(count)):
         for i in range(count[pool]):

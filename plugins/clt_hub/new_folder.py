@@ -12,7 +12,7 @@ from clt_plugins import Lock, Refused
 
 
 @contextmanager
-def whole(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Yields an empty folder beside `out`. At the end of the block it becomes `out`; after an error it is deleted, and
     what a killed process left there is deleted by the next one.
 
