@@ -28,7 +28,7 @@ from clt_plugins.collected.sound import check_features, check_geometry, check_in
 from clt_plugins.collected.tensors import map_arrays
 from clt_plugins.collected.text import CollectedText, Ints, Vocabulary, show
 from clt_plugins.errors import Refused
-from clt_plugins.files.folders import recover, verify
+from clt_plugins.files.folders import check_folder, recover
 from clt_plugins.files.records import read_json
 
 
@@ -87,7 +87,7 @@ class Collected:
         if not (folder / RECORD).is_file():
             raise Refused(folder, f"no {RECORD} in it: make it with `clt-plugins collect`")
         if checksums:
-            verify(folder, needs=(RECORD, TEXT, VOCABULARY, FEATURES.format(0)))
+            check_folder(folder, needs=(RECORD, TEXT, VOCABULARY, FEATURES.format(0)))
         info = read_json(folder / RECORD, CollectionInfo)
         check_info(folder / RECORD, info)
         letters = sizes(info)

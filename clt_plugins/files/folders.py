@@ -206,7 +206,7 @@ def sweep(folder: Path, names: str) -> None:
             remove(path)
 
 
-def verify(folder: Path, needs: Sequence[str] = ()) -> None:
+def check_folder(folder: Path, needs: Sequence[str] = ()) -> None:
     """Check a folder that `atomic_folder` wrote.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clt_plugins.contract.results.inspector import Inspected
 from clt_plugins.errors import Faults
-from clt_plugins.files.folders import verify as verify_folder
+from clt_plugins.files.folders import check_folder
 from clt_plugins.files.records import as_data, defined, read_json
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.files.tensors import read_tensor, tensor_bytes, tensor_shapes
@@ -92,7 +92,7 @@ def _own(folder: Path, plugins: Plugins, verify: bool) -> TranscoderFolder:
     faults: list[str] = []
     if verify:
         try:
-            verify_folder(folder)
+            check_folder(folder)
         except (Faults, OSError) as error:
             faults += str(error).splitlines()
     tensors = SlicedTensors.find(folder, "transcoder")

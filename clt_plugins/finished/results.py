@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.errors import Faults, Refused, Stopped
-from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, verify
+from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, check_folder
 from clt_plugins.files.records import read_json
 from clt_plugins.finished.provenance import Origin, Provenance, recorded
 from clt_plugins.recipe.read import recipe_data
@@ -35,7 +35,7 @@ def kept(folder: Path, file: str, made_from: Provenance) -> bool:
     if not folder.is_dir():
         return False
     try:
-        verify(folder)
+        check_folder(folder)
         return recorded(folder / file) == made_from
     except Faults:
         return False  # it is made anew, and replaced

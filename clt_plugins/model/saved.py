@@ -15,7 +15,7 @@ from torch import nn
 
 from clt_plugins.contract.spec import __version__
 from clt_plugins.errors import Refused
-from clt_plugins.files.folders import atomic_folder, recover, verify
+from clt_plugins.files.folders import atomic_folder, check_folder, recover
 from clt_plugins.files.hub.choose import fetch_place, final_transcoder
 from clt_plugins.files.hub.names import hub_place
 from clt_plugins.files.records import FORMAT, read_json, write_json
@@ -121,7 +121,7 @@ def load_transcoder(
     if not (folder / "transcoder.json").is_file():
         return _import(make, folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)
     # Checksums before anything is built: a truncated file must not become a transcoder that looks well.
-    verify(folder)
+    check_folder(folder)
     file = folder / "transcoder.json"
     stored = SlicedTensors.find(folder, "transcoder")
     description = read_json(file, Description)

@@ -26,7 +26,7 @@ from clt_plugins.distributed.generators import CPU, DEVICE, generator_states, se
 from clt_plugins.distributed.transformed import load_position
 from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.atomic import flush, remove
-from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.folders import atomic_folder, check_folder
 from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
@@ -219,7 +219,7 @@ def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, TrainingState]:
 
 
 def _verified(path: Path) -> TrainingState:
-    verify(path, NEEDS)
+    check_folder(path, NEEDS)
     return read_json(path / "training.json", TrainingState)
 
 

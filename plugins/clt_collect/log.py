@@ -11,7 +11,8 @@ One rank's log has a file for each column:
 | start | own feature of each shard, and one more | where its pairs begin in `row` and `value` |
 
 A shard is what was kept in memory before it was written. A commit says how many rows, pairs and shards of these files
-count. After a kill, what is behind the last commit is cut off.
+count, and the checksum of each file up to there. After a kill, what is behind the last commit is cut off. A commit
+whose files are damaged does not count.
 
 A pair has 12 bytes on disk, a row 20, a shard 8 for each feature. In memory are the pairs of a shard, and what sorting
 them needs: 60 bytes each.
@@ -21,10 +22,13 @@ Shapes: B rows of a batch, N pairs, G own features of all layers.
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import shutil
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ import attrs
 import numpy as np
 
 from clt_plugins import load_json, write_json
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +50,8 @@ SHARD = 2**21
 """Pairs in memory at which a shard is written."""
 SECONDS = 30.0
 """So often, at least, a shard is written: a kill costs no more than that."""
+BLOCK = 2**24
+"""Bytes of a file that are read at once."""
 KEPT = 2
 """Commits that are remembered: of several ranks, one may have made one more than another when all were killed."""
 
@@ -65,6 +73,8 @@ class Commit:
     """The source's state, for training text."""
     complete: bool = False
     """Whether all of the text was read."""
+    checksums: dict[str, int] = attrs.field(factory=dict)
+    """CRC-32 of what counts of each file, by column."""
 
 
 class Log:
@@ -95,18 +105,41 @@ class Log:
         return self.folder / f"commits-{self.rank}.json"
 
     def _commits(self) -> list[Commit]:
-        """The commits of an earlier process; the first one is that of an empty log."""
-        if not self._record.is_file():
-            return [Commit()]
-        record = load_json(self._record)
-        commits = [Commit(**one) for one in record["commits"]] if record["key"] == self.key else []
-        return [Commit(), *(one for one in commits if self._holds(one))]
+        """The commits of an earlier process that can be gone on from; the first one is that of an empty log."""
+        commits = recorded = self._recorded()
+        for column in COLUMNS:
+            commits = self._undamaged(column, commits)
+        if len(commits) < len(recorded):
+            logger.warning("%s: damaged: reading goes on from what is whole before it", self.folder)
+        return [Commit(), *commits]
 
-    def _holds(self, commit: Commit) -> bool:
-        """Whether the files have all that a commit counts."""
-        paths = {column: self._path(column) for column in COLUMNS}
-        sizes = {column: path.stat().st_size if path.is_file() else 0 for column, path in paths.items()}
-        return all(size >= _bytes(column, commit, self.own) for column, size in sizes.items())
+    def _recorded(self) -> list[Commit]:
+        """What the record says; nothing if it is of something else, or damaged."""
+        if not self._record.is_file():
+            return []
+        try:
+            record = load_json(self._record)
+            if record["checksum"] != _checksum(record):
+                raise ValueError("its checksum is another")
+            return [Commit(**one) for one in record["commits"]] if record["key"] == self.key else []
+        except (ValueError, TypeError, KeyError) as error:  # only a log: what it says is read from the text again
+            logger.warning("%s: damaged (%s): reading starts anew", self._record, error)
+            return []
+
+    def _undamaged(self, column: str, commits: list[Commit]) -> list[Commit]:
+        """The commits, in their order, of which a column's file has all that they count. It is read once."""
+        path, kept, checksum, done = self._path(column), [], 0, 0
+        try:
+            with path.open("rb") if path.is_file() else io.BytesIO() as file:
+                for commit in commits:
+                    end = _bytes(column, commit, self.own)
+                    while done < end and (block := file.read(min(BLOCK, end - done))):
+                        checksum, done = zlib.crc32(block, checksum), done + len(block)
+                    if done == end and checksum == commit.checksums.get(column, 0):
+                        kept.append(commit)
+        except OSError as error:
+            raise OSError(f"{path}: cannot be read: {error.strerror}") from error
+        return kept
 
     def begin(self, batches: int) -> Commit:
         """Go on from the commit after some batches, which is one of `commits`.
@@ -118,7 +151,10 @@ class Log:
         self.commits = [one for one in self.commits if one.batches <= batches]
         self.commit = commit
         for column in COLUMNS:
-            file = self._path(column).open("ab")
+            path = self._path(column)
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise OSError(f"{path}: not a regular file: remove {self.folder}, and start again")
+            file = path.open("ab")
             file.truncate(_bytes(column, commit, self.own))
             file.seek(0, os.SEEK_END)
             self._files[column] = file
@@ -162,7 +198,8 @@ class Log:
         self.commit = attrs.evolve(self.commit, batches=batches, source=source, complete=complete)
         self.commits = [*self.commits, self.commit][-KEPT:]
         partial = self._record.with_suffix(".partial")
-        write_json(partial, {"key": self.key, "commits": self.commits})
+        record = {"key": self.key, "commits": [attrs.asdict(one) for one in self.commits]}
+        write_json(partial, {**record, "checksum": _checksum(record)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(self._record)
@@ -179,8 +216,11 @@ class Log:
         row = np.repeat(np.arange(before.rows, before.rows + len(parts["count"]), dtype=np.int32), parts["count"])
         parts["row"], parts["value"] = row[order], value[order]
         parts["start"] = before.pairs + np.concatenate([[0], np.cumsum(np.bincount(own, minlength=self.own))])
+        checksums = dict(before.checksums)
         for column, dtype in COLUMNS.items():
-            self._files[column].write(np.ascontiguousarray(parts[column], dtype))
+            written = np.ascontiguousarray(parts[column], dtype).tobytes()
+            checksums[column] = zlib.crc32(written, checksums.get(column, 0))
+            self._files[column].write(written)
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -194,6 +234,7 @@ class Log:
             shards=before.shards + 1,
             lowest=min(extremes, default=None),
             highest=max(extremes, default=None),
+            checksums=checksums,
         )
 
     def close(self) -> None:
@@ -223,6 +264,11 @@ class Written:
             columns[column] = np.memmap(path, dtype, "r", shape=(length,)) if length else np.empty(0, dtype)
         columns["start"] = columns["start"].reshape(commit.shards, n_layers * len(own) + 1)
         return cls(columns, commit, own)
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    """CRC-32 of a record of commits."""
+    return zlib.crc32(json.dumps([record["key"], record["commits"]], sort_keys=True).encode())
 
 
 def _length(column: str, commit: Commit, own: int) -> int:

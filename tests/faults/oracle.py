@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clt_datasets.make.inspect import inspect
 from clt_plugins.errors import ExitCode, Faults
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from tests.faults.forking import Ended
 
 COMPARED = (".safetensors", ".h5", ".js", ".css", "cfg.json", "collected.json", "README.md", "index.html")
@@ -105,7 +105,7 @@ def _not_whole(path: Path, name: Path) -> list[str]:
     try:
         if _is_data_set(path / "manifest.json"):
             return [f"{name}: {fault}" for fault in inspect(path, verify=True).faults]
-        verify(path)
+        check_folder(path)
     except (Faults, OSError) as error:
         return [f"{name} is not whole: {str(error).splitlines()[0]}"]
     return []

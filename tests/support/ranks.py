@@ -28,7 +28,7 @@ from clt_plugins.distributed.agree import all_or_none, anyone, same_everywhere
 from clt_plugins.distributed.generators import generator_states, set_generators
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.errors import Stopped
-from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.folders import atomic_folder, check_folder
 from clt_plugins.files.sliced import SUFFIX
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.devices import make_parallel
@@ -257,7 +257,7 @@ def agreements(grid: Grid, folder: Path) -> dict[str, str]:
                 written.write_bytes(b"slice")
                 time.sleep(0.5 * rank)
                 written.rename(partial / f"t{SUFFIX.format(grid.tensor_rank, grid.tensor_ranks)}")
-        verify(folder / "slow", ["t*"])
+        check_folder(folder / "slow", ["t*"])
 
     def shared_parameter() -> list[float]:
         one = parameter(torch.zeros(2), None, partial_gradient=True)

@@ -22,7 +22,7 @@ from clt_plugins.contract.abilities import HasModel
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.results.stage import Stage, StageInfo
 from clt_plugins.errors import Faults, WrongReturn
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_plugins.finished.job import Job
 from clt_plugins.finished.provenance import Provenance, identify, settings_of
 from clt_plugins.finished.results import kept
@@ -140,7 +140,7 @@ def run(bench: Bench) -> None:
     for name, x in transcoder.tensors().items():
         same(x, before[name], f"{name} of the job's transcoder as it was", "`run`: work on a copy, and return it")
     expect(not transcoder.training, "the transcoder still in eval mode", "it is in training mode", "`run`")
-    verify(ready.target)
+    check_folder(ready.target)
     if returned is not None:
         loaded = CrossLayerTranscoder.load(ready.target, plugins=bench.plugins)
         x = bench.batch().inputs

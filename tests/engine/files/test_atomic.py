@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clt_plugins.files.atomic import remove, write_file
-from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.folders import atomic_folder, check_folder
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -40,7 +40,7 @@ def test_folders_are_saved_where_the_system_cannot_flush_folders(tmp_path, monke
     with atomic_folder(tmp_path / "f") as partial:
         (partial / "sub").mkdir()
         (partial / "sub/a.txt").write_text("hello")
-    verify(tmp_path / "f")
+    check_folder(tmp_path / "f")
 
     def full(handle):
         raise OSError(28, "No space left on device")

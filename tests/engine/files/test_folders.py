@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, verify
+from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, check_folder
 from clt_plugins.files.records import read_json
 
 
@@ -25,7 +25,7 @@ def test_a_folder_appears_at_the_end_with_a_manifest_of_its_files(tmp_path):
     manifest = read_json(tmp_path / "new/f" / MANIFEST, Manifest)
     assert manifest.files["a.txt"].bytes == 5 and set(manifest.files) == {"a.txt"}
     assert list(json.loads((tmp_path / "new/f" / MANIFEST).read_text())) == ["format", "files"]
-    verify(tmp_path / "new/f")
+    check_folder(tmp_path / "new/f")
 
 
 def fail(folder: Path, error: BaseException) -> None:
@@ -43,7 +43,7 @@ def test_after_an_error_the_folder_is_as_it_was(tmp_path, error):
         fail(tmp_path / "f", error)
     assert (tmp_path / "f/a.txt").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
-    verify(tmp_path / "f")
+    check_folder(tmp_path / "f")
 
 
 def test_a_folder_is_replaced_as_a_whole_also_after_a_crash_between_its_two_renames(tmp_path):
@@ -65,8 +65,8 @@ def test_a_folder_may_be_named_in_any_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     put(Path("../other/"))
     put(tmp_path / "link")
-    verify(tmp_path / "other")
-    verify(tmp_path / "real")
+    check_folder(tmp_path / "other")
+    check_folder(tmp_path / "real")
     assert (tmp_path / "link").is_symlink()
 
 
@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_folder_is_named(damage, text, tmp_path):
     put(tmp_path / "f")
     damage(tmp_path / "f")
     with pytest.raises(ValueError, match=r"^/") as error:
-        verify(tmp_path / "f")
+        check_folder(tmp_path / "f")
     assert text in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
@@ -97,7 +97,7 @@ def test_files_of_sub_folders_are_listed_and_verified(tmp_path):
     assert set(read_json(tmp_path / "f" / MANIFEST, Manifest).files) == {"layer_0/weights.bin"}
     (tmp_path / "f/layer_0/weights.bin").write_text("hullo")
     with pytest.raises(ValueError, match=r"weights.bin: damaged"):
-        verify(tmp_path / "f")
+        check_folder(tmp_path / "f")
 
 
 def test_files_have_the_mode_that_the_umask_asks_for(tmp_path):
@@ -117,4 +117,4 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path, name):
     manifest["files"] = {name: manifest["files"]["a.txt"]}
     (tmp_path / "f" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="is not in the folder"):
-        verify(tmp_path / "f")
+        check_folder(tmp_path / "f")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clt_plugins.files import locks
-from clt_plugins.files.folders import atomic_folder, verify
+from clt_plugins.files.folders import atomic_folder, check_folder
 from clt_plugins.files.locks import Lock
 from tests.support.commands import python, start
 
@@ -106,7 +106,7 @@ with atomic_folder(Path({str(tmp_path / "f")!r})) as partial:
         assert not (tmp_path / "f").exists()
         other.kill()
         assert second.wait(timeout=60) == 0
-    verify(tmp_path / "f")
+    check_folder(tmp_path / "f")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     with atomic_folder(tmp_path / "f") as partial:
         (partial / "a").write_text("third")

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from clt_plugins import run
 from clt_plugins.cli.main import main_group
 from clt_plugins.errors import ExitCode
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_plugins.finished.find import find_trained
 from clt_plugins.recipe.read import as_toml
 from tests.support.helpers import plugins, recipe, tables
@@ -112,7 +112,7 @@ def test_the_working_directory_may_be_the_new_folder_if_it_is_empty(
     monkeypatch.chdir(tmp_path / "here")
     done = invoke(command, trained, "-p", "plain_exporter", "--out", out, *REST[command])
     assert done.exit_code == 0, done.output
-    verify(tmp_path / "here")
+    check_folder(tmp_path / "here")
     assert Path.cwd().samefile(tmp_path / "here"), "the shell's folder is still the same one"
     assert not [path.name for path in Path().iterdir() if path.name.startswith(".")]
     again = invoke(command, trained, "-p", "plain_exporter", "--out", out, *REST[command])

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from clt_plugins import run
 from clt_plugins.cli.main import main_group
 from clt_plugins.errors import ExitCode, Unreachable
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_plugins.finished.find import find_trained
 from clt_plugins.finished.provenance import identify
 from tests.support.helpers import plugins, tables
@@ -184,7 +184,7 @@ def test_what_has_other_settings_is_made_anew(finished, changes, new):
     run(tables(**{**STAGES, **changes}), out=finished, resume="latest")
     assert {name for name in folders if (finished / name).stat().st_ino != before[name]} == new
     for name in folders:
-        verify(finished / name)
+        check_folder(finished / name)
 
 
 def test_a_damaged_result_is_made_anew(finished):
@@ -200,7 +200,7 @@ def test_what_a_user_put_into_a_result_is_moved_aside_with_it(finished):
     changed = {**STAGES, "exports": [{"name": "safetensors", "dtype": "bfloat16"}]}
     run(tables(**changed), out=finished, resume="latest")
     assert (finished / "exports/safetensors-older/notes.txt").read_text() == "mine"
-    verify(finished / "exports/safetensors")
+    check_folder(finished / "exports/safetensors")
 
 
 def test_a_stage_that_fails_leaves_all_older_results(finished):
@@ -265,7 +265,7 @@ def test_a_logger_that_fails_does_not_take_the_evaluation_away(logged, at):
     assert done.stderr.strip().splitlines()[-1].count(f"RuntimeError: cannot {at}") == 1
     assert "my_logger" in done.stderr
     assert json.loads((logged / "evaluation/evaluation.json").read_text())["tokens"] == 256
-    verify(logged / "evaluation")
+    check_folder(logged / "evaluation")
 
 
 def test_in_a_run_a_logger_that_fails_does_not_take_later_stages_away(trained, distributions):
@@ -278,7 +278,7 @@ def test_in_a_run_a_logger_that_fails_does_not_take_later_stages_away(trained, d
     with pytest.raises(PluginError, match=r"my_logger.*cannot log"):
         run(tables(**stages), out=trained, resume="latest", plugins=load_plugins(extra=["my_logger"]))
     for name in ("converted", "evaluation", "exports/safetensors"):
-        verify(trained / name)
+        check_folder(trained / name)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "convert", "export"])

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.cli.main import main_group
 from clt_plugins.errors import ExitCode, PluginError, Stopped
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_plugins.finished.provenance import identify
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.toml import toml_text
@@ -148,7 +148,7 @@ def test_a_stage_that_fails_is_named_and_resume_does_the_rest(how, noting, tmp_p
     with pytest.raises(error):
         run(tables(stages=stages), out=tmp_path / "run", plugins=noting)
     assert ("stages[1] 'note' failed; results of other stages stay" in caplog.messages) == (how == "error")
-    verify(tmp_path / "run/one")
+    check_folder(tmp_path / "run/one")
     assert not (tmp_path / "run/two").exists() and not list((tmp_path / "run").glob(".two*"))
     assert calls() == [("one", 12), ("two", 12)]
     stages[1]["fails_at"] = -1
@@ -281,7 +281,7 @@ def test_a_stage_that_fails_during_training_does_not_end_it_and_is_raised_at_the
     assert "step 8: no note at 8; training goes on, and the run ends with this error" in caplog.messages
     assert weights(tmp_path / "run") == weights(tmp_path / "plain")
     for name in ("stages/step_000004/a", "stages/step_000004/b", "a", "b"):
-        verify(tmp_path / "run" / name)
+        check_folder(tmp_path / "run" / name)
     assert not (tmp_path / "run/stages/step_000008/a").exists()
 
 

@@ -175,6 +175,28 @@ def test_killed_after_the_pass(folder: Path, tmp_path: Path, monkeypatch: pytest
     assert same_bytes(whole, collect(made, tmp_path / "other", tokens=TOKENS, **SMALL))
 
 
+@pytest.mark.parametrize("text", ["held_out", "training"])
+@pytest.mark.parametrize("name", ["ids", "value", "row", "start", "commits"])
+def test_a_damaged_log_is_not_gone_on_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, name: str, text: str
+) -> None:
+    """A digit of a number is another after a crash: what it is part of is read again, and the result is the same."""
+    monkeypatch.setattr(log_module, "SHARD", 1)
+    whole = collect(built(folder), tmp_path / "whole", tokens=TOKENS, text=text, **SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr("clt_collect.stage.sort_rows", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            collect(built(folder), tmp_path / "other", tokens=TOKENS, text=text, **SMALL)
+    (path,) = (tmp_path / ".other.work").rglob(f"{name}-0.*")
+    data = bytearray(path.read_bytes())
+    at = data.index(b'"rows":') + 8 if name == "commits" else len(data) - 4
+    data[at] ^= 1
+    path.write_bytes(data)
+    other = collect(built(folder), tmp_path / "other", tokens=TOKENS, text=text, **SMALL)
+    assert same_bytes(whole, other)
+    assert "damaged" in caplog.text
+
+
 def test_a_log_of_other_settings_is_not_gone_on_with(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from clt_plugins import Refused, write_tensors
 from clt_plugins.cli.main import main_group
 from clt_plugins.files.atomic import FILE_MODE
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_plugins.recipe.structure import structure_choice
 from clt_plugins.registry.build import build
 from tests.support.helpers import parts, plugins
@@ -88,4 +88,4 @@ def test_the_manifest_of_an_export_lists_what_is_in_its_folders(tmp_path):
     assert {"layer_00/cfg.json", "layer_02/sae_weights.safetensors"} <= listed.keys()
     (tmp_path / "export/layer_01/cfg.json").write_text("{}")
     with pytest.raises(Refused, match=r"layer_01/cfg\.json: truncated"):
-        verify(tmp_path / "export")
+        check_folder(tmp_path / "export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tomllib
@@ -15,7 +16,7 @@ from huggingface_hub import ModelCard, constants
 
 from clt_plugins import CrossLayerTranscoder, Faults, run
 from clt_plugins.cli.main import main_group
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_stages import evaluate, in_model
 from tests.support.helpers import tables
 from tests.support.hub.repositories import Repository
@@ -184,6 +185,12 @@ def local(tmp_path_factory) -> Path:
         else:
             data["model"] = {"path": str(MODEL)}
         (folder / name).write_text(json.dumps(data))
+        manifest = folder / name.split("/")[0] / "manifest.json"
+        listed = json.loads(manifest.read_text())
+        content = (folder / name).read_bytes()
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        listed["files"][name.split("/")[1]] = entry
+        manifest.write_text(json.dumps(listed))
     return folder
 
 
@@ -221,6 +228,17 @@ def test_a_path_that_is_left_is_refused_by_the_files_name(hub, trained, tmp_path
     assert not hub.repositories
 
 
+@pytest.mark.parametrize("name", ["converted/transcoder.safetensors", "exports/circuit-tracer/W_enc_0.safetensors"])
+def test_a_damaged_file_is_not_pushed(hub, trained, tmp_path, name):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    data = bytearray((folder / name).read_bytes())
+    data[-2] ^= 1
+    (folder / name).write_bytes(data)
+    done = push(folder, "user/clt")
+    assert done.exit_code == 2 and f"{Path(name).name}: damaged: its checksum" in done.stderr, done.stderr
+    assert not hub.repositories
+
+
 REFUSED = {
     "no license": (["user/clt"], None, "--license"),
     "no license of the hub": (["user/clt"], "MIT License", "'license' must be one of the hub's names"),
@@ -248,7 +266,7 @@ def test_without_a_token_or_a_network_it_says_so_at_once(hub, trained, monkeypat
     assert done.exit_code == 2 and "no token to upload with" in done.stderr and "hf auth login" in done.stderr
     done = push(trained, "user/clt", "--out", tmp_path / "out")
     assert done.exit_code == 0 and (tmp_path / "out/README.md").is_file(), "nothing is uploaded"
-    verify(tmp_path / "out/converted")
+    check_folder(tmp_path / "out/converted")
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_stranger")
     done = push(trained, "user/clt")
     assert done.exit_code == 2 and "hf auth login" in done.stderr, done.stderr
@@ -275,7 +293,7 @@ def test_a_folder_that_could_not_be_written_is_not_there_and_can_be_made_again(t
     (tmp_path / ".out.partial/README.md").write_text("of a process that was killed")
     done = push(trained, "user/clt", "--out", tmp_path / "out")
     assert done.exit_code == 0 and [path.name for path in tmp_path.iterdir()] == ["out"], done.stderr
-    verify(tmp_path / "out/converted")
+    check_folder(tmp_path / "out/converted")
     done = push(trained, "user/clt", "--out", tmp_path / "out")
     assert done.exit_code == 2 and "already there: give another folder" in done.stderr
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from clt_plugins import run
 from clt_plugins.errors import ExitCode
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
@@ -167,7 +167,7 @@ def test_stages_on_all_ranks_and_on_one_also_run_at_checkpoints(tmp_path):
             assert [read[0][0], read[1][0]] == ["1", world]
             for one, other in zip(read[0][1:], read[1][1:], strict=True):
                 assert float(one) == pytest.approx(float(other), rel=1e-5), (place, who)
-            verify(tmp_path / "two" / place / f"total-{who}")
+            check_folder(tmp_path / "two" / place / f"total-{who}")
     for file in sorted((tmp_path / "plain/transcoder").glob("*.safetensors")):
         assert file.read_bytes() == (tmp_path / "two/transcoder" / file.name).read_bytes(), "training is the same"
     logged = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]

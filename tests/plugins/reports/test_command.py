@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from clt_plugins import Collected, CrossLayerTranscoder, run
 from clt_plugins.cli.main import main_group
-from clt_plugins.files.folders import verify
+from clt_plugins.files.folders import check_folder
 from clt_plugins.testing.stores import make_store
 from tests.plugins.reports.test_graphs import GRAPH
 from tests.support.helpers import tables
@@ -68,7 +68,7 @@ def refused(result: Result) -> str:
 
 
 def test_a_run_ends_in_a_site(made: Path) -> None:
-    verify(made / "run/reports/site")
+    check_folder(made / "run/reports/site")
     assert all((made / "run/reports/site" / name).is_file() for name in ("index.html", "data/site.js", "report.json"))
     site = SiteData(made / "run/reports/site").site
     assert site["run"]["name"] == site["title"] and site["run"]["transcoder"]["step"] == 4

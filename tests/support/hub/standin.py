@@ -57,12 +57,12 @@ class Standin:
             for host in HOSTS:
                 await web.TCPSite(runner, host, 0).start()
             self.url, self.cdn_url = (f"http://{host}:{port}" for host, port in runner.addresses)
-            ready.set()
             return runner
 
         def run() -> None:
             asyncio.set_event_loop(loop)
             runner = loop.run_until_complete(start())
+            loop.call_soon(ready.set)  # once it runs: a stop before would be lost
             loop.run_forever()
             loop.run_until_complete(runner.cleanup())
             loop.close()
@@ -75,6 +75,7 @@ class Standin:
         finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(30)
+            assert not thread.is_alive()
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=2**31, middlewares=[self._around])
