@@ -31,7 +31,7 @@ def tables(activation: str, tying: str, kernels: str, path: str, source: dict) -
         "name": "curve",
         "model": {"path": "examples/models/stdlib-gpt2"},
         "source": source,
-        "transcoder": {"features": 96, "path": path},
+        "transcoder": {"features": 96, "path": path, "dtype": "float64"},
         "activation": chosen,
         "tying": TYINGS[tying],
         "losses": [{"name": "mse"}, {"name": "auxk"}, {"name": "tanh_sparsity", "weight": 1e-3}],
@@ -70,7 +70,7 @@ def curve(activation: str, tying: str, kernels: str, path: str) -> torch.Tensor:
         optimizer.step()
         idle = torch.where(outcome.features.counts() > 0, 0, idle + batch.tokens)
         losses.append(float(outcome.total.detach()))
-    return torch.tensor(losses)
+    return torch.tensor(losses, dtype=torch.float64)
 
 
 @cache
@@ -83,8 +83,9 @@ def check(activation: str, tying: str, kernels: str) -> None:
     assert dense[-1] < 0.7 * dense[0], "it did not learn: two curves that stand still are easily equal"
     error = ((sparse - dense) / dense).abs().max()
     print(f"{activation} {tying} {kernels}: off by {error:.1e} at most, loss {dense[0]:.3f} -> {dense[-1]:.3f}")
-    # float32 on both sides, sums in another order; 200 steps of Adam may magnify what rounding starts.
-    assert error <= 1e-4
+    # Sums in another order: 200 steps of Adam magnify what rounding starts. In float64, because in float32 two features
+    # come to the same rank sooner or later, on one text or another, and from there on the curves are two.
+    assert error <= 1e-8
 
 
 def test_two_hundred_steps_of_batchtopk():
