@@ -1,5 +1,5 @@
 """What acts between steps: resample, decoder_norm, ema, early_stopping; and initial values: tied_start,
-active_subspace, exemplar_start."""
+active_subspace, exemplar_start; and at the end: fit_decoder."""
 
 from __future__ import annotations
 
@@ -102,6 +102,21 @@ class ExemplarStartConfig:
     """So many tokens are read for each feature of a layer; every layer draws its examples from them at random."""
 
 
+@frozen(kw_only=True)
+class FitDecoderConfig:
+    """At the end of training, the decoder of least squares for the features as they are (Engan, Aase & Husøy 1999).
+    The encoder does not change. The run's last evaluation is before it; the saved transcoder and stages have it."""
+
+    tokens: int = field(default=2**18, validator=positive)
+    """Training tokens that it is fitted to: the next ones of the source, which may be those of a new epoch. A feature
+    should be active at a thousand of them or more; with a few hundred the fit is worse than what training found."""
+    iterations: int = field(default=8, validator=positive)
+    """Of conjugate gradients. Each costs about half of a training step for each batch of tokens."""
+    ridge: float = field(default=0.1, validator=validators.ge(0))
+    """How strongly rows are held at those of training: a multiple of the mean, over features, of the sum of squares of
+    a feature's values."""
+
+
 def build_resample(config: ResampleConfig, context: Context) -> Any:
     from clt_callbacks.resample import Resample
 
@@ -144,6 +159,12 @@ def build_exemplar_start(config: ExemplarStartConfig, context: Context) -> Any:
     return ExemplarStart(config)
 
 
+def build_fit_decoder(config: FitDecoderConfig, context: Context) -> Any:
+    from clt_callbacks.fitted import FitDecoder
+
+    return FitDecoder(config)
+
+
 @hookimpl
 def clt_callbacks() -> list[Spec]:
     return [
@@ -154,6 +175,7 @@ def clt_callbacks() -> list[Spec]:
         Spec("tied_start", TiedStartConfig, build_tied_start),
         Spec("active_subspace", ActiveSubspaceConfig, build_active_subspace),
         Spec("exemplar_start", ExemplarStartConfig, build_exemplar_start),
+        Spec("fit_decoder", FitDecoderConfig, build_fit_decoder),
     ]
 
 
@@ -162,11 +184,12 @@ FIRST_VALUES = {"tied_start", "active_subspace", "exemplar_start"}
 
 @hookimpl
 def clt_check(recipe: Recipe) -> list[str]:
-    """First values would overwrite the weights that a run begins with."""
-    if recipe.transcoder.from_ is None:
-        return []
-    return [
-        f"callbacks[{index}]: {callback.name!r} overwrites the weights of transcoder.from: leave one of them out"
-        for index, callback in enumerate(recipe.callbacks)
-        if callback.name in FIRST_VALUES
-    ]
+    """First values would overwrite the weights that a run begins with; sums of a fit need float32."""
+    faults = []
+    for index, callback in enumerate(recipe.callbacks):
+        if callback.name in FIRST_VALUES and recipe.transcoder.from_ is not None:
+            text = f"{callback.name!r} overwrites the weights of transcoder.from: leave one of them out"
+            faults.append(f"callbacks[{index}]: {text}")
+        if callback.name == "fit_decoder" and recipe.transcoder.dtype not in ("float32", "float64"):
+            faults.append(f"callbacks[{index}]: 'fit_decoder' needs transcoder.dtype = \"float32\"")
+    return faults

@@ -92,6 +92,7 @@ def test_tyings(case: Case) -> None:
         "early_stopping": [{}, {"patience": 1, "change": 1e6}],
         "active_subspace": [{"variance": 0.9}, {"dimensions": 3}],
         "exemplar_start": [{}, {"tokens_per_feature": 1.5}],
+        "fit_decoder": [{"tokens": 48}, {"tokens": 20, "iterations": 2, "ridge": 0.0}],
     },
 )
 def test_callbacks(case: Case) -> None:

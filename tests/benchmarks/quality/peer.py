@@ -22,7 +22,8 @@ from tests.benchmarks.quality.setups import Setup
 OURS = {
     BASE: "our defaults",
     "exemplar start": "with exemplar_start",
-    "exemplar start, skip": "with exemplar_start and a skip path",
+    "exemplar start, decoder fitted": "with exemplar_start and fit_decoder",
+    "exemplar start, decoder fitted, skip": "with both and a skip path",
 }
 """Recipes of the ablation, and what tables call them."""
 
@@ -48,15 +49,16 @@ class Peer:
             for best, job in ((self._best_peer(setup), self._peer), (self._best_own(setup), self._own)):
                 if best is not None:
                     jobs += [job(setup, best, seed) for seed in self.seeds[1:]]
-            if (times := self._times(setup)) is not None:
-                jobs += [self._longer(setup, name, times) for name in OURS]
+            for name in OURS:
+                if (times := self._times(setup, name)) is not None:
+                    jobs.append(self._longer(setup, name, times))
         wanted = {"peer": "decode-clt", "own": "ours", "equal time": "equal time"}
         return [job for job in jobs if not self.only or any(wanted[name] in job.recipe for name in self.only)]
 
     def write(self) -> Path:
         rows, raw = [], []
         for setup in self.setups:
-            peer_lr, own_lr, times = self._best_peer(setup), self._best_own(setup), self._times(setup)
+            peer_lr, own_lr = self._best_peer(setup), self._best_own(setup)
             theirs = [] if peer_lr is None else self._results([self._peer(setup, peer_lr, seed) for seed in self.seeds])
             raw += theirs
             lines = {
@@ -66,8 +68,8 @@ class Peer:
             if own_lr is not None:
                 label = f"ours, lr {own_lr:g}, same number of steps"
                 lines[label] = [self._own(setup, own_lr, seed) for seed in self.seeds]
-            if times is not None:
-                for name, label in OURS.items():
+            for name, label in OURS.items():
+                if (times := self._times(setup, name)) is not None:
                     longer = self._longer(setup, name, times)
                     lines[f"{label}, {times:g} times the steps, in the time of decode-clt"] = [longer]
             if theirs:
@@ -112,14 +114,15 @@ class Peer:
         seed = self.seeds[0]
         return self.lot.job(setup, f"equal time, {name}", seed, recipe.tables(setup, seed))
 
-    def _times(self, setup: Setup) -> float | None:
-        """How many of our steps fit into one of the peer's, rounded down; by the first seed.
+    def _times(self, setup: Setup, name: str) -> float | None:
+        """How many of a recipe's steps fit into one of the peer's, rounded down; by the first seed.
 
-        Ours is the processor time of a whole run, the peer's that of its steps alone.
+        Ours is the processor time of a whole run with all that comes before and after the steps, the peer's that of its
+        steps alone.
         """
         best = self._best_peer(setup)
         theirs = None if best is None else result(self._peer(setup, best, self.seeds[0]))
-        ours = result(self._ours(setup, BASE, self.seeds[0]))
+        ours = result(self._ours(setup, name, self.seeds[0]))
         if theirs is None or ours is None:
             return None
         return max(1.0, int(10 * theirs["cpu_step_s"] / ours["cpu_step_s"]) / 10)

@@ -68,6 +68,11 @@ def _losses(*losses: dict[str, Any]) -> Callable[[Setup], dict[str, Any]]:
     return _with(losses=[{"name": "mse"}, {"name": "auxk"}, *losses])
 
 
+def _fitted(*callbacks: str) -> Callable[[Setup], dict[str, Any]]:
+    """A decoder fitted to the tokens of training, besides other callbacks."""
+    return lambda setup: {"callbacks": [*callbacks, {"name": "fit_decoder", "tokens": setup.tokens}]}
+
+
 def _per_layer(setup: Setup) -> int:
     """k of each layer: the setup's, shared out evenly and rounded."""
     return round(setup.k / setup.n_layers)
@@ -148,6 +153,11 @@ RECIPES: dict[str, Recipe] = {
     "exemplar start": Recipe("features begin as training tokens", _with(callbacks=["exemplar_start"])),
     "exemplar start, skip": Recipe(
         "both", _with(callbacks=["exemplar_start"], tying={"name": "untied", "skip": True})
+    ),
+    "decoder fitted": Recipe("Engan et al. 1999", _fitted()),
+    "exemplar start, decoder fitted": Recipe("both", _fitted("exemplar_start")),
+    "exemplar start, decoder fitted, skip": Recipe(
+        "all three", lambda setup: {**_fitted("exemplar_start")(setup), "tying": {"name": "untied", "skip": True}}
     ),
     "tied start": Recipe("Gao et al. 2024, arXiv 2406.04093", _with(callbacks=[{"name": "tied_start"}])),
     "active subspace": Recipe("Wang et al. 2025, arXiv 2508.16929", _with(callbacks=[{"name": "active_subspace"}])),
