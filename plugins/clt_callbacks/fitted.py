@@ -18,7 +18,8 @@ Shapes: B tokens of a batch, L layers, D d_model, F features per layer of this r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -29,9 +30,16 @@ from clt_plugins import Features, Pairs, Refused, Training
 
 if TYPE_CHECKING:
     from clt_callbacks import FitDecoderConfig
+    from clt_plugins import Batch
 
 BIAS = "tying.b_dec"
 """The parameter of biases [L, D], of tyings that have them."""
+SIDES = ("inputs", "targets")
+GROUP = 8192
+"""Tokens, at least, that are decoded at once: a gradient of all rows is added up for each group, and would take longer
+than the products for small batches."""
+
+Weigh = Callable[[Tensor], Tensor]
 
 
 class FitDecoder:
@@ -122,29 +130,32 @@ class _System:
         squares = like.new_zeros(transcoder.n_layers * len(transcoder.own))
         error = like.new_zeros(())
 
-        def residuals() -> Iterator[tuple[Features, Tensor]]:
-            nonlocal error
-            for batch in self.run.sample(tokens):
-                features = self._features(batch.inputs)
-                with torch.no_grad():
-                    residual = batch.targets - transcoder.reconstruct(features, batch.inputs)
-                    error = error + residual.square().sum()
-                    squares.index_add_(0, features.pairs.feature, _strength(features))  # type: ignore[union-attr]
+        def groups() -> Iterator[tuple[Features, Weigh]]:
+            for batches in _grouped(self.run.sample(tokens)):
+                features = _joined([self._features(batch.inputs) for batch in batches])
+                squares.index_add_(0, features.pairs.feature, _strength(features))  # type: ignore[union-attr]
                 self.kept.append(features)
-                self.tokens += len(residual)
+                inputs, targets = (torch.cat([getattr(batch, side) for batch in batches]) for side in SIDES)
+                self.tokens += len(inputs)
+
+                def residual(written: Tensor, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+                    left = targets - (written + transcoder.tying.affine(inputs))
+                    error.add_(left.square().sum())
+                    return left
+
                 yield features, residual
 
-        right = self._gradient(residuals())
+        right = self._gradient(groups())
         of_all = self.parallel.total(squares.view(transcoder.n_layers, -1), "tokens")
         return right, of_all, self.parallel.total(error, "tokens")
 
+    @torch.no_grad()
     def _features(self, inputs: Tensor) -> Features:
         """What is active in eval mode, as pairs, without a gradient."""
         was_training = self.transcoder.training
         self.transcoder.eval()
         try:
-            with torch.no_grad():
-                features = self.transcoder.encode_normalised(inputs).features
+            features = self.transcoder.encode_normalised(inputs).features
         finally:
             self.transcoder.train(was_training)
         if features.pairs is None:
@@ -153,15 +164,21 @@ class _System:
             features = Features(dense.flatten(1)[pairs.token, pairs.feature], pairs)
         return features
 
-    def _gradient(self, products: Iterator[tuple[Features, Tensor]]) -> _Vector:
-        """The sum over tokens of what rows and biases are multiplied by, times x [B, L, D]."""
+    def _gradient(self, groups: Iterable[tuple[Features, Weigh]]) -> _Vector:
+        """The sum over tokens of what rows and biases are multiplied by, times a number for each output.
+
+        Args:
+            groups: features, and what makes the numbers [B, L, D] of what the features write [B, L, D].
+        """
         parameters = {name: self.transcoder.get_parameter(name) for name in self.first.rows}
         for parameter in parameters.values():
             parameter.grad = None
         bias = None if self.first.bias is None else torch.zeros_like(self.first.bias)
-        for features, x in products:
+        for features, weigh in groups:
             with torch.enable_grad():
                 written = self.transcoder.decode_normalised(features)
+            with torch.no_grad():
+                x = weigh(written.detach())
             written.backward(x)
             if bias is not None:
                 bias += x.sum(0)
@@ -176,16 +193,12 @@ class _System:
         """The normal equations' matrix times a vector."""
         self.set(vector)
 
-        def written() -> Iterator[tuple[Features, Tensor]]:
-            for features in self.kept:
-                with torch.no_grad():
-                    x = self.transcoder.decode_normalised(features)
-                    yield features, x if vector.bias is None else x + vector.bias
+        def output(written: Tensor) -> Tensor:
+            return written if vector.bias is None else written + vector.bias
 
-        product = self._gradient(written())
-        return _Vector(
-            {name: value + self.ridge * vector.rows[name] for name, value in product.rows.items()}, product.bias
-        )
+        product = self._gradient((features, output) for features in self.kept)
+        rows = {name: value.add_(vector.rows[name], alpha=self.ridge) for name, value in product.rows.items()}
+        return _Vector(rows, product.bias)
 
     def _mean_square(self) -> Tensor:
         """The mean over all features that were active of the sum of a²."""
@@ -237,6 +250,28 @@ class _System:
             self._rows(rows, layer).add_(factor[layer if self.apart else 0 :] * self._rows(other.rows, layer))
         bias = None if one.bias is None or other.bias is None else one.bias + factor * other.bias
         return _Vector(rows, bias)
+
+
+def _grouped(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Batches, in groups of `GROUP` tokens or more."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(one.tokens for one in group) >= GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _joined(parts: list[Features]) -> Features:
+    """The features of several batches as those of one. Empty places of a GPU's pairs have the value 0."""
+    starts = accumulate((part.shape[0] for part in parts), initial=0)
+    pairs = [part.pairs for part in parts if part.pairs is not None]
+    token = torch.cat([one.token + start for one, start in zip(pairs, starts, strict=False)])
+    feature = torch.cat([one.feature for one in pairs])
+    joined = Pairs(token, feature, sum(one.tokens for one in pairs), pairs[0].n_layers, pairs[0].n_features)
+    return Features(torch.cat([part.values for part in parts]), joined)
 
 
 def _strength(features: Features) -> Tensor:
