@@ -157,13 +157,14 @@ def state(slot: Path) -> dict[str, str]:
 
 
 def _destroyed(slot: Path, before: dict[str, str], damaged: Path) -> list[str]:
-    """A command that fails leaves the other files as they were, but for records of the start."""
+    """A command that fails leaves the other files as they were, but for records of the start, and what a process that
+    died was writing."""
     now, kept = state(slot), (".safetensors", ".h5", ".json", ".hdf5", ".jsonl")
     records = ("metrics.jsonl", "versions.json", "history.jsonl", ".written_0.jsonl")
     lost = [
         name
         for name, digest in before.items()
-        if now.get(name) != digest and name.endswith(kept) and not name.endswith(records)
+        if now.get(name) != digest and name.endswith(kept) and not (name.endswith(records) or ".partial/" in name)
     ]
     return [f"failed, and {name} is not what it was" for name in lost if slot / name != damaged]
 

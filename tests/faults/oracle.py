@@ -18,6 +18,10 @@ COMPARED = (".safetensors", ".h5", ".js", ".css", "cfg.json", "collected.json", 
 LAST_STEP = "step_000012"
 """The last checkpoint of all runs that are tried."""
 STACK = re.compile(r"Traceback \(most recent|Exception ignored|HDF5-DIAG|^ +File \"|Segmentation|core dumped", re.M)
+RESULTS = ("resumed from", "k=")
+"""Where a run goes on; a row of a sweep's table."""
+BAR = re.compile(r"(step|it|tok|[kM]?B)/s[\],]")
+"""In a bar of progress."""
 LEVELS = ("warning: ", "error: ")
 
 
@@ -170,7 +174,7 @@ def message(ended: Ended, usual: str, names: Collection[str]) -> list[str]:
     known = {_plain(line) for line in usual.splitlines()}
     lines = [line for line in said.splitlines() if line.strip() and _plain(line) not in known]
     # Progress and results go before; the error is what is neither usual nor marked.
-    lines = [line for line in lines if not line.startswith((*LEVELS, "resumed from"))]
+    lines = [line for line in lines if not (line.startswith((*LEVELS, *RESULTS)) or BAR.search(line))]
     if (len(lines) != 1 and not faults) and (ended.said or not lines):
         faults.append(f"{len(lines)} lines instead of one: {lines[:4]}")
     if lines and names and not any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", lines[-1]) for name in names):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import Any, TypeVar
 
 from clt_plugins.contract.spec import __version__
@@ -52,7 +53,7 @@ def asking(place: HubPlace) -> Iterator[None]:
 
     Raises:
         Refused: there is no such repository, revision or file, or the user may not read or write it.
-        OSError: the hub does not answer.
+        OSError: the hub does not answer, or a file of this disk cannot be read or written.
     """
     try:
         yield
@@ -65,6 +66,8 @@ def asking(place: HubPlace) -> Iterator[None]:
             raise OSError(f"{place}: the hub does not answer: {_line(error)}: try again later") from error
         if _status(error) is not None:
             raise OSError(f"{place}: the hub answered {_status(error)}: {_line(error)}") from error
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(f"{place}: a file of this disk could not be read or written: {_line(error)}") from error
         raise
 
 
@@ -93,14 +96,17 @@ def _refusal(error: BaseException, place: HubPlace) -> str | None:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same call may succeed later: no connection, a broken one, an overloaded hub."""
+    """Whether the same call may succeed later: no connection, a broken one, an overloaded hub, or an answer that is no
+    JSON, as servers between here and the hub give."""
     for part in _chain(error):
         status = _status(part)
         if status is not None:
             return status >= 500 or status in OVERLOADED
         if type(part).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
             return True
-        if isinstance(part, ConnectionError | TimeoutError) or "Consistency check failed" in str(part):
+        if isinstance(part, ConnectionError | TimeoutError | JSONDecodeError) or "Consistency check failed" in str(
+            part
+        ):
             return True
     return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_a_hub_that_breaks_off_or_is_overloaded_is_asked_again(hub, folder, mome
     expected = {name: content for name, content in contents(folder).items() if name != "more.safetensors"}
     assert contents(snapshot) == expected, "what the manifest lists"
     assert len(faults) > 0 or first > 5
+
+
+@pytest.mark.parametrize("answer", ["503", "drop"])
+def test_every_request_of_an_upload_may_fail_once(hub, folder, answer, tmp_path, monkeypatch):
+    """Also that about the card, whose answer the hub's library reads as JSON before it looks at the status."""
+    _be_quick(monkeypatch)
+    folder = shutil.copytree(folder, tmp_path / "with a card")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA transcoder.\n")
+    upload(folder, HubPlace.parse("user/unbroken"), message="first")
+    for failing in range(len(hub.requests)):
+        first = len(hub.requests) + failing
+        hub.fault = lambda request, number, failing=first: answer if number == failing + 1 else None
+        name = f"user/clt{failing}"
+        upload(folder, HubPlace.parse(name), message="first")
+        files = hub.repositories[name].files()
+        files.pop(".gitattributes", None)
+        assert files == contents(folder), hub.requests[first]
 
 
 def _be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
