@@ -119,6 +119,7 @@ if TYPE_CHECKING:
     from clt_plugins.data.random import generator as generator
     from clt_plugins.data.update import AdamUpdate as AdamUpdate
     from clt_plugins.distributed.single import Single as Single
+    from clt_plugins.files.atomic import flush as flush
     from clt_plugins.files.folders import check_folder as check_folder
     from clt_plugins.files.hdf5 import open_hdf5 as open_hdf5
     from clt_plugins.files.hub.names import HubPlace as HubPlace
@@ -242,6 +243,7 @@ _LAZY = {
     "data.random": ["generator"],
     "data.update": ["AdamUpdate"],
     "distributed.single": ["Single"],
+    "files.atomic": ["flush"],
     "files.folders": ["check_folder"],
     "files.hdf5": ["open_hdf5"],
     "files.hub.names": ["HubPlace"],

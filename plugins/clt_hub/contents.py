@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -35,6 +36,8 @@ KINDS = (".safetensors", ".json", ".yaml", ".yml", ".toml")
 REPLACES = ("transcoder/*", "converted/*", "evaluation/*", "circuits/*", "exports/*", "recipe.toml", "versions.json")
 """What an earlier push put there, and this one may not have."""
 MARKED = {"README.md": MARK}
+PIECE = 2**22
+"""Numbers of a tensor that are read at once."""
 
 
 def write_contents(facts: Facts, folder: Path, *, link: bool) -> list[str]:
@@ -105,7 +108,7 @@ def _put_folder(source: Path, target: Path, names: Iterable[str], neutral: Neutr
         else:
             shutil.copyfile(path, new)
         if path.suffix.lower() == ".safetensors":
-            _check_metadata(path)
+            _check_tensors(path)
         if listed is not None:
             entry = listed.get(name)
             if entry is None or changed:
@@ -137,10 +140,18 @@ def _table(path: Path, neutral: Neutral) -> tuple[bytes, bool]:
     return (content, False) if new == data else (text.encode(), True)
 
 
-def _check_metadata(path: Path) -> None:
+def _check_tensors(path: Path) -> None:
+    """Refuse a file of tensors that names a path of this disk, or has numbers that are not finite."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                tensor = file.get_slice(name)
+                shape = tensor.get_shape()
+                rows = max(1, PIECE // max(1, math.prod(shape[1:])))
+                parts = (tensor[at : at + rows] for at in range(0, shape[0], rows)) if shape else [tensor[...]]
+                if not all(bool(part.float().isfinite().all()) for part in parts if part.is_floating_point()):
+                    raise Refused(path, f"tensor {name!r} holds numbers that are not finite")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise Refused(path, f"not a readable safetensors file: {error}") from error
     refuse_paths(metadata, path)

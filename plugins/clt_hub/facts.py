@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from clt_hub.public import Neutral
-from clt_plugins import Fault, Faults, HubPlace, Refused, for_others, identify, load_json
+from clt_plugins import Fault, Faults, HubPlace, Refused, check_folder, for_others, identify, load_json
 
 if TYPE_CHECKING:
     from clt_hub import PushConfig
@@ -191,13 +192,16 @@ class _Results:
         """The folders of exports.
 
         Raises:
-            Refused: one that was asked for is not there, or of another transcoder.
+            Faults: one that was asked for is not there, or of another transcoder; or one is damaged.
         """
         if self.run is None:
             if names:
                 raise Refused("exports", "there is no run with a folder exports/: push the run's folder")
             return []
         there = {path.name: path for path in sorted((self.run / "exports").glob("*")) if path.is_dir()}
+        for path in there.values():
+            if any(os.path.lexists(path / name) for name in ("export.json", "manifest.json")):
+                check_folder(path)  # without its record it would be left out, as one of another transcoder
         right = {name: path for name, path in there.items() if self._of_it(path / "export.json") is not None}
         if names is None:
             for name in there.keys() - right.keys():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clt_plugins import Lock, Refused
+from clt_plugins import Lock, Refused, flush
 
 
 @contextmanager
@@ -34,9 +34,9 @@ def new_folder(out: Path) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             for path in (*partial.rglob("*"), partial):
-                _sync(path)
+                flush(path)
             partial.rename(target)
-            _sync(target.parent)
+            flush(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             held.release()
@@ -48,12 +48,3 @@ def check_empty(out: Path) -> None:
     """Refuse a folder that has something in it, and what is no folder."""
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise Refused(out, "already there: give another folder with --out")
-
-
-def _sync(path: Path) -> None:
-    """Put a file, or the list of files of a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

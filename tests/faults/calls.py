@@ -32,8 +32,9 @@ from tests.faults.inject import (
 )
 from tests.faults.tries import Result, Try
 
-DEAF = 60
-"""Calls that a command may still make after a signal and then end with 0: it was about to end."""
+DEAF = 100
+"""Calls that a command may still make after a signal and then end with 0: it was about to end. So many are those of the
+last step's checkpoint, of an old one that is removed, and of the transcoder."""
 
 KINDS = {"open": OPEN, "write": WRITE, "pwrite": WRITE, "sendfile": WRITE, "copy_file_range": WRITE, "writev": WRITE}
 KINDS |= {"fsync": SYNC, "fdatasync": SYNC, "rename": RENAME, "mkdir": MKDIR, "unlink": REMOVE, "rmdir": REMOVE}

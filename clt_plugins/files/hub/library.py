@@ -22,6 +22,8 @@ PAUSE_S = 1.0
 """Before the second attempt; twice as long before each further one."""
 OVERLOADED = (408, 425, 429)
 """Answers below 500 after which the same call may succeed."""
+PASSING = (ConnectionError, TimeoutError, JSONDecodeError)
+"""Errors after which the same call may succeed."""
 
 Result = TypeVar("Result")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from clt_plugins import DamagedError
+from clt_plugins import DamagedError, flush
 
 PIECE = 2**20
 """Bytes of a file that are read at a time."""
@@ -55,11 +54,7 @@ def file_digest(path: Path) -> str:
 def sync(path: Path) -> None:
     """Wait until a file, or the list of files of a folder, is on the disk; errors name it."""
     with naming(path):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flush(path)
 
 
 def publish(partial: Path, path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, check_folder
+from clt_plugins import CrossLayerTranscoder, run
+from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, check_folder, recover
 from clt_plugins.files.records import read_json
+from clt_plugins.finished.find import find_trained
+from tests.support.helpers import plugins, tables
 
 
 def put(folder: Path, text: str = "hello") -> None:
@@ -44,6 +48,70 @@ def test_after_an_error_the_folder_is_as_it_was(tmp_path, error):
     assert (tmp_path / "f/a.txt").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     check_folder(tmp_path / "f")
+
+
+@pytest.mark.parametrize("read", [check_folder, recover], ids=lambda read: read.__name__)
+def test_a_replacement_killed_between_its_two_renames_is_undone_by_the_next_reader(tmp_path, read, caplog):
+    put(tmp_path / "f", "before")
+    (tmp_path / "f").rename(tmp_path / ".f.old")  # where it was killed
+    (tmp_path / ".f.partial").mkdir()
+    read(tmp_path / "f")
+    assert (tmp_path / "f/a.txt").read_text() == "before"
+    check_folder(tmp_path / "f")
+    assert not (tmp_path / ".f.old").exists()
+    assert f"{tmp_path / 'f'}: its replacement was interrupted; the one before is back" in caplog.text
+
+
+def test_a_transcoder_whose_replacement_was_killed_is_loaded(tmp_path):
+    run(tables(train={"steps": 1}), out=tmp_path / "run")
+    for load in (CrossLayerTranscoder.load, lambda folder: find_trained(folder.parent, plugins()).transcoder()):
+        (tmp_path / "run/transcoder").rename(tmp_path / "run/.transcoder.old")
+        load(tmp_path / "run/transcoder")
+        assert (tmp_path / "run/transcoder").is_dir()
+
+
+@pytest.mark.parametrize("rename", [0, 1], ids=["the old one", "the new one"])
+def test_ctrl_c_at_a_rename_leaves_the_old_folder(tmp_path, rename, monkeypatch):
+    put(tmp_path / "f", "before")
+    real, calls = Path.rename, iter(range(10))
+
+    def interrupted(path, target):
+        if next(calls) == rename:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        put(tmp_path / "f", "after")
+    monkeypatch.undo()
+    assert (tmp_path / "f/a.txt").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_all_is_on_the_disk_before_a_folder_has_its_name(tmp_path, monkeypatch):
+    """Files of sub-folders too: after a power cut a folder with its name is whole."""
+    events = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(handle):
+        events.append(str(Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path)))
+        fsync(handle)
+
+    def record_rename(path, target):
+        events.append("renamed")
+        return rename(path, target)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to tell which file is flushed")
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    with atomic_folder(tmp_path / "f") as partial:
+        (partial / "sub/deep").mkdir(parents=True)
+        for name in ("a.txt", "sub/b.txt", "sub/deep/c.txt"):
+            (partial / name).write_text("hello")
+    before = {name.removeprefix(".f.partial").strip("/") for name in events[: events.index("renamed")]}
+    assert before == {"", "a.txt", "sub", "sub/b.txt", "sub/deep", "sub/deep/c.txt", MANIFEST}
+    assert events[events.index("renamed") + 1 :] == ["."], "the folder's own name"
 
 
 def test_a_folder_is_replaced_as_a_whole_also_after_a_crash_between_its_two_renames(tmp_path):

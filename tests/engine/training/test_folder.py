@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -154,6 +155,22 @@ def test_names_that_are_not_ours_are_left_alone_everywhere(tmp_path):
     assert set(names(folder / "checkpoints")) == {*OURS_NOT, "step_000099", "step_000012"}
 
 
+@pytest.mark.parametrize("call", ["rename", "rmtree"])
+def test_an_old_checkpoint_that_cannot_be_removed_is_named_and_the_run_goes_on(tmp_path, monkeypatch, caplog, call):
+    owner, real = (Path, Path.rename) if call == "rename" else (shutil, shutil.rmtree)
+
+    def failing(path, *rest, **named):
+        pruned = call == "rmtree" or ".old-0" in str(rest[0])  # else it is being written
+        if pruned and "step_000004" in Path(path).name:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(owner, call, failing)
+    run(tables(train={"steps": 12, "checkpoint_every": 4, "keep_checkpoints": 1}), out=tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/step_000012").is_dir()
+    assert any("step_000004" in line and "could not be removed" in line for line in caplog.messages), caplog.messages
+
+
 def test_a_linked_checkpoint_and_a_linked_transcoder_are_resumed_pruned_and_saved(tmp_path):
     folder = tmp_path / "run"
     run(tables(train={"steps": 8}), out=folder)
@@ -298,17 +315,24 @@ def test_killed_at_any_call_that_changes_the_disk_it_starts_or_resumes_to_the_sa
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
+LONG = {
+    "evaluation": {"evaluate": {"tokens": 40_000_000, "model_tokens": 0}},
+    "converted": {"convert": {"tokens": 40_000_000, "calibration_tokens": 40_000_000}},
+}
+"""Stages that would take minutes, by their folder."""
+
+
+@pytest.mark.parametrize("stage", LONG)
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT], ids=lambda kind: kind.name)
-def test_a_signal_after_training_ends_the_run_at_once_and_leaves_whole_files(tmp_path, kind):
-    # An evaluation that would take minutes.
-    process = started(tmp_path / "run", train={"steps": 2}, evaluate={"tokens": 40_000_000, "model_tokens": 0})
+def test_a_signal_after_training_ends_the_run_at_once_and_leaves_whole_files(tmp_path, kind, stage):
+    process = started(tmp_path / "run", train={"steps": 2}, **LONG[stage])
     wait_for(tmp_path / "run/transcoder" / MANIFEST)
     time.sleep(0.3)
     process.send_signal(kind)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert said.strip().splitlines()[-1].startswith("interrupted after training: ") and "Traceback" not in said
-    assert not (tmp_path / "run/evaluation").exists() and "run.lock" not in names(tmp_path / "run")
+    assert not (tmp_path / "run" / stage).exists() and "run.lock" not in names(tmp_path / "run")
 
 
 def test_a_signal_while_statistics_are_estimated_stops_at_once_and_leaves_no_folder(tmp_path):

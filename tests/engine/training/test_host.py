@@ -70,6 +70,20 @@ def test_a_busy_machine_gets_one_thread(four: None) -> None:
     assert max(seen[20:]) == 2
 
 
+@pytest.mark.parametrize(("own_s", "away"), [(0.5, 0.75), (2.0, 0.0)])
+def test_a_step_without_a_core_is_told_from_one_that_computes(four: None, monkeypatch: Any, own_s: float, away: float):
+    """Of two seconds of the clock, the loop's own thread had a core for some."""
+    clock, own, told = [0.0], [0.0], []
+    monkeypatch.setattr(host.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(host.time, "thread_time", lambda: own[0])
+    threads = Threads()
+    monkeypatch.setattr(threads, "after", lambda *numbers: told.append(numbers))
+    threads.begin()
+    clock[0], own[0] = 2.0, own_s
+    threads.end()
+    assert told == [(2.0, away)]
+
+
 def test_threads_that_help_stay_although_the_machine_is_busy(four: None) -> None:
     seen = counts(wide, 2000)
     assert sum(count < 4 for count in seen) < 25

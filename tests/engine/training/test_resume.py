@@ -10,14 +10,15 @@ import attrs
 import pytest
 import torch
 
-from clt_plugins import FREE_ON_RESUME, run
+from clt_plugins import FREE_ON_RESUME, read_recipe, recipe_data, run
 from clt_plugins.errors import Faults, Stopped
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.registry.plugins import load_plugins
-from tests.support.helpers import recipe, tables
+from tests.support.helpers import plugins, recipe, tables
 
+MODEL = Path(__file__).parents[3] / "examples/models/stdlib-gpt2"
 PLUGINS = ["tests.support.interrupting", "tests.support.drawing"]
 DRAWING = [{"name": "mse"}, {"name": "drawing"}]
 
@@ -84,6 +85,28 @@ def test_where_and_how_fast_is_free(tmp_path):
     whole, other = end(tmp_path / "whole"), end(tmp_path / "run")
     for name, value in whole.items():
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
+
+
+STREAM = {"name": "stream", "text": "python-stdlib", "context": 32, "buffer_tokens": 64}
+
+
+@pytest.mark.parametrize(
+    ("table", "values"),
+    [
+        ("transcoder", {"device": "cuda:1"}),
+        ("model", {"device": "cuda"}),
+        ("source", {"model_batch": 3}),
+        ("source", {"buffer_device": "cuda"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_devices_and_the_size_of_a_pass_are_free(table, values):
+    """They change no number: a run goes on with them elsewhere, or after it ran out of memory."""
+    whole = tables(source=STREAM, model={"path": str(MODEL)})
+    before = recipe_data(read_recipe(whole, plugins=plugins()))
+    now = read_recipe({**whole, table: {**whole.get(table, {}), **values}}, plugins=plugins())
+    (found,) = changes(before, now)
+    assert found.setting == f"{table}.{next(iter(values))}" and found.free
 
 
 @pytest.mark.parametrize(

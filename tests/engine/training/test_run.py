@@ -17,6 +17,7 @@ from clt_plugins.files.folders import read_tensors
 from clt_plugins.model.normalisation.fit import fit_to_batches
 from clt_plugins.recipe.read import as_toml, read_recipe
 from clt_plugins.registry.plugins import load_plugins
+from clt_synthetic.source import Synthetic
 from tests.support.commands import python
 from tests.support.helpers import ACTIVATIONS, TYINGS, parts, recipe, stir, tables
 
@@ -216,3 +217,22 @@ def test_folders_of_the_user_among_the_checkpoints_are_left_alone(tmp_path):
     (kept / "note").write_text("mine")
     run(tables(), out=tmp_path / "run", resume="latest")
     assert (kept / "note").read_text() == "mine"
+
+
+@pytest.mark.parametrize("side", ["inputs", "targets"])
+def test_a_number_of_the_source_that_is_not_finite_has_a_remedy_of_its_own(tmp_path, monkeypatch, side):
+    """A lower learning rate would not help."""
+    made = Synthetic._batch
+
+    def with_inf(self, part, number):
+        batch = made(self, part, number)
+        if (part, number) == ("train", 5):
+            getattr(batch, side)[3, 1, 2] = float("inf")
+        return batch
+
+    monkeypatch.setattr(Synthetic, "_batch", with_inf)
+    with pytest.raises(Stopped) as caught:
+        run(tables(train={"statistics_tokens": 16}), out=tmp_path / "run")
+    said = str(caught.value)
+    assert f"first in the source's {side} at layer 1; " in said
+    assert 'set model.dtype = "float32"' in said and "train.lr" not in said

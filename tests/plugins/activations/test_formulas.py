@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins.errors import Faults
-from tests.support.helpers import parts
+from tests.support.helpers import parts, recipe
 
 B, L, F = 7, 3, 10
 CELLS = list(itertools.product(range(B), range(L), range(F)))
@@ -121,6 +121,11 @@ def test_a_k_of_each_layer_falls_as_one_k_does() -> None:
 def test_a_k_of_each_layer_that_does_not_fit_is_refused(k: Any, text: str) -> None:
     with pytest.raises(Faults, match=text):
         built(name="topk", k=k)
+
+
+def test_zscore_of_batches_of_one_token_is_refused_before_training() -> None:
+    with pytest.raises(Faults, match=r'activation\.ranking: "zscore" needs train\.batch_tokens of at least 2'):
+        recipe(activation={"name": "topk", "k": 4, "ranking": "zscore"}, train={"batch_tokens": 1})
 
 
 def test_zscore_of_a_single_token_compares_the_pre_activations_themselves() -> None:

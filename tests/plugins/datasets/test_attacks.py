@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -430,6 +431,22 @@ class TestStrangersFiles:
             assert (status, "other files" in answer["error"] or "out of the file" in answer["error"]) == (422, True)
         assert server.get("/v1/datasets", Authorization="Bearer secret") == (200, b"[]")
         assert time.monotonic() - begun < 3
+        assert list((tmp_path / "root").iterdir()) == []
+
+    def test_a_chunk_that_claims_gigabytes_is_refused_and_takes_no_memory(
+        self, serving: Any, tmp_path: Path, chunk: bytes
+    ) -> None:
+        server = serving(token="secret")
+        path = tmp_path / "edited.h5"
+        path.write_bytes(chunk)
+        with h5py.File(path, "r+") as file:
+            del file["checksums"]
+            file.create_dataset("checksums", shape=(2**28,), dtype="u8", chunks=(2**20,), compression="gzip")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        status, answer = put(server, "train_00000.h5", path.read_bytes())
+        assert (status, "checksums" in answer["error"]) == (422, True), answer
+        # It claims 2 GiB; the server is this process.
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
         assert list((tmp_path / "root").iterdir()) == []
 
     def test_links_and_fifos_below_the_root_are_not_served(self, serving: Any, tmp_path: Path) -> None:

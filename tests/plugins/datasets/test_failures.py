@@ -101,12 +101,30 @@ def test_whatever_call_fails_generate_publishes_nothing_damaged_and_continues(
             generated(out, **SMALL)
         if not failing.failed:
             break
+        assert later or not list(out.glob(".*.h5.partial")), "nothing half written is left"
         if (out / "manifest.json").exists():
             assert content(out) == unbroken
         generated(out, **SMALL)
         assert content(out) == unbroken
         assert not list(out.glob(".*.partial"))
     assert number > (12 if begun else 25)
+
+
+def test_data_are_generated_where_the_system_cannot_flush_folders(tmp_path: Path, monkeypatch: Any) -> None:
+    """Windows, and some file systems, cannot open a folder."""
+    generated(tmp_path / "usual", **SMALL)
+    real = os.open
+
+    def opened(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", opened)
+    generated(tmp_path / "other", **SMALL)
+    scramble(tmp_path / "other", tmp_path / "scrambled", 1, memory=20_000)
+    assert content(tmp_path / "other") == content(tmp_path / "usual")
+    assert (tmp_path / "scrambled/manifest.json").is_file()
 
 
 @pytest.mark.parametrize("later", [False, pytest.param(True, marks=SLOW)])

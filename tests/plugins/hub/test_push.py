@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
 
 from clt_plugins import CrossLayerTranscoder, Faults, run
 from clt_plugins.cli.main import main_group
@@ -185,13 +186,17 @@ def local(tmp_path_factory) -> Path:
         else:
             data["model"] = {"path": str(MODEL)}
         (folder / name).write_text(json.dumps(data))
-        manifest = folder / name.split("/")[0] / "manifest.json"
-        listed = json.loads(manifest.read_text())
-        content = (folder / name).read_bytes()
-        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        listed["files"][name.split("/")[1]] = entry
-        manifest.write_text(json.dumps(listed))
+        seal(folder / name)
     return folder
+
+
+def seal(path: Path) -> None:
+    """Make the checksums of a folder fit a file that was changed."""
+    manifest = path.parent / "manifest.json"
+    listed = json.loads(manifest.read_text())
+    content = path.read_bytes()
+    listed["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest.write_text(json.dumps(listed))
 
 
 def test_no_path_of_this_disk_is_pushed(hub, local, tmp_path):
@@ -236,6 +241,28 @@ def test_a_damaged_file_is_not_pushed(hub, trained, tmp_path, name):
     (folder / name).write_bytes(data)
     done = push(folder, "user/clt")
     assert done.exit_code == 2 and f"{Path(name).name}: damaged: its checksum" in done.stderr, done.stderr
+    assert not hub.repositories
+
+
+def test_an_export_without_its_record_is_refused_and_not_left_out(hub, trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "exports/circuit-tracer/export.json").unlink()
+    done = push(folder, "user/clt")
+    assert done.exit_code == 2 and "exports/circuit-tracer/export.json: missing" in done.stderr, done.stderr
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize("name", ["converted/transcoder.safetensors", "exports/circuit-tracer/W_enc_1.safetensors"])
+def test_numbers_that_are_not_finite_are_not_pushed(hub, trained, tmp_path, name):
+    """Though the checksums fit."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    tensors = load_file(folder / name)
+    last = sorted(name for name, value in tensors.items() if value.is_floating_point())[-1]
+    tensors[last].view(-1)[-1] = torch.nan
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+    seal(folder / name)
+    done = push(folder, "user/clt")
+    assert done.exit_code == 2 and f"{Path(name).name}: tensor {last!r} holds numbers that are not" in done.stderr
     assert not hub.repositories
 
 
