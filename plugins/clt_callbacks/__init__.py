@@ -111,7 +111,7 @@ class FitDecoderConfig:
     """Training tokens that it is fitted to: the next ones of the source, which may be those of a new epoch. A feature
     should be active at a thousand of them or more; with a few hundred the fit is worse than what training found."""
     iterations: int = field(default=8, validator=positive)
-    """Of conjugate gradients. Each costs about half of a training step for each batch of tokens."""
+    """Of conjugate gradients. Each costs about a quarter of a training step for each batch of tokens."""
     ridge: float = field(default=0.1, validator=validators.ge(0))
     """How strongly rows are held at those of training: a multiple of the mean, over features, of the sum of squares of
     a feature's values."""

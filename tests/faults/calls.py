@@ -57,12 +57,17 @@ def pairs() -> list[tuple[str, str]]:
     ]
 
 
+def meant(bench: Bench, fault: str, command: str) -> list[Call]:
+    """The calls of a command at which a fault can be tried, in their order."""
+    unbroken, kinds = bench.unbroken(command), INJECTIONS[fault].kinds
+    return unbroken.reads if kinds == READ else [call for call in unbroken.calls if kind(call) & kinds]
+
+
 def details(bench: Bench, fault: str, command: str, draw: random.Random) -> Iterator[str]:
     """Numbers of calls, each once, in random order; nothing where nothing can be injected."""
     if bench.library is None:
         return
-    unbroken, kinds = bench.unbroken(command), INJECTIONS[fault].kinds
-    made = unbroken.reads if kinds == READ else [call for call in unbroken.calls if kind(call) & kinds]
+    made = meant(bench, fault, command)
     yield from map(str, draw.sample(range(1, len(made) + 1), len(made)))
 
 

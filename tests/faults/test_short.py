@@ -13,7 +13,6 @@ from tests.faults import calls
 from tests.faults.bench import Bench
 from tests.faults.campaign import FAMILIES
 from tests.faults.commands import COMMANDS
-from tests.faults.inject import INJECTIONS
 from tests.faults.report import CAMPAIGN, README, written
 from tests.faults.tries import Try
 
@@ -44,7 +43,7 @@ KNOWN = [
     ("one call fails (EIO)", "generate", "write d/.held_out"),
     ("one call fails (EIO)", "scramble", "write .s.partial/.train"),
     ("all calls fail from one on (EIO)", "generate, resumed", "unlink d/.generate.lock"),
-    ("one read refused (EACCES)", "run --resume on text", "read text.jsonl"),
+    ("one read refused (EACCES)", "run --resume on text", "text.jsonl"),
 ]
 """Fault, command, and what is in the calls at which it is tried: a path, a call, or both."""
 MOST = 2
@@ -75,8 +74,7 @@ def test_nothing_is_lost(bench: Bench, family: str, fault: str, command: str) ->
 @pytest.mark.parametrize("fault, command, text", KNOWN, ids=map(" / ".join, KNOWN))
 def test_nothing_is_lost_where_it_once_was(bench: Bench, fault: str, command: str, text: str) -> None:
     needs_injection(bench)
-    kinds = INJECTIONS[fault].kinds
-    made = [call for call in bench.unbroken(command).calls if calls.kind(call) & kinds]
+    made = calls.meant(bench, fault, command)
     name, _, path = text.rpartition(" ")
     at = [n for n, call in enumerate(made, 1) if path in f"{call.name} {call.path}" and call.name.startswith(name)]
     assert at, "no call is like this: the try would be empty"
