@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from clt_plugins import Features, Pairs, Refused, Training
 
@@ -107,8 +108,7 @@ class _System:
         """Whether rows are of one target each."""
         self.kept: list[Features] = []
         self.tokens = 0
-        residual, self.squares, self.squared_error = self._read(config.tokens)
-        self.right = residual
+        self.right, self.squares, self.squared_error = self._read(config.tokens)
         self.ridge = config.ridge * float(self._mean_square())
 
     def _rows(self, rows: dict[str, Tensor], layer: int) -> Tensor:
@@ -213,7 +213,8 @@ class _System:
         x, r = self.right.map(torch.zeros_like), self.right
         p = z = self._preconditioned(r)
         inner = self._dot(r, z)
-        for _ in range(iterations):
+        hidden = None if self.parallel.rank == 0 else True
+        for _ in tqdm(range(iterations), desc="fitting the decoder", disable=hidden):
             product = self._times(p)
             step = _ratio(inner, self._dot(p, product))
             x, r = self._add(x, step, p), self._add(r, -step, product)
