@@ -109,8 +109,8 @@ class FitDecoderConfig:
 
     tokens: int = field(default=2**18, validator=positive)
     """Training tokens that it is fitted to: the next ones of the source, which may be those of a new epoch. A feature
-    should be active at a thousand of them or more; with a few hundred the fit is worse than what training found. What is active is kept: 40 bytes for each pair of a
-    token and a feature."""
+    should be active at a thousand of them or more; with a few hundred the fit is worse than what training found. What
+    is active is kept: 40 bytes for each pair of a token and a feature."""
     iterations: int = field(default=8, validator=positive)
     """Of conjugate gradients. Each costs about a quarter of a training step for each batch of tokens."""
     ridge: float = field(default=0.1, validator=validators.ge(0))

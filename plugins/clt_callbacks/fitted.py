@@ -221,8 +221,10 @@ class _System:
             z = self._preconditioned(r)
             before, inner = inner, self._dot(r, z)
             p = self._add(z, _ratio(inner, before), p)
-        # J falls by x · (right-hand side + residual of the system).
+        # J falls by x · (right-hand side + residual of the system), and a part of it is now the penalty.
         gained = self._dot(x, self._add(r, torch.ones_like(inner), self.right)).sum()
+        rows = _Vector(x.rows, None)
+        gained += self.ridge * self._dot(rows, rows).sum()
         return x, float(gained / self.squared_error)
 
     def _preconditioned(self, vector: _Vector) -> _Vector:

@@ -93,8 +93,9 @@ def test_a_frozen_decoder_is_refused_before_training():
         opened.callback.start(opened.run)
 
 
-def test_the_gain_is_the_share_of_the_error_that_is_gone():
-    opened, _, before, after = fitted({"name": "untied"}, ridge=0.0)
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_the_gain_is_the_share_of_the_error_that_is_gone(ridge):
+    opened, _, before, after = fitted({"name": "untied"}, ridge=ridge)
     (told,) = opened.run._logged
     gain = 1 - after.square().sum() / before.square().sum()
     assert told["fit_decoder/gain"] == pytest.approx(float(gain), rel=1e-6)
