@@ -126,7 +126,7 @@ def _chosen(recipe: Recipe, out: str | Path | None, resume: str | None, made: li
         folder = Path(out) if out is not None else _latest_run(Path("runs") / recipe.name)
         if not folder.is_dir():
             raise Refused(folder, "nothing to resume: no such folder")
-        if not step_folders(folder / "checkpoints") and not (folder / "recipe.toml").is_file() and _foreign(folder):
+        if not step_folders(folder / "checkpoints") and not (folder / "recipe.toml").is_file() and foreign(folder):
             raise Refused(folder, "nothing to resume: no recipe.toml in it")
         return folder
     if out is not None:
@@ -182,11 +182,11 @@ def _lock(folder: Path, made: list[Path]) -> Lock:
 
 
 def _refuse_what_is_there(folder: Path) -> None:
-    if not folder.is_dir() or _foreign(folder):
+    if not folder.is_dir() or foreign(folder):
         raise Refused(folder, "already there: go on with --resume, or give another folder with --out")
 
 
-def _foreign(folder: Path) -> bool:
+def foreign(folder: Path) -> bool:
     """Whether there is anything in it besides what a start makes before its first step."""
     temporary = {f".{name}.partial" for name in RECORDS}
     for path in folder.iterdir():

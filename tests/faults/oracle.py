@@ -18,8 +18,8 @@ COMPARED = (".safetensors", ".h5", ".js", ".css", "cfg.json", "collected.json", 
 LAST_STEP = "step_000012"
 """The last checkpoint of all runs that are tried."""
 STACK = re.compile(r"Traceback \(most recent|Exception ignored|HDF5-DIAG|^ +File \"|Segmentation|core dumped", re.M)
-RESULTS = ("resumed from", "k=")
-"""Where a run goes on; a row of a sweep's table."""
+RESULTS = ("resumed from", "member ", "k=")
+"""Where a run goes on; rows of a sweep's table."""
 BAR = re.compile(r"(step|it|tok|[kM]?B)/s[\],]")
 """In a bar of progress."""
 LEVELS = ("warning: ", "error: ")

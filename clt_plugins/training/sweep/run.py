@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import attrs
 from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Refused, Stopped
 from clt_plugins.files.atomic import write_file
-from clt_plugins.files.locks import Lock
 from clt_plugins.files.records import FORMAT, json_text
 from clt_plugins.files.untrusted import load_json
 from clt_plugins.model.assemble import make_context
@@ -32,6 +31,7 @@ from clt_plugins.recipe.read import read_sweep
 from clt_plugins.recipe.sweep import Sweep
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training.host.memory import kept_memory
+from clt_plugins.training.sweep.folder import RECORD, sweep_folder
 from clt_plugins.training.sweep.memory import available_bytes, most_at_once, plan_sweep
 from clt_plugins.training.sweep.result import frontier as result
 from clt_plugins.training.sweep.result.frontier import Frontier, Point
@@ -42,9 +42,6 @@ from clt_plugins.training.sweep.turn import Turn
 from clt_plugins.training.sweep.turns import Together
 
 logger = logging.getLogger(__name__)
-
-RECORD = "sweep.json"
-LOCK = "sweep.lock"
 
 
 @attrs.frozen(kw_only=True)
@@ -107,7 +104,7 @@ def sweep(
     root = Path(out)
     with heard() as signals:
         _check_memory(read, plugins, at_once)
-        with _folder(root, resume):
+        with sweep_folder(root, resume, {member.label for member in read.members}):
             return _run(read, root, resume, accept, at_once, plugins, signals)
 
 
@@ -148,33 +145,6 @@ def _check_memory(read: Sweep, plugins: Plugins, at_once: int | None) -> None:
         raise Refused("sweep", f"{told}, and not one of its members fits: see `plan`")
     passes = len(grouped(read.members, most))
     raise Refused("sweep", f"{told}: train {most} at a time, --at-once {most} (activations are made {passes} times)")
-
-
-@contextmanager
-def _folder(root: Path, resume: bool) -> Iterator[None]:
-    """The sweep's folder, this process's alone.
-
-    Raises:
-        Refused: there are other things in it, or another sweep; or there is nothing to resume.
-    """
-    if resume and not (root / RECORD).is_file():
-        raise Refused(root, "nothing to resume: no sweep.json in it")
-    made = not root.exists()
-    if not made and not root.is_dir():
-        raise Refused(root, "not a folder: give another one with --out")
-    root.mkdir(parents=True, exist_ok=True)
-    lock = Lock(root / LOCK)
-    try:
-        holder = lock.try_acquire()
-        if holder is not None:
-            raise Refused(root, f"another sweep is in it: {holder}; wait for it, or give another folder with --out")
-        if not resume and any(path.name not in (LOCK, f".{RECORD}.partial") for path in root.iterdir()):
-            raise Refused(root, "already there: go on with --resume, or give another folder with --out")
-        yield
-    finally:
-        lock.release()
-        if made and not any(root.iterdir()):
-            root.rmdir()
 
 
 def _run(

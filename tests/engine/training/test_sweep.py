@@ -378,6 +378,31 @@ def test_folders_are_not_overwritten(tmp_path):
         sweep(swept, out=tmp_path / "sweep", plugins=plugins())
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_start_that_was_killed_before_its_record_blocks_nothing(tmp_path, resume):
+    """Ctrl-C while the members' folders are made leaves some of them, with a lock that nobody holds."""
+    swept = many({"activation.k": [2, 3]})
+    for name in ("sweep.lock", ".sweep.json.partial", "k=2/run.lock", "k=2/recipe.toml"):
+        (tmp_path / "sweep" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sweep" / name).touch()
+    sweep(swept, out=tmp_path / "sweep", resume=resume, plugins=plugins())
+    assert {point["label"] for point in json.loads((tmp_path / "sweep/frontier.json").read_text())["members"]} == {
+        "k=2",
+        "k=3",
+    }
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "k=2/mine.txt", "other/run.lock"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_with_other_things_is_left_alone(tmp_path, resume, name):
+    for path in ("k=2/run.lock", name):
+        (tmp_path / "sweep" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sweep" / path).touch()
+    with pytest.raises(Refused, match="nothing to resume" if resume else "already there"):
+        sweep(many({"activation.k": [2]}), out=tmp_path / "sweep", resume=resume, plugins=plugins())
+    assert (tmp_path / "sweep" / name).is_file()
+
+
 def test_commands(tmp_path):
     file = tmp_path / "r.toml"
     file.write_text(as_toml(recipe()) + '\n[sweep]\n"activation.k" = [2, 3]\n')
