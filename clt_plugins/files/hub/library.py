@@ -106,9 +106,7 @@ def is_passing(error: BaseException) -> bool:
             return status >= 500 or status in OVERLOADED
         if type(part).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2"):
             return True
-        if isinstance(part, ConnectionError | TimeoutError | JSONDecodeError) or "Consistency check failed" in str(
-            part
-        ):
+        if isinstance(part, PASSING) or "Consistency check failed" in str(part):
             return True
     return False
 
