@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from clt_hub.card import MARK, card
 from clt_hub.facts import OWN, Facts
 from clt_hub.public import Neutral, refuse_paths, refuse_paths_in_text
-from clt_plugins import Refused, check_folder, load_json, toml_text, write_json
+from clt_plugins import Refused, load_json, toml_text, write_json
 
 MANIFEST = "manifest.json"
 KINDS = (".safetensors", ".json", ".yaml", ".yml", ".toml")
@@ -47,7 +47,7 @@ def write_contents(facts: Facts, folder: Path, *, link: bool) -> list[str]:
         link: large files are links, else copies.
 
     Raises:
-        Faults: a file names a path of this disk, is damaged, or cannot be read.
+        Refused: a file names a path of this disk, has numbers that are not finite, or cannot be read.
         OSError: it cannot be written.
     """
     if facts.recipe is not None:
@@ -87,8 +87,6 @@ def _other_files(folder: Path) -> list[str]:
 
 def _put_folder(source: Path, target: Path, names: Iterable[str], neutral: Neutral, link: bool) -> None:
     """Put files of a folder into a new one; its manifest is made anew for them."""
-    if (source / MANIFEST).is_file():
-        check_folder(source)  # a damaged file, pushed, would be everybody's
     listed = load_json(source / MANIFEST)["files"] if (source / MANIFEST).is_file() else None
     files: dict[str, Any] = {}
     for name in sorted(names):

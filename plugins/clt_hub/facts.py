@@ -99,9 +99,11 @@ def gather(
         exact: the transcoder's digest; that of the folder if it is None.
 
     Raises:
-        Faults: something names a path of this disk, and what others are to read is not said; or a file that the user
-            names is missing.
+        Faults: something names a path of this disk, and what others are to read is not said; a file that the user
+            names is missing; or one is damaged.
     """
+    if (folder / "manifest.json").is_file():
+        check_folder(folder)  # a damaged file, pushed, would be everybody's
     tables, texts = neutral_recipe(config, recipe)
     neutral = Neutral(texts)
     described = dict(sizes) if sizes is not None else load_json(folder / "transcoder.json")
