@@ -1,8 +1,9 @@
 """decode-clt's own trainer beside our defaults, at equal tokens and at equal time.
 
-Learning rates of both are chosen on the set `choose` with the first seed. Equal time: our defaults for as many steps as
-the peer's processor time allows, by seconds per step of both with one thread. It reads more tokens than are stored,
-so activations are read from the model; their cost is nobody's: both are charged the steps alone.
+Learning rates of both are chosen on the set `choose` with the first seed. Equal time: each of our recipes for as many
+steps as the peer's processor time allows, with one thread. Ours is charged its whole run on stored activations, what
+comes before and after the steps included; the peer its steps alone. These runs read more tokens than are stored, so
+activations are read from the model; that pass is charged to neither.
 """
 
 from __future__ import annotations
@@ -147,6 +148,6 @@ class Peer:
 WHAT = (
     "Held-out NMSE on documents by which nothing was chosen; mean and half the range over seeds. At equal tokens, "
     "features, k and batch, on the same stored activations. Each has the best of four learning rates on other held-out "
-    "documents, except for our defaults. The last row of a model has as many steps as the processor time of decode-clt "
-    "allows, on more text."
+    "documents, except for our defaults. Rows with more steps have as many as the processor time of decode-clt allows, "
+    "on more text, and one seed."
 )
