@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.pages import until
 from tests.support.sites import Made
 
 pytestmark = pytest.mark.browser
@@ -28,14 +29,14 @@ def axe() -> Any:
 
 def shown(page: Any, heading: str, selector: str) -> None:
     """Wait until this page is drawn. What the page before it had is no sign: headings and tables are on most pages."""
-    page.wait_for_function("heading => document.querySelector('h1')?.textContent.trim() === heading", arg=heading)
+    until(page, "heading => document.querySelector('h1')?.textContent.trim() === heading", arg=heading)
     page.wait_for_selector(selector)
     drawn(page)
 
 
 def drawn(page: Any) -> None:
     """Wait until nothing is being loaded, and charts have the width of their columns."""
-    page.wait_for_function("!document.querySelector('.loading')")
+    until(page, "!document.querySelector('.loading')")
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -100,7 +101,7 @@ def test_pages_have_a_language_landmarks_one_heading_and_a_way_past_the_navigati
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.tagName === 'MAIN'")
+    until(page, "document.activeElement.tagName === 'MAIN'")
 
 
 def test_nothing_moves_for_readers_who_want_that(made: Made, opened: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.pages import until
 from tests.support.sites import Made
 
 pytestmark = pytest.mark.browser
@@ -51,9 +52,7 @@ def test_a_token_is_searched_and_a_feature_opened(made: Made, opened: Any) -> No
     page.wait_for_selector("#token:focus")
     page.keyboard.type("Word42")  # case does not matter
     expected = with_token(made, "word42")
-    page.wait_for_function(
-        "n => document.querySelector('.count').textContent.startsWith(n + ' ')", arg=str(len(expected))
-    )
+    until(page, "n => document.querySelector('.count').textContent.startsWith(n + ' ')", arg=str(len(expected)))
     assert set(listed(page)) <= expected and expected
     first = listed(page)[0]
     page.locator(ROWS).first.click()
@@ -80,7 +79,7 @@ def test_the_list_is_sorted_and_filtered_as_its_columns_say(made: Made, opened: 
     page.get_by_label("Density (%), at least").fill("0.5")
     page.get_by_label("Decoder norm, at most").fill("1.5")
     kept = (np.arange(900) // 300 == 1) & (density >= 0.005) & (norm <= 1.5)
-    page.wait_for_function("n => document.querySelector('.count').textContent.startsWith(n + ' ')", arg=str(kept.sum()))
+    until(page, "n => document.querySelector('.count').textContent.startsWith(n + ' ')", arg=str(kept.sum()))
     assert set(listed(page)) <= set(names[kept])
 
 
@@ -202,12 +201,12 @@ def test_the_theme_is_the_systems_until_one_is_chosen_which_is_kept(made: Made, 
     ground = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(ground)
     page.keyboard.press("t")
-    page.wait_for_function(f"{ground} !== '{dark}'")
+    until(page, f"{ground} !== '{dark}'")
     light = page.evaluate(ground)
     page.reload()
     assert page.evaluate(ground) == light
     page.get_by_label("Theme").select_option("auto")
-    page.wait_for_function(f"{ground} === '{dark}'")
+    until(page, f"{ground} === '{dark}'")
 
 
 def test_labels_are_kept_exported_and_imported(made: Made, opened: Any, tmp_path: Path) -> None:
