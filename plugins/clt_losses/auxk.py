@@ -80,10 +80,11 @@ class AuxK:
         return width if on_cpu else min(idle_tokens.shape[1], 1 << (width - 1).bit_length())
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
-        residual = (forward.targets - forward.reconstruction).detach()
         extra = forward.extra
         if extra is None:
-            return {"auxk": residual.new_zeros(()), "auxk_pull": residual.new_zeros(())}
+            zero = forward.reconstruction.new_zeros(())
+            return {"auxk": zero, "auxk_pull": zero}
+        residual = (forward.targets - forward.reconstruction).detach()
         written = forward.decode(Features(extra.values.relu(), extra.pairs))
         error = (written - residual).square().mean((0, 2))
         power = self._mean(residual.square().mean((0, 2))).clamp_min(torch.finfo(residual.dtype).tiny)

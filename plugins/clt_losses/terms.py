@@ -68,26 +68,23 @@ class _SquaredError(torch.autograd.Function):
     """Sum of ((reconstruction - targets) · scale)², a scalar; targets [B, L, D] and scale are constants. The scale is
     [L, D], or a matrix for each layer, [L, D, D].
 
-    Written by hand, because autograd would keep several [B, L, D] in memory: here each direction needs one more, for a
-    moment. Each row is summed first, so that a sum of millions of terms loses no digits.
+    Written by hand: what is kept for the gradient is the scaled error, one [B, L, D], where autograd would keep several.
+    Each row is summed first, so that a sum of millions of terms loses no digits.
     """
 
     @staticmethod
     def forward(ctx, reconstruction, targets, scale):
-        ctx.save_for_backward(reconstruction, targets, scale)
-        error = _times(reconstruction - targets, scale)
+        error = reconstruction - targets
+        error = error.mul_(scale) if scale.dim() == 2 else torch.einsum("bld,lde->ble", error, scale)
+        ctx.save_for_backward(error, scale)
         return torch.linalg.vector_norm(error, dim=-1).square().sum()
 
     @staticmethod
     def backward(ctx, grad):
-        reconstruction, targets, scale = ctx.saved_tensors
-        square = scale.square() if scale.dim() == 2 else scale @ scale.mT
-        return _times(reconstruction - targets, square.mul(2 * grad)), None, None
-
-
-def _times(error: Tensor, scale: Tensor) -> Tensor:
-    """An error [B, L, D], which is used up, times a scale [L, D] or [L, D, D]."""
-    return error.mul_(scale) if scale.dim() == 2 else torch.einsum("bld,lde->ble", error, scale)
+        error, scale = ctx.saved_tensors
+        slope = scale.mul(2 * grad)
+        # Not in place: a second backward pass reads the error again.
+        return error * slope if scale.dim() == 2 else torch.einsum("ble,lde->bld", error, slope), None, None
 
 
 class TanhSparsity(Term):
