@@ -133,6 +133,7 @@ if TYPE_CHECKING:
     )
     from clt_plugins.files.untrusted import (
         check_regular as check_regular,
+        has_file as has_file,
         load_json as load_json,
         parse_json as parse_json,
         read_small as read_small,
@@ -251,7 +252,7 @@ _LAZY = {
     "files.locks": ["Lock"],
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
-    "files.untrusted": ["check_regular", "load_json", "parse_json", "read_small"],
+    "files.untrusted": ["check_regular", "has_file", "load_json", "parse_json", "read_small"],
     "finished.curves": ["Curve"],
     "finished.facts": ["Facts", "read_facts", "run_of"],
     "finished.alone": ["run_alone"],

@@ -45,13 +45,14 @@ def report(
     """
     from clt_plugins.collected.reader import Collected
     from clt_plugins.collected.report import check_replaceable, write_report
+    from clt_plugins.files.untrusted import has_file
     from clt_plugins.finished.facts import read_facts, run_of
     from clt_plugins.registry.build import naming_plugins
 
     selected = _selected(plugins, name, graphs, settings)
     check_replaceable(out)
     with naming_plugins(plugins.infos, None):
-        if (place / f"{STORE}.json").is_file():
+        if has_file(place / f"{STORE}.json"):
             store, run, evaluation = place, run_of(place / f"{STORE}.json"), None
         else:
             store, run, evaluation = _of_transcoder(place, plugins, collecting)
@@ -89,6 +90,7 @@ def _of_transcoder(place: Path, plugins: Plugins, collecting: bool) -> tuple[Pat
     Raises:
         Refused: its features are not collected, or those of another transcoder are; says what to do.
     """
+    from clt_plugins.files.untrusted import has_file
     from clt_plugins.finished.find import find_trained
 
     trained = find_trained(place, plugins)
@@ -100,7 +102,7 @@ def _of_transcoder(place: Path, plugins: Plugins, collecting: bool) -> tuple[Pat
         from clt_plugins.finished.alone import run_alone
 
         run_alone(trained, "collect", store, lambda text, record: click.echo(text, err=True))
-    if not (store / f"{STORE}.json").is_file():
+    if not has_file(store / f"{STORE}.json"):
         text = f"its features are not collected: add --collect, or first `clt-plugins collect {place}`"
         raise Refused(place, text)
     if not _is_of(store, trained):

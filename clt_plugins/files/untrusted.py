@@ -51,6 +51,21 @@ def check_regular(path: Path) -> None:
     os.close(open_regular(path))
 
 
+def has_file(path: Path) -> bool:
+    """Whether a file is there, to be read if it is.
+
+    Raises:
+        Refused: something else is there, as a folder, a FIFO or a link that leads nowhere: it is damage, and not the
+            same as no file.
+        OSError: its folder cannot be read.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        raise Refused(path, "not a regular file")
+    return False
+
+
 def read_small(path: Path, largest: int = SMALL) -> bytes:
     """The content of a small file.
 

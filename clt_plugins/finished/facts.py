@@ -55,6 +55,9 @@ def run_of(folder: Path) -> Path | None:
 def read_facts(run: Path | None, transcoder: Origin | None = None, evaluation: Path | None = None) -> Facts:
     """What a run's folder tells. Files that are missing or damaged are left out; a note says which were damaged.
 
+    Raises:
+        OSError: a file cannot be read, which is no damage.
+
     Args:
         run: the folder; None: only the transcoder is known.
         transcoder: whose features are reported on.
@@ -70,7 +73,7 @@ def read_facts(run: Path | None, transcoder: Origin | None = None, evaluation: P
             return otherwise
         try:
             return read(file)
-        except (Faults, OSError, ValueError) as error:
+        except (Faults, ValueError) as error:
             notes.append(str(error))
             return otherwise
 

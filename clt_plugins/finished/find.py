@@ -17,6 +17,7 @@ from clt_plugins.files.folders import recover
 from clt_plugins.files.hub.choose import fetch_place
 from clt_plugins.files.hub.names import HubPlace, hub_place
 from clt_plugins.files.steps import step_folders
+from clt_plugins.files.untrusted import has_file
 from clt_plugins.finished.provenance import Origin, identify, made_from_other
 from clt_plugins.recipe.local import check_foreign
 from clt_plugins.recipe.read import read_usable_recipe
@@ -187,9 +188,9 @@ def find_trained(
     if not path.exists():
         raise Refused(path, "no such folder")
     folder, run = path.resolve(), None  # `.` has no parent: an absolute path does
-    if (folder / "transcoder.json").is_file():
-        run = next((above for above in folder.parents[:2] if (above / "recipe.toml").is_file()), None)
-    elif (folder / "recipe.toml").is_file():
+    if has_file(folder / "transcoder.json"):
+        run = next((above for above in folder.parents[:2] if has_file(above / "recipe.toml")), None)
+    elif has_file(folder / "recipe.toml"):
         run = folder
         folder = _final_transcoder(run, path, converted)
         logger.info("the transcoder in %s", path / folder.name)
@@ -219,8 +220,8 @@ def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = Fals
         Refused: there is none.
     """
     final, thresholded = run / "transcoder", run / "converted"
-    if converted and (thresholded / "transcoder.json").is_file():
-        if not (final / "transcoder.json").is_file():
+    if converted and has_file(thresholded / "transcoder.json"):
+        if not has_file(final / "transcoder.json"):
             return thresholded
         # A run that went on, or one that was resumed from another checkpoint, may have left an older conversion.
         if not made_from_other(thresholded, "convert.json", identify(final)):
@@ -232,7 +233,7 @@ def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = Fals
                 path / "converted",
                 path / "transcoder",
             )
-    if (final / "transcoder.json").is_file():
+    if has_file(final / "transcoder.json"):
         return final
     saved = step_folders(run / "checkpoints")
     or_else = f", or name a checkpoint: {path / 'checkpoints' / saved[-1].name}" if saved else ""

@@ -16,6 +16,7 @@ from clt_plugins.files.folders import check_folder
 from clt_plugins.files.records import as_data, defined, read_json
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.files.tensors import read_tensor, tensor_bytes, tensor_shapes
+from clt_plugins.files.untrusted import has_file
 from clt_plugins.finished.find import find_trained
 from clt_plugins.model.saved import Description, find_reader
 from clt_plugins.toml import inline
@@ -81,7 +82,7 @@ def inspect_transcoder(path: Path, plugins: Plugins, *, verify: bool) -> Inspect
         Faults: it is no transcoder, or its files are not complete.
     """
     folder = find_trained(path, plugins).folder
-    report = (_own if (folder / "transcoder.json").is_file() else _other)(folder, plugins, verify)
+    report = (_own if has_file(folder / "transcoder.json") else _other)(folder, plugins, verify)
     data: Mapping[str, Any] = as_data(report)
     return Inspected(text=as_text(report), data=data, faults=report.faults)
 

@@ -19,7 +19,7 @@ from clt_plugins.errors import Faults
 from clt_plugins.files.folders import MANIFEST, Manifest
 from clt_plugins.files.hub.names import place_of_copy
 from clt_plugins.files.records import from_data, read_json
-from clt_plugins.files.untrusted import load_json
+from clt_plugins.files.untrusted import has_file, load_json
 from clt_plugins.model.saved import Description
 from clt_plugins.recipe.structure import plain
 
@@ -67,7 +67,7 @@ def identify(folder: Path) -> Origin:
     name = folder.resolve().name
     place = place_of_copy(folder)
     hub = None if place is None else str(place)
-    if not (folder / MANIFEST).is_file():
+    if not has_file(folder / MANIFEST):
         return Origin(folder=name, hub=hub)
     files = read_json(folder / MANIFEST, Manifest).files
     if "transcoder.json" not in files:  # an export
@@ -96,7 +96,7 @@ def recorded(file: Path) -> Provenance | None:
     Raises:
         Refused: the file is not readable JSON, or its record is damaged.
     """
-    if not file.is_file():
+    if not has_file(file):
         return None
     data = load_json(file)
     record = data.get("made_from") if isinstance(data, Mapping) else None

@@ -47,6 +47,7 @@ from clt_plugins.files.folders import sweep
 from clt_plugins.files.locks import Lock
 from clt_plugins.files.records import as_data, json_text
 from clt_plugins.files.steps import step_folders
+from clt_plugins.files.untrusted import has_file
 from clt_plugins.recipe.changes import Change
 from clt_plugins.training.checkpoint import find_checkpoint
 from clt_plugins.training.resume import Before, check_settings, keep
@@ -126,7 +127,7 @@ def _chosen(recipe: Recipe, out: str | Path | None, resume: str | None, made: li
         folder = Path(out) if out is not None else _latest_run(Path("runs") / recipe.name)
         if not folder.is_dir():
             raise Refused(folder, "nothing to resume: no such folder")
-        if not step_folders(folder / "checkpoints") and not (folder / "recipe.toml").is_file() and foreign(folder):
+        if not step_folders(folder / "checkpoints") and not has_file(folder / "recipe.toml") and foreign(folder):
             raise Refused(folder, "nothing to resume: no recipe.toml in it")
         return folder
     if out is not None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from clt_collect.choose import draw_key, first_ones, group_of, likely_drawn, ranked
 from clt_collect.coactive import ByRow, coactive
-from clt_collect.log import SHARD, Written
+from clt_collect.log import SHARD
 from clt_collect.rows import Array, Rows
+from clt_collect.written import Written
 from clt_plugins import CollectionSettings
 
 

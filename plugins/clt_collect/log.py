@@ -244,34 +244,12 @@ class Log:
         self._files = {}
 
 
-@attrs.frozen(eq=False)
-class Written:
-    """The complete log of one rank, mapped."""
-
-    columns: dict[str, Array]
-    commit: Commit
-    own: range
-    """The features of each layer that it has."""
-
-    @classmethod
-    def open(cls, log: Log, commit: Commit, rank: int, own: range, n_layers: int) -> Written:
-        """Map the log of a rank, whose files are beside those of `log`."""
-        columns: dict[str, Array] = {}
-        for column, dtype in COLUMNS.items():
-            length = _length(column, commit, n_layers * len(own))
-            path = log.folder / f"{column}-{rank}.bin"
-            # An empty file cannot be mapped.
-            columns[column] = np.memmap(path, dtype, "r", shape=(length,)) if length else np.empty(0, dtype)
-        columns["start"] = columns["start"].reshape(commit.shards, n_layers * len(own) + 1)
-        return cls(columns, commit, own)
-
-
 def _checksum(record: dict[str, Any]) -> int:
     """CRC-32 of a record of commits."""
     return zlib.crc32(json.dumps([record["key"], record["commits"]], sort_keys=True).encode())
 
 
-def _length(column: str, commit: Commit, own: int) -> int:
+def length_of(column: str, commit: Commit, own: int) -> int:
     """How many numbers of a column a commit has."""
     if column in ROWS:
         return commit.rows
@@ -279,7 +257,7 @@ def _length(column: str, commit: Commit, own: int) -> int:
 
 
 def _bytes(column: str, commit: Commit, own: int) -> int:
-    return _length(column, commit, own) * np.dtype(COLUMNS[column]).itemsize
+    return length_of(column, commit, own) * np.dtype(COLUMNS[column]).itemsize
 
 
 def by_feature(feature: Array, features: int) -> Array:

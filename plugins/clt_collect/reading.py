@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clt_collect.log import SHARD, Commit, Log, Written, disk_bytes, free_bytes
+from clt_collect.log import SHARD, Commit, Log, disk_bytes, free_bytes
+from clt_collect.written import Written
 from clt_plugins import Refused
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from clt_collect.log import Written
+from clt_collect.written import Written
 from clt_plugins import CollectedText, Refused
 
 Array = np.ndarray[Any, Any]

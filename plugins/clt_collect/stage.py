@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 
 from clt_collect.layers import Layers, edges
-from clt_collect.log import Written
 from clt_collect.reading import read, together
 from clt_collect.rows import Array, equal_windows, sort_rows
+from clt_collect.written import Written
 from clt_plugins import (
     CollectedWriter,
     CollectionInfo,

@@ -14,7 +14,7 @@ from clt_hub import PushConfig
 from clt_hub.facts import Facts, gather
 from clt_hub.new_folder import check_empty, new_folder
 from clt_hub.stage import as_text, send
-from clt_plugins import HubPlace, Refused, check_upload
+from clt_plugins import HubPlace, Refused, check_upload, has_file
 
 if TYPE_CHECKING:
     from clt_plugins import Trained
@@ -49,7 +49,7 @@ def push(trained: Trained, repository: str, *, out: Path | None, as_json: bool, 
 
 
 def _facts(trained: Trained, config: PushConfig) -> Facts:
-    own = (trained.folder / "transcoder.json").is_file()
+    own = has_file(trained.folder / "transcoder.json")
     sizes: dict[str, Any] | None = None
     if not own:
         transcoder = trained.transcoder()

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from clt_hub.card import MARK, card
 from clt_hub.facts import OWN, Facts
 from clt_hub.public import Neutral, refuse_paths, refuse_paths_in_text
-from clt_plugins import Refused, load_json, toml_text, write_json
+from clt_plugins import Refused, has_file, load_json, toml_text, write_json
 
 MANIFEST = "manifest.json"
 KINDS = (".safetensors", ".json", ".yaml", ".yml", ".toml")
@@ -87,7 +87,7 @@ def _other_files(folder: Path) -> list[str]:
 
 def _put_folder(source: Path, target: Path, names: Iterable[str], neutral: Neutral, link: bool) -> None:
     """Put files of a folder into a new one; its manifest is made anew for them."""
-    listed = load_json(source / MANIFEST)["files"] if (source / MANIFEST).is_file() else None
+    listed = load_json(source / MANIFEST)["files"] if has_file(source / MANIFEST) else None
     files: dict[str, Any] = {}
     for name in sorted(names):
         if name == MANIFEST:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from clt_hub.public import Neutral
-from clt_plugins import Fault, Faults, HubPlace, Refused, check_folder, for_others, identify, load_json
+from clt_plugins import Fault, Faults, HubPlace, Refused, check_folder, for_others, has_file, identify, load_json
 
 if TYPE_CHECKING:
     from clt_hub import PushConfig
@@ -102,7 +102,7 @@ def gather(
         Faults: something names a path of this disk, and what others are to read is not said; a file that the user
             names is missing; or one is damaged.
     """
-    if (folder / "manifest.json").is_file():
+    if has_file(folder / "manifest.json"):
         check_folder(folder)  # a damaged file, pushed, would be everybody's
     tables, texts = neutral_recipe(config, recipe)
     neutral = Neutral(texts)
@@ -115,7 +115,7 @@ def gather(
         config=config,
         place=HubPlace.parse(config.repository),
         folder=folder,
-        kept_as="" if sizes is not None else "converted" if (folder / "convert.json").is_file() else "transcoder",
+        kept_as="" if sizes is not None else "converted" if has_file(folder / "convert.json") else "transcoder",
         described=described,
         base_model=config.base_model or name,
         neutral=neutral,
@@ -123,7 +123,7 @@ def gather(
         versions=_versions(run),
         evaluation=results.best("evaluation.json"),
         circuits=results.best("circuits.json"),
-        conversion=load_json(folder / "convert.json") if (folder / "convert.json").is_file() else None,
+        conversion=load_json(folder / "convert.json") if has_file(folder / "convert.json") else None,
         exports=results.exports(config.exports),
     )
 
@@ -171,7 +171,7 @@ def _model(model: Mapping[str, Any], config: PushConfig, neutral: Neutral) -> di
 
 def _versions(run: Path | None) -> dict[str, Any] | None:
     """What it was trained with; the command line is left out, since it has paths of this disk."""
-    if run is None or not (run / "versions.json").is_file():
+    if run is None or not has_file(run / "versions.json"):
         return None
     return {key: value for key, value in load_json(run / "versions.json").items() if key != "command"}
 

@@ -18,6 +18,7 @@ from clt_plugins import (
     Refused,
     StageInfo,
     check_upload,
+    has_file,
     identify,
     read_small,
     upload,
@@ -112,6 +113,6 @@ def _saved(job: Job, run: Path) -> Path | None:
     """The job's transcoder in the run's folder; None if it is not there."""
     digest = job.made_from.transcoder.sha256
     for folder in (run / job.made_from.transcoder.folder, run / "transcoder", run / "converted"):
-        if (folder / "transcoder.json").is_file() and identify(folder).sha256 == digest:
+        if has_file(folder / "transcoder.json") and identify(folder).sha256 == digest:
             return folder
     return None

@@ -68,7 +68,7 @@ class _SquaredError(torch.autograd.Function):
     """Sum of ((reconstruction - targets) · scale)², a scalar; targets [B, L, D] and scale are constants. The scale is
     [L, D], or a matrix for each layer, [L, D, D].
 
-    Written by hand: what is kept for the gradient is the scaled error, one [B, L, D], where autograd would keep several.
+    Written by hand: kept for the gradient is the scaled error, one [B, L, D]; autograd would keep several.
     Each row is summed first, so that a sum of millions of terms loses no digits.
     """
 

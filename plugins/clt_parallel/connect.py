@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -13,10 +17,13 @@ from clt_parallel.grid import Grid
 from clt_plugins import Refused
 
 if TYPE_CHECKING:
-    import torch
-
     from clt_parallel import TensorConfig
 
+T = TypeVar("T")
+
+PATIENCE = 3
+"""How many times `timeout_s` connecting may take. Torch gives each step that time, but waits for ever for the answer of
+a store whose process hangs (torch 2.13, `TCPStore`); and it waits where no signal is heard."""
 START = "torchrun --nproc-per-node {} -m clt_plugins run ..."
 
 
@@ -49,18 +56,50 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
     # What ranks agree on in each step (no failure, same batch) is on the CPU and always goes through gloo.
     backends = f"cpu:gloo,{device.type}:{backend}" if device.type != "cpu" else backend
     try:
-        dist.init_process_group(backends, timeout=timedelta(seconds=config.timeout_s))
-        mesh = init_device_mesh(device.type, (config.data, tensor), mesh_dim_names=("data", "tensor"))
-        # Rows of a source travel beside a step: in the group of its sums they would wait for each other.
-        rows = [dist.new_group(range(first, first + tensor)) for first in range(0, world, tensor) if tensor > 1]
-    except (RuntimeError, dist.DistError) as error:
+        groups = _within(PATIENCE * config.timeout_s, lambda: _groups(config, device, backends, world, tensor))
+    except (RuntimeError, dist.DistError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ConnectionError(f"parallel: rank {rank} of {world} cannot connect to the others: {reason}") from error
+    if tensor > 1:
+        groups["rows"] = groups["rows"][rank // tensor]
+    return Grid(rank, tensor, config.data, groups)
+
+
+def _groups(config: TensorConfig, device: torch.device, backends: str, world: int, tensor: int) -> dict[str, Any]:
+    """The process groups over "features", "tokens" and "all" ranks; "rows": those of all groups of tensor ranks."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # that of a thread is its own
+    dist.init_process_group(backends, timeout=timedelta(seconds=config.timeout_s))
+    mesh = init_device_mesh(device.type, (config.data, tensor), mesh_dim_names=("data", "tensor"))
     groups: dict[str, Any] = {
         "features": mesh.get_group("tensor"),
         "tokens": mesh.get_group("data"),
         "all": dist.group.WORLD,
     }
     if tensor > 1:
-        groups["rows"] = rows[rank // tensor]
-    return Grid(rank, tensor, config.data, groups)
+        # Rows of a source travel beside a step: in the group of its sums they would wait for each other.
+        groups["rows"] = [dist.new_group(range(first, first + tensor)) for first in range(0, world, tensor)]
+    return groups
+
+
+def _within(seconds: float, function: Callable[[], T]) -> T:
+    """What a function returns, in a thread of its own that is left alone if it takes longer.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="connect", daemon=True).start()
+    try:
+        return result.result(seconds)
+    except TimeoutError as error:
+        if result.done():
+            raise
+        raise TimeoutError(f"one of them hangs, nothing was heard for {seconds:g} s") from error

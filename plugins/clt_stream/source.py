@@ -23,7 +23,7 @@ from torch import Tensor
 from clt_plugins import Batch, Deal, Refused, check_data
 from clt_stream.blocks import Block, Filling, Start, Turns, plan
 from clt_stream.contexts import Cursor, Packer
-from clt_stream.finite import check_rows
+from clt_stream.held_out import HeldOutRows
 from clt_stream.identity import model_identity, text_identity, tokenizer_identity
 from clt_stream.language import StreamLanguageModel
 from clt_stream.model import load_model, usable_device
@@ -32,7 +32,7 @@ from clt_stream.reader import Reader, packs
 from clt_stream.rows import Rows, moved
 from clt_stream.sites import find_sites
 from clt_stream.text import open_texts
-from clt_stream.text.documents import check_split, nothing_held_out
+from clt_stream.text.documents import check_split
 from clt_stream.training import TrainingTexts
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from clt_stream.contexts import Contexts
 
 log = logging.getLogger(__name__)
-
-KEPT = 2**30
-"""Bytes of held-out activations that are kept in memory whatever reads them, so that the model runs once."""
 
 
 class Stream:
@@ -110,9 +107,14 @@ class Stream:
         self._identity: dict[str, str] | None = None
         self._texts: TrainingTexts | None = None
         """Contexts for losses that run the model; made at the first one."""
-        self.evaluation: list[Batch] = []
-        self.evaluation_tokens = 0
-        """How many tokens `evaluation` was read for; it has fewer where the held-out text has."""
+        self.held_out_rows = HeldOutRows(
+            config,
+            self.reader,
+            lambda: self._packer(held_out=True),
+            self._rows,
+            batch=self.batch_tokens * self.ranks,
+            kept=self.eval_tokens,
+        )
 
     # -- the Source protocol ------------------------------------------------------------------------------------
 
@@ -133,24 +135,8 @@ class Stream:
         return parts[0] if len(parts) == 1 else _join(parts)
 
     def held_out(self, tokens: int) -> Iterator[Batch]:
-        """Batches of held-out documents, unshuffled.
-
-        What training scores on is read at the first call, and kept in memory, and so is what takes no more than `KEPT`.
-        More is read as it is asked for, at each call.
-        """
-        row = 2 * self.n_layers * self.d_model * self.reader.dtype.itemsize
-        if tokens > max(self.evaluation_tokens, self.eval_tokens, KEPT // row):
-            yield from self._stream_held_out(tokens)
-            return
-        if tokens > self.evaluation_tokens:
-            self.evaluation, self.evaluation_tokens = [], 0  # released before more are read
-            self.evaluation, self.evaluation_tokens = self._read_held_out(tokens), tokens
-        left = tokens
-        for batch in self.evaluation:
-            if left <= 0:
-                return
-            yield batch if batch.tokens <= left else batch.rows(slice(0, left))
-            left -= batch.tokens
+        """Batches of held-out documents, unshuffled."""
+        yield from self.held_out_rows.batches(tokens)
 
     def statistics(self) -> Mapping[str, Tensor] | None:
         """None: the engine estimates them from the first batches."""
@@ -273,43 +259,6 @@ class Stream:
         if self.next_block is not None:
             self.next_block.drop()
         self.block = self.next_block = None
-
-    def _read_held_out(self, tokens: int) -> list[Batch]:
-        """The first rows of the held-out documents, cut into batches."""
-        packer = self._packer(held_out=True)
-        rows = self._rows(tokens + self.config.model_batch * self.config.context, "train.eval_tokens")
-        count = 0
-        while count < tokens and (contexts := packer.next()) is not None:
-            self.reader.read(contexts, contexts.rows, rows, count)
-            count += len(contexts.rows)
-        if not count:
-            raise nothing_held_out(self.config.text, self.config.held_out)
-        count = min(count, tokens)
-        check_rows(rows.view(slice(0, count)), self.reader.layers)
-        # As large as a training batch of all ranks: the batches are the same for any number of ranks.
-        size = self.batch_tokens * self.ranks
-        return [rows.view(slice(begin, min(begin + size, count))) for begin in range(0, count, size)]
-
-    def _stream_held_out(self, tokens: int) -> Iterator[Batch]:
-        """The same batches as those of `_read_held_out`, one at a time."""
-        packer = self._packer(held_out=True)
-        size = self.batch_tokens * self.ranks
-        rows = self._rows(size + self.config.model_batch * self.config.context, "train.batch_tokens")
-        left, count, read = tokens, 0, 0
-        while left > 0:
-            while count < min(size, left) and (contexts := packer.next()) is not None:
-                self.reader.read(contexts, contexts.rows, rows, count)
-                check_rows(rows.view(slice(count, count + len(contexts.rows))), self.reader.layers)
-                count += len(contexts.rows)
-                read += len(contexts.rows)
-            if not read:
-                raise nothing_held_out(self.config.text, self.config.held_out)
-            used = min(size, count, left)
-            if not used:
-                return
-            yield rows.view(slice(0, used)).rows(torch.arange(used))  # a copy: its memory is written again
-            rows.take(rows, slice(used, count), 0)
-            count, left = count - used, left - used
 
     def _rows(self, count: int, setting: str) -> Rows:
         return Rows(count, self.n_layers, self.d_model, self.reader.dtype, self.buffer_device, setting)

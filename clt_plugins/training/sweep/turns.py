@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from clt_plugins.distributed.transformed import transformed
 from clt_plugins.errors import ExitCode, Fault, Faults, Refused, Stopped
+from clt_plugins.files.untrusted import has_file
 from clt_plugins.finished.stages import check_stages
 from clt_plugins.model.assemble import Parts, assemble_around, build_source, make_context
 from clt_plugins.model.in_model.passes import check_losses
@@ -91,7 +92,7 @@ class Together:
                 plugins=plugins,
             )
             self.turns.append(turn)
-            there = resume and (turn.folder / "recipe.toml").is_file()
+            there = resume and has_file(turn.folder / "recipe.toml")
             start = stack.enter_context(
                 run_folder(parallel, member.recipe, turn.folder, "latest" if there else None, accepted)
             )

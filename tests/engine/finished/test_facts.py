@@ -137,6 +137,17 @@ def test_a_fifo_in_the_place_of_a_log_does_not_block(tmp_path: Path) -> None:
     assert facts.curves == {} and "not a regular file" in facts.notes[0]
 
 
+def test_a_file_that_cannot_be_read_at_the_moment_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_folder(tmp_path / "run")
+
+    def refused(path: Path, *_: Any) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("clt_plugins.files.untrusted.open_regular", refused)
+    with pytest.raises(PermissionError, match=r"versions\.json|recipe\.toml"):
+        read_facts(run)
+
+
 def test_an_evaluation_of_another_transcoder_is_left_out(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     facts = read_facts(run, Origin(folder="converted", sha256="b" * 64))

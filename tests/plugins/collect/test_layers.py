@@ -12,9 +12,10 @@ from clt_collect import layers as layers_module
 from clt_collect import log as log_module
 from clt_collect.choose import first_ones
 from clt_collect.layers import Layers, edges
-from clt_collect.log import Log, Written
+from clt_collect.log import Log
 from clt_collect.rows import equal_windows, sort_rows
 from clt_collect.stage import _salts
+from clt_collect.written import Written
 from clt_plugins import Collected, CollectedWriter, CollectionInfo, CollectionSettings
 from clt_plugins.files.folders import atomic_folder
 from tests.support.collect_truth import check

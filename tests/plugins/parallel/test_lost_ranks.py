@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from clt_parallel import TensorConfig
+from clt_parallel.connect import connect
 from clt_parallel.grid import Grid
 
 LOST = [
@@ -64,3 +68,15 @@ def test_any_other_error_keeps_its_own_text(monkeypatch, error, at_start):
     with pytest.raises(type(error)) as raised:
         grid.total(torch.ones(3))
     assert raised.value is error
+
+
+def test_a_first_rank_that_hangs_while_others_connect_is_given_up(monkeypatch):
+    # The system takes connections for a process that is stopped: torch waits for its answer without an end.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
+        for name, value in {"RANK": "1", "WORLD_SIZE": "2", **address}.items():
+            monkeypatch.setenv(name, value)
+        begin = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"rank 1 of 2 cannot connect .*: one of them hangs"):
+            connect(TensorConfig(timeout_s=1.0), torch.device("cpu"))
+        assert 2.9 < time.monotonic() - begin < 30

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clt_stream import source as source_module
+from clt_stream import held_out
 from tests.support.language_models import save_model, save_text
 from tests.support.streams import build, equal
 
@@ -23,18 +23,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_batches_are_those_that_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     kept = build(folder / "gpt2", folder / "text.jsonl")
     expected = list(kept.held_out(tokens))
-    assert kept.evaluation
-    monkeypatch.setattr(source_module, "KEPT", 0)
+    assert kept.held_out_rows.kept
+    monkeypatch.setattr(held_out, "KEPT", 0)
     streamed = build(folder / "gpt2", folder / "text.jsonl")
     for _ in range(2):
         batches = list(streamed.held_out(tokens))
         assert len(batches) == len(expected)
         assert all(equal(one, two) for one, two in zip(batches, expected, strict=True))
-    assert not streamed.evaluation
+    assert not streamed.held_out_rows.kept
 
 
 def test_the_model_runs_as_far_as_batches_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "KEPT", 0)
+    monkeypatch.setattr(held_out, "KEPT", 0)
     streamed = build(folder / "gpt2", folder / "text.jsonl")
     passes = []
     read = streamed.reader.read

@@ -1,0 +1,33 @@
+"""What is there in place of a file is refused: a result would differ in silence without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clt_plugins import Refused, has_file, identify
+
+
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def test_a_file_is_there_or_not(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    assert has_file(tmp_path / "file") and has_file(tmp_path / "link")
+    assert not has_file(tmp_path / "none") and not has_file(tmp_path / "no folder" / "none")
+    assert not has_file(tmp_path / "file" / "none")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, link_to_nothing])
+def test_what_is_there_in_place_of_a_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "manifest.json")
+    with pytest.raises(Refused, match=r"manifest\.json: not a regular file"):
+        has_file(tmp_path / "manifest.json")
+    # Without its manifest, a transcoder of ours would be one of which nothing is known.
+    with pytest.raises(Refused, match=r"manifest\.json: not a regular file"):
+        identify(tmp_path)
