@@ -59,7 +59,9 @@ def test_the_bytes_of_its_rows_are_those_that_it_takes(gpt2: Path, text: Path) -
     source.next()
     list(source.held_out(100))
     activations = source.rows.inputs, source.rows.targets
-    held_out = {x.untyped_storage().data_ptr(): x for batch in source.evaluation for x in (batch.inputs, batch.targets)}
+    held_out = {
+        x.untyped_storage().data_ptr(): x for batch in source.held_out_rows.kept for x in (batch.inputs, batch.targets)
+    }
     taken = sum(x.untyped_storage().nbytes() for x in (*activations, *held_out.values()))
     assert (device, stated, others) == ("auto", taken, [])
     assert list(build(gpt2, text, buffer_device="cpu").buffer_bytes()) == ["cpu"]
