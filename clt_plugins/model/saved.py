@@ -190,9 +190,11 @@ def find_reader(folder: Path, plugins: Plugins) -> tuple[str, ReadsBack]:
 
     Raises:
         Refused: none does.
+        OSError: none does, and a file could not be read.
     """
     if not folder.exists():
         raise Refused(folder, "no such folder")
+    unread: OSError | None = None
     for name, make in plugins.readers().items():
         try:
             reader: ReadsBack = make()
@@ -201,6 +203,9 @@ def find_reader(folder: Path, plugins: Plugins) -> tuple[str, ReadsBack]:
         except Exception as error:
             # One broken plugin must not stop the others from reading.
             logger.warning("%s: the reader of %r cannot look at it: %s", folder, name, error)
+            unread = error if isinstance(error, OSError) else unread
+    if unread is not None:
+        raise unread
     raise Refused(folder, "not a transcoder: no transcoder.json in it, nor another tool's format")
 
 

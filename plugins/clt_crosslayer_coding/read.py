@@ -57,7 +57,7 @@ def find_files(path: Path) -> Files | None:
         return None
     try:
         settings = load_json(config)
-    except (OSError, Refused):
+    except Refused:
         return None
     if not isinstance(settings, dict) or not settings.keys() >= set(SIZES):
         return None

@@ -20,7 +20,7 @@ class DataSets:
             return True
         try:
             return b'"chunks"' in read_small(place / "manifest.json")
-        except (OSError, Refused):
+        except Refused:
             return False
 
     def inspect(self, place: Path, *, verify: bool) -> Inspected:

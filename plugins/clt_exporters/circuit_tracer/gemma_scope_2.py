@@ -96,7 +96,7 @@ class GemmaScope2:
         try:
             files = _files(folder)
             return bool(files) and "w_enc" in Weights(files[0])
-        except (OSError, Refused):
+        except Refused:
             return False
 
     def read(self, folder: Path) -> Imported:

@@ -30,10 +30,7 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 def is_saelens(folder: Path) -> bool:
     """Whether a folder, or folders in it, have SAELens's files."""
-    try:
-        return bool(_folders(folder))
-    except OSError:
-        return False
+    return folder.is_dir() and bool(_folders(folder))
 
 
 def read_saelens(folder: Path) -> Imported:
@@ -88,7 +85,7 @@ def _folders(folder: Path) -> list[Path]:
 def _is_saelens(path: Path) -> bool:
     try:
         return "architecture" in described(path, CONFIG)[1]
-    except (OSError, Refused):
+    except Refused:
         return False
 
 

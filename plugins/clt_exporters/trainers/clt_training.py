@@ -45,10 +45,7 @@ class CLTTraining:
 
     def recognises(self, folder: Path) -> bool:
         """Whether folders in it have a configuration and weights under sparsify's names."""
-        try:
-            return bool(_folders(folder))
-        except OSError:
-            return False
+        return folder.is_dir() and bool(_folders(folder))
 
     def read(self, folder: Path) -> Imported:
         """Read the folders.

@@ -51,7 +51,7 @@ class Llamascopium:
             return False
         try:
             return "sae_type" in described(folder, "config.json")[1]
-        except (OSError, Refused):
+        except Refused:
             return False
 
     def read(self, folder: Path) -> Imported:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clt_plugins import Refused, has_file, identify
+from clt_plugins import CrossLayerTranscoder, Refused, has_file, identify
 
 
 def link_to_nothing(path: Path) -> None:
@@ -31,3 +31,19 @@ def test_what_is_there_in_place_of_a_file_is_refused(tmp_path: Path, make: Calla
     # Without its manifest, a transcoder of ours would be one of which nothing is known.
     with pytest.raises(Refused, match=r"manifest\.json: not a regular file"):
         identify(tmp_path)
+
+
+def test_a_folder_of_another_tool_that_cannot_be_read_is_not_called_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        (tmp_path / name).touch()
+
+    def refused(path: Path) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(Refused, match="not a transcoder"):
+        CrossLayerTranscoder.load(tmp_path)
+    monkeypatch.setattr("clt_plugins.files.untrusted.open_regular", refused)
+    with pytest.raises(PermissionError, match=r"cfg\.json"):
+        CrossLayerTranscoder.load(tmp_path)
