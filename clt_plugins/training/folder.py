@@ -47,7 +47,7 @@ from clt_plugins.files.folders import sweep
 from clt_plugins.files.locks import Lock
 from clt_plugins.files.records import as_data, json_text
 from clt_plugins.files.steps import step_folders
-from clt_plugins.files.untrusted import has_file
+from clt_plugins.files.untrusted import has_file, read_small
 from clt_plugins.recipe.changes import Change
 from clt_plugins.training.checkpoint import find_checkpoint
 from clt_plugins.training.resume import Before, check_settings, keep
@@ -215,7 +215,7 @@ def _resumed(folder: Path, resume: str) -> tuple[Path, Before] | None:
     checkpoint, state = find_checkpoint(folder / "checkpoints", resume)
     saved = folder / "recipe.toml"
     try:
-        text = saved.read_bytes().decode()
+        text = read_small(saved).decode()
         tomllib.loads(text)
     except (OSError, ValueError) as error:
         if not state.recipe:
@@ -257,7 +257,7 @@ def _record_end(folder: Path, error: BaseException | None) -> None:
     is full is only warned of."""
     history = folder / "history.jsonl"
     try:
-        lines = history.read_text(encoding="utf-8").splitlines()
+        lines = read_small(history).decode().splitlines()
         entry = json.loads(lines[-1])
         if (entry.get("process"), entry.get("host")) != (os.getpid(), socket.gethostname()) or "end" in entry:
             return  # it ended before it had started

@@ -249,9 +249,14 @@ def train(
         watch.skip()  # evaluation and checkpoints are no part of the next step's time
     bar.close()
     if calls is not None:
-        calls.finish()
-        if calls.waiting and progress.step > first:  # else it was logged when the run came to its end
-            log({})
+        changed = calls.finish()
+        if progress.step > first:  # else it was logged when the run came to its end
+            if changed:
+                held_out = passes(parts.metrics)
+                evaluated = score(transcoder, source.held_out(config.eval_tokens), held_out)
+                log(of_pass(held_out, evaluated))
+            elif calls.waiting:
+                log({})
     return evaluated
 
 

@@ -105,7 +105,7 @@ class ExemplarStartConfig:
 @frozen(kw_only=True)
 class FitDecoderConfig:
     """At the end of training, the decoder of least squares for the features as they are (Engan, Aase & Husøy 1999).
-    The encoder does not change. The run's last evaluation is before it; the saved transcoder and stages have it."""
+    The encoder does not change. The run is evaluated once more after it."""
 
     tokens: int = field(default=2**18, validator=positive)
     """Training tokens that it is fitted to: the next ones of the source, which may be those of a new epoch. A feature

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from clt_hub.card import MARK, card
 from clt_hub.facts import OWN, Facts
 from clt_hub.public import Neutral, refuse_paths, refuse_paths_in_text
-from clt_plugins import Refused, has_file, load_json, toml_text, write_json
+from clt_plugins import Refused, check_regular, has_file, load_json, toml_text, write_json
 
 MANIFEST = "manifest.json"
 KINDS = (".safetensors", ".json", ".yaml", ".yml", ".toml")
@@ -95,6 +95,7 @@ def _put_folder(source: Path, target: Path, names: Iterable[str], neutral: Neutr
         path, new = source / name, target / name
         if not path.resolve().is_relative_to(source.resolve()):
             raise Refused(path, "leads out of its folder")
+        check_regular(path)
         new.parent.mkdir(parents=True, exist_ok=True)
         data, changed = None, False
         if path.suffix.lower() != ".safetensors":

@@ -10,7 +10,7 @@ from typing import Any
 
 from clt_loggers.growing import Growing
 from clt_loggers.values import dimensions, plain
-from clt_plugins import Refused, parse_json
+from clt_plugins import Refused, has_file, parse_json
 
 
 class JSONLines:
@@ -31,7 +31,7 @@ class JSONLines:
             OSError: the file cannot be written.
             Refused: the file has lines that this logger did not write.
         """
-        if self.path.exists():
+        if has_file(self.path):
             self._drop_after(step)
         self._file = Growing(self.path, "ab")
 

@@ -83,7 +83,10 @@ def attempt(bench: Bench, one: Try) -> Result:
         return Result(reached=False)
     faults = oracle.ending(ended, _codes(injection.mode, record))
     if injection.mode != SIGNAL and ended.code > 0:
-        faults += oracle.message(ended, unbroken.ended.said, _names(hit.path, slot))
+        # The first call may be one that does not matter, as the text in a lock: later ones fail then.
+        failing = record[record.index(hit) :] if injection.mode == FAIL_ON else [hit]
+        names = set().union(*(_names(call.path, slot) for call in failing))
+        faults += oracle.message(ended, unbroken.ended.said, names)
     elif ended.code >= 0:
         faults += oracle.message(ended, unbroken.ended.said, ())
     faults += oracle.damaged(slot, command.shows)

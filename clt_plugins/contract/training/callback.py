@@ -22,7 +22,7 @@ class Callback(Protocol):
         After each evaluation on held-out tokens; `metrics` is what was logged, by name (`eval/nmse`).
     `finish(run)`
         At the end, before the transcoder is saved and the stages run; not where a run is interrupted. A finished run
-        that is resumed comes here without a step.
+        that is resumed comes here without a step. Where it changes weights, the transcoder is evaluated once more.
     `state_bytes(transcoder)`
         Bytes that it keeps on the transcoder's device, on this rank, for a plan; the transcoder may be on "meta".
 

@@ -34,6 +34,8 @@ class Calls:
         recipe = parts.context.recipe
         self.asked = True
         """Whether a callback was called since the last decision; the same on all ranks."""
+        self.evaluates: Callback | None = None
+        """The one whose weights evaluations are made with."""
         chosen = [] if recipe is None else recipe.callbacks
         for number, (callback, one) in enumerate(zip(self.callbacks, chosen, strict=True)):
             if text := misfit(callback):
@@ -42,7 +44,10 @@ class Calls:
     def start(self) -> None:
         """Before the first step of this process."""
         for callback in self._with("start"):
+            before = self.run._evaluation
             callback.start(self.run)
+            if self.run._evaluation is not before:
+                self.evaluates = callback
             if isinstance(callback, torch.nn.Module):
                 note_axes(callback)  # of buffers that were made just now
 
@@ -68,10 +73,22 @@ class Calls:
         for callback in self._with("evaluated"):
             callback.evaluated(self.run, metrics)
 
-    def finish(self) -> None:
-        """At the end."""
-        for callback in self._with("finish"):
+    def finish(self) -> bool:
+        """At the end. Returns whether weights were changed in a way that no evaluation has seen."""
+        changed = False
+        finishing = self._with("finish")
+        for callback in finishing:
+            before = self._versions()
             callback.finish(self.run)
+            changed |= callback is not self.evaluates and self._versions() != before
+        if not finishing:
+            return False
+        # A rank may have none of the features that were changed.
+        return bool(self.run.parallel.total(torch.tensor(int(changed)), over="all", what="agreement") > 0)
+
+    def _versions(self) -> list[int]:
+        """How often each parameter was written to."""
+        return [parameter._version for parameter in self.run.transcoder.parameters()]
 
     def evaluating(self) -> AbstractContextManager[None]:
         """A block in which the transcoder has the weights that evaluations are to be made with."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from clt_plugins import PluginError, Training, load_plugins, run
+from clt_plugins import CrossLayerTranscoder, PluginError, Training, load_plugins, run, score
 from clt_plugins.errors import Faults
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.files.steps import step_folders
@@ -102,6 +102,29 @@ def test_numbers_of_callbacks_are_in_the_record_of_their_step(tmp_path, noted, c
     assert len(shown) == len(logged)
     go(tmp_path / "run", resume="latest", loggers=["jsonl", "console"])
     assert lines(tmp_path / "run") == logged, "the end comes once"
+
+
+def test_a_transcoder_that_is_changed_at_the_end_is_evaluated_as_it_is_saved(tmp_path, noted, caplog):
+    def halve(run: Training) -> None:
+        run.set_weights({name: value / 2 for name, value in run.weights().items() if name.startswith("tying")})
+
+    noted.ACT["finish"] = halve
+    caplog.set_level("INFO")
+    go(tmp_path / "run")
+    before, after = [line["eval/nmse"] for line in lines(tmp_path / "run") if line["step"] == 6 and "eval/nmse" in line]
+    saved = CrossLayerTranscoder.load(tmp_path / "run" / "transcoder")
+    assert after == pytest.approx(
+        score(saved, parts().source.held_out(tables()["train"]["eval_tokens"])).nmse, rel=1e-6
+    )
+    assert abs(after - before) > 1e-3
+    assert f"held-out NMSE {after:.4f}" in caplog.text
+    go(tmp_path / "run", resume="latest")
+    assert len([line for line in lines(tmp_path / "run") if line["step"] == 6 and "eval/nmse" in line]) == 2
+
+
+def test_averages_at_the_end_were_evaluated_already(tmp_path, noted):
+    go(tmp_path / "run", callbacks=[{"name": "ema", "decay": 0.8}])
+    assert len([line for line in lines(tmp_path / "run") if line["step"] == 6 and "eval/nmse" in line]) == 1
 
 
 def test_a_name_that_callbacks_log_twice_loses_no_number(tmp_path, noted):

@@ -228,6 +228,14 @@ def test_a_damaged_recipe_toml_is_named_and_written_anew_from_the_checkpoint(tmp
     assert "run/recipe.toml: cannot be read, and is written anew" in caplog.text
 
 
+def test_a_recipe_toml_without_an_end_is_not_read(tmp_path, finished):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/recipe.toml").unlink()
+    (tmp_path / "run/recipe.toml").symlink_to("/dev/zero")
+    run(tables(), out=tmp_path / "run", resume="latest")
+    assert (tmp_path / "run/recipe.toml").read_text() == (finished / "recipe.toml").read_text()
+
+
 # -- every moment ------------------------------------------------------------------------------------------------------
 
 CALLS = [(os, "rename"), (os, "replace"), (os, "mkdir"), (os, "rmdir"), (os, "unlink"), (os, "fsync"), (os, "open")]

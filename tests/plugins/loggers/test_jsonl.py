@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,9 @@ def test_a_file_that_is_no_log_is_left_alone(context, tmp_path, foreign):
     with pytest.raises(Refused, match=r"metrics\.jsonl: line 2 is not one of this log"):
         logger("jsonl", context, tmp_path).start(RECIPE, 1)
     assert foreign in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_fifo_in_the_place_of_the_file_does_not_block(context, tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(Refused, match=r"metrics\.jsonl: not a regular file"):
+        logger("jsonl", context, tmp_path).start(RECIPE, 1)
