@@ -30,9 +30,11 @@ from clt_plugins.files.folders import atomic_folder, check_folder
 from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
+from clt_plugins.model.normalisation.stored import check_stored
 from clt_plugins.model.saved import copy_tensors, put_transcoder
 from clt_plugins.model.select.above import CapacityState
 from clt_plugins.training.kept import state as state_of
+from clt_plugins.training.kept.finite import check_finite
 from clt_plugins.training.kept.moments import moments, set_moments
 
 if TYPE_CHECKING:
@@ -248,15 +250,20 @@ def load_checkpoint(
         accepted: choices of the recipe that may be others than the checkpoint's. With callbacks among them, a run that
             one had ended goes on.
         source_anew: leave the source at its beginning, since it reads other data.
+
+    Raises:
+        Refused: a number in it is not finite, or a scale is not positive.
     """
     transcoder = parts.transcoder
     copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
+    check_stored(transcoder, path / "transcoder.safetensors")
     state = read_json(path / "training.json", TrainingState)
     stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.device)
     others = {"idle_tokens", CPU, DEVICE, STEERING}
     of_optimizer = [name for name in stored.shapes if name not in others and not state_of.OF_PLUGIN.match(name)]
     set_moments(parts, optimizer, stored, of_optimizer, accepted)
+    check_finite(path, transcoder, optimizer)
     transcoder.runs_dense = state.runs_dense
     transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens

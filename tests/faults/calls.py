@@ -41,6 +41,10 @@ KINDS |= {"fsync": SYNC, "fdatasync": SYNC, "rename": RENAME, "mkdir": MKDIR, "u
 KINDS |= {"ftruncate": CUT, "truncate": CUT, "link": LINK, "symlink": LINK, "chmod": MODE, "fchmod": MODE}
 
 
+PROBE = "/.clt-plugins-"
+"""Of the name of a folder that is made to see whether one can be made."""
+
+
 def kind(call: Call) -> int:
     """The kind of a call that changes something."""
     name = call.name.removesuffix("2").removesuffix("64").removesuffix("at")
@@ -86,6 +90,8 @@ def attempt(bench: Bench, one: Try) -> Result:
         # The first call may be one that does not matter, as the text in a lock: later ones fail then.
         failing = record[record.index(hit) :] if injection.mode == FAIL_ON else [hit]
         names = set().union(*(_names(call.path, slot) for call in failing))
+        if PROBE in hit.path:  # whether a folder can be made there: the folder that is meant is named
+            names |= set(command.makes)
         faults += oracle.message(ended, unbroken.ended.said, names)
     elif ended.code >= 0:
         faults += oracle.message(ended, unbroken.ended.said, ())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
 import tomllib
 from pathlib import Path
 
 import attrs
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clt_plugins import FREE_ON_RESUME, read_recipe, recipe_data, run
-from clt_plugins.errors import Faults, Stopped
+from clt_plugins.errors import Faults, Refused, Stopped
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml
@@ -231,3 +235,27 @@ def test_draws_of_plugins_from_torchs_own_generator_go_on(tmp_path):
     torch.manual_seed(99)
     resumed(tmp_path / "run", losses=DRAWING)
     assert_same_end(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor", "number", "text"),
+    [
+        # An infinite scale makes inputs of zeros, of which training does not complain.
+        ("transcoder", "normaliser.input_scale", torch.inf, "normaliser.input_scale: inf at layer 0, dimension 0"),
+        ("transcoder", "W_dec.01", torch.nan, "W_dec.01: not finite"),
+        ("training", "exp_avg_sq/W_enc", torch.inf, "exp_avg_sq of encoder.W_enc: not finite"),
+    ],
+)
+def test_a_checkpoint_with_numbers_that_are_none_is_refused(half, tmp_path, file, tensor, number, text):
+    shutil.copytree(half, tmp_path / "run")
+    checkpoint = max((tmp_path / "run/checkpoints").iterdir())
+    path = checkpoint / f"{file}.safetensors"
+    tensors = read_tensors(path)
+    tensors[tensor].view(-1)[0] = number
+    save_file({name: value.clone() for name, value in tensors.items()}, path)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    content = path.read_bytes()
+    manifest["files"][path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Refused, match=re.escape(f"{path}: {text}")):
+        resumed(tmp_path / "run")
