@@ -1,8 +1,7 @@
-"""Numbers of a checkpoint that training would go on with unseen, as those of a feature that is never active."""
+"""Moments of a checkpoint with which training would go on unseen: an infinite one holds its weight for ever."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,26 +16,17 @@ if TYPE_CHECKING:
 
 
 def check_finite(path: Path, transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse weights, and what the optimizer keeps of each number of them, where one is NaN or infinite.
+    """Refuse what the optimizer keeps of each weight where a number of it is NaN or infinite.
 
     Args:
-        path: of the checkpoint that they were read from.
+        path: of the file that it was read from.
 
     Raises:
-        Refused: names file and tensor.
+        Refused: names the tensor.
     """
-    for file, name, value in _numbers(transcoder, optimizer):
-        if not bool(value.isfinite().all()):
-            text = f"{name}: not finite: the file is damaged, or was written by a broken run"
-            raise Refused(path / f"{file}.safetensors", text)
-
-
-def _numbers(transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str, Tensor]]:
-    """File, name, tensor."""
-    for name, (owner, view, _) in transcoder.views().items():
-        if name.startswith(("W_", "b_")):  # a threshold may be infinite
-            yield "transcoder", name, view(transcoder.get_parameter(owner).detach())
     for name, parameter in transcoder.named_parameters():
         for kept, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape:
-                yield "training", f"{kept} of {name}", value
+            per_weight = isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
+            if per_weight and not bool(value.isfinite().all()):
+                text = "not finite: the file is damaged, or was written by a broken run"
+                raise Refused(path, f"{kept} of {name}: {text}")
