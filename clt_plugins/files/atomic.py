@@ -19,16 +19,16 @@ _NO_FOLDER_SYNC = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno
 """Errors of systems that cannot open or flush a folder: Windows, some network and user-space file systems."""
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a text file atomically: after a crash or a full disk it has the new text, or the old one.
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file atomically: after a crash or a full disk it has the new content, or the old one. Text is UTF-8.
 
     Raises:
         OSError: it could not be written; names the file. What was there is untouched.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

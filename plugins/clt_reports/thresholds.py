@@ -78,7 +78,10 @@ def plot(thresholds: Tensor, file: Path) -> None:
         axis.set_ylabel(f"layer {layer}", rotation=0, ha="right", va="center")
         axis.set_yticks([])
     axes[-1].set_xlabel("threshold, in units of pre-activations (line: median)")
-    figure.savefig(file, dpi=120)
+    try:
+        figure.savefig(file, dpi=120)
+    except OSError as error:  # of a write, which does not name the file
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def write_events(thresholds: Tensor, folder: Path) -> None:

@@ -30,6 +30,8 @@ LIMITS = {
     "small files only": ("FSIZE", 600, 40_000),
 }
 """Limits of the process, between two values; memory counts from what the zygote has."""
+LOADER, NO_MEMORY = 127, "cannot allocate memory for thread-local data: ABORT"
+"""How the C library ends a process that has no memory for the variables of a library or thread: nobody is asked."""
 CLOCK, TWICE = "clock is wrong", "started twice at once"
 
 
@@ -56,6 +58,8 @@ def attempt(bench: Bench, one: Try) -> Result:
         return _twice(bench, command, unbroken, draw)
     options, codes = _options(one, command, unbroken, draw)
     ended = bench.run(command.arguments, **options)
+    if one.fault == "little memory" and NO_MEMORY in ended.said:
+        codes = {LOADER}
     faults = oracle.ending(ended, codes)
     if not faults:
         limited = one.fault in LIMITS

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from clt_plugins.files.atomic import write_file
 from clt_plugins.toml import inline
 from clt_plugins.training.sweep.result.frontier import LOWER, Frontier, Point
 
@@ -63,9 +65,9 @@ def draw(frontier: Frontier, file: Path) -> bool:
     for number, score in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), number + 1)
         _panel(axes, frontier, score)
-    partial = file.with_name(f".{file.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(file)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_file(file, content.getvalue())
     return True
 
 
