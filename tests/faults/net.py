@@ -113,6 +113,9 @@ def _together(
                 bench.servers.signal(server, signal.SIGCONT)
             elif one.fault.removeprefix("the server is ") in RESTARTS:
                 bench.servers.signal(server, RESTARTS[one.fault.removeprefix("the server is ")])
+                # Started again here too: the client may have ended meanwhile, and the last server is judged.
+                bench.servers.wait(server)
+                server = _serve(bench, port, {})
         time.sleep(0.02)
     # An upload is patient: it tries for ten minutes. Its user is not, and must be heard.
     if upload and zygote.alive(child):
