@@ -19,7 +19,7 @@ from clt_plugins.errors import Faults
 from clt_plugins.files.folders import MANIFEST, Manifest
 from clt_plugins.files.hub.names import place_of_copy
 from clt_plugins.files.records import from_data, read_json
-from clt_plugins.files.untrusted import has_file, load_json
+from clt_plugins.files.untrusted import has_file, load_json, read_small
 from clt_plugins.model.saved import Description
 from clt_plugins.recipe.structure import plain
 
@@ -138,7 +138,7 @@ def results_read(root: Path, info: StageInfo) -> dict[str, Any]:
     manifests = {folder: root / folder / MANIFEST for folder in (*info.reads, *info.may_read)}
     return {
         "reads": {
-            folder: hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+            folder: hashlib.sha256(read_small(file)).hexdigest() if has_file(file) else None
             for folder, file in manifests.items()
         }
     }

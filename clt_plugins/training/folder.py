@@ -245,7 +245,7 @@ def record_start(
         **ran,
     }
     history = folder / "history.jsonl"
-    earlier = history.read_text(encoding="utf-8", errors="replace") if history.is_file() else ""
+    earlier = read_small(history).decode(errors="replace") if history.is_file() else ""
     # Written as a whole: a line is never torn, whenever the process is killed.
     write_file(history, earlier + json.dumps(as_data(entry)) + "\n")
     write_file(folder / "recipe.toml", recipe_toml)

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from clt_hub.card import MARK, card
 from clt_hub.facts import OWN, Facts
 from clt_hub.public import Neutral, refuse_paths, refuse_paths_in_text
-from clt_plugins import Refused, check_regular, has_file, load_json, toml_text, write_json
+from clt_plugins import Refused, check_regular, has_file, load_json, read_small, toml_text, write_json
 
 MANIFEST = "manifest.json"
 KINDS = (".safetensors", ".json", ".yaml", ".yml", ".toml")
@@ -120,7 +120,7 @@ def _put_folder(source: Path, target: Path, names: Iterable[str], neutral: Neutr
 
 def _table(path: Path, neutral: Neutral) -> tuple[bytes, bool]:
     """A table's content for others, and whether it was changed."""
-    content = path.read_bytes()
+    content = read_small(path)
     if path.suffix.lower() == ".json":
         data = load_json(path)
         new = neutral(data)

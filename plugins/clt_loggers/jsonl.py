@@ -45,7 +45,10 @@ class JSONLines:
             self._file.close()
 
     def _drop_after(self, step: int) -> None:
-        lines = self.path.read_bytes().splitlines(keepends=True)
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except OSError as error:  # of a read, which does not name the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         kept = []
         for number, line in enumerate(lines, start=1):
             logged_at = _step(line)

@@ -19,6 +19,7 @@ from clt_plugins.files.atomic import write_file
 from clt_plugins.files.hub.library import ATTEMPTS, api, asking, is_passing, offline, persistently
 from clt_plugins.files.hub.names import HubPlace, is_path
 from clt_plugins.files.records import json_text, read_json
+from clt_plugins.files.untrusted import read_small
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def _kept(repository: str, commit: str) -> Listing | None:
 
 def _last_seen(repository: str, revision: str) -> Listing | None:
     file = _last(repository, revision)
-    return _kept(repository, file.read_text(encoding="utf-8").strip()) if file.is_file() else None
+    return _kept(repository, read_small(file).decode().strip()) if file.is_file() else None
 
 
 def _keep(listing: Listing, revision: str) -> None:

@@ -106,3 +106,14 @@ def test_a_fifo_in_the_place_of_the_file_does_not_block(context, tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(Refused, match=r"metrics\.jsonl: not a regular file"):
         logger("jsonl", context, tmp_path).start(RECIPE, 1)
+
+
+def test_a_file_that_cannot_be_read_is_named(context, tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+
+    def fails(path):
+        raise OSError(5, "Input/output error")  # as a read does: only opening names the file
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        logger("jsonl", context, tmp_path).start(RECIPE, 1)
