@@ -220,6 +220,10 @@ def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = Fals
         Refused: there is none.
     """
     final, thresholded = run / "transcoder", run / "converted"
+    for folder in (final, *([thresholded] if converted else [])):
+        # Folders appear when they are whole: another transcoder is not taken in its place in silence.
+        if folder.is_dir() and not has_file(folder / "transcoder.json"):
+            raise Refused(folder / "transcoder.json", "missing: the folder is damaged: remove it to go on without it")
     if converted and has_file(thresholded / "transcoder.json"):
         if not has_file(final / "transcoder.json"):
             return thresholded

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clt_plugins import CrossLayerTranscoder, Refused, has_file, identify
+from clt_plugins import CrossLayerTranscoder, Refused, has_file, identify, load_plugins
+from clt_plugins.finished.find import find_trained
 
 
 def link_to_nothing(path: Path) -> None:
@@ -47,3 +48,14 @@ def test_a_folder_of_another_tool_that_cannot_be_read_is_not_called_unknown(
     monkeypatch.setattr("clt_plugins.files.untrusted.open_regular", refused)
     with pytest.raises(PermissionError, match=r"cfg\.json"):
         CrossLayerTranscoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ["converted", "transcoder"])
+def test_a_folder_that_lacks_its_description_is_not_passed_over(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "recipe.toml").touch()
+    for name in ("converted", "transcoder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "transcoder.json").write_text("{}")
+    (tmp_path / damaged / "transcoder.json").unlink()
+    with pytest.raises(Refused, match=rf"{damaged}/transcoder\.json: missing"):
+        find_trained(tmp_path, load_plugins())
