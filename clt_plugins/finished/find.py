@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -217,13 +218,16 @@ def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = Fals
         path: how the user named the run.
 
     Raises:
-        Refused: there is none.
+        Refused: there is none, or a folder of one is damaged.
     """
     final, thresholded = run / "transcoder", run / "converted"
-    for folder in (final, *([thresholded] if converted else [])):
-        # Folders appear when they are whole: another transcoder is not taken in its place in silence.
-        if folder.is_dir() and not has_file(folder / "transcoder.json"):
-            raise Refused(folder / "transcoder.json", "missing: the folder is damaged: remove it to go on without it")
+    # Folders appear when they are whole: another transcoder is not taken in the place of a damaged one in silence.
+    remedies = {final: "write it anew by `run --resume`"}
+    if converted:
+        remedies[thresholded] = "convert again, or remove it"
+    for folder, remedy in remedies.items():
+        if os.path.lexists(folder) and not has_file(folder / "transcoder.json"):
+            raise Refused(folder / "transcoder.json", f"missing: the folder is damaged: {remedy}")
     if converted and has_file(thresholded / "transcoder.json"):
         if not has_file(final / "transcoder.json"):
             return thresholded

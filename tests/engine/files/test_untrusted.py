@@ -59,3 +59,7 @@ def test_a_folder_that_lacks_its_description_is_not_passed_over(tmp_path: Path, 
     (tmp_path / damaged / "transcoder.json").unlink()
     with pytest.raises(Refused, match=rf"{damaged}/transcoder\.json: missing"):
         find_trained(tmp_path, load_plugins())
+    (tmp_path / damaged).rmdir()
+    (tmp_path / damaged).symlink_to("nowhere")
+    with pytest.raises(Refused, match=rf"{damaged}/transcoder\.json: missing"):
+        find_trained(tmp_path, load_plugins())
