@@ -224,7 +224,7 @@ def _final_transcoder(run: Path, path: Path, converted: bool, quiet: bool = Fals
     # Folders appear when they are whole: another transcoder is not taken in the place of a damaged one in silence.
     remedies = {final: "write it anew by `run --resume`"}
     if converted:
-        remedies[thresholded] = "convert again, or remove it"
+        remedies[thresholded] = "write it anew by `run --resume`, or remove it"
     for folder, remedy in remedies.items():
         if os.path.lexists(folder) and not has_file(folder / "transcoder.json"):
             raise Refused(folder / "transcoder.json", f"missing: the folder is damaged: {remedy}")
