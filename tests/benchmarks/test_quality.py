@@ -78,6 +78,20 @@ def test_a_lot_resumes_after_a_kill_and_makes_a_table(folder: Path, monkeypatch:
     )
     assert f"| topk | {RECIPES['topk'].source} | 1 |" in written and f"| {ratio:.3f} |" in written
 
+    # In another folder, the written table's runs are not run again.
+    another = folder / "another"
+    assert lot(another, "--only", BASE, "--only", "topk", "--take", "--list") == 0
+    results = [json.loads(path.read_text()) for path in (another / "results").rglob("*.json")]
+    assert sorted(run["recipe"] for run in results) == [BASE, "topk"]
+    for run in results:
+        (same,) = (one for one in figures if one["recipe"] == run["recipe"])
+        assert run == {**same, "elsewhere": True, "settings": run["settings"]}
+    before = documents.block("ablation")
+    assert lot(another, "--only", BASE, "--only", "topk", "--no-run", "--write") == 0
+    assert documents.block("ablation") == before
+    assert lot(folder / "third", "--only", "batchtopk, k per layer", "--take", "--list") == 0
+    assert not list((folder / "third").rglob("*.json"))
+
 
 def test_held_out_sets_are_of_the_right_size_and_differ(folder: Path) -> None:
     stored = Stored(TINY, folder)

@@ -4,7 +4,8 @@
     python -m tests.benchmarks.quality --folder runs/quality --model SmolLM2-135M.gguf --peer-python PYTHON --write
 
 Activations of a language model are stored once in the folder. Each run is a process, and its figures are one file in
-`results/`; a lot that is started again does what is missing. Lots:
+`results/`; a lot that is started again does what is missing, and with --take what the written tables have is not
+missing. Lots:
 
 - `ablation`: the recipes of `recipes`, at equal tokens.
 - `defaults`: learning rates by batch, features and k; AuxK's k; warm-up; annealing (`defaults`).
@@ -25,6 +26,7 @@ from typing import Protocol
 from tests.benchmarks.quality import setups
 from tests.benchmarks.quality.data import Stored
 from tests.benchmarks.quality.defaults import Grids
+from tests.benchmarks.quality.earlier import take
 from tests.benchmarks.quality.lot import Lot, tell
 from tests.benchmarks.quality.one import Job
 from tests.benchmarks.quality.peer import Peer
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None, chosen: Sequence[Setup] | None 
     parser.add_argument("--only", action="append", metavar="NAME", help="only this recipe; may be repeated")
     parser.add_argument("--list", action="store_true", help="only print what is left to run")
     parser.add_argument("--write", action="store_true", help="write tables into examples/measurements")
+    parser.add_argument("--take", action="store_true", help="take the runs of the tables that are written as results")
     parser.add_argument("--no-run", action="store_true", help="of the results that are there")
     options = parser.parse_args(arguments)
     if chosen is None:
@@ -90,6 +93,8 @@ def main(arguments: Sequence[str] | None = None, chosen: Sequence[Setup] | None 
     failed = False
     for name in [options.lot] if options.lot else list(LOTS):
         plan = LOTS[name](lot, chosen, range(options.seeds), set(options.only or ()))
+        while options.take and (taken := take(plan.jobs())):  # results make other runs necessary
+            tell(f"{len(taken)} runs of written tables taken")
         if options.list:
             for job in lot.missing(plan.jobs()):
                 print(job.key)

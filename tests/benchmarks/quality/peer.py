@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from tests.benchmarks.quality import tables
+from tests.benchmarks.quality.earlier import ELSEWHERE
 from tests.benchmarks.quality.lot import Lot, result
 from tests.benchmarks.quality.one import Job
 from tests.benchmarks.quality.recipes import BASE, RECIPES, Recipe
@@ -119,12 +120,12 @@ class Peer:
         """How many of a recipe's steps fit into one of the peer's, rounded down; by the first seed.
 
         Ours is the processor time of a whole run with all that comes before and after the steps, the peer's that of its
-        steps alone.
+        steps alone. None while one is missing, or is of another place: remove such a result, and it is run here.
         """
         best = self._best_peer(setup)
         theirs = None if best is None else result(self._peer(setup, best, self.seeds[0]))
         ours = result(self._ours(setup, name, self.seeds[0]))
-        if theirs is None or ours is None:
+        if theirs is None or ours is None or ELSEWHERE in theirs or ELSEWHERE in ours:
             return None
         return max(1.0, int(10 * theirs["cpu_step_s"] / ours["cpu_step_s"]) / 10)
 

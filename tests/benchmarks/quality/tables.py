@@ -69,6 +69,13 @@ def write(
     return path
 
 
+def written(name: str) -> list[dict[str, Any]]:
+    """The runs of a table that was written."""
+    path = MEASUREMENTS / f"{name}.json"
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record.get("runs", [])
+
+
 def machine() -> str:
     """This machine in general terms."""
     import torch
