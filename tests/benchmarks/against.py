@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -55,7 +54,7 @@ def run(row: Comparison, batch: int, python: str, out: Path) -> None:
     printed = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(json.dumps({**json.loads(printed.splitlines()[-1]), "commit": commit()}), encoding="utf-8")
-    os.replace(partial, out)
+    partial.replace(out)
 
 
 def table(folder: Path) -> dict[str, Any]:
