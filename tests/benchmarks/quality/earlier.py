@@ -48,4 +48,3 @@ def take(jobs: Iterable[Job]) -> list[Job]:
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(run.get(name) for name in ("setup", "recipe", "seed", "steps", "batch", "lr"))
-
