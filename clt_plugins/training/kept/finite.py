@@ -1,7 +1,9 @@
-"""Moments of a checkpoint with which training would go on unseen: an infinite one holds its weight for ever."""
+"""Moments of a checkpoint with which training would go on unseen: an infinite one holds its weight for ever, and after
+infinitely many steps a rate no longer warms up."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def check_finite(path: Path, transcoder: CrossLayerTranscoder, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what the optimizer keeps of each weight where a number of it is NaN or infinite.
+    """Refuse moments of weights or rows, and a count of steps, that are NaN or infinite.
+
+    Another single number may be infinite on purpose, such as a least value so far.
 
     Args:
         path: of the file that it was read from.
@@ -26,7 +30,12 @@ def check_finite(path: Path, transcoder: CrossLayerTranscoder, optimizer: torch.
     """
     for name, parameter in transcoder.named_parameters():
         for kept, value in optimizer.state.get(parameter, {}).items():
-            per_weight = isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
-            if per_weight and not bool(value.isfinite().all()):
+            if not _finite(kept, value):
                 text = "not finite: the file is damaged, or was written by a broken run"
                 raise Refused(path, f"{kept} of {name}: {text}")
+
+
+def _finite(kept: str, value: object) -> bool:
+    if isinstance(value, Tensor) and value.dim():
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    return kept != "step" or not isinstance(value, Tensor | float) or math.isfinite(value)

@@ -243,6 +243,7 @@ def test_draws_of_plugins_from_torchs_own_generator_go_on(tmp_path):
         # An infinite scale makes inputs of zeros, of which training does not complain.
         ("transcoder", "normaliser.input_scale", torch.inf, "normaliser.input_scale: inf at layer 0, dimension 0"),
         ("training", "exp_avg_sq/W_enc", torch.inf, "exp_avg_sq of encoder.W_enc: not finite"),
+        ("training", "step of encoder.W_enc", torch.nan, "step of encoder.W_enc: not finite"),
     ],
 )
 def test_a_checkpoint_with_numbers_that_are_none_is_refused(half, tmp_path, file, tensor, number, text):
