@@ -7,6 +7,7 @@
 | `Unreachable` | the recipe asks for what the trained transcoder cannot give | 1 |
 | `DamagedError`, `OSError` | a file or the network failed | 1 |
 | `PluginError` | a plugin is broken; names plugin, distribution and line | 1 |
+| `MemoryError` and what else `exhausted` knows | the machine's memory or threads are used up | 1 |
 
 Any other exception is an error of the engine.
 """
@@ -149,3 +150,18 @@ def did_you_mean(word: Any, known: Iterable[str], quote: str = "'") -> str:
     """ ", did you mean 'x'?", or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1) if isinstance(word, str) else []
     return f", did you mean {quote}{near[0]}{quote}?" if near else ""
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What of the machine is used up, if that is what an error means, as one line; None for all other errors.
+
+    Python and torch have no class of their own for threads and for a processor's memory. That of a GPU's memory is
+    known by its name: torch is not imported here.
+    """
+    text = " ".join(str(error).split())
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in text):
+        return f"out of memory: {text}".removesuffix(": ")
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return f"{text}: the limit of memory or of threads is too low (`ulimit -v`, `ulimit -u`)"
+    return None

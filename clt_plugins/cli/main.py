@@ -32,7 +32,7 @@ from clt_plugins.cli.report import report
 from clt_plugins.cli.stage import stage
 from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.signals import heard
-from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable
+from clt_plugins.errors import ExitCode, Fault, Faults, PluginError, Refused, Stopped, Unreachable, exhausted
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
@@ -113,11 +113,9 @@ class Commands(click.Group):
         except PluginError as failure:
             origin = _located(Fault(failure.where, ""), ctx.meta.get(RECIPE)).origin
             error, code, text = failure, ExitCode.FAILED, f"{origin}: {failure}" if origin else str(failure)
-        except MemoryError as failure:
-            error, code, text = failure, ExitCode.FAILED, f"out of memory: {failure}".removesuffix(": ")
         except Exception as failure:
             hint = "" if VERBOSE in ctx.meta else " (-v shows where)"
-            text = f"{type(failure).__name__}: {' '.join(str(failure).split())}{hint}"
+            text = exhausted(failure) or f"{type(failure).__name__}: {' '.join(str(failure).split())}{hint}"
             error, code = failure, ExitCode.FAILED
         if VERBOSE in ctx.meta:
             traceback.print_exception(error)

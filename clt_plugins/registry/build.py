@@ -17,7 +17,17 @@ import attrs
 
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Choice
-from clt_plugins.errors import DamagedError, Faults, PluginError, Stopped, Unreachable, Where, WrongReturn, parse_path
+from clt_plugins.errors import (
+    DamagedError,
+    Faults,
+    PluginError,
+    Stopped,
+    Unreachable,
+    Where,
+    WrongReturn,
+    exhausted,
+    parse_path,
+)
 from clt_plugins.registry.info import remedy
 
 if TYPE_CHECKING:
@@ -26,7 +36,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.spec import Selected
     from clt_plugins.registry.info import Info
 
-TOLD = (Faults, Stopped, Unreachable, PluginError, DamagedError, MemoryError)
+TOLD = (Faults, Stopped, Unreachable, PluginError, DamagedError)
 """Exceptions that say themselves what the user has to know."""
 
 
@@ -109,10 +119,8 @@ def plugin_error(choice: Choice, setting: str, text: str) -> PluginError:
 
 def _named(error: Exception, owner: Choice | Info, setting: str, phase: str) -> Exception:
     """The error with its plugin's name; the error itself where it says all that the user has to know."""
-    # Out of memory on a GPU is torch's own class, which this module does not import; a closed pipe (`| head`) is the
-    # command line's affair.
-    quiet = type(error).__name__ == "OutOfMemoryError" or isinstance(error, BrokenPipeError)
-    if isinstance(error, TOLD) or quiet:
+    # A closed pipe (`| head`) is the command line's affair.
+    if isinstance(error, (*TOLD, BrokenPipeError)) or exhausted(error):
         return error
     if isinstance(error, OSError):
         # A full disk or a lost connection is nobody's bug: no advice to update the plugin.

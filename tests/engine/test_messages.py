@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from click.testing import CliRunner
 
 from clt_plugins.cli.main import Commands
-from clt_plugins.errors import Refused
+from clt_plugins.errors import PluginError, Refused
 from clt_plugins.files import folders, sliced, tensors
+from clt_plugins.registry.build import naming_plugins
+from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import parts
 
 
@@ -19,15 +23,42 @@ def test_a_fault_of_millions_of_characters_is_cut() -> None:
     assert said.startswith("transcoder.features: got 999") and len(said) < 1100
 
 
-def test_a_command_without_memory_says_so_in_one_line() -> None:
+def no_thread() -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def no_memory() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        (lambda: bytearray(2**62), "out of memory\n"),
+        (no_memory, "out of memory: "),
+        (no_thread, "can't start new thread: the limit of memory or of threads is too low"),
+    ],
+)
+def test_a_command_without_memory_or_threads_says_so_in_one_line(fails: Callable[[], object], told: str) -> None:
     group = Commands("clt", commands={})
-
-    @group.command()
-    def big() -> None:
-        raise MemoryError
-
+    group.command("big")(lambda: fails())
     ended = CliRunner().invoke(group, ["big"])
-    assert (ended.exit_code, ended.stderr) == (1, "out of memory\n")
+    assert ended.exit_code == 1 and ended.stderr.startswith(told) and ended.stderr.count("\n") == 1
+    assert "-v shows where" not in ended.stderr
+
+
+def other() -> None:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"), [(other, PluginError), (no_memory, RuntimeError), (no_thread, RuntimeError)]
+)
+def test_a_machine_at_its_end_is_no_bug_of_a_plugin(fails: Callable[[], object], error: type[Exception]) -> None:
+    here = attrs.evolve(load_plugins().infos[0], file=__file__, status="active")
+    with pytest.raises(error) as raised, naming_plugins([here]):
+        fails()
+    assert type(raised.value) is error
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
