@@ -69,8 +69,8 @@ class NumbaSelect:
         self.dtype = dtype
         numbers = self.n_layers * self.n_features * (1 if self.per_token else self.tokens)
         number = self.tokens if self.per_token else self.threads
-        # A pool is cut after each stretch. That of a token holds some hundreds: few of them would be cut too often.
-        stretch, least = (pools.SHORT_STRETCH, 2 * pools.SHORT_STRETCH) if self.per_token else (pools.STRETCH, 0)
+        # A pool that is cut at twice what it keeps has a high bound early, and stays in the cache.
+        stretch, least = (pools.SHORT_STRETCH, 64) if self.per_token else (pools.STRETCH, 0)
         shape = number, min(max(2 * self.k, least), numbers + 1) + stretch
         key_type = np.dtype(f"i{wide.itemsize}")
         self.keys, self.values = np.empty(shape, key_type), np.empty(shape, wide)
