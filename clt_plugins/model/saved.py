@@ -21,6 +21,7 @@ from clt_plugins.files.hub.names import hub_place
 from clt_plugins.files.records import FORMAT, read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.model.devices import bare_context, make_device, make_kernels, make_parallel
+from clt_plugins.model.finite import check_finite
 from clt_plugins.model.normalisation.stored import check_stored, detected_normalisation
 from clt_plugins.model.parameters import give_memory
 from clt_plugins.recipe.structure import plain, structure_choice
@@ -251,7 +252,7 @@ def _fill(transcoder: Any, imported: Imported, folder: Path, skip: set[str]) -> 
     """Copy another tool's tensors into a transcoder; those that it lacks keep their first values.
 
     Raises:
-        Refused: a tensor is of another shape; names it.
+        Refused: a tensor is of another shape, or what was learned is not finite; names it.
     """
     for name, target in transcoder.tensors(skip).items():
         value = imported.tensor(name)
@@ -259,6 +260,7 @@ def _fill(transcoder: Any, imported: Imported, folder: Path, skip: set[str]) -> 
             continue
         if value.shape != target.shape:
             raise Refused(folder, f"{name} is {list(value.shape)}, expected {list(target.shape)}")
+        check_finite(transcoder, name, value, folder)
         target.copy_(value)
 
 
@@ -285,13 +287,12 @@ def copy_tensors(stored: SlicedTensors, transcoder: Any) -> None:
     """Copy saved tensors, or this rank's part of them, into a transcoder's parameters and statistics.
 
     Raises:
-        Refused: see `check_tensors`; or a weight is not finite; names it.
+        Refused: see `check_tensors`; or what was learned is not finite; names it.
     """
     check_tensors(stored, transcoder)
     axes = transcoder.feature_axes()
     for name, target in transcoder.tensors().items():
         axis = axes[name]
         value = stored.read(name) if axis is None else stored.read_part(name, axis, transcoder.own)
-        if name.startswith(("W_", "b_")) and not value.isfinite().all():
-            raise Refused(stored.folder, f"tensor {name!r} holds numbers that are not finite")
+        check_finite(transcoder, name, value, stored.folder)
         target.copy_(value)

@@ -61,13 +61,23 @@ def test_a_machine_at_its_end_is_no_bug_of_a_plugin(fails: Callable[[], object],
     assert type(raised.value) is error
 
 
-def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
-    transcoder = parts().transcoder
-    with torch.no_grad():
-        transcoder.W_enc[0, 0, 0] = torch.nan
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("W_enc", torch.nan), ("b_dec", -torch.inf), ("log_threshold", torch.nan), ("log_threshold", torch.inf)],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: str, number: float) -> None:
+    transcoder = parts(activation={"name": "jumprelu"}).transcoder
+    transcoder.tensors()[name].view(-1)[0] = number
     transcoder.save(tmp_path / "t")
-    with pytest.raises(Refused, match=r"t: tensor 'W_enc' holds numbers that are not finite"):
+    with pytest.raises(Refused, match=rf"t: tensor '{name}' holds numbers that are not finite"):
         type(transcoder).load(tmp_path / "t")
+
+
+def test_a_threshold_of_zero_is_a_threshold(tmp_path: Path) -> None:
+    transcoder = parts(activation={"name": "jumprelu"}).transcoder
+    transcoder.activation.set_threshold(torch.zeros_like(transcoder.activation.threshold()))
+    transcoder.save(tmp_path / "t")
+    assert not bool(type(transcoder).load(tmp_path / "t").activation.threshold().any())
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from clt_plugins import Faults
-from tests.support.exports import load
+from tests.support.exports import ACTIVATIONS, export, load, make
 from tests.support.formats import D, F, L, llamascopium, transcoder_set
 
 
@@ -117,3 +118,18 @@ def test_two_files_of_one_layer_and_absurd_numbers_are_refused(tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps({"n_layers": 10**12}))
     with pytest.raises(Faults, match=r"lacks tensor 'w_dec'"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"), [("W_enc", "W_enc"), ("b_dec", "b_dec"), ("threshold", "log_threshold"), ("W_dec.00", "W_dec")]
+)
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, stored: str, told: str) -> None:
+    folder = export(make(ACTIVATIONS["jumprelu"]), "safetensors", tmp_path / "out")
+    path = folder / "clt.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert load(folder).n_layers
+    tensors[stored].view(-1)[0] = torch.nan
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(Faults, match=f"tensor '{told}.*' holds numbers that are not finite"):
+        load(folder)
