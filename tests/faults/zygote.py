@@ -20,6 +20,7 @@ import runpy
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -73,6 +74,7 @@ def _end(code: object) -> None:
     for number in SIGNALS:  # the command has ended: what comes now is meant for it no more
         signal.signal(number, signal.SIG_IGN)
     gc.collect()
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python does: threads of pools are waited for
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
