@@ -49,34 +49,32 @@ if TYPE_CHECKING:
     from clt_plugins.collected.report import write_report as write_report
     from clt_plugins.collected.text import CollectedText as CollectedText
     from clt_plugins.collected.writer import CollectedWriter as CollectedWriter
-    from clt_plugins.contract.abilities import (
-        AimsAtL0 as AimsAtL0,
-        BothGradients as BothGradients,
-        Buffered as Buffered,
-        Checks as Checks,
-        Closable as Closable,
-        CountsActive as CountsActive,
-        FeatureRows as FeatureRows,
-        FixedSizes as FixedSizes,
-        Follows as Follows,
-        HasModel as HasModel,
-        Identified as Identified,
-        Observes as Observes,
-        OwnRows as OwnRows,
-        Preferred as Preferred,
-        ReadsBack as ReadsBack,
-        RunsModel as RunsModel,
-        Scheduled as Scheduled,
-        Sends as Sends,
-        Settable as Settable,
-        Shifted as Shifted,
-        Stateful as Stateful,
-        Steered as Steered,
-        SumsLater as SumsLater,
-        Thresholded as Thresholded,
-        TrainsInModel as TrainsInModel,
-        Updates as Updates,
-    )
+    from clt_plugins.contract.model.activation import AimsAtL0 as AimsAtL0
+    from clt_plugins.contract.model.activation import CountsActive as CountsActive
+    from clt_plugins.contract.model.activation import Follows as Follows
+    from clt_plugins.contract.model.activation import Scheduled as Scheduled
+    from clt_plugins.contract.model.activation import Settable as Settable
+    from clt_plugins.contract.model.activation import Thresholded as Thresholded
+    from clt_plugins.contract.model.kernels import BothGradients as BothGradients
+    from clt_plugins.contract.model.kernels import FixedSizes as FixedSizes
+    from clt_plugins.contract.model.kernels import Preferred as Preferred
+    from clt_plugins.contract.model.kernels import Updates as Updates
+    from clt_plugins.contract.model.normalisation import Observes as Observes
+    from clt_plugins.contract.model.parallel import Sends as Sends
+    from clt_plugins.contract.model.parallel import SumsLater as SumsLater
+    from clt_plugins.contract.model.tying import FeatureRows as FeatureRows
+    from clt_plugins.contract.model.tying import OwnRows as OwnRows
+    from clt_plugins.contract.model.tying import Shifted as Shifted
+    from clt_plugins.contract.reading.source import Buffered as Buffered
+    from clt_plugins.contract.reading.source import Closable as Closable
+    from clt_plugins.contract.reading.source import HasModel as HasModel
+    from clt_plugins.contract.reading.source import Identified as Identified
+    from clt_plugins.contract.reading.source import TrainsInModel as TrainsInModel
+    from clt_plugins.contract.results.exporter import Checks as Checks
+    from clt_plugins.contract.results.exporter import ReadsBack as ReadsBack
+    from clt_plugins.contract.stateful import Stateful as Stateful
+    from clt_plugins.contract.training.loss import RunsModel as RunsModel
+    from clt_plugins.contract.training.loss import Steered as Steered
     from clt_plugins.contract.context import Context as Context
     from clt_plugins.contract.model.activation import Activation as Activation, Selection as Selection
     from clt_plugins.contract.model.encoder import Encoder as Encoder
@@ -184,52 +182,34 @@ _LAZY = {
     "collected.report": ["write_report"],
     "collected.text": ["CollectedText"],
     "collected.writer": ["CollectedWriter"],
-    "contract.abilities": [
-        "AimsAtL0",
-        "Buffered",
-        "BothGradients",
-        "Checks",
-        "Closable",
-        "CountsActive",
-        "FeatureRows",
-        "FixedSizes",
-        "Follows",
-        "HasModel",
-        "Identified",
-        "Observes",
-        "OwnRows",
-        "Preferred",
-        "ReadsBack",
-        "RunsModel",
-        "Scheduled",
-        "Sends",
-        "Settable",
-        "Shifted",
-        "Stateful",
-        "Steered",
-        "SumsLater",
-        "Thresholded",
-        "TrainsInModel",
-        "Updates",
-    ],
     "contract.context": ["Context"],
-    "contract.model.activation": ["Activation", "Selection"],
+    "contract.model.activation": [
+        "Activation",
+        "AimsAtL0",
+        "CountsActive",
+        "Follows",
+        "Scheduled",
+        "Selection",
+        "Settable",
+        "Thresholded",
+    ],
     "contract.model.encoder": ["Encoder"],
-    "contract.model.kernels": ["Kernels"],
-    "contract.model.normalisation": ["Normalisation"],
-    "contract.model.parallel": ["Parallel"],
-    "contract.model.tying": ["Tying"],
+    "contract.model.kernels": ["BothGradients", "FixedSizes", "Kernels", "Preferred", "Updates"],
+    "contract.model.normalisation": ["Normalisation", "Observes"],
+    "contract.model.parallel": ["Parallel", "Sends", "SumsLater"],
+    "contract.model.tying": ["FeatureRows", "OwnRows", "Shifted", "Tying"],
     "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "SpellsBytes", "TrainableModel"],
-    "contract.reading.source": ["Outline", "Source"],
+    "contract.reading.source": ["Buffered", "Closable", "HasModel", "Identified", "Outline", "Source", "TrainsInModel"],
     "contract.reading.transform": ["Transform"],
-    "contract.results.exporter": ["Exporter", "Imported"],
+    "contract.results.exporter": ["Checks", "Exporter", "Imported", "ReadsBack"],
     "contract.results.inspector": ["Inspected", "Inspector"],
     "contract.results.logger": ["Logger"],
     "contract.results.report": ["Report"],
+    "contract.stateful": ["Stateful"],
     "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
     "contract.results.stage": ["Stage", "StageInfo"],
-    "contract.training.loss": ["Forward", "Loss", "ModelPass"],
+    "contract.training.loss": ["Forward", "Loss", "ModelPass", "RunsModel", "Steered"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
     "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
     "contract.training.schedule": ["Schedule"],

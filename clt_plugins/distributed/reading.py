@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import SumsLater
+from clt_plugins.contract.model.parallel import SumsLater
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.agree import tell
 from clt_plugins.errors import ExitCode, Refused, Stopped, WrongReturn

@@ -23,7 +23,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Stateful
+from clt_plugins.contract.stateful import Stateful
 from clt_plugins.data.batch import Batch, joined, last_rows, mapped
 from clt_plugins.distributed.lend import lend
 from clt_plugins.distributed.reading import a_batch

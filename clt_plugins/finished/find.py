@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from clt_plugins.contract.abilities import Closable
+from clt_plugins.contract.reading.source import Closable
 from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.folders import recover
 from clt_plugins.files.hub.choose import fetch_place

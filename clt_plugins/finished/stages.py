@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from clt_plugins.contract.abilities import HasModel
+from clt_plugins.contract.reading.source import HasModel
 from clt_plugins.contract.results.stage import Stage, StageInfo
 from clt_plugins.errors import Fault, Faults, Refused, Stopped, Where, WrongReturn
 from clt_plugins.files.atomic import remove

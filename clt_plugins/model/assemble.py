@@ -8,10 +8,9 @@ import attrs
 import torch
 from torch import nn
 
-from clt_plugins.contract.abilities import Closable
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.model.parallel import Parallel
-from clt_plugins.contract.reading.source import Source
+from clt_plugins.contract.reading.source import Closable, Source
 from clt_plugins.contract.reading.transform import Transform
 from clt_plugins.contract.training.callback import Callback
 from clt_plugins.contract.training.loss import Loss

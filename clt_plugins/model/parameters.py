@@ -1,11 +1,12 @@
 """Parameters and buffers: their first values, the same for every number of ranks; which axis counts features; how files
-cut them; and their roles.
+cut them; their roles; and what no file may hold of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -182,3 +183,22 @@ def freeze(transcoder: Any, roles: Collection[str]) -> None:
     if left:
         text = f"there are no weights of the role {', '.join(map(repr, sorted(left)))} here: leave it out"
         raise Refused("transcoder.freeze", text)
+
+
+def check_finite(transcoder: Any, name: str, value: Tensor, folder: Path) -> None:
+    """Refuse a learned tensor with numbers that are not finite: features would be silent, unseen. Buffers may hold any.
+
+    -inf is taken where it is no weight: it is the logarithm of a threshold of 0.
+
+    Args:
+        transcoder: a `CrossLayerTranscoder`; this module stands below it.
+        name: of the tensor in files.
+        folder: where it was read from.
+
+    Raises:
+        Refused: names the tensor.
+    """
+    if name not in transcoder.views() or bool(value.isfinite().all()):
+        return
+    if name.startswith(("W_", "b_")) or bool((value.isnan() | value.isposinf()).any()):
+        raise Refused(folder, f"tensor {name!r} holds numbers that are not finite")

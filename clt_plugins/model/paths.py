@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import CountsActive
+from clt_plugins.contract.model.activation import CountsActive
 from clt_plugins.data.features import Features
 from clt_plugins.model.encoder import encode_selected
 from clt_plugins.model.products.dense import encode_dense

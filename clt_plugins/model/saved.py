@@ -21,16 +21,14 @@ from clt_plugins.files.hub.names import hub_place
 from clt_plugins.files.records import FORMAT, read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.model.devices import bare_context, make_device, make_kernels, make_parallel
-from clt_plugins.model.finite import check_finite
 from clt_plugins.model.normalisation.stored import check_stored, detected_normalisation
-from clt_plugins.model.parameters import give_memory
+from clt_plugins.model.parameters import check_finite, give_memory
 from clt_plugins.recipe.structure import plain, structure_choice
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.abilities import ReadsBack
-    from clt_plugins.contract.results.exporter import Imported
+    from clt_plugins.contract.results.exporter import Imported, ReadsBack
     from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)

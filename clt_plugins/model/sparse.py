@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import BothGradients
+from clt_plugins.contract.model.kernels import BothGradients
 from clt_plugins.data.layout import Layout
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from clt_plugins.contract.abilities import Preferred
+from clt_plugins.contract.model.kernels import Preferred
 from clt_plugins.contract.spec import Choice, Selected, Spec, __version__
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.registry.build import build

@@ -14,12 +14,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import RunsModel
 from clt_plugins.contract.context import Context
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Selected, Spec
-from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
+from clt_plugins.contract.training.loss import Forward, Loss, ModelPass, RunsModel
 from clt_plugins.data.batch import Batch
 from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.in_model.passes import InModel

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import BothGradients
-from clt_plugins.contract.model.kernels import Kernels
+from clt_plugins.contract.model.kernels import BothGradients, Kernels
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout
 from clt_plugins.testing.report import expect, same

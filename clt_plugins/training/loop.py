@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.contract.model.activation import Scheduled
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import ExitCode, Stopped

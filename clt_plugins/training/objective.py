@@ -11,8 +11,7 @@ from functools import lru_cache
 import attrs
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Steered
-from clt_plugins.contract.training.loss import Forward, Loss, ModelPass
+from clt_plugins.contract.training.loss import Forward, Loss, ModelPass, Steered
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Refused, WrongReturn

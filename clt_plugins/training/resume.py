@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from clt_plugins.contract.abilities import Identified
+from clt_plugins.contract.reading.source import Identified
 from clt_plugins.contract.spec import Selected
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import Fault, Faults, Refused, names, parse_path

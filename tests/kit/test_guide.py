@@ -10,9 +10,9 @@ from pathlib import Path
 import attrs
 import pytest
 
+import clt_plugins
 from clt_plugins import Context, Forward, Step, load_plugins
 from clt_plugins.cli.listing import undocumented
-from clt_plugins.contract import abilities
 from clt_plugins.contract.hooks import Hooks
 from clt_plugins.contract.slots import SLOTS, Slot
 from clt_plugins.testing import CHECKS
@@ -21,7 +21,9 @@ from tests.support.guide import PAGES, commands, example, examples, files, guide
 
 TEXT = guide()
 KINDS = [slot.kind for slot in SLOTS]
-ABILITIES = [cls for cls in vars(abilities).values() if getattr(cls, "__module__", "") == abilities.__name__]
+PUBLIC = [getattr(clt_plugins, name) for name in clt_plugins.__all__]
+ABILITIES = [cls for cls in PUBLIC if getattr(cls, "_is_runtime_protocol", False)]
+assert len(ABILITIES) >= 26
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -6,12 +6,13 @@ Shapes: B tokens, L layers, D d_model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from clt_plugins.data.affine import Affine, Folding
+    from clt_plugins.data.batch import Batch
 
 
 class Normalisation(Protocol):
@@ -65,3 +66,22 @@ class Normalisation(Protocol):
             Refused: `inputs` is not affine, or not the same for all tokens; names the setting, says what to do. On the
                 device "meta" as well: exporters ask before training.
         """
+
+
+# -- what may be besides: the engine asks by `isinstance` -----------------------------------------------------------
+
+
+@runtime_checkable
+class Observes(Protocol):
+    """A normalisation that gathers statistics of its own, such as a covariance or quantiles."""
+
+    def observe(self, batch: Batch) -> None:
+        """Read a batch of raw activations, on the CPU; its numbers are shared and must not be changed.
+
+        It is called before `fit` for the first batches of the run, and on each data rank for that rank's tokens:
+        `fit` joins what the ranks gathered, by `context.parallel.total(x, over="tokens")`. All ranks are handed as many
+        batches. What is gathered is no buffer, and not saved.
+        """
+
+    def observed_bytes(self) -> int:
+        """Bytes of what is gathered on the transcoder's device, for a plan; asked on the device "meta"."""

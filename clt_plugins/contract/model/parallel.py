@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,3 +60,26 @@ class Parallel(Protocol):
 
     def close(self) -> None:
         """Leave the group, after training; what rank 0 does then is its own. May be called again."""
+
+
+# -- what may be besides: the engine asks by `isinstance` -----------------------------------------------------------
+
+
+@runtime_checkable
+class SumsLater(Protocol):
+    """A `Parallel` whose ranks can go on while a sum is under way; others wait for it at once."""
+
+    def total_later(self, x: Tensor, over: Over = "features", what: str = "metrics") -> Callable[[], Tensor]:
+        """`Parallel.total`, started now; calling the result waits for the sum."""
+
+
+@runtime_checkable
+class Sends(Protocol):
+    """A `Parallel` whose ranks that share the features of a batch can each compute a part of what all of them need."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there are other ranks: not in a plan, and not after `close`."""
+
+    def send_later(self, x: Tensor, tensor_rank: int) -> Callable[[], None]:
+        """Start to copy one rank's x into that of all that share features; calling the result waits for it."""

@@ -6,7 +6,7 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,3 +41,38 @@ class Tying(Protocol):
 
     def views(self) -> Mapping[str, tuple[str, Callable[[Tensor], Tensor], int | None]]:
         """How parameters are cut for files: name in files -> (parameter name, view of it, feature axis of the view)."""
+
+
+# -- what may be besides: the engine asks by `isinstance` -----------------------------------------------------------
+
+
+@runtime_checkable
+class Shifted(Protocol):
+    """A tying that adds something to active features before its decoder rows."""
+
+    def shift(self, layer: int) -> Tensor | None:
+        """What is added to the active features of a source layer, [F], or None.
+
+        Raises:
+            Refused: rows of one factor per feature and target cannot hold the tying; says why.
+        """
+
+
+@runtime_checkable
+class OwnRows(Protocol):
+    """A tying whose features have a row for their own layer that an encoder can share."""
+
+    def own_rows(self) -> Tensor:
+        """With what each feature writes to its own layer, factors included, [L, F, D]; differentiable."""
+
+
+@runtime_checkable
+class FeatureRows(Protocol):
+    """A tying whose features have decoder rows of their own, so that callbacks can set and scale those of one."""
+
+    def feature_rows(self, layer: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """The parameter that holds the rows of a source layer's features, and the view of it: [F, n, D].
+
+        n is L - layer, a row for each target; or 1 where one row serves all targets. The view is also taken of tensors
+        that have the parameter's shape, or length 1 instead of D.
+        """

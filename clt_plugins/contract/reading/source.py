@@ -6,13 +6,14 @@ Shapes: L layers, D d_model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clt_plugins.contract.reading.language_model import LanguageModel, TrainableModel
     from clt_plugins.data.batch import Batch
 
 
@@ -75,3 +76,67 @@ class Outline:
     """Numbers of the language model that each token is multiplied by; 0 without a model, or if it is not known."""
     model_dtype: str = "float32"
     """The type that it runs in."""
+
+
+# -- what may be besides: the engine asks by `isinstance` -----------------------------------------------------------
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """A source that can run the language model on held-out text."""
+
+    def language_model(self) -> LanguageModel:
+        """The model, with the transcoder's layers to be replaced."""
+
+
+@runtime_checkable
+class TrainsInModel(Protocol):
+    """A source whose language model can be trained through: it gives whole texts for the losses that run it.
+
+    The texts are training data, never held out. Giving them changes no batch of `Source.next` and no `Source.state`.
+    """
+
+    def trainable_model(self) -> TrainableModel:
+        """The model, with the transcoder's layers to be replaced."""
+
+    def training_text(self, contexts: int, position: Any) -> tuple[Any, Any]:
+        """This data rank's part of some contexts of text, as one text for the model; and the position after them.
+
+        The parts of all data ranks are disjoint, and together the same contexts for any number of ranks. Each has at
+        least one context, and each context a position that counts.
+
+        Args:
+            contexts: how many, of all data ranks together; at least one for each.
+            position: None at first, then what the last call returned: small JSON, the same on every rank. Checkpoints
+                hold it. The texts follow from it alone, so that a resumed run reads those that would have come next.
+        """
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A source that can say what its data are made from, whatever their path is called."""
+
+    def identity(self) -> Mapping[str, str]:
+        """What the data depend on, by the setting that names it: `{"source.text": "sha256 ... of 3 files"}`.
+
+        The value follows from the content alone, not from paths, times or this machine. A run is resumed only where all
+        values are the same as in its checkpoint; the settings themselves may then be spelled differently (a model that
+        was moved).
+        """
+
+
+@runtime_checkable
+class Buffered(Protocol):
+    """A source that keeps activations in memory; a plan counts them."""
+
+    def buffer_bytes(self) -> Mapping[str, int]:
+        """Bytes at the peak of training, on this rank, by the device that they lie on, as a recipe would name it:
+        "cpu", "cuda:1", or "auto" for the transcoder's."""
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A source that holds threads, files or connections."""
+
+    def close(self) -> None:
+        """Release them; called when the run ends."""

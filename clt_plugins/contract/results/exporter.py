@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -53,3 +54,37 @@ class Imported:
     """Bytes of the decoder on disk."""
     decoder: Callable[[Any], Tying] | None = None
     """Makes, from a `Context`, a tying that leaves the decoder on disk."""
+
+
+# -- what may be besides: the engine asks by `isinstance` -----------------------------------------------------------
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """An exporter that can tell before training what its format could not hold."""
+
+    def check(self, transcoder: Any) -> list[str]:
+        """Complaints, each `setting: what is wrong: remedy`.
+
+        Args:
+            transcoder: as built, with thresholds where it is to be converted; its values mean nothing, and it may be
+                on the device "meta".
+        """
+
+
+@runtime_checkable
+class ReadsBack(Protocol):
+    """An exporter that reads its format, so that `CrossLayerTranscoder.load` does.
+
+    The engine asks the object that `Spec.reader` makes, without settings or a run.
+    """
+
+    def recognises(self, folder: Path) -> bool:
+        """A quick look at the names of files: is it this format?"""
+
+    def read(self, folder: Path) -> Imported:
+        """What is in the folder.
+
+        Raises:
+            Refused: the files are not complete; says what is missing.
+        """

@@ -9,8 +9,8 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -99,3 +99,35 @@ class Loss(Protocol):
 
     def __call__(self, forward: Forward) -> Mapping[str, Tensor]:
         """The term, or several, by name, each a scalar, already weighted; logged under `loss/`."""
+
+
+# -- what may be besides: the engine asks by `isinstance` -----------------------------------------------------------
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """A penalty on active features: with more weight, fewer are. The engine multiplies its terms by a factor where the
+    activation `AimsAtL0`."""
+
+    steered: Collection[str]
+    """The names of the terms that are multiplied; none if this loss is not to be steered."""
+
+
+@runtime_checkable
+class RunsModel(Protocol):
+    """A loss that needs the language model, run on whole texts with the transcoder in the place of its MLPs.
+
+    It gets `Forward.model` in the steps for which `runs` says so, None in the others. Losses that run in the same step
+    share one pass, of as many contexts as the most demanding of them asks for.
+    """
+
+    contexts: int
+    """Contexts of text in such a step, of all data ranks together."""
+
+    def runs(self, step: int, progress: float) -> bool:
+        """Whether it runs the model in a step; the answer follows from the arguments alone, so that all ranks agree.
+
+        Args:
+            step: counted from 1.
+            progress: the share of the training steps that are done, 0 to 1, as `Forward.progress`.
+        """

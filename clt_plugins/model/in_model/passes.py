@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import RunsModel, TrainsInModel
-from clt_plugins.contract.training.loss import Loss, ModelPass
+from clt_plugins.contract.reading.source import TrainsInModel
+from clt_plugins.contract.training.loss import Loss, ModelPass, RunsModel
 from clt_plugins.errors import Fault, Faults
 from clt_plugins.model.in_model.replacement import Replacement, as_evaluated
 

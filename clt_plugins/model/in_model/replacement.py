@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.contract.abilities import Thresholded
+from clt_plugins.contract.model.activation import Thresholded
 from clt_plugins.data.features import Features, Pairs
 from clt_plugins.model.in_model.layer import encode_in_layer, of_all_ranks, select_in_layer
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Observes
+from clt_plugins.contract.model.normalisation import Observes
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.errors import PluginError
 from clt_plugins.model.normalisation.statistics import check_statistics, estimate

@@ -19,7 +19,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import FixedSizes
+from clt_plugins.contract.model.kernels import FixedSizes
 from clt_plugins.data.features import Pairs
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from clt_plugins.contract.abilities import Shifted
+from clt_plugins.contract.model.tying import Shifted
 from clt_plugins.errors import Fault, Faults, Refused
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from unittest import SkipTest
 
 import torch
 
-from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.contract.model.activation import Scheduled
 from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.contract.model.activation import Scheduled
 from clt_plugins.model.assemble import Parts, close
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.checks.tensor_parallel import CHOICE, ROUNDING, built_on_rank, packed, scale, skip_if_refused

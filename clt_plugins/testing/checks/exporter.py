@@ -16,7 +16,7 @@ from unittest import SkipTest
 import torch
 from safetensors.torch import save_file
 
-from clt_plugins.contract.abilities import Checks
+from clt_plugins.contract.results.exporter import Checks
 from clt_plugins.errors import Faults
 from clt_plugins.model.assemble import Parts
 from clt_plugins.model.normalisation.fit import fit_to_batches

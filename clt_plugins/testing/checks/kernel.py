@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Preferred, Updates
+from clt_plugins.contract.model.kernels import Preferred, Updates
 from clt_plugins.contract.select import Kept, Per
 from clt_plugins.data.features import Pairs
 from clt_plugins.data.layout import Layout

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Observes
+from clt_plugins.contract.model.normalisation import Observes
 from clt_plugins.data.affine import Affine, Folding
 from clt_plugins.data.batch import Batch
 from clt_plugins.errors import Faults

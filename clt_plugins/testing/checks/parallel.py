@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clt_plugins.contract.abilities import Sends, SumsLater
+from clt_plugins.contract.model.parallel import Sends, SumsLater
 from clt_plugins.errors import Faults
 from clt_plugins.model.devices import bare_context
 from clt_plugins.testing.bench import FEATURES, Bench

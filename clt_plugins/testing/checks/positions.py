@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 from unittest import SkipTest
 
-from clt_plugins.contract.abilities import Identified
+from clt_plugins.contract.reading.source import Identified
 from clt_plugins.errors import Refused
 from clt_plugins.testing.bench import TOKENS, Bench
 from clt_plugins.testing.checks.source import opened, rows

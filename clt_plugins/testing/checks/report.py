@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from clt_plugins.collected.reader import Collected
-from clt_plugins.contract.abilities import Checks
 from clt_plugins.contract.context import Context
+from clt_plugins.contract.results.exporter import Checks
 from clt_plugins.errors import Faults
 from clt_plugins.finished.curves import Curve
 from clt_plugins.finished.facts import Facts

@@ -13,7 +13,7 @@ from unittest import SkipTest
 
 import torch
 
-from clt_plugins.contract.abilities import Closable
+from clt_plugins.contract.reading.source import Closable
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.single import Single
 from clt_plugins.model.assemble import build_source

@@ -18,7 +18,7 @@ from unittest import SkipTest, mock
 import attrs
 import torch
 
-from clt_plugins.contract.abilities import HasModel
+from clt_plugins.contract.reading.source import HasModel
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.results.stage import Stage, StageInfo
 from clt_plugins.errors import Faults, WrongReturn

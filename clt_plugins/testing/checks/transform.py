@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Stateful
+from clt_plugins.contract.stateful import Stateful
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.random import generator
 from clt_plugins.distributed.single import Single

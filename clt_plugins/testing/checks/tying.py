@@ -6,7 +6,7 @@ from unittest import SkipTest
 
 import torch
 
-from clt_plugins.contract.abilities import FeatureRows, Shifted
+from clt_plugins.contract.model.tying import FeatureRows, Shifted
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Faults
 from clt_plugins.testing.bench import D_MODEL, FEATURES, LAYERS, Bench

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from clt_plugins.contract.abilities import Identified
+from clt_plugins.contract.reading.source import Identified
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing.bench import Bench
 from clt_plugins.testing.checks.source import opened

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.contract.abilities import FeatureRows
+from clt_plugins.contract.model.tying import FeatureRows
 from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import AimsAtL0, Follows, Steered
+from clt_plugins.contract.model.activation import AimsAtL0, Follows
+from clt_plugins.contract.training.loss import Steered
 from clt_plugins.errors import Refused
 
 if TYPE_CHECKING:

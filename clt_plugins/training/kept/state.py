@@ -18,7 +18,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from clt_plugins.contract.abilities import Stateful
+from clt_plugins.contract.stateful import Stateful
 from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import PluginError, Refused, names
 from clt_plugins.model.parameters import View, saved_buffers

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 
-from clt_plugins.contract.abilities import Buffered
-from clt_plugins.contract.reading.source import Outline
+from clt_plugins.contract.reading.source import Buffered, Outline
 from clt_plugins.errors import Refused
 from clt_plugins.files.records import as_data
 from clt_plugins.finished.stages import check_stages

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from clt_plugins.contract.abilities import Scheduled
+from clt_plugins.contract.model.activation import Scheduled
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.single import Single
 from clt_plugins.model.assemble import assemble_around, make_context

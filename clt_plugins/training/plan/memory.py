@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clt_plugins.contract.abilities import Observes
+from clt_plugins.contract.model.normalisation import Observes
 from clt_plugins.files.records import as_data
 from clt_plugins.training.plan.records import Disk, Memory
 

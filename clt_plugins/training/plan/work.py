@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clt_plugins.contract.abilities import RunsModel, Scheduled
+from clt_plugins.contract.model.activation import Scheduled
+from clt_plugins.contract.training.loss import RunsModel
 from clt_plugins.model.parameters import is_matrix
 from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
 from clt_plugins.training.optimizers.make import build_optimizer, weights_of

@@ -20,7 +20,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.contract.abilities import Closable
+from clt_plugins.contract.reading.source import Closable
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.lend import lend
 from clt_plugins.distributed.reading import a_batch

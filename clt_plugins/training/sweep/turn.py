@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from clt_plugins.contract.abilities import HasModel
+from clt_plugins.contract.reading.source import HasModel
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.finished.series import Series
 from clt_plugins.finished.stages import check_stages

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Batch, PluginError, Refused, Single, load_plugins, run
-from clt_plugins.contract.abilities import Buffered, Closable, HasModel, Identified
+from clt_plugins.contract.reading.source import Buffered, Closable, HasModel, Identified
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.transformed import MOST_EMPTY, TransformedSource, alone, load_position
 from clt_plugins.errors import Stopped, WrongReturn
