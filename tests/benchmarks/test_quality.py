@@ -15,6 +15,7 @@ import pytest
 from tests.benchmarks.quality import data, setups, tables
 from tests.benchmarks.quality.__main__ import LOTS, main
 from tests.benchmarks.quality.data import Stored
+from tests.benchmarks.quality.earlier import take
 from tests.benchmarks.quality.lot import Lot, differences, result, today
 from tests.benchmarks.quality.recipes import BASE, RECIPES, merged
 from tests.support import tables as documents
@@ -153,3 +154,23 @@ def test_spreads_and_ratios_by_hand() -> None:
     assert tables.ratio(runs, base) == "1.250 ± 0.250"
     assert tables.spread([0.5], ".1f") == "0.5"
     assert tables.spread([0.5, None], ".1f") == "-"
+
+
+def test_runs_of_a_table_that_lacks_others_are_kept_beside_the_old_one(folder: Path, monkeypatch: Any) -> None:
+    for module in (tables, documents):
+        monkeypatch.setattr(module, "MEASUREMENTS", folder / "tables")
+    (folder / "tables").mkdir()
+    old = {"rows": [["a", "b"]], "runs": []}
+    (folder / "tables" / "quality.json").write_text(json.dumps(old))
+    setup = attrs.evolve(TINY, peer_lrs=(1e-3, 2e-3))
+    lot = Lot((folder / "peer").resolve(), peer_python="python")
+    plan = LOTS["peer"](lot, [setup], range(2), ())
+    first = next(job for job in plan.jobs() if job.peer_python)
+    first.result.parent.mkdir(parents=True)
+    told = {"setup": "shipped", "recipe": first.recipe, "seed": 0, "commit": "abc", "nmse_choose": 0.5}
+    run = {**told, "steps": first.tables["steps"], "batch": first.tables["batch"], "lr": 1e-3}
+    first.result.write_text(json.dumps({**run, "settings": first.tables}))
+    plan.write()
+    assert json.loads((folder / "tables" / "quality.json").read_text()) == {**old, "unfinished": [run]}
+    first.result.unlink()
+    assert take(plan.jobs()) == [first] and result(first) == {**run, "elsewhere": True, "settings": first.tables}

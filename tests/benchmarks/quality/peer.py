@@ -41,6 +41,10 @@ class Peer:
     """Of "peer", "own", "equal time"."""
 
     def jobs(self) -> list[Job]:
+        wanted = {"peer": "decode-clt", "own": "ours", "equal time": "equal time"}
+        return [job for job in self._all() if not self.only or any(wanted[name] in job.recipe for name in self.only)]
+
+    def _all(self) -> list[Job]:
         jobs: list[Job] = []
         for setup in self.setups:
             first = self.seeds[0]
@@ -54,15 +58,17 @@ class Peer:
             for name in OURS:
                 if (times := self._times(setup, name)) is not None:
                     jobs.append(self._longer(setup, name, times))
-        wanted = {"peer": "decode-clt", "own": "ours", "equal time": "equal time"}
-        return [job for job in jobs if not self.only or any(wanted[name] in job.recipe for name in self.only)]
+        return jobs
 
     def write(self) -> Path:
-        rows, raw = [], []
+        once = {job.digest: job for job in self._all()}
+        raw = self._results([job for job in once.values() if job.recipe not in OURS])  # those are the ablation's
+        if any(self._best_peer(setup) is None for setup in self.setups):
+            return tables.keep("quality", raw)
+        rows = []
         for setup in self.setups:
             peer_lr, own_lr = self._best_peer(setup), self._best_own(setup)
             theirs = [] if peer_lr is None else self._results([self._peer(setup, peer_lr, seed) for seed in self.seeds])
-            raw += theirs
             lines = {
                 f"{label}, same number of steps": [self._ours(setup, name, seed) for seed in self.seeds]
                 for name, label in OURS.items()
@@ -78,7 +84,6 @@ class Peer:
                 rows.append([f"{setup.about}: decode-clt, lr {peer_lr:g}", *self._row(theirs), ""])
             for label, jobs in lines.items():
                 runs = self._results(jobs)
-                raw += runs
                 if runs:
                     rows.append([label, *self._row(runs), tables.ratio(runs, theirs) if theirs else "-"])
         columns = ["trained by", "seeds", "NMSE", "never active", "processor s/step", "NMSE over that of decode-clt"]

@@ -53,7 +53,7 @@ def write(
     name: str, what: str, command: str, columns: Sequence[str], rows: Sequence[Sequence[str]], runs: Iterable[Any]
 ) -> Path:
     """Write `examples/measurements/NAME.json`."""
-    raw = [{key: value for key, value in run.items() if key != "settings"} for run in runs]
+    raw = _without_settings(runs)
     record = {
         "what": what,
         "date": date.today().isoformat(),
@@ -64,16 +64,34 @@ def write(
         "rows": [list(row) for row in rows],
         "runs": raw,
     }
+    return _store(name, record)
+
+
+def keep(name: str, runs: Iterable[Any]) -> Path:
+    """Put runs beside a table that stays as it is: too few are there for a new one."""
+    return _store(name, {**_record(name), "unfinished": _without_settings(runs)})
+
+
+def written(name: str) -> list[dict[str, Any]]:
+    """The runs of a table that was written, or that were kept for the next one."""
+    record = _record(name)
+    return [*record.get("runs", []), *record.get("unfinished", [])]
+
+
+def _record(name: str) -> dict[str, Any]:
+    path = MEASUREMENTS / f"{name}.json"
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record
+
+
+def _store(name: str, record: dict[str, Any]) -> Path:
     path = MEASUREMENTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
-def written(name: str) -> list[dict[str, Any]]:
-    """The runs of a table that was written."""
-    path = MEASUREMENTS / f"{name}.json"
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return record.get("runs", [])
+def _without_settings(runs: Iterable[Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in run.items() if key != "settings"} for run in runs]
 
 
 def machine() -> str:
