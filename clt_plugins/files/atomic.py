@@ -1,7 +1,8 @@
-"""Single files that are written atomically, and the steps that atomic writing is made of: flush and remove."""
+"""Single files that are written atomically, and the steps that atomic writing is made of: flush, exchange, remove."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
@@ -17,6 +18,10 @@ FILE_MODE = 0o666 & ~_umask
 
 _NO_FOLDER_SYNC = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR, errno.ENOSYS}
 """Errors of systems that cannot open or flush a folder: Windows, some network and user-space file systems."""
+
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EPERM}
+"""Errors of file systems that cannot exchange two names: NFS, FUSE, old kernels."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -58,6 +63,24 @@ def flush(path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC or not path.is_dir():
             raise
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange what two names stand for, in one step; False where the system cannot, and nothing happened (Linux's
+    `renameat2`; not macOS, not NFS).
+
+    Raises:
+        OSError: it failed, and nothing happened; names both.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def remove(path: Path) -> None:

@@ -1,9 +1,10 @@
 """Folders that are written atomically: after a crash or a full disk, a folder is complete, or as it was before.
 
 A folder NAME is written as `.NAME.partial` beside its final path. `manifest.json` lists the size and SHA-256 of each
-file. Everything is flushed to disk, and only then the folder gets its final name. A folder that was there is called
-`.NAME.old` for a moment, since no folder can be renamed onto another. A crash in that moment is repaired by the next
-one that looks for NAME, reader or writer (`recover`). One process at a time writes a NAME: others wait (`.NAME.lock`).
+file. Everything is flushed to disk, and only then the folder gets its final name. A folder that was there is exchanged
+with it in one step. Where the system cannot do that, the old one is called `.NAME.old` for a moment; a crash in that
+moment is repaired by the next one that looks for NAME, reader or writer (`recover`). One process at a time writes a
+NAME: others wait (`.NAME.lock`).
 
 Tensors are safetensors, everything else is JSON, so reading a folder runs no code.
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.errors import Refused
-from clt_plugins.files.atomic import FILE_MODE, flush, reason, remove
+from clt_plugins.files.atomic import FILE_MODE, exchange, flush, reason, remove
 from clt_plugins.files.locks import Lock
 from clt_plugins.files.records import FORMAT, from_data, json_text, read_json, write_json
 from clt_plugins.files.sliced import files_of_rank
@@ -143,11 +144,14 @@ def _move(partial: Path, folder: Path) -> None:
         flush(path)
     old = _beside(folder, "old")
     try:
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
+        if folder.exists() and exchange(partial, folder):
+            partial.rename(old)  # where it stays if the names cannot be flushed
+        else:
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
         flush(folder.parent)
-    except BaseException:  # Ctrl-C between the two renames, too
+    except BaseException:  # Ctrl-C between two renames, too
         if not folder.exists():
             _repair(folder)
         raise

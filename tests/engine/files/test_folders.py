@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from clt_plugins import CrossLayerTranscoder, run
+from clt_plugins.files import folders
+from clt_plugins.files.atomic import exchange
 from clt_plugins.files.folders import MANIFEST, Manifest, atomic_folder, check_folder, recover
 from clt_plugins.files.records import read_json
 from clt_plugins.finished.find import find_trained
@@ -81,11 +86,46 @@ def test_ctrl_c_at_a_rename_leaves_the_old_folder(tmp_path, rename, monkeypatch)
         return real(path, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr(folders, "exchange", lambda *_: False)  # as on NFS and macOS
     with pytest.raises(KeyboardInterrupt):
         put(tmp_path / "f", "after")
     monkeypatch.undo()
     assert (tmp_path / "f/a.txt").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def cannot(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are exchanged on Linux alone")
+@pytest.mark.parametrize("done", [False, True], ids=["before the exchange", "after it"])
+def test_a_disk_that_fails_for_good_leaves_the_old_folder_or_the_new_one(tmp_path, done, monkeypatch):
+    put(tmp_path / "f", "before")
+    if not done:
+        monkeypatch.setattr(folders, "exchange", cannot)
+    for name in ("rename", "unlink", "rmdir"):
+        monkeypatch.setattr(Path, name, cannot)
+    with pytest.raises(OSError, match="f: could not be written: "):
+        put(tmp_path / "f", "after")
+    monkeypatch.undo()
+    assert (tmp_path / "f/a.txt").read_text() == ("after" if done else "before")
+    check_folder(tmp_path / "f")
+    put(tmp_path / "f", "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are exchanged on Linux alone")
+def test_names_are_exchanged_or_nothing_happens(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a/b").exists() and (tmp_path / "b/a").exists()
+    with pytest.raises(FileNotFoundError, match="none"):
+        exchange(tmp_path / "a", tmp_path / "none")
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # a system without the call
+    assert not exchange(tmp_path / "a", tmp_path / "b") and (tmp_path / "a/b").exists()
 
 
 def test_all_is_on_the_disk_before_a_folder_has_its_name(tmp_path, monkeypatch):
