@@ -12,6 +12,7 @@ from pathlib import Path
 
 import xxhash
 
+from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.errors import ExitCode
 from tests.faults import oracle
 from tests.faults.bench import Bench
@@ -37,7 +38,7 @@ MEMORY = 2**31
 """Bytes beyond those of the zygote that a command on a few kilobytes of input may take."""
 LONG_S, STOP_S = 40.0, 12.0
 """A command may take so long; a setting may ask for a long run, which must then stop when it is told to."""
-SETTING = re.compile(r"(?<![\w.])[a-z_]+(\.[a-z_0-9]+|\[\d+\])+|--[a-z-]+")
+SETTING = re.compile(rf"(?<![\w.])[a-z_]+(\.[a-z_0-9]+|\[\d+\])+|--[a-z-]+|^({'|'.join(['model', *BY_TABLE])}): ")
 
 
 def pairs() -> list[tuple[str, str]]:

@@ -33,9 +33,10 @@ LIMITS = {
     "small files only": ("FSIZE", 600, 40_000),
 }
 """Limits of the process, between two values; memory counts from what the zygote has."""
-CRASHES = {-signal.SIGSEGV, -signal.SIGBUS}
+CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT}
 """How libhdf5 ends a process when it gets no memory: while it opens a file, or at the end, when it takes down what it
-could not set up ("can't locate ID"). It counts as a kill: what is there must be whole, and going on must work."""
+could not set up ("can't locate ID"); and libraries in Rust, by an abort. It counts as a kill: what is there must be
+whole, and going on must work."""
 OF_H5PY = re.compile(
     r"(Exception ignored in: 'h5py.*\n)?Traceback \(most recent call last\):\n(  File \"h5py/.*\n)+RuntimeError: .*\n"
 )
