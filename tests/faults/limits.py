@@ -37,10 +37,11 @@ CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT}
 """How libhdf5 ends a process when it gets no memory: while it opens a file, or at the end, when it takes down what it
 could not set up ("can't locate ID"); and libraries in Rust, by an abort. It counts as a kill: what is there must be
 whole, and going on must work."""
-OF_H5PY = re.compile(
+NOISE = re.compile(
     r"(Exception ignored in: 'h5py.*\n)?Traceback \(most recent call last\):\n(  File \"h5py/.*\n)+RuntimeError: .*\n"
+    r"|.*TqdmMonitorWarning: .*\ncan't start new thread\n  .*\n"
 )
-"""What h5py prints on the way: it cannot raise while an object is freed."""
+"""What h5py and tqdm print without memory, before the error: an object cannot be freed, a bar gets no thread."""
 LOADER, NO_MEMORY = 127, "cannot allocate memory for thread-local data: ABORT"
 """How the C library ends a process that has no memory for the variables of a library or thread: nobody is asked."""
 CLOCK, TWICE = "clock is wrong", "started twice at once"
@@ -71,7 +72,7 @@ def attempt(bench: Bench, one: Try) -> Result:
     ended = bench.run(command.arguments, **options)
     if one.fault == "little memory":
         codes = {LOADER} if NO_MEMORY in ended.said else codes | CRASHES
-        ended = attrs.evolve(ended, said=OF_H5PY.sub("", ended.said))
+        ended = attrs.evolve(ended, said=NOISE.sub("", ended.said))
     faults = oracle.ending(ended, codes)
     if not faults:
         limited = one.fault in LIMITS
