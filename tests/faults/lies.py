@@ -96,11 +96,6 @@ LIES: dict[str, Lie] = {
 }
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 class Liar:
     """A proxy: what clients say goes to the server unchanged.
 

@@ -11,12 +11,13 @@ from typing import Any
 import attrs
 
 from clt_plugins.errors import ExitCode
+from clt_plugins.testing.processes.ports import free_port
 from tests.faults import oracle
 from tests.faults.bench import Bench
 from tests.faults.folders import GENERATE
 from tests.faults.forking import Ended
 from tests.faults.inject import COUNT, INJECTIONS, MUTATING, calls
-from tests.faults.lies import LIES, Liar, free_port
+from tests.faults.lies import LIES, Liar
 from tests.faults.tries import Result, Try
 
 LONG_S = 60.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from clt_plugins.errors import ExitCode
+from clt_plugins.testing.processes.ports import free_port
 from tests.faults import oracle
 from tests.faults.bench import Bench
 from tests.faults.folders import RUN
@@ -94,9 +94,7 @@ def _go_on(bench: Bench, unbroken: dict[str, str]) -> list[str]:
 
 
 def _start(bench: Bench, arguments: tuple[str, ...], options: dict[int, dict[str, Any]]) -> list[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         bench.zygote.start(
             [*arguments, *SETTINGS],

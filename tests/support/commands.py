@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from clt_plugins.testing.processes.ports import free_port
 from tests.support.fork_server import LENGTH
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -118,9 +119,3 @@ def on_ranks(world: int, *arguments: object, **environment: str) -> list[subproc
     # All are read at a time: a rank that another waits for would stop where nobody empties its pipe.
     with ThreadPoolExecutor(world) as readers:
         return list(readers.map(finish, ranks))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

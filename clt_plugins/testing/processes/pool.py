@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
@@ -16,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from clt_plugins.testing.bench import Bench
+from clt_plugins.testing.processes.ports import free_port
 from clt_plugins.testing.processes.rank import Subject, call, start
 from clt_plugins.testing.report import complain
 
@@ -95,9 +95,6 @@ def on_ranks(bench: Bench, world: int, function: Callable[..., Any], *arguments:
     """
     if world not in _started:
         _started[world] = Ranks(world)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     subject = Subject(
         slot=bench.slot,
         choice=bench.choice,
@@ -105,6 +102,6 @@ def on_ranks(bench: Bench, world: int, function: Callable[..., Any], *arguments:
         tables=dict(bench.tables),
         module=bench.module,
         path=list(sys.path),
-        port=port,
+        port=free_port(),
     )
     return _started[world].run(call, function, subject, arguments)

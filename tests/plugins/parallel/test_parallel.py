@@ -13,8 +13,9 @@ import torch
 
 from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.files.sliced import SlicedTensors
+from clt_plugins.testing.processes.ports import free_port
 from tests.support import ranks
-from tests.support.commands import free_port, on_ranks
+from tests.support.commands import on_ranks
 from tests.support.helpers import plugins, tables
 from tests.support.ranks import CASES, GRIDS, LONG, RUN, RUNS, STEERED, STORED, STORED_RUNS, TRAINED
 from tests.support.stored_data import write_numbered
