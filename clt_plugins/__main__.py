@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 
 
 class Lines(logging.Formatter):
@@ -14,6 +16,9 @@ class Lines(logging.Formatter):
 
 
 def main() -> None:
+    # As stderr has it: a text of a stranger's file that no encoding knows is shown by its numbers, and ends no command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

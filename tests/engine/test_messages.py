@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,21 @@ from tests.support.helpers import parts
 def test_a_fault_of_millions_of_characters_is_cut() -> None:
     said = str(Refused("transcoder.features", "got " + "9" * 5_000_000))
     assert said.startswith("transcoder.features: got 999") and len(said) < 1100
+
+
+ODD = """
+import click
+from clt_plugins.__main__ import main
+from clt_plugins.cli.main import main_group
+main_group.command("odd")(lambda: [click.echo("a\\ud800b", err=err) for err in (False, True)])
+main()
+"""
+
+
+def test_a_text_that_no_encoding_knows_is_shown_by_its_numbers() -> None:
+    """As JSON of strangers may hold it: half of a pair of surrogates."""
+    done = subprocess.run([sys.executable, "-c", ODD, "odd"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a\\ud800b\n", "a\\ud800b\n")
 
 
 def no_thread() -> None:

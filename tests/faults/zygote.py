@@ -46,8 +46,12 @@ def _begin(request: dict[str, Any]) -> None:
         os.dup2(handle, number)
         os.close(handle)
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, closefd=False, buffering=buffering)  # noqa: SIM115 - by descriptor, for the process
-        for number, mode, buffering in ((0, "r", -1), (1, "w", -1), (2, "w", 1))
+        open(number, mode, closefd=False, buffering=buffering, errors=errors)  # noqa: SIM115 - for the process
+        for number, mode, buffering, errors in (
+            (0, "r", -1, "strict"),
+            (1, "w", -1, "strict"),
+            (2, "w", 1, "backslashreplace"),
+        )
     )
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     os.environ.update(request.get("environment") or {})
