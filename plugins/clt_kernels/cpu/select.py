@@ -69,9 +69,11 @@ class NumbaSelect:
         self.dtype = dtype
         numbers = self.n_layers * self.n_features * (1 if self.per_token else self.tokens)
         number = self.tokens if self.per_token else self.threads
-        # A pool that is cut at twice what it keeps has a high bound early, and stays in the cache.
+        # A pool that is cut at twice what it keeps has a high bound early, and stays in the cache. One of few numbers,
+        # such as that of AuxK, is cut once at the end.
         stretch, least = (pools.SHORT_STRETCH, 64) if self.per_token else (pools.STRETCH, 0)
-        shape = number, min(max(2 * self.k, least), numbers + 1) + stretch
+        full = numbers + 1 if self.per_token and numbers <= 2 * pools.SHORT_STRETCH else max(2 * self.k, least)
+        shape = number, min(full, numbers + 1) + stretch
         key_type = np.dtype(f"i{wide.itemsize}")
         self.keys, self.values = np.empty(shape, key_type), np.empty(shape, wide)
         self.ids = np.empty(shape, np.int32 if numbers < 2**31 else np.int64)
