@@ -150,7 +150,7 @@ def _metrics(path: Path) -> str:
 def ending(ended: Ended, codes: Collection[int]) -> list[str]:
     """Whether it ended in time, within its memory and with the right code."""
     if ended.timeout:
-        return [f"hangs: killed after {ended.seconds:.0f} s"]
+        return [f"hangs: killed after {ended.seconds:.0f} s; {_where(ended.said)}"]
     if ended.bomb:
         return [f"takes memory without bounds: killed at {ended.grown / 2**30:.1f} GiB"]
     if ended.code not in codes:
@@ -182,6 +182,13 @@ def message(ended: Ended, usual: str, names: Collection[str]) -> list[str]:
     if lines and re.match(r"\w*(Error|Exception)\b", lines[-1]) and "(-v shows where)" in lines[-1]:
         faults.append(f"an error of the engine: {lines[-1][:200]}")
     return faults
+
+
+def _where(said: str) -> str:
+    """Where each thread of a command that hung stood, the newest calls first; as the zygote had it printed."""
+    threads = re.split(r"^(?:Current thread|Thread) 0x\w+.*$", said, flags=re.MULTILINE)[1:]
+    calls = (re.findall(r'File "(?:.*/)?([^/"]+)", line (\d+) in (\S+)', thread) for thread in threads)
+    return " | ".join(" < ".join(f"{file}:{line} {name}" for file, line, name in found[:6]) for found in calls)
 
 
 def last(said: str) -> str:

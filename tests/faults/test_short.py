@@ -9,7 +9,7 @@ from itertools import islice
 
 import pytest
 
-from tests.faults import calls
+from tests.faults import calls, oracle
 from tests.faults.bench import Bench
 from tests.faults.campaign import FAMILIES
 from tests.faults.commands import COMMANDS
@@ -93,6 +93,12 @@ def test_an_unbroken_command_loses_nothing_and_a_torn_file_is_noticed(bench: Ben
     path = next(bench.slot.glob("r/checkpoints/step_000012/transcoder.safetensors"))
     path.write_bytes(path.read_bytes()[:-1])
     assert any("differs" in line for line in calls.go_on(bench, COMMANDS["run"], unbroken.content))
+
+
+def test_a_command_that_hangs_tells_where(bench: Bench) -> None:
+    ended = bench.zygote.run(["0"], bench.slot, timeout=1.0, module="http.server")
+    (told,) = oracle.ending(ended, {0})
+    assert "hangs: killed after" in told and " < socketserver.py" in told and "serve_forever" in told
 
 
 def test_the_table_is_that_of_the_campaign() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 POLL_S = 0.02
+STACKS, STACKS_S = signal.SIGUSR2, 0.5
+"""A command that hangs prints where each thread stands, and has this long for it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -54,6 +57,7 @@ def _begin(request: dict[str, Any]) -> None:
         )
     )
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    faulthandler.register(STACKS, file=sys.stderr, all_threads=True)
     os.environ.update(request.get("environment") or {})
     sys.path.insert(0, "")
     sys.argv = ["clt_plugins", *request["arguments"]]
@@ -108,6 +112,9 @@ def _watch(request: dict[str, Any]) -> dict[str, Any]:
                 with contextlib.suppress(OSError):
                     samples.append((_resident(child), len(os.listdir(f"/proc/{child}/fd"))))  # noqa: PTH208
             timeout, bomb = passed > request["timeout"], peak - base > memory
+            if timeout:
+                os.kill(child, STACKS)
+                time.sleep(STACKS_S)
             if timeout or bomb:
                 os.killpg(child, signal.SIGKILL)
                 break

@@ -59,14 +59,25 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
 
 
+def chunks_of(folder: Path) -> int:
+    return len(list(folder.glob("*.h5"))) if folder.exists() else 0
+
+
+def wait_for_chunks(child: int, folder: Path, wanted: int) -> None:
+    """Until a generation has written so many chunks, or has ended."""
+    while chunks_of(folder) < wanted and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.0005)
+
+
 def main(folder: Path, kills: int, model: str | None = None, text: str | None = None) -> None:
     recipe = make_recipe(model, text)
     options: dict[str, Any] = {"chunk_bytes": 400_000 if model is None else 30_000, "block_rows": 8}
     started = time.perf_counter()
     _, status = os.waitpid(start(recipe, folder / "unbroken", **options), 0)
     assert status == 0, status
-    duration = time.perf_counter() - started
     unbroken = content(folder / "unbroken")
+    all_chunks = chunks_of(folder / "unbroken")
+    a_chunk_s = (time.perf_counter() - started) / all_chunks
     draw = random.Random(0)
     chunks: list[int] = []
     number = 0
@@ -75,12 +86,14 @@ def main(folder: Path, kills: int, model: str | None = None, text: str | None = 
         while not (out / "manifest.json").is_file():
             child = start(recipe, out, **options)
             if len(chunks) < kills:
-                time.sleep(draw.uniform(0, duration))
+                # By what is written and not by the clock: a machine is not equally fast all the time.
+                wait_for_chunks(child, out, chunks_of(out) + draw.randint(0, all_chunks // 4))
+                time.sleep(draw.uniform(0, a_chunk_s))
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             assert os.WIFSIGNALED(status) or status == 0, status
             if os.WIFSIGNALED(status):
-                chunks.append(len(list(out.glob("*.h5"))) if out.exists() else 0)
+                chunks.append(chunks_of(out))
         assert content(out) == unbroken, f"{out} differs from the unbroken one"
         number += 1
     print(json.dumps({"kills": len(chunks), "chunks": chunks, "of": len(unbroken) - 2, "finished": number}))
