@@ -8,6 +8,8 @@ from typing import Any
 
 from numba import njit
 
+from clt_kernels.cpu.on_disk import keep
+
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit`. Its result is cached on disk, if a folder for it can be written.
@@ -24,21 +26,16 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             if "cannot cache" not in str(error):
                 raise
             return njit(**flags)(function)  # nowhere to write: compile in every process
-        return made if _watch(made, function) else njit(**flags)(function)
+        return made if keep(made, _stamp(function)) else njit(**flags)(function)
 
     return decorate
 
 
-def _watch(made: Any, function: Callable[..., Any]) -> bool:
-    """Make the cache of a loop fresh only while no file of its folder has changed; whether Numba's cache could be told.
+def _stamp(function: Callable[..., Any]) -> tuple[tuple[str, int, int], ...]:
+    """What changes with any file of a function's folder.
 
     Numba looks at the function's own file. Machine code of functions of other files is compiled in as well: after an
     update that changed only those, such as a `git pull`, Numba alone would go on with the old code.
     """
     folder = Path(function.__code__.co_filename).parent
-    stamp = tuple((file.name, (at := file.stat()).st_mtime_ns, at.st_size) for file in sorted(folder.glob("*.py")))
-    file = getattr(getattr(made, "_cache", None), "_cache_file", None)
-    if file is None or not hasattr(file, "_source_stamp"):
-        return False
-    file._source_stamp = stamp
-    return True
+    return tuple((file.name, (at := file.stat()).st_mtime_ns, at.st_size) for file in sorted(folder.glob("*.py")))
