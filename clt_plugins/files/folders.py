@@ -210,6 +210,26 @@ def sweep(folder: Path, names: str) -> None:
             remove(path)
 
 
+def listed_files(folder: Path, needs: Sequence[str] = ()) -> dict[str, ManifestFile]:
+    """What the manifest of a folder says of its files.
+
+    Args:
+        needs: see `check_folder`.
+
+    Raises:
+        Faults: the manifest is damaged.
+    """
+    manifest = folder / MANIFEST
+    listed = read_json(manifest, Manifest).files
+    for pattern in needs:
+        if not any(PurePosixPath(name).match(pattern) for name in listed):
+            raise Refused(manifest, f"damaged: it lists no {pattern}")
+        for path in sorted(folder.glob(pattern)):
+            if path.name not in listed:
+                raise Refused(manifest, f"damaged: it does not list {path.name}")
+    return listed
+
+
 def check_folder(folder: Path, needs: Sequence[str] = ()) -> None:
     """Check a folder that `atomic_folder` wrote.
 
@@ -224,14 +244,7 @@ def check_folder(folder: Path, needs: Sequence[str] = ()) -> None:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise Refused(folder, f"not a complete folder: {MANIFEST} is missing")
-    listed = read_json(manifest, Manifest).files
-    for pattern in needs:
-        if not any(PurePosixPath(name).match(pattern) for name in listed):
-            raise Refused(manifest, f"damaged: it lists no {pattern}")
-        for path in sorted(folder.glob(pattern)):
-            if path.name not in listed:
-                raise Refused(manifest, f"damaged: it does not list {path.name}")
-    for name, expected in listed.items():
+    for name, expected in listed_files(folder, needs).items():
         path = folder / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise Refused(manifest, f"{name!r} is not in the folder")

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,21 @@ def open_regular(path: Path) -> int:
         os.close(handle)
         raise
     return handle
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A regular file, open to be read. What fails while it is read names it: the system alone would not.
+
+    Raises:
+        Refused: it is missing, or not a regular file.
+        OSError: it cannot be read; names the file.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise OSError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def check_regular(path: Path) -> None:
@@ -73,12 +91,9 @@ def read_small(path: Path, largest: int = SMALL) -> bytes:
         Refused: it is missing, not a regular file, or larger than `largest` bytes.
         OSError: it cannot be read; names the file.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
-        try:
-            # The size that the file system tells may grow meanwhile: at most one byte too many is read.
-            data = file.read(largest + 1)
-        except OSError as error:
-            raise OSError(f"{path}: cannot be read: {error.strerror}") from error
+    with opened(path) as file:
+        # The size that the file system tells may grow meanwhile: at most one byte too many is read.
+        data = file.read(largest + 1)
     if len(data) > largest:
         raise Refused(path, f"larger than {largest:,} bytes")
     return data

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from clt_plugins.files.untrusted import open_regular, parse_json
+from clt_plugins.files.untrusted import opened, parse_json
 
 POINTS = 500
 """Points of a curve that are kept, at most."""
@@ -94,7 +93,7 @@ def read_curves(file: Path, points: int = POINTS) -> tuple[dict[str, Curve], lis
 
 def _entries(file: Path) -> Iterator[Any]:
     """What the lines hold; None for one that is not JSON. A last line that was not finished is left out."""
-    with os.fdopen(open_regular(file), "rb") as lines:
+    with opened(file) as lines:
         while line := lines.readline(LONGEST):
             if not line.endswith(b"\n"):
                 if len(line) < LONGEST:

@@ -18,7 +18,7 @@ from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.files.tensors import read_tensor, tensor_bytes, tensor_shapes
 from clt_plugins.files.untrusted import has_file
 from clt_plugins.finished.find import find_trained
-from clt_plugins.model.saved import Description, find_reader
+from clt_plugins.model.saved import FILES, Description, find_reader
 from clt_plugins.toml import inline
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _own(folder: Path, plugins: Plugins, verify: bool) -> TranscoderFolder:
     faults: list[str] = []
     if verify:
         try:
-            check_folder(folder)
+            check_folder(folder, FILES)
         except (Faults, OSError) as error:
             faults += str(error).splitlines()
     tensors = SlicedTensors.find(folder, "transcoder")

@@ -16,11 +16,11 @@ import attrs
 
 from clt_plugins.contract.types import recipe_key
 from clt_plugins.errors import Faults
-from clt_plugins.files.folders import MANIFEST, Manifest
+from clt_plugins.files.folders import MANIFEST, listed_files
 from clt_plugins.files.hub.names import place_of_copy
 from clt_plugins.files.records import from_data, read_json
 from clt_plugins.files.untrusted import has_file, load_json, read_small
-from clt_plugins.model.saved import Description
+from clt_plugins.model.saved import FILES, Description
 from clt_plugins.recipe.structure import plain
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def identify(folder: Path) -> Origin:
     hub = None if place is None else str(place)
     if not has_file(folder / MANIFEST):
         return Origin(folder=name, hub=hub)
-    files = read_json(folder / MANIFEST, Manifest).files
-    if "transcoder.json" not in files:  # an export
+    ours = has_file(folder / "transcoder.json")
+    files = listed_files(folder, FILES if ours else ())
+    if not ours:  # an export
         return Origin(folder=name, sha256=_digest({path: file.sha256 for path, file in files.items()}), hub=hub)
     description = read_json(folder / "transcoder.json", Description)
     # Not the whole file: which version wrote it, and which step it is of, do not change what the transcoder computes.

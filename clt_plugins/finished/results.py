@@ -35,7 +35,7 @@ def kept(folder: Path, file: str, made_from: Provenance) -> bool:
     if not folder.is_dir():
         return False
     try:
-        check_folder(folder)
+        check_folder(folder, [file])
         return recorded(folder / file) == made_from
     except Faults:
         return False  # it is made anew, and replaced

@@ -39,6 +39,9 @@ Make = Callable[..., Any]
 MOST_LAYERS = 10_000
 """Layers of a transcoder; language models have at most a few hundred."""
 
+FILES = ("transcoder.json", "transcoder*.safetensors")
+"""What the manifest of a transcoder's folder must list."""
+
 LAZY_ABOVE = 2**31
 """Bytes of a decoder in another tool's folder above which it stays on disk."""
 
@@ -120,7 +123,7 @@ def load_transcoder(
     if not (folder / "transcoder.json").is_file():
         return _import(make, folder, device=device, plugins=plugins, kernels=kernels, lazy=lazy)
     # Checksums before anything is built: a truncated file must not become a transcoder that looks well.
-    check_folder(folder)
+    check_folder(folder, FILES)
     file = folder / "transcoder.json"
     stored = SlicedTensors.find(folder, "transcoder")
     description = read_json(file, Description)

@@ -19,7 +19,7 @@ from clt_plugins.files.atomic import remove
 from clt_plugins.files.hub.library import api, asking, offline, persistently
 from clt_plugins.files.hub.listing import Listing, RemoteFile
 from clt_plugins.files.hub.names import HubPlace
-from clt_plugins.files.untrusted import SMALL
+from clt_plugins.files.untrusted import SMALL, opened
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def matches(file: Path, expected: RemoteFile) -> bool:
     size = file.stat().st_size
     if size != expected.bytes:
         return False
-    with file.open("rb") as data:
+    with opened(file) as data:
         if expected.sha256 is not None:
             return hashlib.file_digest(data, "sha256").hexdigest() == expected.sha256
         content = data.read()
