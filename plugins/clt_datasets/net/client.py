@@ -112,7 +112,8 @@ class Client:
             checksum: the file's XXH3-128, if it is known.
 
         Raises:
-            OSError: no success for too long, no room on the server, or the client was closed meanwhile.
+            OSError: no success for too long, no room on the server, the file cannot be read, or the client was closed
+                meanwhile.
             Refused: the server refuses.
             DamagedError: the file is not what its name says.
         """
@@ -133,7 +134,7 @@ class Client:
         while True:
             try:
                 return attempt(patience)
-            except (DamagedError, Full):
+            except (DamagedError, Full, Unread):
                 raise
             except TooLarge as error:
                 raise Refused(self.base, str(error)) from error
@@ -162,7 +163,8 @@ class Client:
 
     def _put(self, path: Path, checksum: str, patience: Patience) -> None:
         """One attempt to upload the rest of a file."""
-        target, size = f"files/{path.name}", path.stat().st_size
+        with _reading(path):
+            target, size = f"files/{path.name}", path.stat().st_size
         # The server says here already if it will refuse: an answer to a half-sent body can get lost.
         with self._request("GET", f"{target}?checksum={checksum}&size={size}", patience) as answer:
             complete, offset = _stored(answer.all(LARGEST), size)
@@ -243,11 +245,30 @@ class _Body:
 
 def _pieces(path: Path, offset: int, size: int, patience: Patience) -> Iterator[bytes]:
     """A file from a byte on, in pieces; each piece is counted as progress when the system has accepted it."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        while piece := file.read(PIECE):
+    with _reading(path):
+        file = path.open("rb")
+    with file:
+        while True:
+            with _reading(path):
+                file.seek(offset)
+                piece = file.read(PIECE)
+            if not piece:
+                return
             yield piece
-            patience.progress(file.tell(), end=file.tell() == size)
+            offset += len(piece)
+            patience.progress(offset, end=offset == size)
+
+
+class Unread(OSError):
+    """A file of this machine cannot be read: another request would not help."""
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unread(f"{path}: could not be read: {error.strerror}") from error
 
 
 def _stored(answer: bytes, size: int) -> tuple[bool, int]:

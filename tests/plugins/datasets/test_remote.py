@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import torch
 import xxhash
 
 from clt_datasets import RemoteConfig, clt_sources
+from clt_datasets.format.files import file_digest
 from clt_datasets.net.client import Client
 from clt_datasets.net.serve import serve
 from clt_plugins import DamagedError
@@ -260,6 +262,29 @@ class TestUpload:
             client.put(tmp_path / "train_00000.h5")
         client.close()
         assert not any((tmp_path / "root").iterdir())
+
+    def test_a_file_that_cannot_be_read_here_is_no_fault_of_the_server(
+        self, serving: Any, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """It is told by its name, and at once: not after the ten minutes for which a server is waited for."""
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        server = serving(token="secret")
+        write_numbered(tmp_path / "data", [30])
+        file = tmp_path / "data" / "train_00000.h5"
+        checksum, opened = file_digest(file), Path.open
+
+        class Failing(io.BytesIO):
+            def read(self, *_: Any) -> bytes:
+                raise OSError(5, "Input/output error")
+
+        def open_(path: Path, *arguments: Any) -> Any:
+            return Failing() if path == file else opened(path, *arguments)
+
+        monkeypatch.setattr(Path, "open", open_)
+        client = Client(server.url, "data", patience_s=600)
+        with pytest.raises(OSError, match=r"train_00000\.h5: could not be read: Input/output error"):
+            client.put(file, checksum)
+        client.close()
 
 
 class TestTokens:
