@@ -170,6 +170,8 @@ def parquet_rows(file: IO[bytes], decode: Decoder, column: str) -> Iterator[Loca
         names = table.schema_arrow.names
         if column not in names:
             raise no_column(column, str(path), names)
+        if names.count(column) > 1:
+            raise Refused("source.text_column", f"{str(path)!r} has several columns {column!r}: rename all but one")
         for batch in table.iter_batches(batch_size=256, columns=[column]):
             values = batch.column(batch.schema.get_field_index(column))
             kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type

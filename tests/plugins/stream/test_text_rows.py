@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from clt_stream.text import readers
 from tests.support.texts import documents, refused, rows, table
@@ -29,6 +30,12 @@ def test_only_the_column_with_the_text_is_read_of_parquet_files(tmp_path: Path) 
     assert documents(tmp_path) == ["one", "two"]
     table(tmp_path / "dots" / "a.parquet", **{"a.b": ["right"], "a": [{"b": "wrong"}]})
     assert documents(tmp_path / "dots", text_column="a.b") == ["right"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    both = pa.table([pa.array(["right"]), pa.array(["wrong"])], names=["text", "text"])
+    parquet.write_table(both, tmp_path / "a.parquet")
+    refused(tmp_path, r"^source\.text_column: '.*a\.parquet' has several columns 'text': rename all but one$")
 
 
 def write_nulls(folder: Path, kind: str) -> None:
