@@ -126,6 +126,13 @@ class Commands(click.Group):
 
 def _located(fault: Fault, recipe: str | None) -> Fault:
     """A fault of a setting, with the recipe's file and line."""
+    try:
+        return _file_and_line(fault, recipe)
+    except MemoryError:  # the fault itself is still told
+        return fault
+
+
+def _file_and_line(fault: Fault, recipe: str | None) -> Fault:
     from clt_plugins.cli.listing import tables
     from clt_plugins.recipe.read import locate
 

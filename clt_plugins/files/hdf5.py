@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.errors import Refused
-from clt_plugins.files.untrusted import open_regular
+from clt_plugins.files.untrusted import open_regular, passing
 
 if TYPE_CHECKING:
     import h5py
@@ -40,7 +40,7 @@ def open_hdf5(path: Path, filters: frozenset[int] = FILTERS) -> h5py.File:
     Raises:
         Refused: it is missing, not a regular file, not an HDF5 file or a damaged one, or holds anything else: links
             that are not hard ones, external or virtual datasets, rows that were never stored, other types or filters.
-        OSError: it cannot be opened (no permission, too many open files); names the file.
+        OSError: it cannot be read now (no permission, too many open files); names the file.
     """
     import h5py
 
@@ -52,6 +52,8 @@ def open_hdf5(path: Path, filters: frozenset[int] = FILTERS) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        if (now := passing(error, path)) is not None:
+            raise now from error
         raise Refused(path, f"cannot be read: truncated or damaged, or not HDF5: {_one_line(error)}") from error
     try:
         _check(file.id, size, filters)
@@ -60,6 +62,8 @@ def open_hdf5(path: Path, filters: frozenset[int] = FILTERS) -> h5py.File:
         file.close()
         if isinstance(error, _Unsafe):
             raise Refused(path, str(error)) from None
+        if (now := passing(error, path)) is not None:
+            raise now from error
         if isinstance(error, (OSError, RuntimeError, ValueError, KeyError, TypeError)):
             raise Refused(path, f"cannot be read: damaged: {_one_line(error)}") from error
         raise

@@ -6,6 +6,7 @@ deep that it ends the interpreter's stack.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,6 +20,22 @@ from clt_plugins.errors import Refused
 
 SMALL = 2**26
 """Bytes of the largest JSON file that is read."""
+
+
+PASSING = frozenset(
+    getattr(errno, f"E{name}")
+    for name in ("ACCES", "PERM", "MFILE", "NFILE", "NOMEM", "AGAIN", "INTR", "BUSY", "NOLCK", "TIMEDOUT")
+)
+
+
+def passing(error: BaseException, path: Path) -> OSError | None:
+    """The same error in one line that names the file, if it says nothing of the file's content; None for all others.
+
+    No permission, no descriptors, no memory, a lock, a slow server: what is read later may be whole. Libraries such as
+    HDF5 raise them as all else that goes wrong with a file, which is damage.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    return OSError(number, os.strerror(number), str(path)) if number in PASSING and number is not None else None
 
 
 def open_regular(path: Path) -> int:

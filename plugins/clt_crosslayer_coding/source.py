@@ -25,7 +25,7 @@ from torch import Tensor
 
 from clt_crosslayer_coding.identity import file_digest
 from clt_crosslayer_coding.statistics import SIDES, read_statistics
-from clt_plugins import Batch, DamagedError, Refused, StoredSource, load_json, open_hdf5, read_small
+from clt_plugins import Batch, DamagedError, Refused, StoredSource, load_json, open_hdf5, passing, read_small
 
 if TYPE_CHECKING:
     from clt_crosslayer_coding import SourceConfig
@@ -112,6 +112,8 @@ class CrosslayerStore:
                             values = torch.from_numpy(stored)
                         getattr(into, side)[:, layer] = values
         except (OSError, KeyError, RuntimeError) as error:
+            if (now := passing(error, self.files[number])) is not None:
+                raise now from error
             text = " ".join(str(error).split())
             raise DamagedError(
                 f"{self.files[number]}: chunk {number}, rows {rows.start} to {rows.stop - 1}: cannot be read: {text}"
@@ -197,7 +199,9 @@ def _header(file: Path, n_layers: int, d_model: int) -> tuple[int, str, int]:
             arrays = [opened[f"layer_{layer}/{side}"] for layer in range(n_layers) for side in SIDES]
             kinds = {(array.shape, str(array.dtype)) for array in arrays}
             unit = max(_unit(array) for array in arrays)
-    except (KeyError, AttributeError, RuntimeError) as error:
+    except (OSError, KeyError, AttributeError, RuntimeError) as error:
+        if (now := passing(error, file)) is not None:
+            raise now from error
         raise Refused(file, f"cannot be read: {' '.join(str(error).split())}") from error
     (shape, dtype), *others = sorted(kinds)
     if others or len(shape) != 2 or shape[1] != d_model:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from clt_plugins.cli.main import Commands
+from clt_plugins.cli.main import Commands, main_group
 from clt_plugins.errors import PluginError, Refused
 from clt_plugins.files import folders, sliced, tensors
 from clt_plugins.registry.build import naming_plugins
@@ -62,6 +62,19 @@ def test_a_command_without_memory_or_threads_says_so_in_one_line(fails: Callable
     ended = CliRunner().invoke(group, ["big"])
     assert ended.exit_code == 1 and ended.stderr.startswith(told) and ended.stderr.count("\n") == 1
     assert "-v shows where" not in ended.stderr
+
+
+def test_a_fault_is_told_where_there_is_no_memory_for_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find the line in the recipe, modules are loaded."""
+    file = tmp_path / "recipe.toml"
+    file.write_text('name = "x"\n[source]\nname = "none"\n')
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("clt_plugins.cli.main._file_and_line", no_memory)
+    ended = CliRunner().invoke(main_group, ["validate", str(file)])
+    assert ended.exit_code == 2 and "source: " in ended.stderr and "Traceback" not in ended.stderr
 
 
 def other() -> None:

@@ -24,8 +24,8 @@ import torch
 import xxhash
 
 from clt_datasets.format.encode import encode
-from clt_datasets.format.files import PASSING, digest, write_file
-from clt_plugins import Batch, DamagedError, Refused, open_hdf5, parse_json
+from clt_datasets.format.files import digest, write_file
+from clt_plugins import Batch, DamagedError, Refused, open_hdf5, parse_json, passing
 
 ARRAYS = ("inputs", "targets", "token_ids", "positions")
 DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
@@ -156,7 +156,7 @@ def read_summary(path: Path) -> Summary:
 
     Raises:
         DamagedError: the file is missing or no chunk, or its summary is not what was written.
-        OSError: it cannot be opened (no permission, too many open files).
+        OSError: it cannot be read now (no permission, too many open files); names the file.
     """
     try:
         with open_chunk(path) as file:
@@ -165,8 +165,8 @@ def read_summary(path: Path) -> Summary:
         raise DamagedError(str(error)) from error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError, AttributeError) as error:
         # The last: a group stands where a dataset should.
-        if getattr(error, "errno", None) in PASSING:
-            raise
+        if (now := passing(error, path)) is not None:
+            raise now from error
         raise DamagedError(f"{path}: truncated or damaged: {' '.join(str(error).split())}") from error
     summed = digest(*(np.ascontiguousarray(part) for part in (summary.scales, summary.moments, summary.errors)))
     if summed != summary.checksums[-1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,11 +13,6 @@ from clt_plugins import DamagedError, flush
 
 PIECE = 2**20
 """Bytes of a file that are read at a time."""
-PASSING = frozenset(
-    getattr(errno, f"E{name}")
-    for name in ("ACCES", "PERM", "MFILE", "NFILE", "NOMEM", "AGAIN", "INTR", "BUSY", "NOLCK", "TIMEDOUT")
-)
-"""Errors that say nothing about a file's content: no permission, no descriptors, no memory, a lock, a slow server."""
 
 
 def digest(*buffers: Any) -> int:

@@ -13,10 +13,10 @@ import numpy as np
 import xxhash
 
 from clt_datasets.format.chunk import ARRAYS, Style, compression_library, open_chunk, read_summary
-from clt_datasets.format.files import PASSING, digest
+from clt_datasets.format.files import digest
 from clt_datasets.format.manifest import STATISTICS, Manifest, read_manifest
 from clt_datasets.format.read import read_stretches
-from clt_plugins import DamagedError, Refused, read_small
+from clt_plugins import DamagedError, Refused, passing, read_small
 
 
 class ChunkReader:
@@ -81,8 +81,8 @@ class ChunkReader:
                 stretches = [(offset + begin * x[0].nbytes, x) for offset, x in zip(offsets, into, strict=True)]
                 read_stretches(self.path, stretches, page_cache=self.page_cache)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            if getattr(error, "errno", None) in PASSING:
-                raise
+            if (now := passing(error, self.path)) is not None:
+                raise now from error
             raise self._damaged(begin, into, f"cannot be read: {' '.join(str(error).split())}") from error
         if digest(*into) != int(self.summary.checksums[begin // self.summary.style.block_rows]):
             raise self._damaged(begin, into, "damaged: their checksum is not the one that was written")

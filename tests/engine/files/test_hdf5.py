@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -236,3 +237,21 @@ def test_flipped_bits_do_not_end_the_process(tmp_path: Path, version: str) -> No
         timeout=900,
     )
     assert done.returncode == 0, f"ended with {done.returncode} at seed {done.stdout.splitlines()[-1]}: {done.stderr}"
+
+
+@pytest.mark.parametrize("place", ["h5py.File", "clt_plugins.files.hdf5._check"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_what_may_pass_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int) -> None:
+    """HDF5 tells both alike, in several lines."""
+    honest(tmp_path / "x.h5")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, f"Can't synchronously read data (time = Fri\n, filename = 'x.h5', errno = {number})")
+
+    monkeypatch.setattr(place, fails)
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] [^\n]*x\.h5'$") as raised:
+        open_hdf5(tmp_path / "x.h5")
+    assert raised.value.errno == number
+    number = errno.EIO
+    with pytest.raises(Refused, match=r"x\.h5: cannot be read: "):
+        open_hdf5(tmp_path / "x.h5")
