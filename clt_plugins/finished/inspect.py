@@ -18,7 +18,8 @@ from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.files.tensors import read_tensor, tensor_bytes, tensor_shapes
 from clt_plugins.files.untrusted import has_file
 from clt_plugins.finished.find import find_trained
-from clt_plugins.model.saved import FILES, Description, find_reader
+from clt_plugins.model.saved.description import FILES, Description
+from clt_plugins.model.saved.other_tools import find_reader
 from clt_plugins.toml import inline
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from clt_plugins.files.folders import MANIFEST, listed_files
 from clt_plugins.files.hub.names import place_of_copy
 from clt_plugins.files.records import from_data, read_json
 from clt_plugins.files.untrusted import has_file, load_json, read_small
-from clt_plugins.model.saved import FILES, Description
+from clt_plugins.model.saved.description import FILES, Description
 from clt_plugins.recipe.structure import plain
 
 if TYPE_CHECKING:

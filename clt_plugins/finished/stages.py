@@ -22,7 +22,7 @@ from clt_plugins.files.records import FORMAT, write_json
 from clt_plugins.finished.job import Job
 from clt_plugins.finished.provenance import Origin, Provenance, settings_of
 from clt_plugins.finished.results import ReportLoggers, replacing
-from clt_plugins.model.saved import put_transcoder
+from clt_plugins.model.saved.description import put_transcoder
 from clt_plugins.registry.build import build
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
 from clt_plugins.model.normalisation.stored import check_stored
-from clt_plugins.model.saved import copy_tensors, put_transcoder
+from clt_plugins.model.saved.description import put_transcoder
+from clt_plugins.model.saved.tensors import copy_tensors
 from clt_plugins.model.select.above import CapacityState
 from clt_plugins.training.kept import state as state_of
 from clt_plugins.training.kept.finite import check_finite

@@ -28,7 +28,7 @@ from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.finished.results import raise_first
 from clt_plugins.finished.series import AtCheckpoints, Series
 from clt_plugins.model.parameters import is_matrix
-from clt_plugins.model.saved import save_transcoder
+from clt_plugins.model.saved.description import save_transcoder
 from clt_plugins.model.sparse import release_gradients, reuse_gradients
 from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml, recipe_data

@@ -28,12 +28,19 @@ def members(prefix: str, cls: type) -> Iterator[tuple[str, Any]]:
     else:
         yield from ((f"{prefix}.{name}", tp) for name, tp in inspect.get_annotations(cls).items() if name[0] != "_")
     fields = {a.name for a in attrs.fields(cls)} if attrs.has(cls) else set()
-    for name, value in vars(cls).items():
+    for name, value in _own_and_from_parts(cls).items():
         if (name[0] != "_" or name == "__call__") and name not in fields:
             inner = value.__func__ if isinstance(value, classmethod | staticmethod) else value
             inner = inner.fget if isinstance(inner, property) else getattr(inner, "func", inner)
             if inspect.isfunction(inner):
                 yield f"{prefix}.{name}", inner
+
+
+def _own_and_from_parts(cls: type) -> dict[str, Any]:
+    """What a class has itself, and what it has of bases that are not public: they are parts of it."""
+    parts = [base for base in cls.__mro__[1:] if base.__module__.startswith("clt_plugins.")]
+    hidden = [base for base in parts if base.__name__ not in clt_plugins.__all__]
+    return {name: value for base in (*reversed(hidden), cls) for name, value in vars(base).items()}
 
 
 def everything() -> Iterator[tuple[str, Any]]:

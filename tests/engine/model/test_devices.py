@@ -63,7 +63,9 @@ def test_a_gpu_that_is_not_there_is_refused():
 def test_a_saved_transcoder_is_loaded_onto_a_device_that_becomes_the_current_one(monkeypatch, tmp_path):
     assemble(recipe(), device=torch.device("cpu")).transcoder.save(tmp_path / "transcoder")
     asked: list[Any] = []
-    monkeypatch.setattr("clt_plugins.model.saved.make_device", lambda name: asked.append(name) or torch.device("cpu"))
+    monkeypatch.setattr(
+        "clt_plugins.model.saved.load.make_device", lambda name: asked.append(name) or torch.device("cpu")
+    )
     CrossLayerTranscoder.load(tmp_path / "transcoder", device="cuda:1")
     assert asked == ["cuda:1"]
 

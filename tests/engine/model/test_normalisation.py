@@ -278,7 +278,7 @@ def test_another_tools_reader_may_name_the_normalisation_itself(tmp_path, monkey
                 normalisation=chosen,
             )
 
-    monkeypatch.setattr("clt_plugins.model.saved.find_reader", lambda folder, plugins: ("other", Reader()))
+    monkeypatch.setattr("clt_plugins.model.saved.other_tools.find_reader", lambda folder, plugins: ("other", Reader()))
     loaded = CrossLayerTranscoder.load(tmp_path)
     assert plain(loaded.choices["normalisation"]) == chosen
     x = random_batch(9, 3, 6, seed=4).inputs

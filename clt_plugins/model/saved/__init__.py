@@ -1,0 +1,1 @@
+"""A transcoder's files: ours, and those of other tools."""
