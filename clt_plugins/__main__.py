@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
+
+NO_MEMORY = b"out of memory\n"
 
 
 class Lines(logging.Formatter):
@@ -24,9 +27,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("clt_plugins").setLevel(logging.INFO)
 
-    from clt_plugins.cli.main import main_group
+    try:
+        from clt_plugins.cli.main import main_group
 
-    main_group()
+        main_group()
+    except MemoryError:  # also of telling an error: these bytes are there already
+        os.write(2, NO_MEMORY)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

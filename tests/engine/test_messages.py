@@ -77,6 +77,22 @@ def test_a_fault_is_told_where_there_is_no_memory_for_its_line(tmp_path: Path, m
     assert ended.exit_code == 2 and "source: " in ended.stderr and "Traceback" not in ended.stderr
 
 
+def test_a_command_that_cannot_even_tell_its_error_says_that_memory_is_out() -> None:
+    code = """
+import clt_plugins.cli.main as module
+from clt_plugins.__main__ import main
+
+def no_memory(*_):
+    raise MemoryError
+
+module.exhausted = no_memory
+module.main_group.command("big")(no_memory)
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code, "big"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "out of memory\n")
+
+
 def other() -> None:
     raise RuntimeError("a bug")
 
