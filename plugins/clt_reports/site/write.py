@@ -84,5 +84,10 @@ class Site:
 
 def copy_assets(folder: Path) -> None:
     """Copy the page, its scripts and styles."""
-    shutil.copytree(ASSETS, folder / "assets", ignore=shutil.ignore_patterns("index.html"))
-    shutil.copyfile(ASSETS / "index.html", folder / "index.html")
+    page = ASSETS / "index.html"
+    shutil.copyfile(page, folder / "index.html")
+    for file in sorted(ASSETS.rglob("*")):  # not `copytree`: its error lists every file of a full disk
+        if file.is_file() and file != page:
+            copy = folder / "assets" / file.relative_to(ASSETS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)

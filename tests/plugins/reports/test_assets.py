@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clt_reports.site import vendor
-from clt_reports.site.write import ASSETS
+from clt_reports.site.write import ASSETS, copy_assets
 
 OWN = sorted([*(ASSETS / "js").rglob("*.js"), *(ASSETS / "css").glob("*.css"), ASSETS / "index.html"])
 
@@ -48,3 +49,17 @@ def test_folders_and_files_are_small() -> None:
     for path in OWN:
         assert len(path.read_text().splitlines()) <= 300
         assert len(list(path.parent.iterdir())) <= 10
+
+
+def test_a_full_disk_is_told_with_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_assets(tmp_path / "whole")
+    copied = {path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*")}
+    assert {"index.html", "assets/js/app.js", "assets/vendor/preact.js"} <= copied
+    assert "assets/index.html" not in copied
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '[^']*' -> '[^']*'$"):
+        copy_assets(tmp_path / "full")
