@@ -52,6 +52,8 @@ def test_folders_and_files_are_small() -> None:
 
 
 def test_a_full_disk_is_told_with_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("whole", "full"):
+        (tmp_path / name).mkdir()
     copy_assets(tmp_path / "whole")
     copied = {path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*")}
     assert {"index.html", "assets/js/app.js", "assets/vendor/preact.js"} <= copied
