@@ -44,8 +44,9 @@ def keep(made: Any, stamp: Any) -> bool:
     def one_at_a_time(signature: Any) -> Any:
         # Numba's lock first: another thread that compiles may need this function, and wait for its file.
         with global_compiler_lock:
-            if tuple(sigutils.normalize_signature(signature)[0]) in made.overloads:
-                return compile_it(signature)
+            known = tuple(sigutils.normalize_signature(signature)[0]) in made.overloads
+            if known or cache._index_key(signature, made.targetctx.codegen()) in file._load_index():
+                return compile_it(signature)  # only read: ranks that start need not wait for each other
             # Another process may be at it: what it has written is found.
             with _locked(Path(file._cache_path, f".{file._index_name}.lock")):
                 return compile_it(signature)
