@@ -109,7 +109,8 @@ class Commands(click.Group):
         except OSError as failure:
             if failure.errno == errno.EPIPE:
                 raise
-            error, code, text = failure, ExitCode.FAILED, str(failure)
+            # One line also where a library's text has several, as HDF5's.
+            error, code, text = failure, ExitCode.FAILED, " ".join(str(failure).splitlines())
         except PluginError as failure:
             origin = _located(Fault(failure.where, ""), ctx.meta.get(RECIPE)).origin
             error, code, text = failure, ExitCode.FAILED, f"{origin}: {failure}" if origin else str(failure)

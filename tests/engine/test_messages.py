@@ -48,15 +48,20 @@ def no_memory() -> None:
     torch.empty(2**60, dtype=torch.uint8)
 
 
+def of_hdf5() -> None:
+    raise OSError("Can't read data (time = Fri\n, filename = 'x.h5')")
+
+
 @pytest.mark.parametrize(
     ("fails", "told"),
     [
         (lambda: bytearray(2**62), "out of memory\n"),
         (no_memory, "out of memory: "),
+        (of_hdf5, "Can't read data (time = Fri , filename = 'x.h5')"),
         (no_thread, "can't start new thread: the limit of memory or of threads is too low"),
     ],
 )
-def test_a_command_without_memory_or_threads_says_so_in_one_line(fails: Callable[[], object], told: str) -> None:
+def test_what_ends_a_command_is_told_in_one_line(fails: Callable[[], object], told: str) -> None:
     group = Commands("clt", commands={})
     group.command("big")(lambda: fails())
     ended = CliRunner().invoke(group, ["big"])
