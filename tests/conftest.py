@@ -39,6 +39,7 @@ LONG = (
     "kit/test_new.py",
     "kit/test_guide.py",
     "kit/test_faults.py",
+    "kit/test_source_faults.py",
     "gpu/test_compiled.py",
     "plugins/parallel/test_parallel_runs.py",
     "plugins/datasets/test_generate.py",

@@ -12,8 +12,8 @@ import pytest
 from clt_plugins import Refused
 from clt_plugins.testing import Case, Nonconformance, cases, parametrize
 from clt_plugins.testing.registry import needed
-from tests.kit.test_faults import HEADER, LOSS
 from tests.support.commands import python
+from tests.support.faulty import HEADER, LOSS
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions

@@ -13,7 +13,7 @@ import pytest
 
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing import Nonconformance, cases
-from tests.kit.test_faults import HEADER, LOGGER, LOSS, SOURCE
+from tests.support.faulty import HEADER, LOGGER, LOSS, SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

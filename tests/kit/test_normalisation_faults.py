@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.test_faults import HEADER, failures  # noqa: F401  (a fixture)
+from tests.support.faulty import HEADER
 
 NORMALISATION = """
 import torch
@@ -142,11 +142,11 @@ FAULTS: list[tuple[str, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("check", "changes", "text"), FAULTS, ids=[f"{c}-{n}" for n, (c, _, _) in enumerate(FAULTS)])
-def test_a_fault_is_found_by_the_check_that_is_for_it(failures: Any, check: str, changes: dict[str, str], text: str):  # noqa: F811
+def test_a_fault_is_found_by_the_check_that_is_for_it(failures: Any, check: str, changes: dict[str, str], text: str):
     found = failures(HEADER + NORMALISATION, only=f"/{check}", **{**RIGHT, **changes})
     assert f"mine/{check}" in found
     assert text in found[f"mine/{check}"]
 
 
-def test_without_a_fault_it_conforms(failures: Any):  # noqa: F811
+def test_without_a_fault_it_conforms(failures: Any):
     assert failures(HEADER + NORMALISATION, **RIGHT) == {}

@@ -11,7 +11,7 @@ import pytest
 from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.testing import Nonconformance, cases
 from clt_plugins.testing.processes import pool
-from tests.kit.test_faults import HEADER, LOSS
+from tests.support.faulty import HEADER, LOSS
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions

@@ -1,0 +1,37 @@
+"""What the kit says of a plugin that is wrong in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from unittest import SkipTest
+
+import pytest
+
+from clt_plugins.testing import Nonconformance, cases
+
+if TYPE_CHECKING:
+    from tests.conftest import Distributions
+
+
+@pytest.fixture
+def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
+    """What the kit says of a plugin, by `choice/check`; source text replaced first."""
+
+    def run(source: str, only: str = "", **replaced: str) -> dict[str, str]:
+        for word, text in replaced.items():
+            source = source.replace(word, text)
+        distributions.forget("plugin_under_test")
+        distributions.module("plugin_under_test", source)
+        found = {}
+        for case in cases("plugin_under_test"):
+            if only in str(case) and case.slot != "plugin":  # these modules import torch, and much else
+                try:
+                    case.run()
+                except Nonconformance as error:
+                    found[str(case)] = str(error)
+                except SkipTest:
+                    pass
+        return found
+
+    return run
