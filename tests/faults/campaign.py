@@ -33,6 +33,8 @@ FAMILIES: dict[str, ModuleType] = {
 
 STATUS_S = 60.0
 """Seconds between lines that say how far it is."""
+SAID_LINES = 12
+"""Lines of what a command said that are shown with what it lost: not every try can be repeated."""
 
 
 @attrs.define
@@ -96,7 +98,8 @@ class Campaign:
         if result.faults:
             self.found.append({"try": str(one), "where": result.where, "faults": result.faults})
             lines = [f"LOST {one} ({result.where})", *result.faults, one.again]
-            print("\n     ".join(line[:400] for line in lines), flush=True)
+            said = [] if result.ended is None else result.ended.said.splitlines()[-SAID_LINES:]
+            print("\n     ".join(line[:400] for line in [*lines, *(f"| {line}" for line in said)]), flush=True)
 
     def _tries(self, family: str, words: list[str]) -> Iterator[Try]:
         """One try of each fault in each command, then another one of each, until there are no more."""

@@ -39,9 +39,11 @@ could not set up ("can't locate ID"); and libraries in Rust, by an abort. It cou
 whole, and going on must work."""
 NOISE = re.compile(
     r"(Exception ignored in: 'h5py.*\n)?Traceback \(most recent call last\):\n(  File \"h5py/.*\n)+RuntimeError: .*\n"
+    r"|Exception ignored .*\n(Traceback \(most recent call last\):\n(  .*\n)+)?MemoryError: *\n"
     r"|.*TqdmMonitorWarning: .*\ncan't start new thread\n  .*\n"
 )
-"""What h5py and tqdm print without memory, before the error: an object cannot be freed, a bar gets no thread."""
+"""What h5py, Python and tqdm print without memory, before the error: an object cannot be freed, nor a callback called;
+a bar gets no thread."""
 LOADER, NO_MEMORY = 127, "cannot allocate memory for thread-local data: ABORT"
 """How the C library ends a process that has no memory for the variables of a library or thread: nobody is asked."""
 CLOCK, TWICE = "clock is wrong", "started twice at once"
