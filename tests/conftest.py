@@ -31,8 +31,11 @@ settings.load_profile("repeatable")
 
 
 LONG = (
-    "faults/test_short.py",
+    # What Numba compiles is compiled by the first; the next two do without, so that no process waits for the other.
     "kit/test_built_in_plugins.py",
+    "gpu/test_compiled.py",
+    "gpu/test_steps.py",
+    "faults/test_short.py",
     "plugins/parallel/test_parallel.py",
     "plugins/stages/test_evaluate_training.py",
     "plugins/kernels/test_kernels.py",
@@ -40,7 +43,6 @@ LONG = (
     "kit/test_guide.py",
     "kit/test_faults.py",
     "kit/test_source_faults.py",
-    "gpu/test_compiled.py",
     "plugins/parallel/test_parallel_runs.py",
     "plugins/datasets/test_generate.py",
 )

@@ -57,7 +57,7 @@ def test_every_kind_passes_its_own_tests_as_written(tmp_path: Path) -> None:
     # Every check ran but those that need something else: [parallel] tensor, a default that is enough.
     assert "FAILED" not in done.stdout
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 57, done.stdout[-3000:]
-    listed = python("-m", "clt_plugins", "plugins", "--check", "--strict", env=environment)
+    listed = python("-m", "clt_plugins", "plugins", "--strict", env=environment)
     assert listed.returncode == 0, listed.stdout[-2000:] + listed.stderr[-2000:]
     assert all(f"my_{slot.kind} - " in listed.stdout for slot in SLOTS)
     assert "my_command" in python("-m", "clt_plugins", "--help", env=environment).stdout

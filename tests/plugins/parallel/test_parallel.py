@@ -17,7 +17,7 @@ from clt_plugins.testing.processes.ports import free_port
 from tests.support import ranks
 from tests.support.commands import on_ranks
 from tests.support.helpers import plugins, tables
-from tests.support.ranks import CASES, GRIDS, LONG, RUN, RUNS, STEERED, STORED, STORED_RUNS, TRAINED
+from tests.support.ranks import CASES, GRIDS, RUN, RUNS, STEERED, STORED, STORED_RUNS, TRAINED
 from tests.support.stored_data import write_numbered
 
 
@@ -91,8 +91,7 @@ def trained_alone(case: ranks.Case) -> tuple[dict[str, int | None], dict[str, to
     return {key: axis for key, (_, _, axis) in built.transcoder.views().items()}, ranks.steps(case, built)
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name, case", TRAINED, ids=lambda part: getattr(part, "name", part))
 def test_weights_after_fifty_steps_are_those_of_one_process(results, name, case):
     axes, weights = trained_alone(case)
     for key, expected in weights.items():
