@@ -43,6 +43,8 @@ os.replace = until_killed
 def start(folder: Path, argument: str = "3.0", before: str = "") -> subprocess.Popen[str]:
     code = f"{before}\nfrom outer import outer; print(outer({argument}), sum(outer.stats.cache_hits.values()))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "NUMBA_CACHE_DIR": ""}
+    # Python's own cache knows a file by its second and its size, which these files have in common.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
 

@@ -17,7 +17,7 @@ from clt_plugins.testing.processes.ports import free_port
 from tests.support import ranks
 from tests.support.commands import on_ranks
 from tests.support.helpers import plugins, tables
-from tests.support.ranks import CASES, GRIDS, RUN, RUNS, STEERED, STORED, STORED_RUNS, TRAINED
+from tests.support.ranks import CASES, GRIDS, PASSES, RUN, RUNS, STEERED, STORED, STORED_RUNS, TRAINED
 from tests.support.stored_data import write_numbered
 
 
@@ -66,8 +66,7 @@ def passed_alone(case: ranks.Case) -> tuple[dict[str, int | None], dict[str, tor
     return {**axes, "features": 2, "chosen": 2}, ranks.one_pass(case, built)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name, case", PASSES, ids=lambda part: getattr(part, "name", part))
 def test_ranks_compute_what_one_process_computes(results, name, case):
     axes, alone = passed_alone(case)
     # The same numbers are summed in another order: the tolerance is a share of the largest entry of each tensor.
