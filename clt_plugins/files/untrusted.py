@@ -21,11 +21,11 @@ from clt_plugins.errors import Refused
 SMALL = 2**26
 """Bytes of the largest JSON file that is read."""
 
-
 PASSING = frozenset(
     getattr(errno, f"E{name}")
     for name in ("ACCES", "PERM", "MFILE", "NFILE", "NOMEM", "AGAIN", "INTR", "BUSY", "NOLCK", "TIMEDOUT")
 )
+"""Errors that say nothing of a file's content."""
 
 
 def passing(error: BaseException, path: Path) -> OSError | None:
@@ -73,7 +73,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         try:
             yield file
         except OSError as error:
-            raise OSError(f"{path}: cannot be read: {error.strerror}") from error
+            raise OSError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def check_regular(path: Path) -> None:
