@@ -8,6 +8,7 @@ import os
 import sys
 
 NO_MEMORY = b"out of memory\n"
+"""What is said where there is no memory to make a message."""
 
 
 class Lines(logging.Formatter):

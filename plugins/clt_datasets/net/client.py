@@ -265,10 +265,11 @@ class Unread(OSError):
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    """What fails while a file of this machine is read is `Unread`, and names it."""
     try:
         yield
     except OSError as error:
-        raise Unread(f"{path}: could not be read: {error.strerror}") from error
+        raise Unread(f"{path}: could not be read: {error.strerror or error}") from error
 
 
 def _stored(answer: bytes, size: int) -> tuple[bool, int]:
