@@ -31,22 +31,36 @@ settings.load_profile("repeatable")
 
 
 LONG = (
-    # What Numba compiles is compiled by the first; the next two do without, so that no process waits for the other.
-    "kit/test_built_in_plugins.py",
-    "gpu/test_compiled.py",
+    # What Numba compiles is compiled by the first; those after it do without, so that no process waits for the other.
+    "kit/test_built_in_kernels.py",
     "gpu/test_steps.py",
+    "gpu/test_compiled.py",
+    "plugins/kernels/test_kernels.py",
+    "kit/test_built_in_plugins.py",
     "faults/test_short.py",
     "plugins/parallel/test_parallel.py",
-    "plugins/stages/test_evaluate_training.py",
-    "plugins/kernels/test_kernels.py",
     "kit/test_new.py",
-    "kit/test_guide.py",
+    "engine/training/test_sweep.py",
+    "kit/test_mutations.py",
     "kit/test_faults.py",
-    "kit/test_source_faults.py",
+    "kit/test_guide.py",
     "plugins/parallel/test_parallel_runs.py",
-    "plugins/datasets/test_generate.py",
+    "kit/test_source_faults.py",
+    "kit/test_callback_faults.py",
+    "plugins/stages/test_convert.py",
+    "plugins/datasets/test_datasets.py",
+    "kit/test_ranks.py",
+    "plugins/stages/test_evaluate_training.py",
+    "engine/finished/test_stages.py",
+    "plugins/datasets/test_failures.py",
+    "plugins/kernels/test_compiled.py",
+    "engine/training/test_folder.py",
+    "plugins/datasets/test_remote.py",
+    "kit/test_activation_faults.py",
+    "kit/test_messages.py",
+    "gpu/test_budgets.py",
 )
-"""Files that take long, which come first: else one process would wait at the end for another."""
+"""Files that take long come first, the longest before others: else one process would wait at the end for another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,8 +1,5 @@
-"""The conformance kit on every built-in plugin.
-
-`crosslayer-coding` (a source and an exporter) has its own test, with its data. `triton` kernels run on a GPU only: here
-their config alone is checked, on a GPU all of it.
-"""
+"""The conformance kit on every built-in plugin but kernels (`test_built_in_kernels.py`, which takes as long) and
+`crosslayer-coding` (a source and an exporter), which has its own test, with its data."""
 
 from __future__ import annotations
 
@@ -238,11 +235,6 @@ def test_loggers(case: Case) -> None:
     case.run()
 
 
-@parametrize("kernels")
-def test_kernels(case: Case) -> None:
-    case.run()
-
-
 @parametrize("parallel")
 def test_parallel(case: Case) -> None:
     case.run()
@@ -326,7 +318,7 @@ def test_hub(case: Case) -> None:
 
 
 def test_no_choice_is_left_out() -> None:
-    """Every choice of the distribution has its cases in this file, or in that of crosslayer-coding."""
+    """Every choice of the distribution has its cases in this file, or in those of kernels and crosslayer-coding."""
     tried = {"activations", "tyings", "losses", "synthetic", "stream", "datasets", "loggers", "kernels", "parallel"}
     tried |= {
         "transforms",

@@ -33,8 +33,11 @@ PACKAGES += ("clt_activations", "clt_crosslayer_coding", "clt_losses", "clt_repo
 PACKAGES += ("clt_encoders", "clt_tyings")
 IMPORTED_LATE = (
     "datasets",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "nnsight",
     "tensorboard.summary.writer.event_file_writer",
+    "torch._dynamo",
     "torch.distributed.run",
     "torch.distributed.nn.functional",
     "transformers.models.auto.modeling_auto",
@@ -60,6 +63,11 @@ def import_all() -> None:
                 continue
     for name in IMPORTED_LATE:
         importlib.import_module(name)
+    # What Numba and Pillow do before they compile or save for the first time.
+    target = sys.modules["numba"].core.registry.cpu_target
+    target.typing_context.refresh()
+    target.target_context.refresh()
+    sys.modules["PIL.Image"].preinit()
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:

@@ -87,8 +87,6 @@ CASES = [
 PASSES = [(name, case) for name in GRIDS for case in (CASES[::4] if name == "4" else CASES)]
 """Each case on each grid; every fourth on four ranks, which differ from three only in number."""
 TRAINED = [
-    ("3", Case("batchtopk", "untied-skip")),
-    ("2x2", Case("batchtopk", "untied-skip")),
     ("3", Case("jumprelu", "per_source-affine")),
     ("2x2", Case("batchtopk", "per_target", encoder="tied-scaled")),
 ]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+from array import array
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,8 @@ OF_PLUGIN = re.compile(r"(\w+\[\d+\])\.")
 """What names of saved tensors begin with: `losses[1].`."""
 DEPTH = 3
 """How far a plugin's lists, tables and records are looked into."""
+NUMBERS_AND_TEXT = (str, bytes, bytearray, memoryview, range, array)
+"""Collections that hold no tensors; so do NumPy arrays, but those of objects."""
 BY_MODULES = "make it a buffer (`register_buffer` of a torch.nn.Module) or a parameter, or "
 """How objects other than transforms keep tensors: the position of a transform is that of the batches it has seen."""
 TORCHS = frozenset(vars(nn.Module()))
@@ -218,15 +222,24 @@ def _inside(name: str, value: Any, own: str, depth: int) -> Iterator[tuple[str, 
     elif isinstance(value, nn.Module):
         for inner, tensor in [*value.named_parameters(), *value.named_buffers()]:
             yield f"{name}.{inner}", tensor
-    elif depth and isinstance(value, Mapping):
+    elif depth and _has(value, "keys", "items", "__getitem__"):
         for key, item in list(value.items()):
             yield from _inside(f"{name}[{key!r}]", item, own, depth - 1)
-    elif depth and isinstance(value, Collection) and not isinstance(value, str | bytes | range):
-        for number, item in enumerate(value):
+    elif depth and _has(value, "__len__", "__iter__", "__contains__") and not isinstance(value, NUMBERS_AND_TEXT):
+        items = value
+        if isinstance(value, np.ndarray):
+            items = value.flat if value.dtype.hasobject else ()
+        for number, item in enumerate(items):
             yield from _inside(f"{name}[{number}]", item, own, depth - 1)
     elif depth and _is_record(value, own):
         for inner_name, item in _attributes(value).items():
             yield from _inside(f"{name}.{inner_name}", item, own, depth - 1)
+
+
+def _has(value: Any, *methods: str) -> bool:
+    """Whether an object's class has these methods: a mapping or a collection. `isinstance` would look through hundreds
+    of classes that are one, for each class that is none: 0.3 s of every run."""
+    return all(hasattr(type(value), method) for method in methods)
 
 
 def _is_record(value: Any, own: str) -> bool:

@@ -126,10 +126,9 @@ def _rank(share):
 
 
 @compiled()
-def bound_of_all(k, keys, count):
-    """A key that at least k of the candidates in all pools are above, and few more; the lowest one if none is found."""
+def bound_of_all(k, total, keys, count):
+    """A key that k of the `total` candidates in all pools are above, and few more; if none is found, the lowest."""
     sample, same = np.empty(SAMPLE, keys.dtype), np.empty(SAMPLE, keys.dtype)
-    total = count.sum()
     pool, before = 0, 0
     for i in range(SAMPLE):
         place = i * total // SAMPLE

@@ -25,21 +25,24 @@ def cut_tokens(k, keys, ids, values, count, threads):
 
 
 @compiled()
-def kth_of_all(k, keys, ids, count):
-    """The k-th best key of all pools, and the last id of those that equal it and are among the k best."""
-    total = count.sum()
+def kth_of_all(k, total, keys, ids, count):
+    """The k-th best key of all pools, of `total` candidates, which are more than k.
+
+    Returns:
+        The key; how many that equal it are among the k best; and the ids of all that equal it, from any pool.
+    """
     every, filled = np.empty(total, keys.dtype), 0
     for pool in range(len(count)):
-        every[filled : filled + count[pool]] = keys[pool, : count[pool]]
-        filled += count[pool]
+        for i in range(count[pool]):
+            every[filled] = keys[pool, i]
+            filled += 1
     bound, left = kth(every, total, k, np.empty(PARTS, np.int32), np.empty(total, keys.dtype))
-    # Of those that equal the k-th best, the lowest ids: they may lie in any pool.
     equal, filled = np.empty(total, ids.dtype), 0
     for pool in range(len(count)):
         for i in range(count[pool]):
             equal[filled] = ids[pool, i]
             filled += keys[pool, i] == bound
-    return bound, np.sort(equal[:filled])[left - 1]
+    return bound, left, equal[:filled]
 
 
 @compiled(parallel=True)

@@ -85,7 +85,7 @@ class NumbaSelect:
             self.count[:], self.bound[:] = 0, lowest
             pools.see_batch(*block, *pool)
         elif len(self.count) > 1 and total >= self.k + self.k // 2 and total - self.seen_together > self.k // 3:
-            self.bound = np.maximum(self.bound, pools.bound_of_all(self.k, self.keys, self.count))
+            self.bound = np.maximum(self.bound, pools.bound_of_all(self.k, total, self.keys, self.count))
             self.seen_together = total
 
     def _allocate(self, wide: np.dtype[Any], dtype: torch.dtype) -> None:
@@ -125,9 +125,11 @@ class NumbaSelect:
 
     def _of_batch(self, ranks: Ranks | None) -> tuple[Any, ...]:
         use_threads(self.threads)
-        pool = self.keys, self.ids, self.values, self.count
-        if self.count.sum() > self.k:
-            results.cut_pools(*results.kth_of_all(self.k, self.keys, self.ids, self.count), *pool)
+        if (total := self.count.sum()) > self.k:
+            bound, left, equal = results.kth_of_all(self.k, total, self.keys, self.ids, self.count)
+            # Of those that equal the k-th best, the lowest ids.
+            last = np.partition(equal, left - 1)[left - 1]
+            results.cut_pools(bound, last, self.keys, self.ids, self.values, self.count)
         if ranks is not None:
             inside = np.arange(self.keys.shape[1]) < self.count[:, None]
             keys, ids = self.keys[inside][None], self.ids[inside][None]

@@ -158,6 +158,10 @@ LOST = {
     "list": {"INIT": "self.mean = []", "STEP": "self.mean.append(forward.inputs.mean())"},
     "table": {"INIT": "self.mean = {'a': torch.zeros(3)}", "STEP": "self.mean['a'].add_(1)"},
     "record": {"INIT": "self.mean = Record(torch.zeros(3))", "STEP": "self.mean.value += 1"},
+    "array": {
+        "INIT": "import numpy; self.mean = numpy.empty(2, object); self.mean[1] = torch.zeros(3)",
+        "STEP": "self.mean[1].add_(1)",
+    },
 }
 
 
@@ -184,6 +188,8 @@ def test_what_may_be_forgotten_and_what_is_saved_pass(loss):
         STEP="self.part += 1",
     )
     loss(INIT="self.mean = torch.zeros(3)", STEP="self.mean.sum()")
+    for numbers in ("numpy.float32(1)", "numpy.array(1.0)", "numpy.arange(3)", "[numpy.array(1)]", "bytearray(3)"):
+        loss(INIT=f"import numpy; self.mean = {numbers}")
 
 
 @pytest.mark.parametrize(

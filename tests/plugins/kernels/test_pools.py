@@ -82,10 +82,10 @@ def test_a_bound_of_all_pools_is_beaten_by_k_of_them() -> None:
     keys = np.random.default_rng(0).integers(-(2**30), 2**30, (3, 30_000), np.int32)
     count = np.array([30_000, 17, 12_345])
     every = np.concatenate([of_pool[:number] for of_pool, number in zip(keys, count, strict=True)])
-    bound = pools.bound_of_all(k, keys, count)
+    bound = pools.bound_of_all(k, len(every), keys, count)
     assert k <= (every > bound).sum() < 1.1 * k
     misleading = np.full_like(every, -5)
     misleading[np.arange(pools.SAMPLE) * len(every) // pools.SAMPLE] = 5
     for of_pool, number, end in zip(keys, count, np.cumsum(count), strict=True):
         of_pool[:number] = misleading[end - number : end]
-    assert pools.bound_of_all(k, keys, count) == lowest
+    assert pools.bound_of_all(k, len(every), keys, count) == lowest

@@ -54,8 +54,9 @@ def serious(axe: Any, page: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["laptop", "phone"])
+@pytest.mark.parametrize(
+    "theme, size", [("light", (1280, 800)), ("dark", (390, 844))], ids=["laptop, light", "phone, dark"]
+)
 def test_axe_finds_no_serious_fault(made: Made, opened: Any, axe: Any, theme: str, size: tuple[int, int]) -> None:
     faults = {}
     page = opened(made.folder, color_scheme=theme, viewport={"width": size[0], "height": size[1]})
