@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from weakref import WeakSet
 
 import torch
 from tqdm import tqdm
@@ -66,7 +67,9 @@ def test_lines_stand_aligned_below_each_other(context, tmp_path, capsys):
     assert [m.start() for m in re.finditer("[a-z/]+ ", first)] == [m.start() for m in re.finditer("[a-z/]+ ", second)]
 
 
-def test_a_progress_bar_is_lifted_out_of_the_way(context, tmp_path, capsys):
+def test_a_progress_bar_is_lifted_out_of_the_way(context, tmp_path, capsys, monkeypatch):
+    # A library's bar that another test broke off may live on: this one would be drawn a line below it.
+    monkeypatch.setattr(tqdm, "_instances", WeakSet())
     sink = logger("console", context, tmp_path)
     with tqdm(total=10, file=sys.stderr, mininterval=0, ncols=60) as bar:
         bar.update(3)
