@@ -74,7 +74,10 @@ EVERYTHING = {
         {"name": "resample", "every": 3, "tokens": 40},
         {"name": "ema", "decay": 0.5},
     ],
-    "stages": [{"name": "convert", "tokens": 64, "calibration_tokens": 64}, {"name": "evaluate", "tokens": 64, "every": 6}],
+    "stages": [
+        {"name": "convert", "tokens": 64, "calibration_tokens": 64},
+        {"name": "evaluate", "tokens": 64, "every": 6},
+    ],
 }
 """All that reads the source besides training, or keeps a state."""
 
