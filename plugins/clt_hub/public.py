@@ -15,8 +15,8 @@ IN_TEXT = re.compile(r"(?<![\w/:.@*)\]>-])(?:/[\w.+-]+){2,}/?|(?<!\w)~/[\w./-]+"
 """A path in the middle of a text."""
 
 
-SYSTEM = ("/usr/", "/bin/", "/dev/", "/proc/", "/sys/")
-"""Folders that say nothing of a machine's users."""
+SYSTEM = re.compile(r"/(usr|bin|dev(?!/shm/)|proc|sys)/")
+"""Folders that say nothing of a machine's users; `/dev/shm` holds anyone's files."""
 
 
 class Neutral:
@@ -68,7 +68,7 @@ def refuse_paths_in_text(text: str, where: str | Path) -> None:
     """
     for match in IN_TEXT.finditer(text):
         path = Path(match[0]).expanduser()
-        if match[0].startswith(SYSTEM):
+        if SYSTEM.match(match[0]):
             continue
         # The folder that it is in counts too; not the first one, which many machines have.
         there = any(one.exists() for one in (path, *path.parents[:-2]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from tests.support.commands import python
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(random.Random(1).randbytes(2 * PIECE + 12_345))
-    return path
+def file() -> Iterator[Path]:
+    """A file on a disk: `tmp_path` may be in memory, where there is no cache to pass by."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        path = Path(folder, "file")
+        path.write_bytes(random.Random(1).randbytes(2 * PIECE + 12_345))
+        yield path
 
 
 def stretches(file: Path) -> list[tuple[int, np.ndarray]]:

@@ -220,7 +220,7 @@ def test_a_path_that_is_left_is_refused_by_the_files_name(hub, trained, tmp_path
     run(tables(activation=JUMPRELU, evaluate={"tokens": 64}, exports=[{"name": "safetensors"}]), out=folder)
     own = []
     if name == "before":
-        (tmp_path / "own.md").write_text(f"See {folder}/notes.txt\n")
+        (tmp_path / "own.md").write_text(f"Run by /usr/bin/env, see {folder}/notes.txt\n")
         own = ["--before", tmp_path / "own.md"]
     elif name.endswith(".json"):
         data = json.loads((folder / name).read_text())
@@ -231,6 +231,16 @@ def test_a_path_that_is_left_is_refused_by_the_files_name(hub, trained, tmp_path
     named = "README.md" if name == "before" else Path(name).name
     assert done.exit_code == 2 and f"{named}: names '/" in done.stderr and "a path of this disk" in done.stderr
     assert not hub.repositories
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs files in memory")
+def test_a_file_in_memory_is_one_of_this_disk_and_a_device_is_not(hub, trained, tmp_path):
+    own = tmp_path / "own.md"
+    own.write_text("See /dev/shm/me/notes.txt\n")
+    done = push(trained, "user/clt", "--before", own)
+    assert done.exit_code == 2 and "README.md: names '/dev/shm/me/notes.txt', a path of this disk" in done.stderr
+    own.write_text("Run by /usr/bin/env with its output in /dev/null.\n")
+    assert push(trained, "user/clt", "--before", own).exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["converted/transcoder.safetensors", "exports/circuit-tracer/W_enc_0.safetensors"])
