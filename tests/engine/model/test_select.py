@@ -89,6 +89,7 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from clt_kernels.cpu import select
 
     monkeypatch.setattr(select, "PER_THREAD", 64)
+    monkeypatch.setattr(select, "PER_THREAD_CUT", 64)
     before = torch.get_num_threads()
     for kind in KINDS:
         pre = numbers(kind, 31, LAYERS, FEATURES).float()
