@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.model.kernels import Updates as Updates
     from clt_plugins.contract.model.normalisation import Observes as Observes
     from clt_plugins.contract.model.parallel import Sends as Sends
+    from clt_plugins.contract.model.parallel import SplitsTokens as SplitsTokens
     from clt_plugins.contract.model.parallel import SumsLater as SumsLater
     from clt_plugins.contract.model.tying import FeatureRows as FeatureRows
     from clt_plugins.contract.model.tying import OwnRows as OwnRows
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.results.exporter import ReadsBack as ReadsBack
     from clt_plugins.contract.stateful import Stateful as Stateful
     from clt_plugins.contract.training.loss import RunsModel as RunsModel
+    from clt_plugins.contract.training.loss import Share as Share
     from clt_plugins.contract.training.loss import Steered as Steered
     from clt_plugins.contract.context import Context as Context
     from clt_plugins.contract.model.activation import Activation as Activation, Selection as Selection
@@ -197,7 +199,7 @@ _LAZY = {
     "contract.model.encoder": ["Encoder"],
     "contract.model.kernels": ["BothGradients", "FixedSizes", "Kernels", "Preferred", "Updates"],
     "contract.model.normalisation": ["Normalisation", "Observes"],
-    "contract.model.parallel": ["Parallel", "Sends", "SumsLater"],
+    "contract.model.parallel": ["Parallel", "Sends", "SplitsTokens", "SumsLater"],
     "contract.model.tying": ["FeatureRows", "OwnRows", "Shifted", "Tying"],
     "contract.reading.language_model": ["LanguageModel", "ReadsResidual", "SpellsBytes", "TrainableModel"],
     "contract.reading.source": ["Buffered", "Closable", "HasModel", "Identified", "Outline", "Source", "TrainsInModel"],
@@ -210,7 +212,7 @@ _LAZY = {
     "contract.training.callback": ["Callback"],
     "contract.results.scores": ["Scores"],
     "contract.results.stage": ["Stage", "StageInfo"],
-    "contract.training.loss": ["Forward", "Loss", "ModelPass", "RunsModel", "Steered"],
+    "contract.training.loss": ["Forward", "Loss", "ModelPass", "RunsModel", "Share", "Steered"],
     "contract.training.metric": ["HeldOut", "Metric", "Step"],
     "contract.training.optimizer": ["Optimizer", "Piece", "Role", "Weight"],
     "contract.training.schedule": ["Schedule"],

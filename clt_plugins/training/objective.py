@@ -5,17 +5,18 @@ Shapes: B tokens, L layers, D d_model, F features per layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 import attrs
 from torch import Tensor
 
-from clt_plugins.contract.training.loss import Forward, Loss, ModelPass, Steered
+from clt_plugins.contract.training.loss import Forward, Loss, ModelPass, Steered, made
 from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Refused, WrongReturn
 from clt_plugins.model.transcoder import CrossLayerTranscoder
+from clt_plugins.training.shares import own_tokens, share_of, whole
 
 
 def _terms(loss: Loss, forward: Forward) -> Mapping[str, Tensor]:
@@ -42,10 +43,18 @@ class Outcome:
     terms: dict[str, Tensor]
     """Each term, detached."""
     features: Features
-    reconstruction: Tensor
-    """[B, L, D], normalised."""
-    targets: Tensor
-    """[B, L, D], normalised."""
+    _reconstruction: Tensor | Callable[[], Tensor]
+    _targets: Tensor | Callable[[], Tensor]
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """[B, L, D], normalised, detached. All ranks must ask for it: see `Forward.reconstruction`."""
+        return made(self._reconstruction).detach()
+
+    @property
+    def targets(self) -> Tensor:
+        """[B, L, D], normalised."""
+        return made(self._targets)
 
 
 def objective(
@@ -68,18 +77,27 @@ def objective(
     Raises:
         Refused: two losses give a term of the same name.
     """
-    normaliser = transcoder.normaliser
+    normaliser, parallel = transcoder.normaliser, transcoder.context.parallel
     # All losses see one forward pass: a loss that needs other pairs (AuxK) has them selected in the same encoder pass.
-    x, targets = normaliser.inputs(batch.inputs), normaliser.targets(batch.targets)
+    x = normaliser.inputs(batch.inputs)
     encoded = transcoder.encode_normalised(
         x,
         [loss.selection(batch.tokens, idle_tokens) for loss in losses],
         keep_pre=any(loss.needs_pre for loss in losses),
     )
-    # Summed over tensor ranks once, here: every loss reads the complete reconstruction.
-    reconstruction = transcoder.reconstruct(encoded.features, x)
+    # Summed over tensor ranks once, here: for all losses.
+    own, share = own_tokens(parallel, batch.tokens), None
+    targets: Tensor | Callable[[], Tensor]
+    reconstruction: Tensor | Callable[[], Tensor]
+    if own is None:
+        targets = normaliser.targets(batch.targets)
+        reconstruction = transcoder.reconstruct(encoded.features, x)
+    else:
+        share = share_of(transcoder, own, encoded.features, x, batch.targets)
+        targets = cache(partial(normaliser.targets, batch.targets))
+        reconstruction = cache(partial(whole, share.reconstruction, own, parallel))
     # Decoder norms cost a pass over the decoder: at most once per step, and only if a loss asks.
-    norms = lru_cache(maxsize=1)(transcoder.tying.norms)
+    norms = cache(transcoder.tying.norms)
     terms: dict[str, Tensor] = {}
     steps = transcoder.context.schedule_steps
     for loss, extra, model in zip(losses, encoded.extras, passes or [None] * len(losses), strict=True):
@@ -94,7 +112,7 @@ def objective(
             norms=norms,
             idle_tokens=idle_tokens,
             decode=transcoder.decode_normalised,
-            sum_features=transcoder.context.parallel.sum_features,
+            sum_features=parallel.sum_features,
             extra=extra,
             pre=encoded.pre,
             progress=progress,
@@ -102,6 +120,7 @@ def objective(
             steps=steps,
             active=encoded.active,
             model=model,
+            share=share,
         )
         steered = loss.steered if factor is not None and isinstance(loss, Steered) else ()
         for name, value in _terms(loss, forward).items():
@@ -109,6 +128,6 @@ def objective(
                 raise Refused("losses", f"two of them give a term {name!r}: use each loss once")
             terms[name] = value * factor.to(value.dtype) if factor is not None and name in steered else value
     # Losses return weighted terms, so the total is their plain sum, and every logged term is what was added.
-    total = sum(terms.values(), start=reconstruction.new_zeros(()))
+    total = sum(terms.values(), start=x.new_zeros(()))
     detached = {name: value.detach() for name, value in terms.items()}
-    return Outcome(total, detached, encoded.features, reconstruction.detach(), targets)
+    return Outcome(total, detached, encoded.features, reconstruction, targets)

@@ -82,19 +82,20 @@ class AuxK:
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
         extra = forward.extra
         if extra is None:
-            zero = forward.reconstruction.new_zeros(())
+            zero = forward.inputs.new_zeros(())
             return {"auxk": zero, "auxk_pull": zero}
-        residual = (forward.targets - forward.reconstruction).detach()
-        written = forward.decode(Features(extra.values.relu(), extra.pairs))
-        error = (written - residual).square().mean((0, 2))
-        power = self._mean(residual.square().mean((0, 2))).clamp_min(torch.finfo(residual.dtype).tiny)
+        share = forward.share()
+        residual = (share.targets - share.reconstruction).detach()
+        written = share.decode(Features(extra.values.relu(), extra.pairs))
+        error, power = share.mean(torch.stack([x.square().mean((0, 2)) for x in (written - residual, residual)]))
+        power = self._mean(power.detach()).clamp_min(torch.finfo(residual.dtype).tiny)
         # Where fewer than k features are dead, a GPU has empty pairs of value -inf. Without any dead feature all pairs
         # are empty: both terms are 0 then, as on a CPU.
         empty = extra.values == -torch.inf
         pre, count = forward.sum_features(
             torch.stack([extra.values.masked_fill(empty, 0).sum(), (~empty).sum().to(extra.values.dtype)])
         )
-        pull = pre / (residual.shape[0] * self.k)
+        pull = pre / (forward.features.shape[0] * self.k)
         unexplained = (error / power).mean() * (count > 0)
         weight, of_pull = (over_run(self.schedule, forward, x) for x in (self.config.weight, self.config.pull))
         return {"auxk": weight * unexplained, "auxk_pull": -of_pull * pull}

@@ -37,15 +37,15 @@ class Nested(Term):
         raise NotImplementedError
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
-        scale = error_scale(forward, "variance")
+        scale, share = error_scale(forward, "variance"), forward.share()
         part = self.part_of(forward.features)
-        reconstruction, total = forward.reconstruction, forward.reconstruction.new_zeros(())
+        reconstruction, total = share.reconstruction, share.reconstruction.new_zeros(())
         for number in reversed(range(len(self.shares))):
             # Without the features of the next larger part that are not in this one.
-            reconstruction = reconstruction - forward.decode(_only(forward.features, part == number + 1))
-            total = total + squared_error(reconstruction, forward.targets, scale)
-        tokens, _, d_model = forward.targets.shape
-        return {self.name: self.config.weight * total / (len(self.shares) * tokens * d_model)}
+            reconstruction = reconstruction - share.decode(_only(forward.features, part == number + 1))
+            total = total + squared_error(reconstruction, share.targets, scale)
+        tokens, _, d_model = share.targets.shape
+        return {self.name: share.mean(self.config.weight * total / (len(self.shares) * tokens * d_model))}
 
 
 class Matryoshka(Nested):

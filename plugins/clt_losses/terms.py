@@ -44,9 +44,10 @@ class MSE(Term):
         self.config = config
 
     def __call__(self, forward: Forward) -> dict[str, Tensor]:
-        tokens, _, d_model = forward.targets.shape
-        total = squared_error(forward.reconstruction, forward.targets, error_scale(forward, self.config.scale))
-        return {"mse": self.config.weight * total / (tokens * d_model)}
+        share = forward.share()
+        tokens, _, d_model = share.targets.shape
+        total = squared_error(share.reconstruction, share.targets, error_scale(forward, self.config.scale))
+        return {"mse": share.mean(self.config.weight * total / (tokens * d_model))}
 
 
 def error_scale(forward: Forward, scale: Literal["variance", "raw"]) -> Tensor:

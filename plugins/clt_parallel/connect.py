@@ -35,7 +35,7 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
         ConnectionError: the ranks cannot reach each other.
     """
     if device.type == "meta":
-        return Grid(0, config.tensor or 1, config.data)
+        return Grid(0, config.tensor or 1, config.data, splits_tokens=config.backend != "gloo")
     if "RANK" not in os.environ:
         number = (config.tensor or 1) * config.data if config.tensor else "N"
         raise Refused("parallel", f'"tensor" needs several processes: start them by `{START.format(number)}`')
@@ -62,7 +62,7 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
         raise ConnectionError(f"parallel: rank {rank} of {world} cannot connect to the others: {reason}") from error
     if tensor > 1:
         groups["rows"] = groups["rows"][rank // tensor]
-    return Grid(rank, tensor, config.data, groups)
+    return Grid(rank, tensor, config.data, groups, splits_tokens=backend == "nccl")
 
 
 def _groups(config: TensorConfig, device: torch.device, backends: str, world: int, tensor: int) -> dict[str, Any]:

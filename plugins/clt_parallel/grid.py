@@ -24,6 +24,10 @@ SMALL = 2**18
 GLOO = re.compile(r"gloo|pair closure|connection (closed|reset)|timed? ?out", re.IGNORECASE)
 """What errors of gloo say. They have no type of their own: nccl's and those of the store are `dist.DistError`s."""
 
+REDUCE_SCATTER: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+ALL_GATHER: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""By their names of torch 2.13 where there are such; the older ones warn there."""
+
 
 class Grid:
     """A `Parallel` over `torch.distributed`.
@@ -33,14 +37,25 @@ class Grid:
         tensor, data: how many ranks share the features, and how many groups share the tokens.
         groups: the process groups over "features", "tokens" and "all" ranks; None for a plan, which has no other
             ranks.
+        splits_tokens: whether ranks that share the features split the tokens when they compute the error: see
+            `SplitsTokens`. gloo takes some three times as long for shares as for a whole sum.
     """
 
-    def __init__(self, rank: int, tensor: int, data: int, groups: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        rank: int,
+        tensor: int,
+        data: int,
+        groups: Mapping[str, Any] | None = None,
+        *,
+        splits_tokens: bool = False,
+    ):
         self.rank, self.world = rank, tensor * data
         self.tensor_rank, self.tensor_ranks = rank % tensor, tensor
         self.data_rank, self.data_ranks = rank // tensor, data
         self.batch_rank, self.batch_ranks = self.data_rank, data
         self.groups = groups or {}
+        self.splits_tokens = splits_tokens
         self.sizes = {"features": tensor, "tokens": data, "all": tensor * data}
         self.bytes: dict[str, int] = {}
 
@@ -66,6 +81,26 @@ class Grid:
         total = x.detach().clone(memory_format=torch.contiguous_format)
         work = self._start(total, "features", "features")
         return lambda: _Summed.apply(x, self._wait(work, total))
+
+    def sum_share_later(self, x: Tensor) -> Callable[[], Tensor]:
+        if self._alone("features"):
+            return lambda: x.detach().chunk(self.tensor_ranks)[self.tensor_rank].clone()
+        given = x.detach().contiguous()
+        total = given.new_empty(len(given) // self.tensor_ranks, *given.shape[1:])
+        self._count(given, "features", "features")
+        with self._lost_ranks():
+            work = REDUCE_SCATTER(total, given, group=self.groups["features"], async_op=True)
+        return lambda: self._wait(work, total)
+
+    def join_shares(self, share: Tensor) -> Tensor:
+        if self._alone("features"):
+            return share.repeat(self.tensor_ranks, *[1] * (share.dim() - 1))
+        given = share.detach().contiguous()
+        joined = given.new_empty(len(given) * self.tensor_ranks, *given.shape[1:])
+        self._count(joined, "features", "features")
+        with self._lost_ranks():
+            work = ALL_GATHER(joined, given, group=self.groups["features"], async_op=True)
+        return self._wait(work, joined)
 
     def total(self, x: Tensor, over: str = "features", what: str = "metrics") -> Tensor:
         return self.total_later(x, over, what)()
@@ -157,12 +192,16 @@ class Grid:
 
     def _start(self, x: Tensor, over: str, what: str) -> Any:
         """Start to sum over ranks, in place; every rank gets the same bits."""
-        ranks = self.sizes[over]
-        # In a ring of W ranks each number is sent 2 (W - 1) / W times: once to be summed, once to be distributed.
-        sent = 2 * (ranks - 1) * x.numel() * x.element_size() // ranks
-        self.bytes[what] = self.bytes.get(what, 0) + sent
+        # Once to be summed, once to be distributed.
+        self._count(x, over, what, times=2)
         with self._lost_ranks():
             return dist.all_reduce(x, group=self.groups[over], async_op=True)
+
+    def _count(self, x: Tensor, over: str, what: str, times: int = 1) -> None:
+        """Count what is sent: in a ring of W ranks each number goes (W - 1) / W times around."""
+        ranks = self.sizes[over]
+        sent = times * (ranks - 1) * x.numel() * x.element_size() // ranks
+        self.bytes[what] = self.bytes.get(what, 0) + sent
 
     def _wait(self, work: Any, x: Any) -> Any:
         with self._lost_ranks():

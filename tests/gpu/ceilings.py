@@ -28,7 +28,11 @@ LAUNCH = 2e-6
 """Seconds that the smallest kernel takes on the device."""
 HOST = 4e-6
 """Seconds of the host for each operation of torch in eager mode."""
-LINK = 300e9
-"""Bytes per second and direction that an all-reduce sustains over NVLink; the data sheet says 450e9."""
+SUMMED = 275e9
+"""Bytes per second of a sum of which all of eight ranks get the whole, over NVLink with SHARP (NVIDIA's own figure, in
+nccl-tests#212)."""
+SHARED = 355e9 * 8 / 7
+"""Bytes of the whole per second of a sum of which each rank gets a share, or of shares that are put together: 7/8 of
+them cross the links, at 350e9 to 360e9 (NVIDIA/nccl#1281); the data sheet says 450e9."""
 TOPK = 4e-12
 """Seconds for each byte that the passes of torch's topk read, from times in pytorch#164459 (an H20)."""

@@ -43,7 +43,7 @@ def seconds(name: str, moved: Traffic, dtype: str) -> float:
     memory = moved.bytes / (ceilings.COPY * share)
     products = moved.flops / (ceilings.BF16 if dtype == "torch.bfloat16" else ceilings.FP32)
     if name.startswith("c10d."):
-        memory = moved.written / 2 / ceilings.LINK
+        memory = moved.written / (2 * ceilings.SUMMED if "allreduce" in name else ceilings.SHARED)
     if name.startswith("aten.topk"):
         memory = moved.read * ceilings.TOPK
     return max(memory, products, moved.launches * ceilings.LAUNCH)

@@ -115,7 +115,7 @@ def joined(ranks: Ranks) -> Iterator[Any]:
     dist.init_process_group("fake", rank=0, world_size=ranks.tensor * ranks.data, store=FakeStore())
     try:
         groups: dict[str, Any] = dict.fromkeys(("features", "tokens", "all"), dist.group.WORLD)
-        yield Grid(0, ranks.tensor, ranks.data, groups)
+        yield Grid(0, ranks.tensor, ranks.data, groups, splits_tokens=True)
     finally:
         dist.destroy_process_group()
 

@@ -60,8 +60,9 @@ def traffic(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: l
         return Traffic(launches=0)
     inputs = tensors((args, {name: value for name, value in kwargs.items() if name != "out"}))
     if namespace == "c10d":
-        # In a ring each number is read and written about twice; it passes the links, not only memory.
-        moved = 2 * sum(touched(x) for x in inputs)
+        # Each number is read and written about twice, once where a rank sends or gets no more than a share; it passes
+        # the links, not only memory.
+        moved = 2 * sum(map(touched, inputs)) if name.startswith("allreduce") else max(map(touched, inputs))
         return Traffic(moved, moved)
     seen = {(x.untyped_storage()._cdata, x.storage_offset(), tuple(x.shape), tuple(x.stride())): x for x in inputs}
     read, written = sum(map(touched, seen.values())), sum(map(touched, outputs))

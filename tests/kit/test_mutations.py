@@ -187,6 +187,19 @@ def test_a_loss_that_adds_up_over_tokens(check: Any) -> None:
     assert "a mean over this rank's tokens, not a sum" in found["data_parallel"]
 
 
+SHARE = "share = forward.share(); error = (share.reconstruction - share.targets).square().mean()"
+
+
+def test_a_loss_of_a_share_of_the_tokens(check: Any) -> None:
+    needs_ranks()
+    value = "forward.sum_features(values.square().sum()) / forward.features.shape[0]"
+    source = HEADER + LOSS.replace(f'return {{"mine": {value}}}', f'{SHARE}; return {{"mine": MEAN}}')
+    assert "MEAN" in source
+    checks = ("terms", "gradient_reconstruction", "tensor_parallel")
+    assert set(check(source, checks, DETACH="", MEAN="share.mean(error)").values()) == {"pass"}
+    assert_only(check(source, checks, DETACH="", MEAN="error"), "tensor_parallel", "goes through `share.mean`")
+
+
 @pytest.mark.parametrize(
     ("wrong", "right", "text"),
     [

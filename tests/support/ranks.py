@@ -15,13 +15,14 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 import torch
 import torch.distributed as dist
 
 from clt_parallel.grid import Grid
-from clt_plugins import Refused, StoredSource, parameter, run
+from clt_plugins import Forward, Refused, StoredSource, parameter, run
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.data.batch import Batch
 from clt_plugins.distributed.agree import all_or_none, anyone, same_everywhere
@@ -37,10 +38,15 @@ from clt_plugins.training.optimizers.clip import clip_gradients, gradient_norm
 from clt_plugins.training.optimizers.make import make_optimizer
 from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, ENCODERS, TYINGS, plugins, random_batch, recipe, stir, tables
 
-GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2)}
-"""Data × tensor ranks."""
+GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2), "3 split": (1, 3), "2x2 split": (2, 2)}
+"""Data × tensor ranks; "split": tensor ranks split the tokens when they compute the error, as they do with nccl."""
 TOKENS, FEATURES = 12, 10
-LOSSES = [*ALL_LOSSES, {"name": "preactivation", "weight": 0.3}]
+LOSSES = [
+    *ALL_LOSSES,
+    {"name": "preactivation", "weight": 0.3},
+    {"name": "matryoshka", "weight": 0.4, "prefixes": [0.3, 0.6]},
+    {"name": "depth", "weight": 0.2},
+]
 TYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -58,9 +64,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return "-".join(
-            (self.activation, self.tying, self.path, self.dtype, str(len(self.losses)), self.kernels, self.encoder)
-        )
+        return "-".join((self.activation, self.tying, self.path, self.dtype, *self.losses, self.kernels, self.encoder))
 
     def recipe(self) -> Recipe:
         return recipe(
@@ -82,13 +86,14 @@ CASES = [
     *(Case(activation, "untied-skip", path="dense") for activation in ("relu", "jumprelu", "batchtopk")),
     Case("batchtopk", "untied-skip", kernels="numba"),
     Case("batchtopk", "untied-skip", losses=("mse", "auxk", "preactivation")),
+    Case("topk", "untied-skip", losses=("auxk", "matryoshka", "depth")),
     *(Case("batchtopk", "untied", encoder=encoder) for encoder in ENCODERS if encoder != "plain"),
 ]
-PASSES = [(name, case) for name in GRIDS for case in (CASES[::4] if name == "4" else CASES)]
-"""Each case on each grid; every fourth on four ranks, which differ from three only in number."""
+PASSES = [(name, case) for name in GRIDS for case in (CASES[::4] if name in ("4", "2x2 split") else CASES)]
+"""Each case on each grid; every fourth where all others are on a grid that is much the same."""
 TRAINED = [
     ("3", Case("jumprelu", "per_source-affine")),
-    ("2x2", Case("batchtopk", "per_target", encoder="tied-scaled")),
+    ("2x2 split", Case("batchtopk", "per_target", encoder="tied-scaled")),
 ]
 """What is trained for fifty steps, and on which grid: uneven parts of features, or both kinds of ranks."""
 
@@ -161,6 +166,18 @@ def cut(transcoder: Any, grid: Grid | None = None, of: str = "data") -> dict[str
     return out
 
 
+class Whole:
+    """A loss that reads the whole reconstruction, as those of other people may."""
+
+    needs_pre = False
+
+    def selection(self, tokens: int, idle_tokens: torch.Tensor) -> None:
+        return None
+
+    def __call__(self, forward: Forward) -> dict[str, torch.Tensor]:
+        return {"whole": (forward.reconstruction - forward.targets).pow(4).mean()}
+
+
 def one_pass(case: Case, built: Parts) -> dict[str, torch.Tensor]:
     """A forward and a backward pass: all that is compared with one process."""
     parallel, transcoder = built.context.parallel, built.transcoder
@@ -169,7 +186,7 @@ def one_pass(case: Case, built: Parts) -> dict[str, torch.Tensor]:
     batch = random_batch(TOKENS, 3, 6, TYPES[case.dtype]).rows(rows)
     shard = parallel.shard(FEATURES)
     idle = idle_tokens()[:, shard.start : shard.stop]
-    outcome = objective(transcoder, built.losses, batch, idle, 0.5)
+    outcome = objective(transcoder, [*built.losses, Whole()], batch, idle, 0.5)
     outcome.total.backward()
     parameters = list(transcoder.parameters())
     parallel.reduce_gradients(parameters)
@@ -308,7 +325,12 @@ def agreements(grid: Grid, folder: Path) -> dict[str, str]:
 
 
 def runs(folder: Path, rank: int, ports: list[str]) -> None:
-    """A run on two ranks, and from its first checkpoint on 1, 3 and 2 × 2."""
+    """A run on two ranks, and from its first checkpoint on 1, 3 and 2 × 2, of which those split the tokens that share
+    the features."""
+
+    def splitting(*args: Any, **kwargs: Any) -> Grid:
+        return Grid(*args, **kwargs | {"splits_tokens": True})
+
     whole_run = folder / "two"
     for port, (name, world, parallel) in zip(ports, RUNS, strict=True):
         os.environ.update(WORLD_SIZE=str(world), MASTER_PORT=port)
@@ -317,7 +339,8 @@ def runs(folder: Path, rank: int, ports: list[str]) -> None:
             shutil.rmtree(folder / name / "transcoder")
         if rank < world:
             changed = tables(**RUN, parallel={"name": "tensor", **parallel})
-            run(changed, out=folder / name, resume=None if name == "two" else "step_000004", plugins=plugins())
+            with mock.patch("clt_parallel.connect.Grid", splitting if name == "2x2" else Grid):
+                run(changed, out=folder / name, resume=None if name == "two" else "step_000004", plugins=plugins())
 
 
 def steered_run(folder: Path, rank: int, port: str) -> None:
@@ -372,7 +395,7 @@ def main(folder: Path, ports: list[str]) -> None:
         if rank >= data * tensor:
             continue
         groups = {"features": rows[rank // tensor], "tokens": columns[rank % tensor], "all": everyone}
-        ranks = Grid(rank, tensor, data, groups)
+        ranks = Grid(rank, tensor, data, groups, splits_tokens="split" in name)
         results: dict[str, Any] = {
             case.name: one_pass(case, part(case, ranks)) for grid_of_case, case in PASSES if grid_of_case == name
         }

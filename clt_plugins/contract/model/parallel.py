@@ -83,3 +83,22 @@ class Sends(Protocol):
 
     def send_later(self, x: Tensor, tensor_rank: int) -> Callable[[], None]:
         """Start to copy one rank's x into that of all that share features; calling the result waits for it."""
+
+
+@runtime_checkable
+class SplitsTokens(Protocol):
+    """A `Parallel` whose ranks that share the features of a batch can split its tokens when they compute the error.
+
+    Each rank then gets a share of the sum of what all ranks' features write, and gives a share of its gradient, in
+    place of the whole sum: as many bytes, and the passes over [B, L, D] are split too.
+    """
+
+    splits_tokens: bool
+    """Whether they do: not every network sums shares as fast as wholes."""
+
+    def sum_share_later(self, x: Tensor) -> Callable[[], Tensor]:
+        """Start to sum x [B, ...] over the ranks that share the features; B is a multiple of their number. Calling the
+        result waits for this rank's share of the sum, [B / tensor_ranks, ...], a tensor of its own; detached."""
+
+    def join_shares(self, share: Tensor) -> Tensor:
+        """The shares of all ranks, [B / tensor_ranks, ...] each, put together: [B, ...], in the order of ranks."""

@@ -40,6 +40,21 @@ class ModelPass:
     """The mean of a number per position, [R], over the positions of all data ranks; differentiable."""
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class Share:
+    """The tokens whose error this rank computes: the batch, or a part of it where the ranks that share its features
+    split its tokens (see `SplitsTokens`). b tokens, as many on each of these ranks; in normalised units."""
+
+    targets: Tensor
+    """[b, L, D]."""
+    reconstruction: Tensor
+    """[b, L, D]; of the features of all ranks."""
+    decode: Callable[[Features], Tensor]
+    """`Forward.decode` of features of the whole batch, for these tokens: [b, L, D]."""
+    mean: Callable[[Tensor], Tensor]
+    """The mean of what each rank has computed of its share, over these ranks: of the whole batch. Differentiable."""
+
+
 @attrs.frozen(eq=False)
 class Forward:
     """One forward pass, as the losses see it. All tensors are in normalised units, except those of `batch`."""
@@ -48,11 +63,9 @@ class Forward:
     """Raw activations."""
     inputs: Tensor
     """[B, L, D]."""
-    targets: Tensor
-    """[B, L, D]."""
+    _targets: Tensor | Callable[[], Tensor]
     features: Features
-    reconstruction: Tensor
-    """[B, L, D]; of all ranks together."""
+    _reconstruction: Tensor | Callable[[], Tensor]
     units: Affine
     """What the targets' normalised units are in raw ones: `units.raw(reconstruction - targets)` is the raw error."""
     variance: Tensor
@@ -81,11 +94,35 @@ class Forward:
     model: ModelPass | None = None
     """The language model with the transcoder in it, for a loss that `RunsModel`, in the steps in which it does; else
     None."""
+    _share: Share | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """[B, L, D]."""
+        return made(self._targets)
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """[B, L, D]; of all ranks together. Where ranks split the tokens it is put together at the first call, so all
+        of them must ask for it."""
+        return made(self._reconstruction)
+
+    def share(self) -> Share:
+        """The tokens whose error this rank computes, for a loss that is a mean over tokens. Where ranks split them,
+        each does a part of the work, and none needs the whole reconstruction."""
+        if self._share is not None:
+            return self._share
+        return Share(targets=self.targets, reconstruction=self.reconstruction, decode=self.decode, mean=lambda x: x)
 
     def active(self) -> Tensor:
         """1 for each of `features.values` that is active, else 0; in their type. It has a gradient where the activation
         `CountsActive` (JumpReLU)."""
         return self.features.active() if self._active is None else self._active()
+
+
+def made(value: Tensor | Callable[[], Tensor]) -> Tensor:
+    """A tensor that may be made only when it is asked for."""
+    return value() if callable(value) else value
 
 
 class Loss(Protocol):

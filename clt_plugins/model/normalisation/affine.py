@@ -89,10 +89,12 @@ class AffineNormalisation(nn.Module):
         if self.identity:
             # No copy of the activations: at large batches that is a pass over 2 · B·L·D numbers.
             return raw
-        # Narrow activations are widened as they are read: another pass less.
-        centred = raw - units.shift
-        # In place: it is this function's own tensor.
-        return centred.div_(units.scale) if units.inverse is None else rows_times(centred, units.inverse)
+        # Narrow activations are widened as they are read, which is a pass less.
+        if units.inverse is not None:
+            return rows_times(raw - units.shift, units.inverse)
+        # (raw - shift) / scale in one pass. It rounds numbers of the size of raw / scale, as raw itself was rounded.
+        inverse = units.scale.reciprocal()
+        return torch.addcmul(-units.shift * inverse, raw, inverse)
 
     def restore(self, normalised: Tensor) -> Tensor:
         """Normalised outputs [B, L, D] in raw units."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clt_plugins.contract.model.parallel import Sends, SumsLater
+from clt_plugins.contract.model.parallel import Sends, SplitsTokens, SumsLater
 from clt_plugins.errors import Faults
 from clt_plugins.model.devices import bare_context
 from clt_plugins.testing.bench import FEATURES, Bench
@@ -30,6 +30,13 @@ def exercise(parallel: Any) -> dict[str, Any]:
     detached = parallel.total(x)
     later = parallel.total_later(x)() if isinstance(parallel, SumsLater) else detached
     last = parallel.tensor_ranks - 1
+    count, rank = parallel.tensor_ranks, parallel.tensor_rank
+    shares: dict[str, list[list[float]]] = {}
+    if isinstance(parallel, SplitsTokens):
+        # Row i of rank r is 10 i + r + 1.
+        given = 10.0 * torch.arange(2 * count)[:, None] + rank + torch.ones(1, 3)
+        share = parallel.sum_share_later(given)()
+        shares = {"share": share.tolist(), "joined": parallel.join_shares(share).tolist()}
     rows = torch.full((2,), float(parallel.tensor_rank))
     if isinstance(parallel, Sends) and parallel.connected:
         parallel.send_later(rows, last)()
@@ -45,6 +52,7 @@ def exercise(parallel: Any) -> dict[str, Any]:
         "total": detached.tolist(),
         "later": later.tolist(),
         "rows": rows.tolist(),
+        **shares,
         "total_requires_grad": detached.requires_grad,
         "reduced": weight.grad.tolist(),
     }
@@ -101,7 +109,8 @@ def shard(bench: Bench) -> None:
 def sums(bench: Bench) -> None:
     """`sum_features` and `total` add up over the ranks that share features; the sum's gradient passes unchanged.
 
-    So does `total_later`, and `send_later` copies, where there are such.
+    So does `total_later`. `send_later` copies. `sum_share_later` sums a share of the rows; `join_shares` puts shares
+    together. They are tried where they are there.
     """
     for ranks in _runs(bench):
         for answer in ranks:
@@ -117,6 +126,12 @@ def sums(bench: Bench) -> None:
             expect(
                 answer["rows"] == rows, f"rows of the last rank, {rows}, on {who}", str(answer["rows"]), "`send_later`"
             )
+            if "share" in answer:
+                first = 2 * answer["tensor_rank"]
+                whole = [[10.0 * row * count + expected[0]] * 3 for row in range(2 * count)]
+                share, joined, look = answer["share"], answer["joined"], "`sum_share_later`"
+                expect(share == whole[first : first + 2], f"the share {whole[first : first + 2]}", str(share), look)
+                expect(joined == whole, f"the shares put together, {whole}, on {who}", str(joined), "`join_shares`")
             expect(not answer["total_requires_grad"], "a detached total", "it requires a gradient", "`total`")
             expect(
                 answer["slope"] == [3.0, 5.0],

@@ -32,12 +32,15 @@ products, sorting's scratch."""
 SELECTED_BYTES = 84
 """For each pair that a selection keeps: key, id and pre-activation of an eighth more than it keeps, twice; places and
 keys of twice as many in a block; and sorting the result."""
-READ = 2
-"""[B, L, D] in normalised units that are alive while features are selected: inputs and targets."""
-WRITTEN = 3
-"""What a sparse pass has besides while gradients flow back: the reconstruction, its error, a gradient."""
-NORMALISED = 6
-"""All that a dense pass has alive at once: inputs, targets, reconstruction, its error, two gradients."""
+READ = 1, 1
+"""[B, L, D] in normalised units that are alive while features are selected: inputs; and of the tokens whose error this
+rank computes, targets."""
+WRITTEN = 1, 2
+"""What a sparse pass has besides while gradients flow back: a gradient; and of those tokens reconstruction and
+error."""
+NORMALISED = 3, 3
+"""All that a dense pass has alive at once: inputs, what is written, its gradient; and of those tokens targets, error,
+and a gradient."""
 OF_EXTRA = 3
 """The same for losses that select pairs: what those write, the residual, its error."""
 IN_MODEL = 8
@@ -72,6 +75,12 @@ def memory(
         libraries: what a process on a GPU needs besides.
     """
     activations = work.tokens * work.n_layers * work.d_model
+
+    def alive(numbers: tuple[int, int]) -> int:
+        # On GPUs, ranks that share the features split the tokens when they compute the error.
+        all_tokens, own = numbers
+        return (all_tokens * activations + own * activations // (work.shares if fixed else 1)) * work.compute_bytes
+
     block = work.tokens * work.n_features
     # A dense pass keeps the pre-activations, the features, and gradients of them; a sparse one a layer's block.
     layers = DENSE * work.n_layers if work.dense or work.keeps_pre else 2
@@ -92,13 +101,11 @@ def memory(
         source=buffer,
         language_model=outline.model_bytes,
         libraries=libraries,
-        batch=work.tokens * work.row_bytes
-        + (READ if sparse else NORMALISED) * activations * work.compute_bytes
-        + work.encoder_bytes,
+        batch=work.tokens * work.row_bytes + alive(READ if sparse else NORMALISED) + work.encoder_bytes,
         pre_activations=layers * block * work.compute_bytes,
         selection=pairs * SELECTED_BYTES,
         pairs=pairs * PAIR_BYTES + of_extra,
-        written=WRITTEN * activations * work.compute_bytes if sparse else 0,
+        written=alive(WRITTEN) if sparse else 0,
         model_pass=outline.pass_bytes,
         in_model=in_model,
         statistics=normaliser.observed_bytes() if isinstance(normaliser, Observes) else 0,

@@ -42,8 +42,9 @@ LAUNCHES_PER_LAYER = 14
 """Operations that the CPU starts in a step."""
 SORT_BYTES = 160
 """Traffic for each pair beside its rows: sorting into two orders, values and gradients."""
-PASSES = 16
-"""Reads and writes of [B, L, D] in normalisation, loss and their gradients."""
+PASSES = 3, 12
+"""Reads and writes of [B, L, D]: to normalise inputs, and for the bias's gradient; and of the tokens whose error this
+rank computes, to normalise targets, to add the bias, for the error and its gradient."""
 
 
 def used_rows(work: Work) -> float:
@@ -187,7 +188,9 @@ def _rest(work: Work, rates: Rates) -> Piece:
     """Normalisation, losses, and sorting pairs."""
     activations = work.tokens * work.n_layers * work.d_model * work.compute_bytes
     pairs = 0 if work.dense else work.pairs * SORT_BYTES
-    return _piece("rest", {MEMORY: (PASSES * activations + pairs) / rates.memory})
+    # On GPUs, ranks that share the features split the tokens when they compute the error.
+    passes = PASSES[0] + PASSES[1] / (work.shares if rates.context else 1)
+    return _piece("rest", {MEMORY: (passes * activations + pairs) / rates.memory})
 
 
 def _source(work: Work, rates: Rates, outline: Outline, *, copied: bool) -> list[Piece]:

@@ -17,6 +17,7 @@ from clt_plugins.contract.training.loss import RunsModel
 from clt_plugins.model.parameters import is_matrix
 from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
 from clt_plugins.training.optimizers.make import build_optimizer, weights_of
+from clt_plugins.training.shares import own_tokens
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
@@ -72,6 +73,8 @@ class Work:
     clips: bool
     tensor_ranks: int
     data_ranks: int
+    shares: int = 1
+    """Ranks that split the tokens when they compute the error, where the ranks are GPUs."""
     contexts: int = 0
     """Of text that the language model reads in a step for losses that run it."""
 
@@ -148,6 +151,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,
         data_ranks=parallel.data_ranks,
+        shares=parallel.tensor_ranks if own_tokens(parallel, tokens) is not None else 1,
         contexts=-(-max(contexts, default=0) // parallel.data_ranks),
     )
 

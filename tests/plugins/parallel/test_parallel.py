@@ -228,10 +228,14 @@ def test_a_lost_slice_is_named(folder, tmp_path):
         SlicedTensors.find(tmp_path / "t", "transcoder")
 
 
-def test_bytes_sent_are_those_of_one_reduction_and_little_more(folder):
-    (last,) = [line for line in lines(folder / "two") if line["step"] == 12 and "loss/total" in line]
-    tokens, layers, d_model, ranks = 16, 3, 6, 2
+@pytest.mark.parametrize("name, tokens", [("two", 16), ("2x2", 8)], ids=["whole sums", "shares"])
+def test_bytes_sent_are_those_of_one_reduction_and_little_more(folder, name, tokens):
+    (last,) = [line for line in lines(folder / name) if line["step"] == 12 and "loss/total" in line]
+    layers, d_model, ranks = 3, 6, 2
     # In a ring each number is sent 2 (W - 1) / W times. AuxK needs one more reduction if features are dead.
     reductions = 2 if last["loss/auxk"] > 0 else 1
     reduced = 2 * (tokens * layers * d_model * 8) * (ranks - 1) / ranks * reductions
-    assert reduced <= last["parallel/features_bytes"] <= 1.01 * reduced
+    # Sums over features: one number of tanh_sparsity, two of AuxK. Means over shares: one of mse, of AuxK two for each
+    # layer. 8 bytes each.
+    numbers = 1 + 2 + (1 + 2 * layers if name == "2x2" else 0)
+    assert last["parallel/features_bytes"] == reduced + 8 * numbers
