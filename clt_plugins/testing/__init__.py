@@ -22,7 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from clt_plugins.testing.cases import Case, cases, parametrize
+from clt_plugins.testing.case import Case
+from clt_plugins.testing.cases import cases, parametrize
 from clt_plugins.testing.report import Nonconformance
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from unittest import SkipTest
 import click
 
 from clt_plugins.errors import ExitCode, Faults, Refused
-from clt_plugins.testing.cases import Case, cases
+from clt_plugins.testing.case import Case
+from clt_plugins.testing.cases import cases
 from clt_plugins.testing.report import Nonconformance
 
 

@@ -11,7 +11,7 @@ import attrs
 from clt_plugins.registry.discovery import OWN
 from clt_plugins.registry.info import UNNAMED, name_of
 from clt_plugins.registry.plugins import Plugins
-from clt_plugins.testing.cases import Case
+from clt_plugins.testing.case import Case
 from clt_plugins.testing.registry import PLUGIN, checks_of
 from clt_plugins.testing.report import Nonconformance
 

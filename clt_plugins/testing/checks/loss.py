@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import SkipTest
 
@@ -16,6 +16,7 @@ from clt_plugins.data.features import Features, Pairs
 from clt_plugins.model.assemble import Parts
 from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench, as_now, idle_tokens, passes
 from clt_plugins.testing.checks.activation import IN_PLACE
+from clt_plugins.testing.derivatives import compare, leaves
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, same
 from clt_plugins.training.objective import objective
@@ -120,7 +121,7 @@ def gradient_reconstruction(bench: Bench) -> None:
     A term that stops this gradient on purpose fails here: list it in `expected_failures` and say so.
     """
     forward, loss = _forward(bench)
-    _compare(forward.reconstruction, lambda x: attrs.evolve(forward, reconstruction=x), loss, "reconstruction")
+    compare(forward.reconstruction, lambda x: attrs.evolve(forward, reconstruction=x), loss, "reconstruction")
 
 
 @check("losses", needs=("determinism",))
@@ -129,18 +130,18 @@ def gradient_features(bench: Bench) -> None:
     that the loss's selection kept, and by all pre-activations, where it has them."""
     forward, loss = _forward(bench)
     features, extra = forward.features, forward.extra
-    _compare(
+    compare(
         features.values, lambda x: attrs.evolve(forward, features=Features(x, features.pairs)), loss, "features.values"
     )
     if extra is not None:
-        _compare(extra.values, lambda x: attrs.evolve(forward, extra=Features(x, extra.pairs)), loss, "extra.values")
+        compare(extra.values, lambda x: attrs.evolve(forward, extra=Features(x, extra.pairs)), loss, "extra.values")
     model = forward.model
     if model is not None:
-        _compare(
+        compare(
             model.logits, lambda x: attrs.evolve(forward, model=attrs.evolve(model, logits=x)), loss, "model.logits"
         )
     if forward.pre is not None:
-        _compare(forward.pre, lambda x: attrs.evolve(forward, pre=x), loss, "pre")
+        compare(forward.pre, lambda x: attrs.evolve(forward, pre=x), loss, "pre")
 
 
 @check("losses")
@@ -191,9 +192,9 @@ def own_gradient(bench: Bench) -> None:
     parts = bench.parts(transcoder={"dtype": "float64", "path": "sparse"})
     forward, loss = capture(parts, bench, dtype=torch.float64), parts.losses[0]
     decoder = list(parts.transcoder.parameters())  # by `forward.decode`
-    leaves = [x for x in _leaves(loss(forward)) if all(x is not p for p in decoder)]
+    reached = [x for x in leaves(loss(forward)) if all(x is not p for p in decoder)]
     known = dict(loss.named_parameters()) if isinstance(loss, torch.nn.Module) else {}
-    strangers = [list(x.shape) for x in leaves if all(x is not p for p in known.values())]
+    strangers = [list(x.shape) for x in reached if all(x is not p for p in known.values())]
     expect(
         not strangers,
         "gradients of the loss's own parameters only",
@@ -226,50 +227,6 @@ def own_gradient(bench: Bench) -> None:
                 f"the gradient of the loss by its parameter {name!r}, {numerical:.6g} along a direction",
                 "none" if slope is None else f"{analytic:.6g}",
                 "a `detach()`, a `no_grad` or `.data` on its way; what is only state says `requires_grad_(False)`",
-            )
-
-
-def _leaves(terms: Mapping[str, Tensor]) -> list[Tensor]:
-    """The tensors that a backward pass of terms adds gradients to."""
-    found, seen, left = [], set[Any](), [x.grad_fn for x in terms.values() if x.grad_fn is not None]
-    while left:
-        node = left.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        left += [following for following, _ in node.next_functions if following is not None]
-    return found
-
-
-def _compare(value: Tensor, rebuilt: Callable[[Tensor], Forward], loss: Any, name: str) -> None:
-    """Autograd against central differences, along a fixed random direction, for each term."""
-    # Away from 0, where a ReLU has no derivative.
-    point = torch.where(value.detach().abs() < 1e-3, 0.1, value.detach()).requires_grad_()
-    numbers = torch.Generator().manual_seed(0)
-    direction = torch.randn(point.shape, generator=numbers, dtype=torch.float64)
-    size = 1e-6
-    restore = as_now(loss)
-
-    def terms(x: Tensor) -> Mapping[str, Tensor]:
-        restore()  # what a step changes in it
-        return loss(rebuilt(x))
-
-    # With gradients on, as in a step: a loss may count steps by that, and its state is taken back each time.
-    up, down = terms(point + size * direction), terms(point - size * direction)
-    for term, value_of_term in terms(point).items():
-        numerical = float(up[term].detach() - down[term].detach()) / (2 * size)
-        analytic = 0.0
-        if value_of_term.requires_grad:
-            (slope,) = torch.autograd.grad(value_of_term, point, allow_unused=True, retain_graph=True)
-            analytic = 0.0 if slope is None else float((slope * direction).sum())
-        # Central differences of float64 numbers near 1 are good to about 1e-9.
-        if abs(analytic - numerical) > 1e-5 * max(1e-2, abs(numerical)):
-            complain(
-                f"the gradient of {term!r} by forward.{name} to be its derivative, {numerical:.6g} along a direction",
-                "no gradient" if analytic == 0 else f"{analytic:.6g}",
-                f"a `detach()`, `.item()`, `no_grad` or change in place of what comes from forward.{name}",
             )
 
 
