@@ -82,8 +82,8 @@ def shipped(**changes: Any) -> Setup:
         batch=1024,
         n_layers=6,
         d_model=128,
-        lrs=(1.6e-3, 3.2e-3, 4.5e-3, 6.4e-3),
-        peer_lrs=(4e-3, 8e-3, 1.6e-2, 3.2e-2),
+        lrs=(1.6e-3, 3.2e-3, 4.5e-3, 6.4e-3, 9e-3),
+        peer_lrs=(4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
     )
     return attrs.evolve(setup, **changes)
 
