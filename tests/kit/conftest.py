@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import pytest
@@ -32,6 +32,31 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
                     found[str(case)] = str(error)
                 except SkipTest:
                     pass
+        return found
+
+    return run
+
+
+@pytest.fixture
+def check(distributions: Distributions) -> Callable[..., dict[str, str]]:
+    """What the kit says of a plugin with some texts replaced, by check: `pass`, a failure, or `skip: why`."""
+
+    def run(source: str, only: tuple[str, ...], settings: Any = None, **replaced: str) -> dict[str, str]:
+        for word, text in replaced.items():
+            assert word in source, word
+            source = source.replace(word, text)
+        distributions.forget("plugin_under_test")
+        distributions.module("plugin_under_test", source)
+        found = {}
+        for case in cases("plugin_under_test", settings=settings):
+            if case.check in only:
+                try:
+                    case.run()
+                    found[case.check] = "pass"
+                except Nonconformance as error:
+                    found[case.check] = str(error)
+                except SkipTest as reason:
+                    found[case.check] = f"skip: {reason}"
         return found
 
     return run

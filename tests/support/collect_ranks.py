@@ -21,7 +21,7 @@ from clt_plugins import Single
 from clt_plugins.model.assemble import Parts, assemble
 from tests.support.collect_truth import collect
 from tests.support.helpers import ACTIVATIONS, recipe, stir
-from tests.support.ranks import cut
+from tests.support.rank_cases import cut
 
 TOKENS = 150
 """Held-out tokens: of two data ranks one has a batch more."""

@@ -1,6 +1,10 @@
-"""Plugins with words in the places where tests of the kit make them wrong."""
+"""Plugins with words in the places where tests of the kit make them wrong, and what several of these tests ask."""
 
 from __future__ import annotations
+
+import pytest
+
+from clt_plugins.registry.plugins import load_plugins
 
 HEADER = '''
 from attrs import field, frozen
@@ -88,3 +92,15 @@ class Logger:
 def clt_loggers():
     return [Spec("mine", Config, lambda config, context: Logger(context.folder))]
 """
+
+
+def assert_only(found: dict[str, str], name: str, text: str) -> None:
+    """One check failed, the one of that name, and says why."""
+    failed = [check for check, said in found.items() if said != "pass" and not said.startswith("skip: ")]
+    assert failed == [name], "\n".join(found[each] for each in failed)
+    assert text in found[name]
+
+
+def needs_ranks() -> None:
+    if "tensor" not in load_plugins().choices("parallel"):
+        pytest.skip("no choice 'tensor' for [parallel] is installed")

@@ -21,7 +21,7 @@ from clt_plugins.model.assemble import Parts, assemble
 from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.training.objective import objective
 from tests.support.helpers import ACTIVATIONS, ENCODERS, TYINGS, recipe, stir
-from tests.support.ranks import cut
+from tests.support.rank_cases import cut
 
 CONTEXTS = 3
 """Of a step: of two data ranks one has two, the other one."""

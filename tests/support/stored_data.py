@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
-from clt_datasets import LocalConfig, clt_sources
+from clt_datasets import LocalConfig, RemoteConfig, clt_sources
 from clt_datasets.format.chunk import Style, write_chunk
 from clt_datasets.format.manifest import write_manifest
 from clt_datasets.make.generate import generate
 from clt_plugins import Batch, Context, Single
 from clt_plugins.recipe.read import read_recipe
 from tests.support.helpers import plugins, tables
+
+SMALL = {"tokens": 128, "held_out": 32, "chunk_bytes": 12_000, "block_rows": 8}
+"""Options of `generated`: a few small chunks."""
 
 
 def make_context(*, batch_tokens: int = 16, rank: int = 0, ranks: int = 1, seed: int = 3) -> Context:
@@ -61,6 +64,15 @@ def local(folder: Path, context: Any = None, **config: Any) -> Any:
     return spec.build(LocalConfig(path=folder, **{"buffer_tokens": 64, **config}), context or make_context())
 
 
+def remote(server: Any, dataset: str = "data", context: Any = None, **config: Any) -> Any:
+    """The source, built as for a recipe; from a server or its address."""
+    spec = next(spec for spec in clt_sources() if spec.name == "remote")
+    settings = {"buffer_tokens": 64, "patience_s": 60.0} | config
+    return spec.build(
+        RemoteConfig(url=getattr(server, "url", server), dataset=dataset, **settings), context or make_context()
+    )
+
+
 def generated(folder: Path, *, recipe: dict[str, Any] | None = None, **options: Any) -> Any:
     """Generate a data set; returns the typed recipe."""
     typed = read_recipe(recipe or tables(), plugins=plugins())
@@ -78,3 +90,13 @@ def equal(one: Batch, two: Batch) -> bool:
     """Bit for bit."""
     pairs = [(getattr(one, n), getattr(two, n)) for n in ("inputs", "targets", "token_ids", "positions")]
     return all(a.dtype == b.dtype and torch.equal(a, b) if a is not None else b is None for a, b in pairs)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files but hidden ones."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """By which a file that was written again differs."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("*.h5")}

@@ -16,7 +16,8 @@ from clt_plugins import Faults
 from clt_plugins.cli.main import main_group
 from clt_plugins.toml import toml_text
 from tests.support.exports import ACTIVATIONS, circuit_tracer_forward, close, export, inputs, load, make
-from tests.support.formats import MINIATURES, D, F, L, Truth
+from tests.support.format_truth import D, F, L, Truth
+from tests.support.formats import MINIATURES
 from tests.support.helpers import read_tensors, tables
 
 ONE_OF_EACH = [

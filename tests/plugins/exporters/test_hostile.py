@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 from clt_plugins import Faults
 from tests.support.exports import ACTIVATIONS, export, load, make
-from tests.support.formats import D, F, L, llamascopium, transcoder_set
+from tests.support.format_truth import D, F, L
+from tests.support.formats import transcoder_set
+from tests.support.trainer_formats import llamascopium
 
 
 class Harm:

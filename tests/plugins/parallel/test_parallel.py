@@ -14,10 +14,12 @@ import torch
 from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.testing.processes.ports import free_port
-from tests.support import ranks
+from tests.support import rank_cases
 from tests.support.commands import on_ranks
 from tests.support.helpers import plugins, tables
-from tests.support.ranks import CASES, GRIDS, PASSES, RUN, RUNS, STEERED, STORED, STORED_RUNS, TRAINED
+from tests.support.rank_cases import CASES
+from tests.support.rank_runs import RUN, RUNS, STEERED, STORED, STORED_RUNS
+from tests.support.ranks import GRIDS, PASSES, TRAINED
 from tests.support.stored_data import write_numbered
 
 
@@ -59,11 +61,11 @@ def joined(name: str, key: str, axis: int | None, parts: list[torch.Tensor]) -> 
 
 
 @cache
-def passed_alone(case: ranks.Case) -> tuple[dict[str, int | None], dict[str, torch.Tensor]]:
+def passed_alone(case: rank_cases.Case) -> tuple[dict[str, int | None], dict[str, torch.Tensor]]:
     """The feature axis of each result, and the results of one process."""
-    built = ranks.whole(case)
+    built = rank_cases.whole(case)
     axes = {f"grad.{key}": axis for key, (_, _, axis) in built.transcoder.views().items()}
-    return {**axes, "features": 2, "chosen": 2}, ranks.one_pass(case, built)
+    return {**axes, "features": 2, "chosen": 2}, rank_cases.one_pass(case, built)
 
 
 @pytest.mark.parametrize("name, case", PASSES, ids=lambda part: getattr(part, "name", part))
@@ -85,9 +87,9 @@ def test_ranks_compute_what_one_process_computes(results, name, case):
 
 
 @cache
-def trained_alone(case: ranks.Case) -> tuple[dict[str, int | None], dict[str, torch.Tensor]]:
-    built = ranks.whole(case)
-    return {key: axis for key, (_, _, axis) in built.transcoder.views().items()}, ranks.steps(case, built)
+def trained_alone(case: rank_cases.Case) -> tuple[dict[str, int | None], dict[str, torch.Tensor]]:
+    built = rank_cases.whole(case)
+    return {key: axis for key, (_, _, axis) in built.transcoder.views().items()}, rank_cases.steps(case, built)
 
 
 @pytest.mark.parametrize("name, case", TRAINED, ids=lambda part: getattr(part, "name", part))
@@ -171,7 +173,7 @@ def assert_same_metrics(one: Path, other: Path, tolerance: float) -> None:
 
 @pytest.fixture(scope="module")
 def folder(results: dict[str, Any]) -> Path:
-    """Runs of `ranks.RUNS`, and `alone`: the same in one process."""
+    """Runs of `rank_runs.RUNS`, and `alone`: the same in one process."""
     run(tables(**RUN), out=results["folder"] / "alone", plugins=plugins())
     return results["folder"]
 

@@ -24,7 +24,7 @@ from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.toml import toml_text
 from tests.support.commands import on_ranks, python
 from tests.support.helpers import SMALL, tables
-from tests.support.ranks import RUN
+from tests.support.rank_runs import RUN
 
 INTERRUPTING = "tests.support.interrupting"
 

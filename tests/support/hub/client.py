@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from clt_plugins.files.hub import library
 from tests.support.hub.guard import guarded
-from tests.support.hub.standin import TOKEN
+from tests.support.hub.lookups import TOKEN
 
 
 def environment(url: str, home: Path, token: str | None = TOKEN) -> dict[str, str]:
