@@ -153,7 +153,8 @@ class Peer:
 
 WHAT = (
     "Held-out NMSE on documents by which nothing was chosen; mean and half the range over seeds. At equal tokens, "
-    "features, k and batch, on the same stored activations. Each has the best of four learning rates on other held-out "
-    "documents, except for ours without a rate in their name. Rows with more steps have as many as the processor time "
-    "of decode-clt allows, on more text, and one seed."
+    "features, k and batch, on the same stored activations. Each has the best of four or five learning rates on other "
+    "held-out documents, except for ours without a rate in their name. Rows with more steps have as many as the "
+    "processor time of decode-clt allows, on more text, and one seed; there a step's seconds include the language "
+    "model's pass, which is charged to neither."
 )
