@@ -16,7 +16,7 @@ from clt_plugins.data.batch import Batch
 from clt_plugins.data.features import Features
 from clt_plugins.errors import Refused, WrongReturn
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.training.shares import own_tokens, share_of, whole
+from clt_plugins.training.step.shares import own_tokens, share_of, whole
 
 
 def _terms(loss: Loss, forward: Forward) -> Mapping[str, Tensor]:

@@ -17,7 +17,7 @@ from clt_plugins.contract.training.loss import RunsModel
 from clt_plugins.model.parameters import is_matrix
 from clt_plugins.model.transcoder import DENSE_ABOVE, CrossLayerTranscoder
 from clt_plugins.training.optimizers.make import build_optimizer, weights_of
-from clt_plugins.training.shares import own_tokens
+from clt_plugins.training.step.shares import own_tokens
 
 if TYPE_CHECKING:
     from clt_plugins.contract.recipe import Recipe
