@@ -9,7 +9,7 @@ One step, from left to right through the code, with the file of each part:
     activate               pre-activation -> feature value, [N]           a plugin's Activation
     decode                 the features' rows, summed over ranks          a plugin's Tying; model/sparse -> Kernels
     in the model           the language model with the transcoder in it   model/in_model; if a loss asks for it
-    losses                 scalar terms of one forward pass, added up     training/objective, step/shares; a plugin's Loss
+    losses                 scalar terms of one forward pass, added up     training/objective, step/shares; plugins' Loss
     steer                  weights of penalties, where L0 has a target    training/between/steering
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
