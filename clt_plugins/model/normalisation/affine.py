@@ -92,7 +92,8 @@ class AffineNormalisation(nn.Module):
         # Narrow activations are widened as they are read, which is a pass less.
         if units.inverse is not None:
             return rows_times(raw - units.shift, units.inverse)
-        # (raw - shift) / scale in one pass. It rounds numbers of the size of raw / scale, as raw itself was rounded.
+        # (raw - shift) / scale in one pass. Its summands have the size of raw / scale, so rounding them costs no more
+        # than the rounding of raw has cost already, also where the shift is large.
         inverse = units.scale.reciprocal()
         return torch.addcmul(-units.shift * inverse, raw, inverse)
 

@@ -94,7 +94,7 @@ def tensor_parallel(bench: Bench) -> None:
     expected |= _after_step(parts, bench)
     changes["parallel"] = {"name": CHOICE}
     for world in RANKS:
-        # As with gloo; and for losses as with nccl, where ranks that have as many tokens each split them.
+        # Losses are tried twice: with whole sums, as with gloo, and with shares of the tokens, as with nccl.
         for splits in (False, True) if bench.slot == "losses" and TOKENS % world == 0 else (False,):
             results = on_ranks(bench, world, step_on_rank, changes, weights, splits)
             skip_if_refused(results)

@@ -53,6 +53,19 @@ def test_each_method_does_what_its_name_says():
     torch.testing.assert_close(scaled.square().mean((0, 2)), torch.ones(2, dtype=torch.float64))
 
 
+def test_a_mean_a_thousand_times_the_deviation_costs_no_digits_but_those_of_the_activations_themselves():
+    sizes = torch.tensor([1e-2, 1.0, 30.0, 1.0], dtype=torch.float64)
+    means = torch.tensor([10.0, 1e3, 3e4, 0.0], dtype=torch.float64)
+    drawn = [Batch(*((x * sizes + means).float() for x in (b.inputs, b.targets))) for b in batches(0.0)]
+    transcoder = parts(source={"layers": 2, "d_model": 4}, normalisation={"name": "mean_std"}).transcoder
+    fit_to_batches(transcoder, drawn)
+    shift, scale = (transcoder.statistics()[f"input_{name}"].double() for name in ("shift", "scale"))
+    raw = drawn[2].inputs
+    wrong = transcoder.normaliser.inputs(raw).double() - (raw.double() - shift) / scale
+    # A rounding of raw is at most half a unit in its last place. There are three roundings of such numbers.
+    assert (wrong.abs() <= 3 * 2**-24 * (raw.double().abs() / scale + 1)).all()
+
+
 def test_a_dimension_that_never_varied_is_scaled_like_the_others_of_its_layer():
     drawn = batches()
     for batch in drawn:

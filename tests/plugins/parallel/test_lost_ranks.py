@@ -40,14 +40,16 @@ class Waits:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, at_start: bool) -> Grid:
-    """Rank 0 of 2, whose reductions fail."""
+    """Rank 0 of 2, whose collectives of tensors fail."""
 
-    def all_reduce(x: torch.Tensor, **_: Any) -> Waits:
+    def collective(*_: Any, **__: Any) -> Waits:
         if at_start:
             raise error
         return Waits(error)
 
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "all_reduce", collective)
+    monkeypatch.setattr("clt_parallel.grid.REDUCE_SCATTER", collective)
+    monkeypatch.setattr("clt_parallel.grid.ALL_GATHER", collective)
     return Grid(0, 2, 1, dict.fromkeys(("features", "tokens", "all"), object()))
 
 
@@ -59,6 +61,10 @@ def test_an_error_of_the_process_group_says_that_a_rank_is_lost_and_how_to_conti
         grid.total(torch.ones(3))
     with pytest.raises(ConnectionError, match="another of the 2 ranks"):
         grid.sum_features(torch.ones(3))
+    with pytest.raises(ConnectionError, match="another of the 2 ranks"):
+        grid.sum_share_later(torch.ones(4))()
+    with pytest.raises(ConnectionError, match="another of the 2 ranks"):
+        grid.join_shares(torch.ones(2))
 
 
 @pytest.mark.parametrize("at_start", [True, False])
