@@ -17,6 +17,7 @@ from tests.benchmarks.quality.__main__ import LOTS, main
 from tests.benchmarks.quality.data import Stored
 from tests.benchmarks.quality.earlier import take
 from tests.benchmarks.quality.lot import Lot, differences, result, today
+from tests.benchmarks.quality.one import Job
 from tests.benchmarks.quality.recipes import BASE, RECIPES, merged
 from tests.support import tables as documents
 from tests.support.commands import Python
@@ -146,6 +147,27 @@ def test_a_result_counts_while_its_settings_are_those_of_today(tmp_path: Path) -
     assert differences({"losses": [{"name": "mse"}]}, {"losses": [{"name": "mse"}, {"name": "auxk"}]}) == [
         "losses.length"
     ]
+
+
+def test_what_another_process_has_done_in_the_meantime_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lot = Lot(tmp_path)
+    jobs = [lot.job(TINY, BASE, seed, RECIPES[BASE].tables(TINY, seed)) for seed in range(3)]
+    started = []
+
+    def start(_: Lot, job: Job) -> Any:
+        """A run that is done at once, while another process does the second job."""
+        started.append(job.seed)
+        for done in (job, jobs[1]):
+            done.result.parent.mkdir(parents=True, exist_ok=True)
+            done.result.write_text(json.dumps({"settings": today(done)}))
+        return Python("-c", "")
+
+    monkeypatch.setattr(Lot, "_start", start)
+    assert lot.run(jobs) == []
+    assert started == [0, 2]
+    assert "2/3  shipped: batchtopk, seed 1: another process has done it" in capsys.readouterr().err
 
 
 def test_spreads_and_ratios_by_hand() -> None:

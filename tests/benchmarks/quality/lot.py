@@ -65,7 +65,8 @@ class Lot:
     def run(self, jobs: Iterable[Job]) -> list[Job]:
         """Run what is missing, some at a time; returns those that failed.
 
-        Those of another process are left to it, and count as failed if it has not finished them by the end.
+        Those of another process are left to it, and count as failed if it has not finished them by the end. What
+        another has done in the meantime is not done again.
         """
         clean(self.folder)
         left = self.missing(jobs)
@@ -78,7 +79,11 @@ class Lot:
                 queue = iter(left)
                 while True:
                     while len(running) < self.jobs and (job := next(queue, None)) is not None:
-                        running[self._start(job)] = job, time.perf_counter()
+                        if result(job) is None:
+                            running[self._start(job)] = job, time.perf_counter()
+                            continue
+                        done += 1
+                        tell(f"{done}/{len(left)}  {name(job)}: another process has done it")
                     if not running:
                         return [job for job in failed if result(job) is None]
                     time.sleep(0.05)
@@ -152,16 +157,19 @@ def clean(folder: Path) -> None:
                 shutil.rmtree(work, ignore_errors=True) if work.is_dir() else work.unlink(missing_ok=True)
 
 
+def name(job: Job) -> str:
+    return f"{job.setup.name}: {job.recipe}, seed {job.seed}"
+
+
 def summary(job: Job, process: subprocess.Popen[bytes]) -> str:
     """A line about a run that has ended."""
-    name = f"{job.setup.name}: {job.recipe}, seed {job.seed}"
     if process.returncode == BUSY:
-        return f"{name}: left to another process"
+        return f"{name(job)}: left to another process"
     figures = result(job)
     if process.returncode or figures is None:
-        return f"{name}: failed with {process.returncode}"
+        return f"{name(job)}: failed with {process.returncode}"
     shown = ("nmse_report", "nmse_choose", "l0_report", "dead_fraction_report", "ce_recovered", "kl", "cpu_step_s")
-    return name + "".join(f"  {key} {figures[key]:.4g}" for key in shown if figures.get(key) is not None)
+    return name(job) + "".join(f"  {key} {figures[key]:.4g}" for key in shown if figures.get(key) is not None)
 
 
 def tell(text: str) -> None:

@@ -186,9 +186,10 @@ def test_scramble_publishes_no_damaged_held_out_rows(tmp_path: Path) -> None:
 def test_scramble_needs_few_open_files(tmp_path: Path) -> None:
     write_numbered(tmp_path / "data", [2000])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = os.dup(2)
-    os.close(highest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, hard))
+    free = [os.dup(2) for _ in range(10)]  # the ten lowest numbers: they need not follow on each other
+    for number in free:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
     try:
         # Some forty buckets.
         scramble(tmp_path / "data", tmp_path / "out", 0, memory=20_000)
