@@ -184,6 +184,7 @@ def test_the_whole_context_opens_on_a_click(made: Made, opened: Any) -> None:
     page = opened(made.folder, "#/feature/0/7")
     example = made.collected.examples(0, 7).top[0]
     context = page.locator(".context").first
+    context.locator(".token").first.wait_for()  # a page has its title before its examples
     before = context.locator(".token").count()
     context.locator(".tokens").click(position={"x": 3, "y": 5})
     context.locator("[aria-expanded=true]").wait_for()
