@@ -131,7 +131,8 @@ class Grids:
         tables_ = Recipe("", lambda _: changes).tables(setup, seed)
         if share == 0.0:
             tables_["schedule"]["warmup_steps"] = 0
-        return self.lot.job(setup, f"{grid}: {name}", seed, tables_)
+        # The table shows nothing of the language model, so its figures are not measured.
+        return self.lot.job(attrs.evolve(setup, model_tokens=0), f"{grid}: {name}", seed, tables_)
 
     def _results(self, setup: Setup, grid: str, name: str) -> list[dict[str, Any]]:
         jobs = [self._job(setup, grid, name, seed) for seed in self.seeds]

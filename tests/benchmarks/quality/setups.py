@@ -28,7 +28,7 @@ class Setup:
     report_tokens: int
     """Held out in other documents, to report figures of what was chosen."""
     model_tokens: int
-    """Of the latter, those that the language model reads with the transcoder in the place of its MLPs."""
+    """Of the latter, those that the language model reads with the transcoder in the place of its MLPs; 0: none."""
     features: int
     k: int
     batch: int
