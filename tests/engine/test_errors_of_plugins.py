@@ -13,7 +13,7 @@ from clt_plugins import Faults, read_recipe
 from clt_plugins.cli.main import main_group
 from clt_plugins.errors import ExitCode
 from tests.support.helpers import tables
-from tests.support.third_party import HEADER
+from tests.support.third_party import HEADER, RECIPE
 
 LOSS = (
     HEADER
@@ -40,32 +40,6 @@ def clt_check(recipe):
     return []
 """
 )
-
-RECIPE = """
-name = "x"
-activation = { name = "topk", k = 4 }
-loggers = []
-
-[source]
-name = "synthetic"
-
-[transcoder]
-features = 16
-device = "cpu"
-
-[[losses]]
-name = "mse"
-
-[[losses]]
-name = "mine"
-weight = 2.0
-
-[train]
-statistics_tokens = 64
-steps = 2
-batch_tokens = 32
-eval_tokens = 32
-"""
 
 
 @pytest.fixture

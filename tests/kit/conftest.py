@@ -9,6 +9,7 @@ from unittest import SkipTest
 import pytest
 
 from clt_plugins.testing import Nonconformance, cases
+from tests.support.kit_says import failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -19,20 +20,9 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
     """What the kit says of a plugin, by `choice/check`; source text replaced first."""
 
     def run(source: str, only: str = "", **replaced: str) -> dict[str, str]:
-        for word, text in replaced.items():
-            source = source.replace(word, text)
-        distributions.forget("plugin_under_test")
-        distributions.module("plugin_under_test", source)
-        found = {}
-        for case in cases("plugin_under_test"):
-            if only in str(case) and case.slot != "plugin":  # these modules import torch, and much else
-                try:
-                    case.run()
-                except Nonconformance as error:
-                    found[str(case)] = str(error)
-                except SkipTest:
-                    pass
-        return found
+        module = installed(distributions, source, **replaced)
+        # These modules import torch, and much else.
+        return failures_of(module, lambda case: only in str(case) and case.slot != "plugin")
 
     return run
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from unittest import SkipTest
 
 import pytest
 
 from clt_plugins.registry.plugins import load_plugins
-from clt_plugins.testing import Nonconformance, cases
+from tests.support.kit_says import by_check, failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -67,20 +66,9 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
     """What the kit says of a plugin, by check; some source text replaced."""
 
     def run(source: str, **replaced: str) -> dict[str, str]:
-        for word, text in replaced.items():
-            source = source.replace(word, text)
-        distributions.forget("callbacks_under_test")
-        distributions.module("callbacks_under_test", source)
-        found = {}
-        for case in cases("callbacks_under_test"):
-            if case.check in ("members", "resume", "ranks", "feature_rows"):
-                try:
-                    case.run()
-                except Nonconformance as error:
-                    found[case.check] = str(error)
-                except SkipTest:
-                    pass
-        return found
+        module = installed(distributions, source, **replaced)
+        wanted = ("members", "resume", "ranks", "feature_rows")
+        return by_check(failures_of(module, lambda case: case.check in wanted))
 
     return run
 

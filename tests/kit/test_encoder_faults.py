@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from unittest import SkipTest
 
 import pytest
 
-from clt_plugins.testing import Nonconformance, cases
+from clt_plugins.testing import Case
+from tests.support.kit_says import by_check, failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -73,19 +73,11 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
     """What the kit says of a plugin by check: one, those of encoders alone, or all (None)."""
 
     def run(source: str, only: str | None = "") -> dict[str, str]:
-        distributions.forget("encoder_under_test")
-        distributions.module("encoder_under_test", source)
-        found = {}
-        for case in cases("encoder_under_test"):
+        def wanted(case: Case) -> bool:
             asked = case.check == only or (not only and case.check in CHECKS)
-            if asked or (only is None and case.slot != "plugin"):  # the module imports torch
-                try:
-                    case.run()
-                except Nonconformance as error:
-                    found[case.check] = str(error)
-                except SkipTest:
-                    pass
-        return found
+            return asked or (only is None and case.slot != "plugin")  # the module imports torch
+
+        return by_check(failures_of(installed(distributions, source), wanted))
 
     return run
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from unittest import SkipTest
 
 import pytest
 
-from clt_plugins.testing import Nonconformance, cases
+from clt_plugins.testing import Case
+from tests.support.kit_says import by_check, failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -107,24 +107,11 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
     """What the kit says of a plugin, by check."""
 
     def run(source: str, only: str = "", **replaced: str) -> dict[str, str]:
-        for word, text in replaced.items():
-            source = source.replace(word, text)
-        distributions.forget("batches_under_test")
-        distributions.module("batches_under_test", source)
-        found = {}
-        for case in cases("batches_under_test"):
-            if (
-                case.slot in ("transforms", "metrics")
-                and case.check not in ("config", "default")
-                and only in case.check
-            ):
-                try:
-                    case.run()
-                except Nonconformance as error:
-                    found[case.check] = str(error)
-                except SkipTest:
-                    pass
-        return found
+        def wanted(case: Case) -> bool:
+            basic = case.check in ("config", "default")
+            return case.slot in ("transforms", "metrics") and not basic and only in case.check
+
+        return by_check(failures_of(installed(distributions, source, **replaced), wanted))
 
     return run
 

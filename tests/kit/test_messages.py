@@ -15,6 +15,7 @@ from clt_plugins.errors import ExitCode, Faults, PluginError, parse_path
 from clt_plugins.recipe import lines
 from clt_plugins.registry.plugins import load_plugins
 from tests.support.helpers import tables
+from tests.support.third_party import RECIPE
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -45,31 +46,6 @@ def build(config, context):
 def clt_losses():
     return [Spec("mine", Config, build)]
 '''
-
-RECIPE = """
-name = "x"
-activation = { name = "topk", k = 4 }
-loggers = []
-
-[source]
-name = "synthetic"
-
-[transcoder]
-features = 16
-device = "cpu"
-
-[[losses]]
-name = "mse"
-
-[[losses]]
-name = "mine"
-
-[train]
-statistics_tokens = 64
-steps = 2
-batch_tokens = 32
-eval_tokens = 32
-"""
 
 REMEDY = "update it (pip install -U clt-bad), or leave it out (-p no:bad)"
 

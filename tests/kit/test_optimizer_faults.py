@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from unittest import SkipTest
 
 import pytest
 
-from clt_plugins.testing import Nonconformance, cases
+from clt_plugins.testing import Case
+from tests.support.kit_says import by_check, failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -121,18 +121,10 @@ def failures(distributions: Distributions) -> Callable[..., dict[str, str]]:
     """What the kit says of a plugin by `choice/check`; one check or all."""
 
     def run(source: str, only: str = "") -> dict[str, str]:
-        distributions.forget("plugin_under_test")
-        distributions.module("plugin_under_test", source)
-        found = {}
-        for case in cases("plugin_under_test"):
-            if only in ("", case.check) and case.slot != "plugin":
-                try:
-                    case.run()
-                except Nonconformance as error:
-                    found[case.check] = str(error)
-                except SkipTest:
-                    pass
-        return found
+        def wanted(case: Case) -> bool:
+            return only in ("", case.check) and case.slot != "plugin"
+
+        return by_check(failures_of(installed(distributions, source), wanted))
 
     return run
 

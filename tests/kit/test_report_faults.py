@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from unittest import SkipTest
 
 import pytest
 
-from clt_plugins.testing import Nonconformance, cases
+from tests.support.kit_says import by_check, failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -77,22 +76,10 @@ def found(distributions: Distributions) -> Callable[..., dict[str, str]]:
     """Failures of the report with some words replaced: check -> its message."""
 
     def find(check: str, **faults: str) -> dict[str, str]:
-        text = REPORT
-        for word, value in {**RIGHT, **faults}.items():
-            text = text.replace(word, value)
-        distributions.forget("report_under_test")
-        distributions.module("report_under_test", text)
-        out = {}
-        for case in cases("report_under_test"):
-            # All for the report that is right; else the check that finds the fault, and the basic one.
-            if case.check in (CHECKED if not check else ("write", check)):
-                try:
-                    case.run()
-                except Nonconformance as error:
-                    out[case.check] = str(error)
-                except SkipTest:
-                    pass
-        return out
+        module = installed(distributions, REPORT, **{**RIGHT, **faults})
+        # All for the report that is right; else the check that finds the fault, and the basic one.
+        wanted = ("write", check) if check else CHECKED
+        return by_check(failures_of(module, lambda case: case.check in wanted))
 
     return find
 

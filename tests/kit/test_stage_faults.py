@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest import SkipTest
 
 import pytest
 
-from clt_plugins.testing import Nonconformance, cases
+from tests.support.kit_says import by_check, failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
@@ -86,21 +85,9 @@ def found(
     monkeypatch.chdir(tmp_path)  # one of the faults is a file written into the current folder
 
     def find(**faults: str) -> dict[str, str]:
-        text = STAGE
-        for word, value in {**RIGHT, **faults}.items():
-            text = text.replace(word, value)
-        distributions.forget("stage_under_test")
-        distributions.module("stage_under_test", text)
-        out = {}
-        for case in cases("stage_under_test"):
-            if case.check in ("run", "before_training", "broken_off", "repeatable"):
-                try:
-                    case.run()
-                except Nonconformance as error:
-                    out[case.check] = str(error)
-                except SkipTest:
-                    pass
-        return out
+        module = installed(distributions, STAGE, **{**RIGHT, **faults})
+        wanted = ("run", "before_training", "broken_off", "repeatable")
+        return by_check(failures_of(module, lambda case: case.check in wanted))
 
     return find
 

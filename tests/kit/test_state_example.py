@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from unittest import SkipTest
 
 import pytest
 
 from clt_plugins.registry.plugins import load_plugins
-from clt_plugins.testing import Nonconformance, cases
 from tests.support.guide import package
+from tests.support.kit_says import failures_of
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
 
 
 def failures(only: str = "") -> dict[str, str]:
-    found = {}
-    for case in cases("clt_state"):
-        if only in str(case):
-            try:
-                case.run()
-            except Nonconformance as error:
-                found[str(case)] = str(error)
-            except SkipTest:
-                pass
-    return found
+    return failures_of("clt_state", lambda case: only in str(case))
 
 
 def test_the_example_of_the_guide_conforms(distributions: Distributions) -> None:

@@ -1,4 +1,4 @@
-"""How the sources of third parties' plugins begin that tests install."""
+"""How the sources of third parties' plugins begin that tests install, and a recipe with the loss `mine` of one."""
 
 from __future__ import annotations
 
@@ -13,3 +13,28 @@ class Config:
     weight: float = 1.0
     """A number."""
 '''
+RECIPE = """
+name = "x"
+activation = { name = "topk", k = 4 }
+loggers = []
+
+[source]
+name = "synthetic"
+
+[transcoder]
+features = 16
+device = "cpu"
+
+[[losses]]
+name = "mse"
+
+[[losses]]
+name = "mine"
+weight = 2.0
+
+[train]
+statistics_tokens = 64
+steps = 2
+batch_tokens = 32
+eval_tokens = 32
+"""
