@@ -15,6 +15,7 @@ import pytest
 from tests.benchmarks.quality import data, setups, tables
 from tests.benchmarks.quality.__main__ import LOTS, main
 from tests.benchmarks.quality.data import Stored
+from tests.benchmarks.quality.defaults import LONGER
 from tests.benchmarks.quality.earlier import take
 from tests.benchmarks.quality.lot import Lot, differences, result, today
 from tests.benchmarks.quality.one import Job
@@ -127,7 +128,8 @@ def test_every_recipe_of_a_lot_can_be_read(tmp_path: Path, name: str) -> None:
     for job in ours:
         if job.seed == 0:
             train = today(job)["train"]
-            assert train["lr"] > 0 and train["steps"] * train["batch_tokens"] == job.setup.tokens
+            times = LONGER if "times the tokens" in job.recipe else 1
+            assert train["lr"] > 0 and train["steps"] * train["batch_tokens"] == times * job.setup.tokens
 
 
 def test_a_result_counts_while_its_settings_are_those_of_today(tmp_path: Path) -> None:
@@ -176,6 +178,37 @@ def test_spreads_and_ratios_by_hand() -> None:
     assert tables.ratio(runs, base) == "1.250 ± 0.250"
     assert tables.spread([0.5], ".1f") == "0.5"
     assert tables.spread([0.5, None], ".1f") == "-"
+
+
+def test_the_best_value_of_a_grid_is_that_with_the_least_error_and_few_dead_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tables, documents):
+        monkeypatch.setattr(module, "MEASUREMENTS", tmp_path)
+    hundred_steps = attrs.evolve(TINY, tokens=100 * TINY.batch)
+    plan = LOTS["defaults"](Lot(tmp_path), [hundred_steps], range(2), {"warm-up"})
+    by_value = {
+        "default": (0.3, 0.30, 0.0),
+        "0 of the steps": (0.1, 0.15, 0.03),  # the least error, but too many dead features
+        "0.05 of the steps": (0.2, 0.25, 0.02),
+        "0.2 of the steps": (0.4, 0.10, 0.0),  # better only on the documents that choose nothing
+    }
+    first = [job for job in plan.jobs() if job.seed == 0]
+    assert [job.recipe for job in first] == [f"warm-up: {value}" for value in by_value]
+    for job, (choose, report, dead) in zip(first, by_value.values(), strict=True):
+        assert job.setup.model_tokens == 0
+        job.result.parent.mkdir(parents=True, exist_ok=True)
+        dead_features = {"dead_fraction_choose": dead, "dead_fraction_report": dead}
+        about = {"recipe": job.recipe, "seed": 0, "commit": "abc", "lr": 1e-3, "settings": today(job)}
+        figures = {"nmse_choose": choose, "nmse_report": report, **dead_features}
+        job.result.write_text(json.dumps({**about, **figures}))
+    second = [job.recipe for job in plan.jobs() if job.seed == 1]
+    assert second == ["warm-up: 0.05 of the steps", "warm-up: default"]
+    plan.write()
+    lines = [line for line in documents.block("defaults").splitlines() if "warm-up" in line]
+    assert len(lines) == 4 and [line for line in lines if "**" in line] == [
+        "| shipped model | warm-up | **0.05 of the steps** | 0.001 | 1 | 0.2000 | 0.2500 | 2.0% | 0.833 |"
+    ]
 
 
 def test_runs_of_a_table_that_lacks_others_are_kept_beside_the_old_one(folder: Path, monkeypatch: Any) -> None:
