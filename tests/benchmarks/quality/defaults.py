@@ -21,7 +21,8 @@ FACTORS = (0.5, 1.41, 2.0)
 """Learning rates besides the default, over 0.25 / sqrt(features of all layers)."""
 BATCHES = (256, 512, 1024, 2048, 4096)
 LONGER = 4
-"""How many times the tokens a longer run has: at equal tokens a large batch has few steps."""
+"""How many times the tokens a longer run has: what suits a short one need not suit it."""
+LONGER_FACTORS = (0.25, 0.5, 2.0)
 DEAD = 0.02
 """The largest share of features never active with which a value can be the best."""
 
@@ -39,7 +40,8 @@ def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
         size: dict[str, Any] = {} if features is None else {"transcoder": {"features": features}}
         if times > 1:
             size |= {"times": times, **setup.stream(), "data_seed": 0}
-        named = {f"lr × {factor:g}": {"lr": _rate(setup, factor, features)} for factor in FACTORS}
+        factors = FACTORS if times == 1 else LONGER_FACTORS
+        named = {f"lr × {factor:g}": {"lr": _rate(setup, factor, features)} for factor in factors}
         return {"default": {**size, "train": train}} | {
             name: {**size, "train": {**train, **rate}} for name, rate in named.items()
         }
