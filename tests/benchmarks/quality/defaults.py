@@ -20,9 +20,8 @@ from tests.benchmarks.quality.setups import Setup
 FACTORS = (0.5, 1.41, 2.0)
 """Learning rates besides the default, over 0.25 / sqrt(features of all layers)."""
 BATCHES = (256, 512, 1024, 2048, 4096)
-LONGER = 4
-"""How many times the tokens a longer run has: what suits a short one need not suit it."""
-LONGER_FACTORS = (0.25, 0.5, 2.0)
+LONGER = {4: (0.25, 0.5, 2.0), 16: (0.125, 0.25, 0.5)}
+"""Factors where a run has so many times the tokens: what suits a short run need not suit a longer one."""
 DEAD = 0.02
 """The largest share of features never active with which a value can be the best."""
 
@@ -40,7 +39,7 @@ def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
         size: dict[str, Any] = {} if features is None else {"transcoder": {"features": features}}
         if times > 1:
             size |= {"times": times, **setup.stream(), "data_seed": 0}
-        factors = FACTORS if times == 1 else LONGER_FACTORS
+        factors = LONGER.get(times, FACTORS)
         named = {f"lr × {factor:g}": {"lr": _rate(setup, factor, features)} for factor in factors}
         return {"default": {**size, "train": train}} | {
             name: {**size, "train": {**train, **rate}} for name, rate in named.items()
@@ -61,8 +60,8 @@ def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
     return {
         **{f"batch {batch:,}": rates({"batch_tokens": batch}) for batch in BATCHES},
         **{
-            f"batch {batch:,}, {LONGER} times the tokens": rates({"batch_tokens": batch}, times=LONGER)
-            for batch in setup.longer_batches
+            f"batch {batch:,}, {times} times the tokens": rates({"batch_tokens": batch}, times=times)
+            for batch, times in setup.longer
         },
         **{
             f"{features:,} features": rates({"batch_tokens": setup.batch}, features)

@@ -38,8 +38,8 @@ class Setup:
     """Learning rates tried of ours."""
     peer_lrs: tuple[float, ...]
     """Learning rates tried of decode-clt."""
-    longer_batches: tuple[int, ...] = ()
-    """Batches at which learning rates are compared at several times the tokens too; the language model reads those."""
+    longer: tuple[tuple[int, int], ...] = ()
+    """Batches at which learning rates are compared at so many times the tokens too; the language model reads those."""
 
     def tables(self, batch: int | None = None, steps: int | None = None) -> dict[str, Any]:
         """A recipe's tables with the project's defaults, for all that a run needs but its source."""
@@ -86,7 +86,7 @@ def shipped(**changes: Any) -> Setup:
         d_model=128,
         lrs=(1.6e-3, 3.2e-3, 4.5e-3, 6.4e-3, 9e-3),
         peer_lrs=(4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
-        longer_batches=(1024, 4096),
+        longer=((1024, 4), (4096, 4), (1024, 16)),
     )
     return attrs.evolve(setup, **changes)
 
