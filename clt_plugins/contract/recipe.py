@@ -90,7 +90,8 @@ class TrainConfig:
     """Tokens that statistics for the normalisation are estimated from before the first step, where the source does not
     store them; they are trained on as well."""
     lr: float | None = field(default=None, validator=validators.optional(positive))
-    """Learning rate at its highest; 0.25 / sqrt(features of all layers together) if not given."""
+    """Learning rate at its highest. If not given, 0.25 / sqrt(features of all layers together); in runs of more than
+    600 steps, that times sqrt(600 / steps)."""
     clip_norm: float | None = field(default=None, validator=validators.optional(positive))
     """Gradients are scaled down to this 2-norm; not clipped if not given."""
     precision: Literal["fp32", "tf32", "bf16", "fp8"] = "fp32"

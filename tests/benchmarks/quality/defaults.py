@@ -11,24 +11,26 @@ from typing import Any
 
 import attrs
 
+from clt_plugins.contract.recipe import TrainConfig
+from clt_plugins.training.optimizers.rate import with_rate
 from tests.benchmarks.quality import tables
 from tests.benchmarks.quality.lot import Lot, result
 from tests.benchmarks.quality.one import Job
 from tests.benchmarks.quality.recipes import Recipe
 from tests.benchmarks.quality.setups import Setup
 
-FACTORS = (0.5, 1.41, 2.0)
-"""Learning rates besides the default, over 0.25 / sqrt(features of all layers)."""
+FACTORS = (0.5, 1.0, 1.41, 2.0)
+"""Learning rates over 0.25 / sqrt(features of all layers); 1 only where it is not the default."""
 BATCHES = (256, 512, 1024, 2048, 4096)
-LONGER = {4: (0.25, 0.5, 2.0), 16: (0.125, 0.25, 0.5)}
+LONGER = {4: (0.25, 0.5, 1.0, 2.0), 16: (0.125, 0.25, 0.5, 1.0)}
 """Factors where a run has so many times the tokens: what suits a short run need not suit a longer one."""
 DEAD = 0.02
 """The largest share of features never active with which a value can be the best."""
 
 
-def _rate(setup: Setup, factor: float, features: int | None = None) -> float:
-    n_features = (features or setup.features) * setup.n_layers
-    return float(f"{factor * 0.25 * n_features**-0.5:.3g}")
+def _rate(factor: float, features: int) -> float:
+    digits = 2 if factor == 1 else 3  # two are the default's
+    return float(f"{factor * 0.25 * features**-0.5:.{digits}g}")
 
 
 def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
@@ -39,10 +41,12 @@ def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
         size: dict[str, Any] = {} if features is None else {"transcoder": {"features": features}}
         if times > 1:
             size |= {"times": times, **setup.stream(), "data_seed": 0}
-        factors = LONGER.get(times, FACTORS)
-        named = {f"lr × {factor:g}": {"lr": _rate(setup, factor, features)} for factor in factors}
+        of_all = (features or setup.features) * setup.n_layers
+        batch = train.get("batch_tokens", setup.batch)
+        default = with_rate(TrainConfig(steps=setup.tokens * times // batch), of_all).lr
+        found = {f"lr × {factor:g}": _rate(factor, of_all) for factor in LONGER.get(times, FACTORS)}
         return {"default": {**size, "train": train}} | {
-            name: {**size, "train": {**train, **rate}} for name, rate in named.items()
+            name: {**size, "train": {**train, "lr": lr}} for name, lr in found.items() if lr != default
         }
 
     def base(**changes: Any) -> dict[str, dict[str, Any]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clt_plugins import run
 from clt_plugins.contract.recipe import TrainConfig
+from clt_plugins.training.optimizers import rate
 from clt_plugins.training.optimizers.rate import with_rate
 from tests.support.helpers import tables
 
@@ -26,6 +28,16 @@ def test_the_learning_rate_falls_with_the_root_of_the_number_of_features() -> No
     assert with_rate(TrainConfig(steps=1, lr=3e-5), 6144).lr == 3e-5
 
 
+def test_the_learning_rate_falls_with_the_root_of_the_steps_of_longer_runs() -> None:
+    def of(**train: int) -> float | None:
+        return with_rate(TrainConfig(**train), 10_000).lr
+
+    assert of(steps=1) == of(steps=600) == 0.0025
+    assert of(steps=2400) == pytest.approx(0.0025 / 2, rel=0.05), "rounded to two digits"
+    assert of(steps=60_000) == 0.00025
+    assert of(steps=60_000, schedule_steps=600) == 0.0025, "the steps that the schedule goes over"
+
+
 def test_the_run_says_what_it_took(tmp_path: Path) -> None:
     table = tables(loggers=["jsonl"])
     for name in ("lr", "dead_after_tokens"):
@@ -36,3 +48,21 @@ def test_the_run_says_what_it_took(tmp_path: Path) -> None:
     assert written["lr"] == pytest.approx(0.25 / 30**0.5, rel=0.02)
     assert written["dead_after_tokens"] == 9
     assert run(table, out=tmp_path / "run", resume="latest").n_layers == 3, "it can be resumed by the same recipe"
+
+
+def test_a_run_that_goes_on_for_longer_keeps_its_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate, "SHORT_STEPS", 3)
+    table = tables()
+    del table["train"]["lr"]
+
+    def written() -> dict[str, Any]:
+        return tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]
+
+    run(table, out=tmp_path / "run")
+    assert written()["lr"] == pytest.approx(0.25 / 30**0.5 / 2, rel=0.02)  # 12 steps
+    before = written()["lr"]
+    table["train"]["steps"] = 48
+    run(table, out=tmp_path / "run", resume="latest")
+    assert written()["lr"] == before and written()["schedule_steps"] == 12
+    run(table, out=tmp_path / "run", resume="latest", accept=["train.steps"])
+    assert written()["lr"] == pytest.approx(before / 2, rel=0.05), "as if it had begun with so many steps"
