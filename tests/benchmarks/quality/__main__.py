@@ -8,7 +8,7 @@ Activations of a language model are stored once in the folder. Each run is a pro
 missing. Lots:
 
 - `ablation`: the recipes of `recipes`, at equal tokens.
-- `defaults`: learning rates by batch, features and k; AuxK's k; warm-up; annealing (`defaults`).
+- `defaults`: learning rates by batch, tokens, features and k; AuxK; betas; warm-up; annealing (`defaults`).
 - `peer`: decode-clt's own trainer, at equal tokens and at equal time (`peer`).
 
 Two sets of held-out documents: `choose`, by which settings are chosen, and `report`, on which figures are reported.

@@ -61,6 +61,7 @@ def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
         }
         for share in (0.25, 1.0, 2.0)
     }
+    auxk["no pull"] = {"losses": [{"name": "mse"}, {"name": "auxk", "pull": 0.0}]}
     return {
         **{f"batch {batch:,}": rates({"batch_tokens": batch}) for batch in BATCHES},
         **{
@@ -76,6 +77,7 @@ def grids(setup: Setup) -> dict[str, dict[str, dict[str, Any]]]:
             for number in (setup.k // 2, setup.k * 2)
         },
         "auxk": base(**auxk),
+        "betas": base(**{"0.9 and 0.999": {"optimizer": {"name": "adam", "betas": [0.9, 0.999]}}}),
         "warm-up": base(**{f"{share:g} of the steps": {"warmup": share} for share in (0.0, 0.05, 0.2)}),
         "annealing": base(
             **{
