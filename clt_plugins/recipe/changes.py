@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 FREE_TABLES = {"name", "requires", "metrics", "loggers", "parallel", "kernels", "stages"}
 """Where the run is computed, what is watched, and what comes after it."""
 
-FREE_RATES = {"train.lr", "train.clip_norm"}
+LR = "train.lr"
+FREE_RATES = {LR, "train.clip_norm"}
 """Rates that are changed on purpose in the middle of a run; the run's history has them. An optimizer marks its own as
 `FREE_ON_RESUME`."""
 

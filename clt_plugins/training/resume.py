@@ -27,7 +27,7 @@ from clt_plugins.contract.reading.source import Identified
 from clt_plugins.contract.spec import Selected
 from clt_plugins.distributed.transformed import TransformedSource
 from clt_plugins.errors import Fault, Faults, Refused, names, parse_path
-from clt_plugins.recipe.changes import SCHEDULE, STEPS, Change, changes
+from clt_plugins.recipe.changes import LR, SCHEDULE, STEPS, Change, changes
 from clt_plugins.recipe.moved import move
 from clt_plugins.toml import inline
 
@@ -99,6 +99,9 @@ def check_settings(before: Before, recipe: Recipe, accepted: Collection[str]) ->
             faults.append(_fault(before, change.setting, inline(change.before), inline(change.now)))
     if faults:
         raise Faults(faults)
+    lr = before.tables.get("train", {}).get("lr")
+    if recipe.train.lr is None and lr is not None and SCHEDULE not in accepted and not names(accepted, LR):
+        kept[LR] = lr  # the default goes by the steps, and by the version that began the run
     return kept
 
 

@@ -66,3 +66,23 @@ def test_a_run_that_goes_on_for_longer_keeps_its_learning_rate(tmp_path: Path, m
     assert written()["lr"] == before and written()["schedule_steps"] == 12
     run(table, out=tmp_path / "run", resume="latest", accept=["train.steps"])
     assert written()["lr"] == pytest.approx(before / 2, rel=0.05), "as if it had begun with so many steps"
+
+
+def test_a_run_that_another_version_began_keeps_its_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tables()
+    del table["train"]["lr"]
+
+    def taken(**options: Any) -> float:
+        run(table, out=tmp_path / "run", **options)
+        lr: float = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["train"]["lr"]
+        return lr
+
+    before = taken()
+    monkeypatch.setattr(rate, "LR_BY_SIZE", 2 * rate.LR_BY_SIZE)
+    table["train"]["steps"] += 1
+    assert taken(resume="latest") == before
+    assert taken(resume="latest", accept=["train.lr"]) == pytest.approx(2 * before, rel=0.05)
+    table["train"]["lr"] = 3e-3
+    assert taken(resume="latest") == 3e-3, "one that the recipe names is taken"
