@@ -13,6 +13,8 @@ from typing import Any
 import attrs
 import pytest
 
+from clt_plugins.contract.recipe import TrainConfig
+from clt_plugins.training.optimizers.rate import with_rate
 from tests.benchmarks.quality import data, setups, tables
 from tests.benchmarks.quality.__main__ import LOTS, main
 from tests.benchmarks.quality.data import Stored
@@ -200,7 +202,14 @@ def test_the_best_value_of_a_grid_is_that_with_the_least_error_and_few_dead_feat
         assert job.setup.model_tokens == 0
         job.result.parent.mkdir(parents=True, exist_ok=True)
         dead_features = {"dead_fraction_choose": dead, "dead_fraction_report": dead}
-        about = {"recipe": job.recipe, "seed": 0, "commit": "abc", "lr": 1e-3, "settings": today(job)}
+        about = {
+            "setup": "shipped",
+            "recipe": job.recipe,
+            "seed": 0,
+            "commit": "abc",
+            "lr": 1e-3,
+            "settings": today(job),
+        }
         figures = {"nmse_choose": choose, "nmse_report": report, **dead_features}
         job.result.write_text(json.dumps({**about, **figures}))
     second = [job.recipe for job in plan.jobs() if job.seed == 1]
@@ -230,3 +239,28 @@ def test_runs_of_a_table_that_lacks_others_are_kept_beside_the_old_one(folder: P
     assert json.loads((folder / "tables" / "quality.json").read_text()) == {**old, "unfinished": [run]}
     first.result.unlink()
     assert take(plan.jobs()) == [first] and result(first) == {**run, "elsewhere": True, "settings": first.tables}
+
+
+def test_rates_are_told_by_steps_and_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (tables, documents):
+        monkeypatch.setattr(module, "MEASUREMENTS", tmp_path)
+    # 800 steps of 256 tokens: the default rate is 0.022, below 0.25 / sqrt(96) = 0.026.
+    setup = attrs.evolve(TINY, tokens=800 * TINY.batch)
+    plan = LOTS["defaults"](Lot(tmp_path), [setup], range(1), {"batch 256", "batch 512"})
+    for number, job in enumerate(plan.jobs()):
+        job.result.parent.mkdir(parents=True, exist_ok=True)
+        train = today(job)["train"]
+        lr = train.get("lr") or with_rate(TrainConfig(steps=train["steps"]), 96).lr
+        about = {"setup": "shipped", "recipe": job.recipe, "seed": 0, "commit": "abc", "lr": lr, "settings": today(job)}
+        size = {"steps": train["steps"], "batch": train["batch_tokens"]}
+        errors = {"nmse_choose": number / 10, "nmse_report": 9.0}
+        dead = {"dead_fraction_choose": number / 100, "dead_fraction_report": 9.0}
+        job.result.write_text(json.dumps({**about, **size, **errors, **dead}))
+    plan.write()
+    _, _, heading, _, *rows = documents.block("learning-rates").splitlines()
+    assert heading == "| model | steps × batch | × 0.125 | × 0.25 | × 0.5 | × 1 | × 1.41 | × 2 | the default |"
+    assert rows[:2] == [
+        "| shipped model | 800 × 256 |  |  | 0.100, 1.0% | 0.200, 2.0% | 0.300, 3.0% | 0.400, 4.0% | "
+        "× 0.85: 0.000, 0.0% |",
+        "| shipped model | 400 × 512 |  |  | 0.600, 6.0% | 0.500, 5.0% | 0.700, 7.0% | 0.800, 8.0% | × 1 |",
+    ]

@@ -121,9 +121,37 @@ class Grids:
                         over = tables.ratio(runs, found["default"])
                         rate = f"{runs[0]['lr']:.2g}"
                         rows.append([setup.about, grid, mark, rate, str(len(runs)), *tables.cells(runs, figures), over])
+        self._write_rates()
         columns = ["model", "with", "value", "lr", "seeds", "NMSE, choose", "NMSE", "dead", "NMSE over the default's"]
-        command = "python -m tests.benchmarks.quality defaults --folder FOLDER --model SmolLM2-135M.gguf --write"
-        return tables.write("defaults", WHAT, command, columns, rows, raw)
+        once = {(run["setup"], run["recipe"], run["seed"]): run for run in raw}  # the default is in several grids
+        return tables.write("defaults", WHAT, COMMAND, columns, rows, once.values())
+
+    def _write_rates(self) -> None:
+        """Of the same runs those of other batches and lengths: a row for each, a column for each rate."""
+        factors = sorted({*FACTORS, *(factor for some in LONGER.values() for factor in some)})
+        names = {f"lr × {factor:g}": f"× {factor:g}" for factor in factors}
+        rows: list[list[str]] = []
+        raw: list[dict[str, Any]] = []
+        for setup in self.setups:
+            usual = _rate(1.0, setup.features * setup.n_layers)
+            for grid in (grid for grid in self._grids(setup) if grid.startswith("batch")):
+                cells = dict.fromkeys([*names.values(), "the default"], "")
+                runs = {name: result(self._job(setup, grid, name, self.seeds[0])) for name in grids(setup)[grid]}
+                there = {name: run for name, run in runs.items() if run is not None}
+                for name, run in there.items():
+                    told = f"{run['nmse_choose']:.3f}, {run['dead_fraction_choose']:.1%}"
+                    if name != "default":
+                        cells[names[name]] = told
+                    elif run["lr"] == usual:
+                        cells |= {"× 1": told, "the default": "× 1"}
+                    else:
+                        cells["the default"] = f"× {run['lr'] / usual:.2g}: {told}"
+                    steps = f"{run['steps']:,} × {run['batch']:,}"
+                if there:
+                    rows.append([setup.about, steps, *cells.values()])
+                    raw += there.values()
+        columns = ["model", "steps × batch", *names.values(), "the default"]
+        tables.write("learning-rates", RATES, COMMAND, columns, rows, raw)
 
     # -- which runs ------------------------------------------------------------------------------------------------
 
@@ -168,6 +196,11 @@ class Grids:
         return min(alive, key=lambda name: alive[name]["nmse_choose"])
 
 
+COMMAND = "python -m tests.benchmarks.quality defaults --folder FOLDER --model SmolLM2-135M.gguf --write"
+RATES = (
+    "Learning rates as multiples of 0.25 / √(features of all layers): held-out NMSE and the share of dead features on "
+    "the documents that choose, first seed. Rows of more tokens are of the grids that say so."
+)
 WHAT = (
     "Grids around the defaults at equal tokens, but for those that say how many times as many they have. The best "
     "value of each grid (bold) has the least NMSE on one held-out set among those with at most 2 % dead features "
