@@ -17,7 +17,7 @@ SHORT_STEPS = 600
 """A learning rate that is not given is LR_BY_SIZE over the root of the number of features (Gao et al. 2024, arXiv
 2406.04093, appendix A.3, found the root), and in runs of more than SHORT_STEPS steps times the root of SHORT_STEPS over
 the steps. That longer runs want lower rates is known of language models (Bjorck et al. 2024, arXiv 2409.19913; Shen et
-al. 2024, arXiv 2408.13359). Both numbers and the second root are measured, see examples/README.md."""
+al. 2024, arXiv 2408.13359). Both numbers and the second root are measured, see examples/guides/defaults.md."""
 
 
 def with_rate(config: TrainConfig, features: int) -> TrainConfig:
