@@ -199,7 +199,7 @@ class Grids:
 COMMAND = "python -m tests.benchmarks.quality defaults --folder FOLDER --model SmolLM2-135M.gguf --write"
 RATES = (
     "Learning rates as multiples of 0.25 / √(features of all layers): held-out NMSE and the share of dead features on "
-    "the documents that choose, first seed. Rows of more tokens are of the grids that say so."
+    "the set that chooses, first seed. Rows with more tokens are of the grids with a number of times in their name."
 )
 WHAT = (
     "Grids around the defaults at equal tokens, but for those that say how many times as many they have. The best "

@@ -39,7 +39,7 @@ class Setup:
     peer_lrs: tuple[float, ...]
     """Learning rates tried of decode-clt."""
     longer: tuple[tuple[int, int], ...] = ()
-    """Batches at which learning rates are compared at so many times the tokens too; the language model reads those."""
+    """Pairs (batch, n): with this batch, learning rates are compared at n times the tokens too, read from the model."""
 
     def tables(self, batch: int | None = None, steps: int | None = None) -> dict[str, Any]:
         """A recipe's tables with the project's defaults, for all that a run needs but its source."""
