@@ -24,7 +24,7 @@ class AdamUpdate:
     A number that is kept in bfloat16 is rounded up or down at random, in proportion (Gupta et al. 2015, arXiv
     1502.02551): 16 random bits are added below the last place that is kept, then the places below are cut off. With
     `low` the weight is not rounded: weight and low are the halves of a float32. As integers, its bits are
-    `(bits of weight) * 2^16 + low`, and the weight is the nearest bfloat16.
+    `(bits of weight) * 2^16 + low`, and the weight is the nearest bfloat16. NaN, of whatever bits, is stored as NaN.
 
     The random bits follow from the number of the element in the complete parameter, that of all ranks, the key and the
     step. In unsigned 32-bit arithmetic, with `mix` the last steps of MurmurHash3 (Appleby 2011, public domain):

@@ -88,3 +88,24 @@ def assert_updates(kernels: Any) -> None:
                 expect(others <= 1, f"{name} rounded by the same bits", f"{others} of {exact.numel()} others", what)
                 bound = 2**-7
             same(found.double(), exact.double(), f"{name} as by the engine", what, bound)
+    for form in FORMS:
+        assert_nan_stays(kernels, form)
+
+
+def assert_nan_stays(kernels: Any, form: str) -> None:
+    """What is NaN is stored as NaN: that of x86, and that of GPUs, whose bits become those of 0 if something is added.
+
+    Raises:
+        Nonconformance: which numbers are not NaN.
+    """
+    for bits in (0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF):
+        result = example(form, next(iter(PLACES)))
+        result.scalars.view(torch.int32)[0] = bits - 2**32 if bits >= 2**31 else bits
+        kernels.update_rows(result)
+        kept = {"weight": result.weight, "mean": result.mean, "square": result.square}
+        if result.low is not None:
+            kept["weight with its lower half"] = joined(result.weight, result.low)
+        for name, found in kept.items():
+            what = f"`update_rows` of {kernels.name!r}, {form}, gradients times NaN ({bits:#x})"
+            others = found[~found.isnan()].tolist()
+            expect(not others, f"{name}: NaN everywhere", f"{len(others)} numbers, the first {others[:1]}", what)

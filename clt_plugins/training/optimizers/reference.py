@@ -10,6 +10,9 @@ from clt_plugins.data.update import AdamUpdate
 ON_CPU, ELSEWHERE = 2**20, 2**25
 """Numbers updated at a time: few enough for a CPU's cache; for a GPU many, as each operation is a launch."""
 GOLDEN = 0x9E3779B1
+NAN = 0x7FC00000
+"""The bits of a float32 that is no number, as they are stored: those of a GPU's, 0x7FFFFFFF, become 0 if something is
+added to them."""
 
 
 def update_rows(update: AdamUpdate) -> None:
@@ -63,7 +66,7 @@ def store(x: Tensor, out: Tensor, bits: Tensor | None) -> None:
         assert bits is not None
         # Adding up to one unit in the last kept place, then cutting: the carry goes up with the right probability.
         raised = (x.float().contiguous().view(torch.int32) + (bits & 0xFFFF)) & -(2**16)
-        x = raised.view(torch.float32)
+        x = raised.masked_fill_(x.isnan(), NAN).view(torch.float32)
     out.copy_(x)
 
 
@@ -75,7 +78,7 @@ def joined(weight: Tensor, low: Tensor) -> Tensor:
 
 def halve(x: Tensor, weight: Tensor, low: Tensor) -> None:
     """Write float32 numbers as halves: the nearest bfloat16, and what is missing to the float32's bits."""
-    bits = x.contiguous().view(torch.int32)
+    bits = x.contiguous().view(torch.int32).masked_fill(x.isnan(), NAN)
     high = (bits + 0x8000) >> 16
     weight.copy_(high.to(torch.int16).view(torch.bfloat16))
     low.copy_((bits - (high << 16)).to(torch.int16))

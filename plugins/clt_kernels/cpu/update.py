@@ -24,6 +24,7 @@ GOLDEN = np.uint32(0x9E3779B1)
 ONE, TWO = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 LOW = np.uint32(0xFFFF)
 HALF = np.uint32(0x8000)
+NAN = np.uint32(0x7FC00000)
 
 
 @compiled(fastmath=False, inline="always")
@@ -61,10 +62,13 @@ def rounded(x: Any, random: Any, like: Any) -> Any:
     """A float32 in the stored type of `like`: as bfloat16 rounded by 16 random bits."""
 
 
-@overload(rounded, inline="always")
+@overload(rounded)
 def _compile_rounded(x, random, like):
     if like == types.uint16:
-        return lambda x, random, like: np.uint16(np.uint32(_bits_of(x) + (random & LOW)) >> np.uint32(16))
+        # NaN stays one, whatever its bits: a sum could make it 0.
+        return lambda x, random, like: np.uint16(
+            (np.uint32(_bits_of(x) + (random & LOW)) if x == x else NAN) >> np.uint32(16)
+        )
     return lambda x, random, like: x
 
 
@@ -78,7 +82,7 @@ def _compile_save(x, out, low, first, key):
 
         def halves(x, out, low, first, key):
             for i in range(len(out)):
-                bits = _bits_of(x[i])
+                bits = _bits_of(x[i]) if x[i] == x[i] else NAN
                 high = np.uint32(np.uint32(bits + HALF) >> np.uint32(16))
                 out[i] = np.uint16(high)
                 low[i] = np.int16(np.uint16(np.uint32(bits - np.uint32(high << np.uint32(16)))))

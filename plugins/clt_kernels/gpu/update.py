@@ -20,9 +20,15 @@ def _mix(x):
 
 
 @triton.jit
+def _bits(x):
+    """The bits of float32 numbers; those of NaN are 0x7FC00000, as a GPU's own become 0 if something is added."""
+    return tl.where(x == x, x.to(tl.uint32, bitcast=True), 0x7FC00000)
+
+
+@triton.jit
 def _rounded(x, random):
     """float32 as bfloat16, by the low 16 random bits."""
-    bits = x.to(tl.uint32, bitcast=True) + (random & 0xFFFF)
+    bits = tl.where(x == x, _bits(x) + (random & 0xFFFF), 0x7FC00000)
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
@@ -64,7 +70,7 @@ def adam(
     high = (element >> 32).to(tl.uint32) * 0x9E3779B1
     random = _mix(element.to(tl.uint32) ^ high ^ step_key)
     if SPLIT:
-        bits = w.to(tl.uint32, bitcast=True)
+        bits = _bits(w)
         upper = (bits + 0x8000) >> 16
         tl.store(weight + at, upper.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
         tl.store(low + at, (bits - (upper << 16)).to(tl.uint16).to(tl.int16, bitcast=True), mask=inside)

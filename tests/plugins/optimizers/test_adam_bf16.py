@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -17,7 +18,7 @@ from clt_plugins import Faults, Piece, run
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.model.devices import make_kernels
 from clt_plugins.registry.plugins import load_plugins
-from clt_plugins.testing.adam_update import FORMS, PLACES, example
+from clt_plugins.testing.adam_update import FORMS, PLACES, assert_nan_stays, example
 from clt_plugins.training.optimizers import reference
 from clt_plugins.training.optimizers.make import build_optimizer, make_optimizer, weights_of
 from clt_plugins.training.plan.build import plan
@@ -99,6 +100,12 @@ def test_split_weights_are_float32_ones(decoupled: bool) -> None:
     # Fifty steps of 0.01 whose last digits differ: each by at most 2^-23 of the step or of the weight.
     torch.testing.assert_close(master, whole.detach(), rtol=0, atol=50 * 4 * 2**-23)
     assert torch.equal(split.detach(), master.bfloat16()), "products read the nearest bfloat16"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_a_number_stays_none_whatever_its_bits(form: str) -> None:
+    """0x7FFFFFFF, a GPU's own, was rounded to -0: the guard, which on a GPU looks at some steps only, saw zeros."""
+    assert_nan_stays(SimpleNamespace(name="reference", update_rows=reference.update_rows), form)
 
 
 @pytest.mark.parametrize("form", FORMS)
