@@ -100,14 +100,11 @@ def atomic_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pa
                 write_json(partial / MANIFEST, Manifest(files=dict(sorted(listing.items()))))
                 _move(partial, target)
     except OSError as error:
-        if lead:
-            remove(partial)
         raise OSError(f"{folder}: could not be written: {error}") from error
-    except BaseException:
-        if lead:
-            remove(partial)
-        raise
     finally:
+        # Gone if it is the folder by now. Without the lock, it is of the process that is waited for.
+        if lock.taken:
+            remove(partial)
         lock.release()
 
 

@@ -107,6 +107,11 @@ class Lock:
             if holder is not None:
                 return holder
 
+    @property
+    def taken(self) -> bool:
+        """Whether this object has the lock."""
+        return self._handle is not None
+
     def acquire(self) -> None:
         """Wait until the lock is free, and take it.
 

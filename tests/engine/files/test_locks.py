@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,25 @@ def test_where_the_file_system_has_no_locks_one_line_says_so(tmp_path, monkeypat
     for name in ("one", "two"):
         assert Lock(tmp_path / name).try_acquire() is None
     assert len(caplog.records) == 1 and "locks do not work here" in caplog.text
+
+
+def test_a_writer_that_stops_waiting_leaves_what_the_other_one_writes(tmp_path):
+    """Ctrl-C removed the folder under the process that was writing it."""
+    script = f"""
+from pathlib import Path
+from clt_plugins.files.folders import atomic_folder
+with atomic_folder(Path({str(tmp_path / "f")!r})):
+    raise SystemExit("it did not wait")
+"""
+    with atomic_folder(tmp_path / "f") as partial:
+        (partial / "a").write_text("first")
+        second = start("-c", script)
+        assert second.stderr is not None
+        assert "waiting for process" in second.stderr.readline()
+        second.send_signal(signal.SIGINT)
+        assert second.wait(timeout=60) != 0
+    check_folder(tmp_path / "f")
+    assert (tmp_path / "f" / "a").read_text() == "first"
 
 
 def test_two_writers_of_one_folder_wait_for_each_other(tmp_path):
