@@ -167,7 +167,7 @@ def train(
             forget_squares(parameters)
         # The host has queued all of the pass by now. So it waits here for hosts that are slower, not for its device.
         reading.check()
-        norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or due["log"] else None
+        norm = gradient_norm(parameters, parallel) if config.clip_norm is not None or any(due.values()) else None
         # Before the clip: a NaN norm would make every gradient NaN, and the message could not name where it began. On a
         # GPU the loss is read only where the step reads numbers anyway, and always before a file is written.
         guarded = device.type == "cpu" or due["log"] or due["checkpoint"] or due["eval"]
@@ -201,7 +201,8 @@ def train(
         if calls is not None:
             calls.after(partial(step_of, parts, progress, batch, outcome, counts, norm, lr))
             due = calls.decide(due)
-            if any(due.values()) and not guarded:
+            if any(due.values()) and not (guarded and norm is not None):
+                norm = gradient_norm(parameters, parallel) if norm is None else norm
                 guard(parts, outcome, norm, batch, progress.step - 1, saved_step)
 
         if due["log"] or due["eval"]:

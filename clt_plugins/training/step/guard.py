@@ -1,4 +1,4 @@
-"""The guard of a training step: a loss or a gradient that is not finite reaches neither a weight nor a file."""
+"""The guard of a training step: no file holds what a loss or a gradient that is not finite has made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, step: int, saved_step: int) -> None:
-    """Stop before a loss or gradient that is not finite reaches the weights (on a GPU: before it reaches a file).
+    """Stop before a loss that is not finite reaches the weights (on a GPU: a file), and such a gradient a file.
+
+    Args:
+        norm: of all gradients; None in steps that clip none and write nothing.
 
     Raises:
         Stopped: naming the step, what was not finite, and the first layer where it was not.

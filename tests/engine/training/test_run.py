@@ -121,6 +121,54 @@ def test_a_loss_that_is_not_finite_stops_with_exit_3_naming_step_and_layer(tmp_p
         assert all(torch.isfinite(x).all() for x in everything(place).values() if x.is_floating_point())
 
 
+NAN_GRADIENT = '''
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    """No settings."""
+
+class Loss:
+    needs_pre = False
+
+    def selection(self, tokens, idle_tokens):
+        return None
+
+    def __call__(self, forward):
+        zero = forward.features.values.sum() * 0
+        return {"root": zero.sqrt() if forward.step == 3 else zero}
+
+@hookimpl
+def clt_losses():
+    return [Spec("root", Config, lambda config, context: Loss())]
+
+class Saves:
+    every = 4
+
+    def after(self, run, step):
+        run.checkpoint()
+
+@hookimpl
+def clt_callbacks():
+    return [Spec("saves", Config, lambda config, context: Saves())]
+'''
+"""A loss that is the root of 0 in the fourth step: finite, with a gradient that is NaN. A callback that saves then."""
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tmp_path):
+    """Of a step that neither logs nor clips: the checkpoint was written, and called good."""
+    (tmp_path / "root_of_zero.py").write_text(NAN_GRADIENT)
+    known = load_plugins(extra=[str(tmp_path / "root_of_zero.py")])
+    losses = [{"name": "mse"}, {"name": "root"}]
+    for asked_by, every, callbacks in (("the recipe", 4, []), ("a callback", 100, [{"name": "saves"}])):
+        train = {"checkpoint_every": every, "log_every": 6, "eval_every": 12}
+        chosen = tables(losses=losses, callbacks=callbacks, train=train)
+        with pytest.raises(Stopped, match=r"step 4: loss or gradient not finite .* there is no checkpoint yet"):
+            run(chosen, out=tmp_path / asked_by, plugins=known)
+        assert not list((tmp_path / asked_by / "checkpoints").glob("step_*"))
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path):
     (tmp_path / "r.toml").write_text(as_toml(recipe(train={"steps": 8})))
     assert cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")).returncode == 0
