@@ -114,6 +114,7 @@ def save_checkpoint(
     path = folder / step_name(progress.step)
     generators = generator_states(parallel, parts.context.device)
     plugins = state_of.data(parts)
+    capacity = transcoder.capacity.state(parallel)  # asks all ranks, which those that write must not
     with atomic_folder(path, parallel) as partial:
         # A checkpoint is a transcoder too: `evaluate` and `load` read it like a finished one.
         put_transcoder(transcoder, partial)
@@ -133,7 +134,7 @@ def save_checkpoint(
             recipe=progress.recipe,
             identity=dict(progress.identity),
             texts=progress.texts,
-            capacity=transcoder.capacity.state(parallel),
+            capacity=capacity,
             stopped=progress.stopped,
             plugins=plugins,
         )

@@ -31,6 +31,7 @@ import socket
 import sys
 import time
 import tomllib
+import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -76,6 +77,8 @@ class Start:
     """The recipe, with derived settings as the checkpoint has them."""
     before: Before | None
     """On rank 0: what the checkpoint says of itself."""
+    id: str = attrs.field(factory=lambda: uuid.uuid4().hex)
+    """Of this start, in its line of the history. Numbers of processes are no names: in containers all are the same."""
 
 
 @contextmanager
@@ -95,6 +98,8 @@ def run_folder(
     lock: Lock | None = None
     made: list[Path] = []
     folder, checkpoint, before, kept = Path(), None, None, {}
+    start: Start | None = None
+    error: BaseException | None = None
     try:
         with all_or_none(parallel):
             if parallel.rank == 0:
@@ -110,10 +115,15 @@ def run_folder(
         told = json.loads(parallel.gather(json.dumps(told))[0])
         folder = Path(told["folder"])
         checkpoint = folder / "checkpoints" / told["checkpoint"] if told["checkpoint"] else None
-        yield Start(folder=folder, checkpoint=checkpoint, recipe=keep(recipe, told["kept"]), before=before)
+        start = Start(folder=folder, checkpoint=checkpoint, recipe=keep(recipe, told["kept"]), before=before)
+        yield start
+    except BaseException as ended_by:
+        error = ended_by
+        raise
     finally:
         if lock is not None:
-            _record_end(folder, sys.exc_info()[1])
+            if start is not None:
+                _record_end(start, error)
             lock.release()
         # Where the start failed, nothing is in them.
         for path in reversed(made):
@@ -235,6 +245,7 @@ def record_start(
     """
     folder, ran = start.folder, versions(plugins)
     entry = {
+        "id": start.id,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
         "process": os.getpid(),
@@ -252,15 +263,15 @@ def record_start(
     write_file(folder / "versions.json", json_text(ran) + "\n")
 
 
-def _record_end(folder: Path, error: BaseException | None) -> None:
-    """Put on record how this process's run ended, in the line of its start. Whatever ended it comes first: a disk that
-    is full is only warned of."""
-    history = folder / "history.jsonl"
+def _record_end(start: Start, error: BaseException | None) -> None:
+    """Put on record how a run ended, in the line of its start. Whatever ended it comes first: a disk that is full is
+    only warned of."""
+    history = start.folder / "history.jsonl"
     try:
         lines = read_small(history).decode().splitlines()
         entry = json.loads(lines[-1])
-        if (entry.get("process"), entry.get("host")) != (os.getpid(), socket.gethostname()) or "end" in entry:
-            return  # it ended before it had started
+        if entry.get("id") != start.id or "end" in entry:
+            return  # it ended before it had started: the line is of an earlier start
         stopped = isinstance(error, KeyboardInterrupt) or (
             isinstance(error, Stopped) and error.code == ExitCode.INTERRUPTED
         )

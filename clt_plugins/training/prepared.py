@@ -15,7 +15,6 @@ alone         the stages that rank 0 runs
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -234,14 +233,14 @@ def _data(parts: Parts, start: Start, accepted: Collection[str]) -> tuple[dict[s
 def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
     """The recipe's loggers, closed however the run ends. A logger that fails to close does not hide why it ended."""
     loggers: list[Logger] = []
-    status = "failed"
+    status, ended_well = "failed", False
     try:
         # Only rank 0 logs: metrics are totals over ranks already.
         for chosen in recipe.loggers if parts.context.parallel.rank == 0 else ():
             loggers.append(build(chosen, parts.context))
             loggers[-1].start(recipe_data(recipe), step)
         yield loggers
-        status = "finished"
+        status, ended_well = "finished", True
     except (KeyboardInterrupt, GeneratorExit):
         status = "interrupted"
         raise
@@ -249,11 +248,14 @@ def _loggers(recipe: Recipe, parts: Parts, step: int) -> Iterator[list[Logger]]:
         status = "interrupted" if stop.code == ExitCode.INTERRUPTED else "failed"
         raise
     finally:
-        ended_by = sys.exc_info()[1]
+        failed: Exception | None = None
         for logger_ in loggers:
             try:
                 logger_.close(status)
             except Exception as error:
-                if ended_by is None:
-                    raise
-                logger.error("a logger could not be closed: %s", error)
+                if ended_well and failed is None:
+                    failed = error
+                else:
+                    logger.error("a logger could not be closed: %s", error)
+        if failed is not None:
+            raise failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ class Turn:
     own: Own
     reader: Reader
     plugins: Plugins
+    opened: ExitStack = attrs.field(factory=ExitStack)
+    """What is its own until it has failed or is done: its folder."""
     one: Prepared | None = None
     """None before it is built, and after it has failed."""
     steps: Iterator[None] = attrs.field(factory=lambda: iter(()))
@@ -106,6 +108,7 @@ class Turn:
             self.one.optimizer.state.clear()
             self.one = None
         self.reader.stream.leave([self.reader])
+        self.opened.__exit__(type(error), error, error.__traceback__)  # the folder's records say why
 
 
 def scorer(parts: Parts, recipe: Recipe, plugins: Plugins, stages: Sequence[Chosen]) -> Chosen | None:

@@ -93,7 +93,8 @@ class Together:
             )
             self.turns.append(turn)
             there = resume and has_file(turn.folder / "recipe.toml")
-            start = stack.enter_context(
+            stack.push(turn.opened)
+            start = turn.opened.enter_context(
                 run_folder(parallel, member.recipe, turn.folder, "latest" if there else None, accepted)
             )
             try:
@@ -190,6 +191,7 @@ class Together:
                 continue
             yield turn
             turn.one = None  # its memory is the next one's
+            turn.opened.close()
 
     def _step(self, turn: Turn, bar: tqdm) -> bool:
         """A step of a member; whether it goes on."""

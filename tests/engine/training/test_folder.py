@@ -126,6 +126,23 @@ def test_history_says_how_each_start_ended(tmp_path):
     assert "not finite" in entries[1]["end"]["error"] and not entries[2]["end"]["error"]
 
 
+def test_history_does_not_take_another_error_for_the_end_of_a_run(tmp_path):
+    """Neither one that the caller is handling, nor that of a later start with the same number of process and host, as
+    in a container that is started again."""
+    try:
+        raise RuntimeError("the first attempt")
+    except RuntimeError:
+        run(tables(), out=tmp_path / "run")
+    history = tmp_path / "run" / "history.jsonl"
+    entry = json.loads(history.read_text())
+    assert entry["end"]["status"] == "finished" and not entry["end"]["error"]
+    del entry["end"]  # as if it had been killed
+    history.write_text(json.dumps(entry) + "\n")
+    with pytest.raises(Faults, match=r"train\.batch_tokens: differs from the run"):
+        run(tables(train={"batch_tokens": 8}), out=tmp_path / "run", resume="latest")
+    assert json.loads(history.read_text()) == entry
+
+
 def test_what_fails_before_training_sets_nothing_aside(tmp_path):
     folder = tmp_path / "run"
     run(tables(), out=folder)

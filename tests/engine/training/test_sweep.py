@@ -145,6 +145,7 @@ def test_members_at_different_steps_are_resumed_and_new_ones_begin(tmp_path):
 
 
 def test_a_member_that_fails_does_not_end_the_others(tmp_path, caplog):
+    labels, ends = ("lr=0.01", "lr=1e+30", "lr=0.02"), ("finished", "failed", "finished")
     swept = many({"train.lr": [0.01, 1e30, 0.02]})
     with pytest.raises(
         Stopped, match=r"1 of 3 members failed, the others are complete: lr=1e.30: .*not finite"
@@ -155,6 +156,9 @@ def test_a_member_that_fails_does_not_end_the_others(tmp_path, caplog):
     for label in ("lr=0.01", "lr=0.02"):
         assert_same_run(tmp_path / "sweep" / label, alone(tmp_path / label, swept, label))
     assert not (tmp_path / "sweep/lr=1e+30/transcoder").exists()
+    told = {label: json.loads((tmp_path / "sweep" / label / "history.jsonl").read_text())["end"] for label in labels}
+    assert {label: end["status"] for label, end in told.items()} == dict(zip(labels, ends, strict=True))
+    assert "not finite" in told["lr=1e+30"]["error"]
 
 
 def test_a_member_that_ends_early_leaves(tmp_path):
