@@ -22,7 +22,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.distributed.generators import CPU, DEVICE, generator_states, set_generators
+from clt_plugins.distributed.generators import CPU, DEVICE, generator_states
 from clt_plugins.distributed.transformed import load_position
 from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.atomic import flush, remove
@@ -70,6 +70,8 @@ class Progress:
     """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
     steering: Tensor | None = None
     """`Steering.state`, where L0 has a target."""
+    generators: Mapping[str, Tensor] = attrs.field(factory=dict)
+    """States of torch's generators in the checkpoint, for the moment at which training goes on."""
 
 
 @attrs.frozen(kw_only=True)
@@ -272,11 +274,18 @@ def load_checkpoint(
     if not source_anew:
         load_position(parts.source, state.source)
     generators = {name: stored.read(name) for name in (CPU, DEVICE) if name in stored.shapes}
-    set_generators(generators, parts.context.parallel, parts.context.device)
     ended = "" if any(one.startswith("callbacks") for one in accepted) else state.stopped
     texts = None if source_anew else state.texts
     steering = stored.read(STEERING) if STEERING in stored.shapes else None
-    return Progress(state.step, state.tokens, idle_tokens, stopped=ended, texts=texts, steering=steering)
+    return Progress(
+        state.step,
+        state.tokens,
+        idle_tokens,
+        stopped=ended,
+        texts=texts,
+        steering=steering,
+        generators=generators,
+    )
 
 
 def load_plugins_state(path: Path, parts: Parts, accepted: Collection[str]) -> None:

@@ -23,6 +23,7 @@ import attrs
 import torch
 
 from clt_plugins.distributed.agree import all_or_none, anyone
+from clt_plugins.distributed.generators import set_generators
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.finished.results import raise_first
 from clt_plugins.finished.series import AtCheckpoints, Series
@@ -145,6 +146,9 @@ class Prepared:
                 record_start(self.start, text, self.plugins, changed, self.accepted, self.progress.step)
         with _loggers(self.recipe, parts, self.progress.step) as loggers:
             yield
+            # Last: callbacks and loggers may have drawn as they started, which the run that was left did before.
+            if self.progress.generators:
+                set_generators(self.progress.generators, parts.context.parallel, parts.context.device)
             parts.transcoder.train()
             self.scores = yield from train(
                 parts,

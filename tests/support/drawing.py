@@ -1,4 +1,5 @@
-"""Plugins for tests: a loss that draws from torch's own generator, and a source with an identity."""
+"""Plugins for tests: a loss, a callback and a logger that draw from torch's own generator, and a source with an
+identity."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from clt_plugins import FREE_ON_RESUME, Batch, Context, Refused, Spec, hookimpl
 
 @frozen(kw_only=True)
 class DrawingConfig:
-    """A term with a random factor."""
+    """No settings."""
 
 
 class Drawing:
@@ -25,6 +26,21 @@ class Drawing:
 
     def __call__(self, forward: Any) -> dict[str, Any]:
         return {"drawing": torch.rand(()) * forward.reconstruction.square().mean()}
+
+
+class Begins:
+    """Draws before the first step of a process."""
+
+    every = 0
+
+    def start(self, *arguments: Any) -> None:
+        torch.rand(3)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        pass
 
 
 @frozen(kw_only=True)
@@ -77,6 +93,16 @@ class FromFile:
 @hookimpl
 def clt_losses() -> list[Spec]:
     return [Spec("drawing", DrawingConfig, lambda config, context: Drawing())]
+
+
+@hookimpl
+def clt_callbacks() -> list[Spec]:
+    return [Spec("drawing", DrawingConfig, lambda config, context: Begins())]
+
+
+@hookimpl
+def clt_loggers() -> list[Spec]:
+    return [Spec("drawing", DrawingConfig, lambda config, context: Begins())]
 
 
 @hookimpl

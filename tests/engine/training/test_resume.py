@@ -259,3 +259,13 @@ def test_a_checkpoint_with_numbers_that_are_none_is_refused(half, tmp_path, file
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Refused, match=re.escape(f"{path}: {text}")):
         resumed(tmp_path / "run")
+
+
+def test_torch_generators_go_on_where_they_stood_though_plugins_draw_as_they_start(tmp_path):
+    """A callback and a logger, before the first step of each process."""
+    known = load_plugins(extra=PLUGINS)
+    chosen = tables(losses=DRAWING, callbacks=[{"name": "drawing"}], loggers=[{"name": "drawing"}])
+    run(chosen, out=tmp_path / "whole", plugins=known)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    run(chosen, out=tmp_path / "resumed", plugins=known, resume="step_000004")
+    assert_same_end(tmp_path / "whole", tmp_path / "resumed")
