@@ -168,12 +168,11 @@ def _make(folder: Path, made: list[Path]) -> None:
 
 
 def _latest_run(base: Path) -> Path:
-    """The newest of the folders that runs without `--out` made; of others, the last by name."""
-    folders = [path for path in base.glob("*") if path.is_dir()]
-    known = [path for path in folders if step_folders(path / "checkpoints")]
-    known = known or [path for path in folders if (path / "recipe.toml").is_file()]
+    """The newest of the folders that runs without `--out` made, also if it has no checkpoint yet; of others, the last
+    by name."""
+    known = [path for path in base.glob("*") if (path / "recipe.toml").is_file() or step_folders(path / "checkpoints")]
     if not known:
-        raise Refused("--resume", f"no run with checkpoints in {base}: give its folder with --out")
+        raise Refused("--resume", f"no run in {base}: give its folder with --out")
 
     def key(path: Path) -> tuple[bool, str, int, str]:
         parts = re.fullmatch(r"(\d{8}-\d{6})(?:-(\d+))?", path.name)

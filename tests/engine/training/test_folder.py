@@ -80,6 +80,11 @@ def test_runs_without_a_folder_that_start_in_the_same_second_have_folders_of_the
     assert names(tmp_path / "runs/small") == ["20260101-000000", "20260101-000000-2"]
     run(tables(train={"steps": 2}), resume="latest")
     assert (tmp_path / "runs/small/20260101-000000-2/checkpoints/step_000002").is_dir(), "the newest is resumed"
+    newest = tmp_path / "runs/small/20260101-000000-3"
+    newest.mkdir()
+    (newest / "recipe.toml").write_text("steps = 2")  # killed before its first checkpoint
+    run(tables(train={"steps": 3}), resume="latest")
+    assert (newest / "checkpoints/step_000003").is_dir(), "also without a checkpoint"
 
 
 def test_a_start_that_is_refused_leaves_no_folder(tmp_path):
