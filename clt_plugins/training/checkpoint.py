@@ -22,6 +22,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.distributed.generators import CPU, DEVICE, generator_states
 from clt_plugins.distributed.transformed import load_position
 from clt_plugins.errors import Faults, Refused
@@ -39,6 +40,7 @@ from clt_plugins.training.kept.finite import check_finite
 from clt_plugins.training.kept.moments import moments, set_moments
 
 if TYPE_CHECKING:
+    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.model.assemble import Parts
 
 
@@ -70,7 +72,7 @@ class Progress:
     """How far the texts for losses that run the model are read; see `TrainsInModel.training_text`."""
     steering: Tensor | None = None
     """`Steering.state`, where L0 has a target."""
-    generators: Mapping[str, Tensor] = attrs.field(factory=dict)
+    generators: dict[str, Tensor] = attrs.field(factory=dict)
     """States of torch's generators in the checkpoint, for the moment at which training goes on."""
 
 
@@ -199,40 +201,52 @@ def set_aside(folder: Path, step: int, what: str = "checkpoints") -> list[Path]:
     return moved
 
 
-def find_checkpoint(folder: Path, wanted: str) -> tuple[Path, TrainingState]:
-    """The checkpoint to resume from: "latest", or a name such as "step_000100" or "100"; verified.
+def find_checkpoint(folder: Path, wanted: str) -> Path:
+    """The checkpoint to resume from: "latest", or a name such as "step_000100" or "100".
 
     Raises:
-        Refused: there is none, or it is damaged; then the newest complete one before it is named.
-        OSError: it cannot be read, which is no damage.
+        Refused: there is none.
     """
     known = step_folders(folder)
     if not known:
         raise Refused(folder, "no checkpoint to resume from")
     if wanted == "latest":
-        path = known[-1]
-    else:
-        number = wanted.removeprefix("step_")
-        matching = [one for one in known if number.isdecimal() and step_of(one) == int(number)]
-        if not matching:
-            names = ", ".join(one.name for one in known)
-            raise Refused(folder, f"no checkpoint {wanted!r} (there are: {names})")
-        path = matching[0]
+        return known[-1]
+    number = wanted.removeprefix("step_")
+    matching = [one for one in known if number.isdecimal() and step_of(one) == int(number)]
+    if not matching:
+        names = ", ".join(one.name for one in known)
+        raise Refused(folder, f"no checkpoint {wanted!r} (there are: {names})")
+    return matching[0]
+
+
+def verify_checkpoint(path: Path, parallel: Parallel) -> None:
+    """Read a checkpoint, and compare it with its checksums. Large ones take long, so all ranks share the files.
+
+    Raises:
+        Refused: it is damaged; names the newest complete one before it.
+        OSError: it cannot be read, which is no damage.
+        Stopped: on ranks above 0, in either case.
+    """
     try:
-        return path, _verified(path)
+        with all_or_none(parallel):
+            check_folder(path, NEEDS, parallel)
+            state_in(path)
     except Faults as error:
-        raise Refused("", f"{error.faults[0]}; {_offer(known[: known.index(path)])}") from error
+        earlier = [one for one in step_folders(path.parent) if step_of(one) < step_of(path)]
+        raise Refused("", f"{error.faults[0]}; {_offer(earlier)}") from error
 
 
-def _verified(path: Path) -> TrainingState:
-    check_folder(path, NEEDS)
+def state_in(path: Path) -> TrainingState:
+    """What a checkpoint says of itself."""
     return read_json(path / "training.json", TrainingState)
 
 
 def _offer(earlier: list[Path]) -> str:
     for path in reversed(earlier):
         try:
-            _verified(path)
+            check_folder(path, NEEDS)
+            state_in(path)
         except (Faults, OSError):
             continue  # damaged too: look further back
         return f"the one before it is complete: --resume {path.name}"
@@ -247,7 +261,7 @@ def load_checkpoint(
     accepted: Collection[str] = (),
     source_anew: bool = False,
 ) -> Progress:
-    """Continue from a checkpoint that `find_checkpoint` returned: everything in the arguments is set to it, but for the
+    """Continue from a checkpoint that is verified: everything in the arguments is set to it, but for the
     state of plugins (`load_plugins_state`), which callbacks may only now make room for.
 
     Args:
@@ -261,7 +275,7 @@ def load_checkpoint(
     transcoder = parts.transcoder
     copy_tensors(SlicedTensors.find(path, "transcoder"), transcoder)
     check_stored(transcoder, path / "transcoder.safetensors")
-    state = read_json(path / "training.json", TrainingState)
+    state = state_in(path)
     stored = SlicedTensors.find(path, "training")
     idle_tokens = stored.read_part("idle_tokens", 1, transcoder.own).to(transcoder.device)
     others = {"idle_tokens", CPU, DEVICE, STEERING}
@@ -290,5 +304,5 @@ def load_checkpoint(
 
 def load_plugins_state(path: Path, parts: Parts, accepted: Collection[str]) -> None:
     """Set what plugins outside the transcoder keep to what a checkpoint holds; see `state.load`."""
-    state = read_json(path / "training.json", TrainingState)
+    state = state_in(path)
     state_of.load(parts, SlicedTensors.find(path, "training"), state.plugins, accepted)

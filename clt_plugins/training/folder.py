@@ -50,7 +50,7 @@ from clt_plugins.files.records import as_data, json_text
 from clt_plugins.files.steps import step_folders
 from clt_plugins.files.untrusted import has_file, read_small
 from clt_plugins.recipe.changes import Change
-from clt_plugins.training.checkpoint import find_checkpoint
+from clt_plugins.training.checkpoint import find_checkpoint, state_in, verify_checkpoint
 from clt_plugins.training.resume import Before, check_settings, keep
 
 if TYPE_CHECKING:
@@ -108,14 +108,18 @@ def run_folder(
                 if resume is None:
                     _refuse_what_is_there(folder)
                 _clean(folder)
-                if resume is not None and (found := _resumed(folder, resume)) is not None:
-                    checkpoint, before = found
-                    kept = check_settings(before, recipe, accepted)
-        told = {"folder": str(folder), "checkpoint": checkpoint and checkpoint.name, "kept": kept}
-        told = json.loads(parallel.gather(json.dumps(told))[0])
-        folder = Path(told["folder"])
-        checkpoint = folder / "checkpoints" / told["checkpoint"] if told["checkpoint"] else None
-        start = Start(folder=folder, checkpoint=checkpoint, recipe=keep(recipe, told["kept"]), before=before)
+                if resume is not None:
+                    checkpoint = _resumed(folder, resume)
+        told = json.loads(parallel.gather(json.dumps([str(folder), checkpoint and checkpoint.name]))[0])
+        folder, checkpoint = Path(told[0]), Path(told[0], "checkpoints", told[1]) if told[1] else None
+        if checkpoint is not None:
+            verify_checkpoint(checkpoint, parallel)
+        with all_or_none(parallel):
+            if parallel.rank == 0 and checkpoint is not None:
+                before = _before(folder, checkpoint)
+                kept = check_settings(before, recipe, accepted)
+        kept = json.loads(parallel.gather(json.dumps(kept))[0])
+        start = Start(folder=folder, checkpoint=checkpoint, recipe=keep(recipe, kept), before=before)
         yield start
     except BaseException as ended_by:
         error = ended_by
@@ -216,12 +220,17 @@ def _clean(folder: Path) -> None:
             remove(partial)
 
 
-def _resumed(folder: Path, resume: str) -> tuple[Path, Before] | None:
+def _resumed(folder: Path, resume: str) -> Path | None:
     """The checkpoint to go on from; None where the run has none yet, and begins at its first step."""
     if resume == "latest" and not step_folders(folder / "checkpoints"):
         logger.warning("%s: no checkpoint yet: the run begins at its first step", folder)
         return None
-    checkpoint, state = find_checkpoint(folder / "checkpoints", resume)
+    return find_checkpoint(folder / "checkpoints", resume)
+
+
+def _before(folder: Path, checkpoint: Path) -> Before:
+    """What a checkpoint says of itself."""
+    state = state_in(checkpoint)
     saved = folder / "recipe.toml"
     try:
         text = read_small(saved).decode()
@@ -231,7 +240,7 @@ def _resumed(folder: Path, resume: str) -> tuple[Path, Before] | None:
             raise Refused(saved, f"cannot be read: {' '.join(str(error).split())}") from error
         logger.warning("%s: cannot be read, and is written anew: %s", saved, " ".join(str(error).split()))
         text = state.recipe
-    return checkpoint, Before.of(folder, state, state.recipe or text)
+    return Before.of(folder, state, state.recipe or text)
 
 
 def record_start(

@@ -59,6 +59,14 @@ def test_a_rank_that_dies_ends_the_run_with_a_message_and_the_resumed_run_is_the
         assert one.shapes == other.shapes
         for name in one.shapes:
             assert torch.equal(one.read(name), other.read(name)), name
+    # Checksums are shared by the ranks: that of the second file is the second rank's.
+    newest = tmp_path / "run/checkpoints/step_000012"
+    second = newest / [*json.loads((newest / "manifest.json").read_text())["files"]][1]
+    content = second.read_bytes()
+    second.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ranks = run_on_two(recipe, tmp_path / "run", "--resume")
+    assert [rank.returncode for rank in ranks] == [ExitCode.USAGE] * 2
+    assert f"{second.name}: damaged" in ranks[0].stderr and "complete: --resume step_000008" in ranks[0].stderr
 
 
 @pytest.mark.parametrize(
