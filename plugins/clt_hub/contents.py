@@ -31,6 +31,8 @@ from clt_hub.public import Neutral, refuse_paths, refuse_paths_in_text
 from clt_plugins import Refused, check_regular, has_file, load_json, read_small, toml_text, write_json
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""The version of manifests."""
 KINDS = (".safetensors", ".json", ".yaml", ".yml", ".toml")
 """Files of other tools that are pushed."""
 REPLACES = ("transcoder/*", "converted/*", "evaluation/*", "circuits/*", "exports/*", "recipe.toml", "versions.json")
@@ -60,7 +62,7 @@ def write_contents(facts: Facts, folder: Path, *, link: bool) -> list[str]:
         names = [path.name for path in facts.folder.iterdir() if any(fnmatch(path.name, own) for own in OWN)]
         _put_folder(facts.folder, folder / facts.kept_as, names, facts.neutral, link)
     else:
-        _put_folder(facts.folder, folder, _other_files(facts.folder), facts.neutral, link)
+        _put_folder(facts.folder, folder, _other_files(facts.folder), facts.neutral, link, lists=True)
     named = _naming_models(facts)
     for export in facts.exports:
         _put_folder(export, folder / "exports" / export.name, _other_files(export), named, link)
@@ -85,9 +87,16 @@ def _other_files(folder: Path) -> list[str]:
     return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
 
 
-def _put_folder(source: Path, target: Path, names: Iterable[str], neutral: Neutral, link: bool) -> None:
-    """Put files of a folder into a new one; its manifest is made anew for them."""
-    listed = load_json(source / MANIFEST)["files"] if has_file(source / MANIFEST) else None
+def _put_folder(
+    source: Path, target: Path, names: Iterable[str], neutral: Neutral, link: bool, *, lists: bool = False
+) -> None:
+    """Put files of a folder into a new one; its manifest is made anew for them.
+
+    Args:
+        lists: there is a manifest though the folder has none: the next push replaces what it lists.
+    """
+    own = load_json(source / MANIFEST) if has_file(source / MANIFEST) else {}
+    listed = own.get("files", {} if lists else None)
     files: dict[str, Any] = {}
     for name in sorted(names):
         if name == MANIFEST:
@@ -111,11 +120,12 @@ def _put_folder(source: Path, target: Path, names: Iterable[str], neutral: Neutr
         if listed is not None:
             entry = listed.get(name)
             if entry is None or changed:
-                content = new.read_bytes()
-                entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                with new.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                entry = {"bytes": new.stat().st_size, "sha256": digest}
             files[name] = entry
     if listed is not None:
-        write_json(target / MANIFEST, {"format": load_json(source / MANIFEST)["format"], "files": files})
+        write_json(target / MANIFEST, {"format": own.get("format", FORMAT), "files": files})
 
 
 def _table(path: Path, neutral: Neutral) -> tuple[bytes, bool]:

@@ -6,19 +6,23 @@ visible by one commit.
 
 from __future__ import annotations
 
+import glob
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from clt_plugins.errors import Refused
 from clt_plugins.files.hub.download import matches
 from clt_plugins.files.hub.library import api, asking, offline, persistently, token
-from clt_plugins.files.hub.listing import list_commit
+from clt_plugins.files.hub.listing import Listing, list_commit
 from clt_plugins.files.hub.names import HubPlace
 from clt_plugins.files.untrusted import SMALL
 
 logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+"""Lists the files of a folder that this program wrote."""
 
 
 def check_upload(place: HubPlace) -> None:
@@ -54,7 +58,8 @@ def upload(
         place: the repository, made if there is none; the folder in it; and the branch, made if there is none.
         message: of the commit.
         private: of a new repository.
-        replaces: patterns of older files in the folder on the hub that go if they are not in this one.
+        replaces: patterns of older files in the folder on the hub that go if they are not in this one; with any, those
+            that its `manifest.json` there lists go too, as this folder may be in another format.
         marked: files of the folder on the hub that are replaced only if they have a text in them: `{name: text}`.
 
     Returns:
@@ -70,7 +75,10 @@ def upload(
         persistently(lambda: hub.create_repo(place.repository, private=private, exist_ok=True))
         if branch != "main" and not branch.startswith("refs/"):
             persistently(lambda: hub.create_branch(place.repository, branch=branch, exist_ok=True))
-        _check_marks(place, branch, marked or {})
+        head = persistently(lambda: hub.repo_info(place.repository, revision=branch).sha)
+        before = persistently(lambda: list_commit(place, head))
+        _check_marks(place, before, marked or {})
+        patterns = [*replaces, *(_listed(place, before) if replaces else ())]
         commit = persistently(
             lambda: (
                 hub.upload_folder(
@@ -79,7 +87,7 @@ def upload(
                     path_in_repo=place.folder,
                     commit_message=message,
                     revision=branch,
-                    delete_patterns=list(replaces) or None,
+                    delete_patterns=patterns or None,
                 ).oid
             )
         )
@@ -92,17 +100,31 @@ def upload(
     return commit
 
 
-def _check_marks(place: HubPlace, branch: str, marked: Mapping[str, str]) -> None:
-    from huggingface_hub import hf_hub_download
-
-    head = persistently(lambda: api().repo_info(place.repository, revision=branch).sha)
-    there = persistently(lambda: list_commit(place, head)).files
+def _check_marks(place: HubPlace, before: Listing, marked: Mapping[str, str]) -> None:
     for name, mark in marked.items():
         path = place.path(name)
-        if path not in there:
+        if path not in before.files:
             continue
-        if there[path].bytes <= SMALL:
-            copy = persistently(partial(hf_hub_download, place.repository, path, revision=head))
-            if mark.encode() in Path(copy).read_bytes():
-                continue
-        raise Refused(str(place), f"has a {path} that was not made by this program, and it would be lost")
+        content = _content(place, before, path)
+        if content is None or mark.encode() not in content:
+            raise Refused(str(place), f"has a {path} that was not made by this program, and it would be lost")
+
+
+def _listed(place: HubPlace, before: Listing) -> list[str]:
+    """Patterns of the manifest on the hub and of the files that it lists; none if it is not one of ours."""
+    path = place.path(MANIFEST)
+    content = _content(place, before, path) if path in before.files else None
+    try:
+        files = json.loads(content or b"{}").get("files", {})
+        return [glob.escape(name) for name in (MANIFEST, *files)] if files else []
+    except (ValueError, AttributeError, TypeError):
+        return []
+
+
+def _content(place: HubPlace, before: Listing, path: str) -> bytes | None:
+    """A small file on the hub; None if it is large."""
+    from huggingface_hub import hf_hub_download
+
+    if before.files[path].bytes > SMALL:
+        return None
+    return Path(persistently(lambda: hf_hub_download(place.repository, path, revision=before.commit))).read_bytes()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import attrs
+import pytest
 import torch
 from click.testing import CliRunner, Result
 
@@ -14,7 +16,7 @@ from clt_stages import evaluate, in_model
 from tests.support.helpers import tables
 from tests.support.hub.pushing import JUMPRELU, card, push, pushed
 from tests.support.hub.repositories import Repository
-from tests.support.hub.small import add
+from tests.support.hub.small import add, small_run
 
 
 def test_what_is_pushed_is_loaded_byte_for_byte(hub, trained, tmp_path):
@@ -159,6 +161,32 @@ def test_another_tools_folder_is_pushed_as_it_is(hub, trained):
     assert '"user/model", "user/ct", dtype' in read.text
     x = torch.randn(5, 3, 6)
     assert torch.equal(CrossLayerTranscoder.load("user/ct")(x), CrossLayerTranscoder.load(folder)(x))
+
+
+@pytest.mark.parametrize("made_by", ["this program", "another tool"])
+def test_another_tools_folder_replaces_what_an_earlier_push_put_at_the_top(hub, trained, tmp_path, made_by):
+    """Layers of two transcoders were one set: the hub had three of the first, and the second has two."""
+
+    def exported(layers: int) -> Path:
+        source = {"name": "synthetic", "layers": layers, "d_model": 6, "features": 24, "active": 2.0}
+        export = {"name": "transcoder-set", "model_name": "user/model", "input_hook": "mlp.hook_in"}
+        chosen = {"activation": JUMPRELU, "tying": {"name": "per_layer"}, "source": source, "exports": [export]}
+        folder = small_run(tmp_path / str(layers), **chosen)
+        if made_by == "another tool":
+            (folder / "exports/transcoder-set/manifest.json").unlink()
+        return folder / "exports/transcoder-set"
+
+    three, two = exported(3), exported(2)
+    repository = pushed(hub, three, to="user/ct")
+    assert "layer_2.safetensors" in repository.files()
+    add(repository, {"notes.json": b"{}"})
+    pushed(hub, two, to="user/ct")
+    assert "layer_2.safetensors" not in repository.files() and "notes.json" in repository.files()
+    x = torch.randn(5, 2, 6)
+    assert torch.equal(CrossLayerTranscoder.load("user/ct")(x), CrossLayerTranscoder.load(two)(x))
+    pushed(hub, trained / "transcoder", to="user/ct")
+    names = {name.split("/")[0] for name in repository.files()}
+    assert names == {"README.md", "recipe.toml", "versions.json", "transcoder", "notes.json"}
 
 
 def test_an_export_goes_straight_to_a_folder_on_the_hub(hub, trained):
