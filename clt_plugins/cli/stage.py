@@ -43,7 +43,7 @@ def stage(
     from clt_plugins.cli.finished import new_folder, show
     from clt_plugins.finished.find import find_trained
     from clt_plugins.finished.job import Job
-    from clt_plugins.finished.provenance import Provenance, settings_of
+    from clt_plugins.finished.provenance import Provenance, results_read, settings_of
     from clt_plugins.finished.results import check_writable, raise_first
     from clt_plugins.finished.stages import build_stage, run_stage
     from clt_plugins.registry.build import naming_plugins
@@ -65,6 +65,9 @@ def stage(
         )
         with opened as (context, source), new_folder(out) if out is not None else nullcontext(folder) as place:
             chosen = build_stage(selected, context)
+            made_of = settings_of(selected, chosen.info, known)
+            if trained.run is not None:
+                made_of |= results_read(trained.run, chosen.info)
             job = Job(
                 transcoder=transcoder,
                 source=source,  # type: ignore[arg-type]
@@ -72,7 +75,8 @@ def stage(
                 context=context,
                 plugins=plugins,
                 folder=place,
-                made_from=Provenance(transcoder=trained.origin(), settings=settings_of(selected, chosen.info, known)),
+                root=trained.run,
+                made_from=Provenance(transcoder=trained.origin(), settings=made_of),
                 show=lambda text, record: show(text, record, as_json),
                 log=lambda metrics: None,
             )

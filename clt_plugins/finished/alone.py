@@ -49,6 +49,7 @@ def run_alone(
             context=context,
             plugins=trained.plugins,
             folder=folder or Path(),
+            root=trained.run,
             made_from=made_from,
             show=show,
             log=lambda metrics: None,

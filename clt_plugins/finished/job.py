@@ -35,6 +35,9 @@ class Job:
     folder: Path
     """Where the result is written: empty, and under a temporary name until it is complete. On all ranks the same. In
     `check` nothing is there."""
+    root: Path | None = None
+    """The folder that results of stages go below, where those that it `reads` are: the run's, or at a checkpoint
+    `stages/step_N` in it. None where the transcoder is in no run. `folder` may be elsewhere."""
     work: Path = Path()
     """A folder beside the result, for what a stage goes on from after it was killed; the stage makes it. It is removed
     when the result is complete, and stays after an error. The stage itself has to look whether it is of the same

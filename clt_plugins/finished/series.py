@@ -84,6 +84,7 @@ class Series:
                 context=self._context(),
                 plugins=self.plugins,
                 folder=target,
+                root=self.root,
                 made_from=made_from,
                 show=lambda text, record: None if self.quiet else logger.info("%s", text),
                 log=lambda metrics: None,

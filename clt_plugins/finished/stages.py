@@ -128,6 +128,7 @@ def check_stages(parts: Parts, recipe: Recipe, plugins: Plugins, *, data: bool =
                 context=parts.context,
                 plugins=plugins,
                 folder=(parts.context.folder or Path()) / chosen.info.folder,
+                root=parts.context.folder,
                 made_from=Provenance(
                     transcoder=Origin(folder="transcoder"), settings=settings_of(chosen.selected, chosen.info, recipe)
                 ),

@@ -91,15 +91,14 @@ class Push:
                     raise Refused(f"{where}.{name}", str(refused)) from refused
 
     def run(self, job: Job) -> None:
-        # The folder may be one in a folder of the run.
-        run, contents = job.folder.parents[len(Path(self.info.folder).parts) - 1], job.folder / "contents"
+        contents = job.folder / "contents"
         contents.mkdir()
-        saved = _saved(job, run)
+        saved = _saved(job, job.root) if job.root is not None else None
         if saved is None:
             saved = job.folder / "transcoder"
             job.transcoder.save(saved)
         exact = job.made_from.transcoder.sha256
-        facts = gather(self.config, saved, run, job.recipe, exact=exact)
+        facts = gather(self.config, saved, job.root, job.recipe, exact=exact)
         receipt = send(facts, contents, job.made_from)
         job.show(as_text(receipt), receipt)
         if self.config.upload:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clt_plugins import Checks, Collected, Fault, Faults, StageInfo, build, read_facts, run_of
+from clt_plugins import Checks, Collected, Fault, Faults, Refused, StageInfo, build, read_facts, run_of
 
 if TYPE_CHECKING:
     from clt_plugins import Context, Job
@@ -33,7 +33,10 @@ class ReportStage:
                 raise Faults(Fault(("stages", "report", "format"), text) for text in texts)
 
     def run(self, job: Job) -> None:
-        root = job.folder.parents[len(self.info.folder.split("/")) - 1]
-        run = run_of(job.folder)
-        facts = read_facts(run, job.made_from.transcoder, root / "evaluation")
-        self.report.write(Collected.open(root / self.config.collected), facts, job.folder)
+        if job.root is None:
+            raise Refused(
+                "stages.report", "the transcoder is in no run: `collect` writes what a report is made of there"
+            )
+        collected = job.root / self.config.collected
+        facts = read_facts(run_of(collected), job.made_from.transcoder, job.root / "evaluation")
+        self.report.write(Collected.open(collected), facts, job.folder)

@@ -76,6 +76,7 @@ def _job(bench: Bench, parts: Parts, chosen: Chosen, recipe: Recipe, **changes: 
         "context": parts.context,
         "plugins": bench.plugins,
         "folder": bench.folder / "run" / chosen.info.folder,
+        "root": bench.folder / "run",
         "made_from": Provenance(transcoder=identify(bench.folder), settings={}),
         "show": lambda text, record: None,
         "log": lambda metrics: None,

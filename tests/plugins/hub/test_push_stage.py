@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from clt_plugins import CrossLayerTranscoder, Faults, run
+from clt_plugins.cli.main import main_group
 from tests.support.helpers import tables
 from tests.support.hub.pushing import JUMPRELU, card
 
@@ -60,3 +62,21 @@ def test_the_stage_needs_a_token_before_training_and_comes_last(hub, tmp_path, m
         run(changed, out=tmp_path / "run")
     run(stage(upload=False), out=tmp_path / "run")
     assert (tmp_path / "run/hub/contents/transcoder/transcoder.safetensors").is_file() and not hub.requests
+
+
+def test_the_stage_done_into_another_folder_pushes_the_same(hub, tmp_path):
+    """It looked for scores and exports beside the folder that was named."""
+    convert = {"name": "convert", "tokens": 64}
+    evaluate = {"name": "evaluate", "tokens": 64}
+    run(tables(stages=[convert, evaluate]), out=tmp_path / "run")
+    settings = ("repository=user/clt", "license=mit", "upload=false")
+    contents = []
+    for out in (None, tmp_path / "elsewhere/out"):
+        chosen = [one for setting in settings for one in ("--set", setting)]
+        place = [] if out is None else ["--out", str(out)]
+        done = CliRunner().invoke(main_group, ["stage", "push", str(tmp_path / "run"), *chosen, *place])
+        assert done.exit_code == 0, done.output
+        root = (out or tmp_path / "run/hub") / "contents"
+        contents.append({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()})
+    assert contents[0] == contents[1]
+    assert {"converted", "evaluation", "versions.json"} <= {name.parts[0] for name in contents[0]}
