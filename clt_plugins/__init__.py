@@ -137,6 +137,7 @@ if TYPE_CHECKING:
         load_json as load_json,
         parse_json as parse_json,
         passing as passing,
+        printable as printable,
         read_small as read_small,
     )
     from clt_plugins.finished.curves import Curve as Curve
@@ -235,7 +236,7 @@ _LAZY = {
     "files.locks": ["Lock"],
     "files.records": ["defined", "write_json"],
     "files.tensors": ["read_tensor", "tensor_shapes", "write_tensors"],
-    "files.untrusted": ["check_regular", "has_file", "load_json", "parse_json", "passing", "read_small"],
+    "files.untrusted": ["check_regular", "has_file", "load_json", "parse_json", "passing", "printable", "read_small"],
     "finished.curves": ["Curve"],
     "finished.facts": ["Facts", "read_facts", "run_of"],
     "finished.alone": ["run_alone"],

@@ -145,5 +145,10 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def printable(text: str) -> str:
+    """Text of anybody without what would move a terminal's cursor or change its colours: those letters are escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")

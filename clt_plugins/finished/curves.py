@@ -118,4 +118,4 @@ def _cut(curve: _Thinned, step: int) -> None:
     while curve.step and curve.step[-1] >= step:
         curve.step.pop()
         curve.value.pop()
-    curve.last = None
+    curve.last, curve.seen = None, len(curve.step) * curve.stride  # so that the next point is kept

@@ -51,6 +51,8 @@ class NeuronpediaConfig:
         default=None, validator=validators.optional(validators.matches_re(r"[A-Za-z0-9][A-Za-z0-9_.-]*"))
     )
     """The language model's id there; the last part of the model's name if not given."""
+    model_layers: int | None = field(default=None, validator=validators.optional(_positive))
+    """How many layers the language model has; only needed for a transcoder of some of them."""
     release: str | None = None
     """The name of the release that the source set belongs to; that of the source set if not given."""
     description: str = ""

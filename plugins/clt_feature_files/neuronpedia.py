@@ -42,10 +42,10 @@ class Neuronpedia:
         self.config = config
 
     def write(self, collected: Collected, facts: Facts, folder: Path) -> None:
-        model = self._model(collected)
+        model, numbers = self._model(collected), layers(collected)
         shown = Shown(collected, self.config, model)
-        for layer in range(collected.info.n_layers):
-            source = f"{layer}-{self.config.source_set}"
+        for layer, number in enumerate(numbers):
+            source = f"{number}-{self.config.source_set}"  # Neuronpedia numbers layers as the language model does
             inside = folder / model / source
             for name in ("features", "activations"):
                 (inside / name).mkdir(parents=True)
@@ -72,6 +72,12 @@ class Neuronpedia:
         return name
 
 
+def layers(collected: Collected) -> list[int]:
+    """The number in the language model of each layer of the transcoder."""
+    named = (collected.info.model or {}).get("layers")
+    return list(named) if named else list(range(collected.info.n_layers))
+
+
 class Shown:
     """What Neuronpedia is told of a store."""
 
@@ -85,11 +91,14 @@ class Shown:
     def belongs(self, source: str, facts: Facts) -> dict[str, Row]:
         """The lines that each stand in a file of their own, by the file's name."""
         config, info = self.config, self.collected.info
+        if config.model_layers is None and layers(self.collected) != list(range(info.n_layers)):
+            text = f"the transcoder is of layers {layers(self.collected)} of {self.model!r}: set it to how many it has"
+            raise Refused("reports.neuronpedia.model_layers", text)
         about = config.description or f"Cross-layer transcoder {facts.name}".strip()
         release = config.release or config.source_set
         return {
             "release": release_row(config, release, about),
-            "model": model_row(config, self.model, info.n_layers),
+            "model": model_row(config, self.model, config.model_layers or info.n_layers),
             "sourceset": source_set_row(config, self.model, release, about),
             "source": source_row(config, self.model, source, info, facts),
         }

@@ -18,7 +18,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins import HasModel, Refused
+from clt_plugins import HasModel, Refused, printable
 
 if TYPE_CHECKING:
     from clt_plugins import Batch, CrossLayerTranscoder, Features, Source
@@ -200,8 +200,7 @@ def as_text(result: TopActivations) -> str:
         for example in one.examples:
             words = [f"[{word}]" if n == example.index else f"{word}" for n, word in enumerate(example.tokens)]
             joint = "" if isinstance(example.token, str) else " "
-            text = joint.join(words).replace("\n", "\\n").replace("\t", "\\t")
-            lines.append(f"{example.value:10.4f}  {text}")
+            lines.append(f"{example.value:10.4f}  {printable(joint.join(words))}")
     return "\n".join(lines)
 
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clt_plugins import printable
 from clt_runs.find import RunState
-from clt_runs.table import printable
 
 ABSENT = "-"
 

@@ -21,8 +21,9 @@ from clt_plugins import Lock, Refused, load_json, parse_json, read_small
 
 OF_A_RUN = ("recipe.toml", "history.jsonl", "run.lock")
 """A folder with one of these files is a run."""
-WITHIN = ("checkpoints", "tensorboard", "transcoder", "converted", "evaluation", "evaluations", "stages")
-"""Folders of a run that hold no others."""
+WITHIN = ("checkpoints", "tensorboard", "evaluations", "stages")
+"""Folders of a run that hold no others; neither do those of its results, which have a manifest."""
+MANIFEST = "manifest.json"
 TAIL = 2**20
 """Bytes at the end of `metrics.jsonl` that are read."""
 STATUS = {"finished": "ended", "interrupted": "interrupted", "failed": "failed"}
@@ -93,7 +94,7 @@ def _folders(folder: Path) -> Iterator[Path]:
         path = Path(here)
         if _is_run(path):
             yield path
-            names[:] = [name for name in names if name not in WITHIN]
+            names[:] = [name for name in names if name not in WITHIN and not (path / name / MANIFEST).is_file()]
         names[:] = sorted(name for name in names if not name.startswith("."))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from clt_plugins import Refused
+from clt_plugins import Refused, printable
 from clt_runs import KEYS
 from clt_runs.find import RunState
 
@@ -58,11 +58,6 @@ def as_table(runs: Sequence[RunState], folder: Path) -> str:
             if note:
                 lines.append(f"    {printable(note if len(note) <= LONG else note[:LONG] + '...')}")
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Text without what would move a terminal's cursor or change its colours."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -43,7 +43,8 @@ class ConvertConfig:
     tokens: int = field(default=65536, validator=_positive)
     """Training tokens that the thresholds are estimated from."""
     unseen: float | None = field(default=None, validator=validators.optional(_positive))
-    """Threshold of features never selected among those; the mean of their layer's if not given."""
+    """Threshold of features never selected among those; the mean of their layer's if not given (of all layers' in
+    a layer of which none was selected)."""
     calibrate: bool = True
     """Scale each layer's thresholds until its L0 is the target."""
     calibration_tokens: int = field(default=16384, validator=_positive)

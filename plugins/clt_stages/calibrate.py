@@ -53,8 +53,8 @@ def calibrate(
         if not least - near <= target <= most + near:
             raise Unreachable(
                 f"convert: layer {layer} cannot reach an L0 of {target:g}: it is {most:g} with its thresholds at "
-                f"{low:g} times, and {least:g} at {high:g} times the estimate; change "
-                "stages.convert.l0 or stages.convert.scales"
+                f"{low:g} times, and {least:g} at {high:g} times the estimate; change stages.convert.l0 or "
+                "stages.convert.scales, or set stages.convert.unseen, the threshold of features never selected"
             )
         scale = scale_of(ratios, round(target * tokens), low, high)
         reached = _above(ratios, scale) / tokens

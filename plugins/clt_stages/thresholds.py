@@ -33,7 +33,8 @@ def estimate_thresholds(
 
     Returns:
         Thresholds [L, F] float64, > 0; and how many features of each layer were never selected, [L] int64. The
-        threshold of those features is `config.unseen`, or else the mean of their layer's other thresholds.
+        threshold of those features is `config.unseen`, or else the mean of their layer's other thresholds; in a layer
+        without any, the mean of all layers'.
     """
     device = transcoder.device
     estimate = ESTIMATES[config.thresholds](transcoder)
@@ -45,7 +46,8 @@ def estimate_thresholds(
         seen += smallest.isfinite()
         estimate.add(x, smallest)
     thresholds, selected = estimate.result(seen), seen > 0
-    mean = (thresholds * selected).sum(1) / selected.sum(1).clamp_min(1)
+    total, count = (thresholds * selected).sum(1), selected.sum(1)
+    mean = torch.where(count > 0, total / count.clamp_min(1), total.sum() / count.sum().clamp_min(1))
     unseen = mean if config.unseen is None else torch.full_like(mean, config.unseen)
     return torch.where(selected, thresholds, unseen[:, None]).clamp_min(SMALLEST), (~selected).sum(1)
 

@@ -53,6 +53,10 @@ def test_steps_that_come_again_replace_those_from_before(tmp_path: Path) -> None
     steps = [1, 2, 3, 4, 3, 4, 5]
     file = lines(tmp_path / "m.jsonl", [{"step": step, "loss": n} for n, step in enumerate(steps)])
     assert read_curves(file)[0]["loss"] == Curve(step=[1, 2, 3, 4, 5], value=[0, 1, 4, 5, 6])
+    many = [{"step": step, "loss": step} for step in range(1, 40)]
+    for after in ([1], [1, 2]):  # all over again, when the curve is thinned already
+        again = lines(tmp_path / "n.jsonl", [*many, *({"step": step, "loss": -step} for step in after)])
+        assert read_curves(again, 20)[0]["loss"] == Curve(step=after, value=[-step for step in after])
 
 
 def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,3 +110,17 @@ def test_the_model_must_be_known(store, tmp_path, monkeypatch):
     with pytest.raises(Refused, match=r"model_id.*set it to the language model's id"):
         written(store, tmp_path / "report", "neuronpedia")
     assert (written(store, tmp_path / "named", "neuronpedia", model_id="gpt2") / "gpt2" / "0-clt").is_dir()
+
+
+def test_layers_have_the_numbers_that_they_have_in_the_language_model(store, tmp_path):
+    """Features of layer 6 were imported as those of layer 0."""
+    some = Collected.open(store.folder)
+    some.info = attrs.evolve(store.info, model={"path": "made-up", "layers": [6, 9]})
+    with pytest.raises(Refused, match=r"model_layers: the transcoder is of layers \[6, 9\] of 'made-up': set it to"):
+        written(some, tmp_path / "refused", "neuronpedia")
+    folder = written(some, tmp_path / "some", "neuronpedia", model_layers=12) / "made-up"
+    assert {path.name for path in folder.iterdir()} == {"6-clt", "9-clt"}
+    assert rows(folder / "9-clt/model.jsonl")[0]["layers"] == 12
+    assert rows(folder / "9-clt/features/batch-0.jsonl.gz")[0]["layer"] == "9-clt"
+    of_second = store.layer(1)["maximum"][0]
+    assert np.float32(rows(folder / "9-clt/features/batch-0.jsonl.gz")[0]["maxActApprox"]) == of_second

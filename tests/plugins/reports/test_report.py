@@ -17,6 +17,7 @@ from clt_plugins import run
 from clt_plugins.cli.main import main_group
 from clt_plugins.data.batch import Batch
 from clt_plugins.errors import ExitCode
+from clt_reports.contexts import Example, FeatureExamples, TopActivations, as_text
 from tests.support.helpers import parts, stir, tables
 from tests.support.language_models import save_model, save_text
 
@@ -151,3 +152,10 @@ def test_without_matplotlib_there_is_one_line_that_names_the_extra_and_still_a_t
     assert table.exit_code == ExitCode.OK
     assert len(table.stdout.splitlines()) == 1 + 3
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_do_not_reach_the_terminal_as_control_characters():
+    """The line of a Windows file ended in a return, which wrote over the value."""
+    example = Example(1.5, " b\x1b[2J", [" a\r\n", " b\x1b[2J"], [0.0, 1.5], 1, 0, 1)
+    text = as_text(TopActivations(2, [FeatureExamples(0, 3, 0.5, [example])]))
+    assert text.splitlines()[-1] == "    1.5000   a\\r\\n[ b\\x1b[2J]"

@@ -143,6 +143,17 @@ def test_a_damaged_file_leaves_columns_empty_and_breaks_nothing(file: str, finis
     assert all(one["size"] > 0 and one["status"] for one in data)
 
 
+def test_results_of_a_run_are_no_runs(finished: Path, tmp_path: Path) -> None:
+    """What `push` wrote has a recipe.toml: it was listed as a run that is broken off."""
+    shutil.copytree(finished, tmp_path / "run")
+    for name in ("recipe.toml", "versions.json"):
+        target = tmp_path / "run/sent/hub/contents" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(finished / name, target)
+    shutil.copy(finished / "transcoder/manifest.json", tmp_path / "run/sent/hub/manifest.json")
+    assert list(by_name(tmp_path)) == ["run"]
+
+
 def test_names_do_not_reach_the_terminal_as_control_characters(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "\x1b[31mred\nline")
     text = python("-m", "clt_plugins", "runs", tmp_path).stdout

@@ -98,6 +98,18 @@ def test_any_thresholds_can_be_calibrated(name, thresholds):
     assert torch.allclose(change.double(), excess[1::2].mean(0), atol=1e-4)
 
 
+def test_a_layer_of_which_nothing_is_selected_stays_silent():
+    """Its thresholds were 1e-7: nearly every positive pre-activation passed, or the calibration gave up."""
+    built = trained.__wrapped__("topk")  # not the one that other tests have
+    with torch.no_grad():
+        built.transcoder.encoder.W_enc[0].mul_(1e-3)  # never among the k best of all layers
+        built.transcoder.encoder.b_enc[0].zero_()
+    for calibrated in (True, False):
+        config = convert_config(tokens=2 * BATCH, calibration_tokens=2 * BATCH, calibrate=calibrated)
+        converted, report = convert(built.transcoder, built.source, config)
+        assert report.before.l0[0] == report.after.l0[0] == 0 and min(report.after.l0[1:]) > 0
+
+
 def count(transcoder: CrossLayerTranscoder, batch: Any) -> torch.Tensor:
     """Active features of each layer, a token's mean."""
     return (transcoder.encode(batch.inputs).dense() > 0).double().sum(-1).mean(0)
