@@ -22,8 +22,9 @@ from clt_plugins import Lock, Refused, load_json, parse_json, read_small
 OF_A_RUN = ("recipe.toml", "history.jsonl", "run.lock")
 """A folder with one of these files is a run."""
 WITHIN = ("checkpoints", "tensorboard", "evaluations", "stages")
-"""Folders of a run that hold no others; neither do those of its results, which have a manifest."""
+"""Folders of a run that hold no others."""
 MANIFEST = "manifest.json"
+"""In every folder of a result, which holds no runs."""
 TAIL = 2**20
 """Bytes at the end of `metrics.jsonl` that are read."""
 STATUS = {"finished": "ended", "interrupted": "interrupted", "failed": "failed"}
@@ -94,8 +95,8 @@ def _folders(folder: Path) -> Iterator[Path]:
         path = Path(here)
         if _is_run(path):
             yield path
-            names[:] = [name for name in names if name not in WITHIN and not (path / name / MANIFEST).is_file()]
-        names[:] = sorted(name for name in names if not name.startswith("."))
+            names[:] = [name for name in names if name not in WITHIN]
+        names[:] = sorted(name for name in names if not name.startswith(".") and not (path / name / MANIFEST).is_file())
 
 
 def _is_run(folder: Path) -> bool:
