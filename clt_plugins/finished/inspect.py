@@ -20,6 +20,7 @@ from clt_plugins.files.untrusted import has_file
 from clt_plugins.finished.find import find_trained
 from clt_plugins.model.saved.description import FILES, Description
 from clt_plugins.model.saved.other_tools import find_reader
+from clt_plugins.model.transcoder import CrossLayerTranscoder
 from clt_plugins.toml import inline
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _other(folder: Path, plugins: Plugins, verify: bool) -> TranscoderFolder:
         model=dict(imported.model),
         thresholds=_thresholds(imported.tensor("log_threshold")) if has_thresholds else None,
         verified="all numbers" if verify else "shapes",
-        faults=_not_finite(folder) if verify else [],
+        faults=_not_finite(folder, plugins) if verify else [],
         **_sizes(folder),
     )
 
@@ -168,11 +169,17 @@ def _sizes(folder: Path) -> dict[str, Any]:
     return {"files": len(files), "bytes": sum(path.stat().st_size for path in files), "dtypes": dtypes}
 
 
-def _not_finite(folder: Path) -> list[str]:
+def _not_finite(folder: Path, plugins: Plugins) -> list[str]:
     """The tensors that hold numbers which are not finite."""
     faults = []
-    for path in _files(folder):
-        for name in tensor_shapes(path) if path.suffix == ".safetensors" else ():
+    files = [path for path in _files(folder) if path.suffix == ".safetensors"]
+    if not files:  # numbers in another kind of file, which only the format's reader knows
+        try:
+            CrossLayerTranscoder.load(folder, device="cpu", plugins=plugins)
+        except Faults as error:
+            faults += str(error).splitlines()
+    for path in files:
+        for name in tensor_shapes(path):
             value = read_tensor(path, name)
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 faults.append(f"{path}: tensor {name!r} holds numbers that are not finite")
@@ -205,7 +212,8 @@ def as_text(report: TranscoderFolder) -> str:
         tokens = "" if report.tokens is None else f", {report.tokens:,} tokens"
         lines.append(f"  trained for {report.step:,} steps{tokens}")
     lines += [f"! {fault}" for fault in report.faults]
-    lines.append(f"checked: {report.verified}; {f'{len(report.faults)} faults' if report.faults else 'no fault'}")
+    count = len(report.faults)
+    lines.append(f"checked: {report.verified}; {count or 'no'} {'faults' if count > 1 else 'fault'}")
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ class Circuits:
             text = f"{self.config.format.name!r} is not read by circuit-tracer: use one of {', '.join(FORMATS)}"
             raise Refused("stages.circuits.format", text)
         peer = Peer.find(self.config.python)
-        model = language_model(job.transcoder)
+        model = language_model(job.transcoder)[0]
         if isinstance(self.exporter, Checks):
             texts = self.exporter.check(job.transcoder)
             if texts:
@@ -50,11 +50,11 @@ class Circuits:
         config, handed_over = self.config, job.folder / "transcoder"
         handed_over.mkdir()
         self.exporter.export(job.transcoder, handed_over)
-        model = language_model(job.transcoder)
+        model, revision = language_model(job.transcoder)
         graphs = job.folder / "graphs"
         request = {
             "transcoder": str(handed_over),
-            "model": model,
+            "model": model if revision is None else at_revision(model, revision),
             "prompts": list(zip(slugs(config.prompts), config.prompts, strict=True)),
             "backend": config.backend,
             "device": config.device,
@@ -88,17 +88,39 @@ class Circuits:
         job.log({"circuits/replacement": record.replacement, "circuits/completeness": record.completeness})
 
 
-def language_model(transcoder: CrossLayerTranscoder) -> str:
-    """The language model that a transcoder is of: a folder, as an absolute path, or a name on the model hub.
+def language_model(transcoder: CrossLayerTranscoder) -> tuple[str, str | None]:
+    """The language model that a transcoder is of: a folder, as an absolute path, or a name on the model hub, then
+    perhaps with a revision.
 
     Raises:
         Refused: it is not known.
     """
-    name = transcoder.model_described().get("path")
+    described = transcoder.model_described()
+    name = described.get("path")
     if not name:
         raise Refused("stages.circuits", "the language model is not known: there must be a [model] in the recipe")
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else str(name)
+    return (str(path.resolve()), None) if path.is_dir() else (str(name), described.get("revision"))
+
+
+def at_revision(name: str, revision: str) -> str:
+    """The folder of a language model at a revision: by its name, circuit-tracer would load the newest one.
+
+    Raises:
+        OSError: it is not in the hub's cache, and cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        tables = ["*.json", "*.txt", "*.model", "*.jinja"]
+        folder = snapshot_download(name, revision=revision, allow_patterns=[*tables, "*.safetensors"])
+        if not any(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(name, revision=revision, allow_patterns=[*tables, "*.bin"])
+    except (HfHubHTTPError, OSError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise OSError(f"model.path: {name} at revision {revision} cannot be had from the hub: {text}") from error
+    return folder
 
 
 def slugs(prompts: list[str]) -> list[str]:

@@ -176,8 +176,13 @@ def _loading(facts: Facts) -> Iterator[str]:
         yield f"python -m clt_plugins evaluate {place!s}"
         yield "```"
         yield ""
-    folder = facts.circuit_tracer()
-    if folder is None:
+    folder, revision = facts.circuit_tracer(), facts.described["model"].get("revision")
+    if folder is None or not facts.base_model:
+        return
+    if revision:
+        yield f"circuit-tracer loads the newest `{facts.base_model}` by that name, and this transcoder is of revision"
+        yield f"`{revision}`: download that revision, and give circuit-tracer the folder."
+        yield ""
         return
     name = "/".join(part for part in (place.repository, folder) if part)
     name += f"@{place.revision}" if place.revision else ""

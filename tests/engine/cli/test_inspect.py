@@ -14,6 +14,7 @@ from tests.support.exports import TYINGS, make
 from tests.support.formats import circuit_tracer
 from tests.support.helpers import read_tensors
 from tests.support.stored_data import write_numbered
+from tests.support.trainer_formats import llamascopium
 
 
 def inspect(*arguments: object) -> Result:
@@ -67,6 +68,19 @@ def test_damage_is_told_and_ends_with_1(tmp_path: Path) -> None:
     done = inspect(tmp_path / "theirs", "--verify")
     assert done.exit_code == 1 and "tensor 'W_dec_1' holds numbers that are not finite" in done.stdout
     assert "reads hook_resid_mid, writes hook_mlp_out" in done.stdout
+
+    # Numbers in another kind of file than safetensors.
+    (tmp_path / "pickled").mkdir()
+    llamascopium(tmp_path / "pickled", act_fn="relu", pickled=True)
+    done = inspect(tmp_path / "pickled", "--verify")
+    assert done.exit_code == 0 and done.stdout.rstrip().endswith("checked: all numbers; no fault")
+    path = tmp_path / "pickled" / "sae_weights.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["sae"]["W_D.1"][0, 0, 0] = torch.nan
+    torch.save(saved, path)
+    done = inspect(tmp_path / "pickled", "--verify")
+    assert done.exit_code == 1 and "W_dec.00' holds numbers that are not finite" in done.stdout
+    assert done.stdout.rstrip().endswith("checked: all numbers; 1 fault")
 
 
 def test_data_sets_are_told_from_transcoders_and_from_nothing(tmp_path: Path) -> None:

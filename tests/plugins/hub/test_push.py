@@ -10,6 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from clt_hub import PushConfig
+from clt_hub.card import card as written
+from clt_hub.facts import gather
 from clt_plugins import CrossLayerTranscoder, run
 from clt_plugins.cli.main import main_group
 from clt_stages import evaluate, in_model
@@ -219,3 +222,14 @@ def test_the_card_of_a_per_layer_transcoder_says_so(hub, tmp_path):
     assert "per-layer-transcoder" in read.data.tags and "cross-layer-transcoder" not in read.data.tags
     assert "A per-layer transcoder of" in read.text and "write what that MLP writes" in read.text
     assert all(line.count("|") in (3, 7) for line in read.text.splitlines() if line.startswith("|"))
+
+
+def test_circuit_tracer_is_shown_only_with_a_model_that_it_loads(trained):
+    """It said `from_pretrained("None", ...)`, and by a name it loads the newest revision."""
+    config = PushConfig(repository="user/clt", license="mit", base_model="user/model")
+    facts = gather(config, trained / "converted", trained, None)
+    assert 'from_pretrained("user/model", "user/clt/exports/circuit-tracer"' in written(facts)
+    assert "from_pretrained" not in written(attrs.evolve(facts, base_model=None))
+    of_revision = {**facts.described, "model": {**facts.described["model"], "revision": "step3"}}
+    text = written(attrs.evolve(facts, described=of_revision))
+    assert "from_pretrained" not in text and "of revision\n`step3`: download that revision" in text
