@@ -12,6 +12,7 @@ from clt_plugins.contract.hooks import hookimpl as hookimpl
 from clt_plugins.contract.spec import (
     API_VERSION as API_VERSION,
     FREE_ON_RESUME as FREE_ON_RESUME,
+    FREE_TEXT as FREE_TEXT,
     Format as Format,
     Selected as Selected,
     Spec as Spec,
@@ -275,6 +276,7 @@ if not TYPE_CHECKING:  # type checkers read `import X as X`: to them no other na
     __all__ = [
         "API_VERSION",
         "FREE_ON_RESUME",
+        "FREE_TEXT",
         "DamagedError",
         "Fault",
         "Faults",

@@ -21,6 +21,10 @@ FREE_ON_RESUME: Mapping[str, Any] = {"free_on_resume": True}
 computed, not what, or a rate that is changed on purpose in the middle of a run: a run may be resumed with another value
 of it."""
 
+FREE_TEXT: Mapping[str, Any] = {"free_text": True}
+"""`field(..., metadata=FREE_TEXT)` marks a setting that is text for people or for a language model, such as a prompt.
+It names nothing to be read, though it may look like a path or an address, and is published as it is."""
+
 
 def default_choice(stated: str | Mapping[str, Any] | list[Any]) -> Any:
     """The default of a setting that is a choice itself, as a recipe would write it.

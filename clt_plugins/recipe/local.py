@@ -52,8 +52,8 @@ def for_others(recipe: Recipe, instead: Mapping[str, str]) -> tuple[dict[str, An
         The tables; and the texts that they had, each with what is written instead (nothing, where it is left out).
 
     Raises:
-        Faults: a setting is a path of this disk, and `instead` does not have it; or `instead` has a setting that is no
-            text of the recipe. A line for each.
+        Faults: a setting is a path of this disk, and `instead` does not have it, or has such a path too; or `instead`
+            has a setting that is no text of the recipe. A line for each.
     """
     tables, texts = recipe_data(recipe), dict[str, str]()
     said = {parse_path(setting): text for setting, text in instead.items()}
@@ -63,7 +63,9 @@ def for_others(recipe: Recipe, instead: Mapping[str, str]) -> tuple[dict[str, An
         near = did_you_mean(Fault(where, "").path, [Fault(one, "").path for one in known])
         faults.append(Fault(where, f"the recipe has no such text{near}"))
     for where, one in known.items():
-        if where in said:
+        if where in said and ABSOLUTE.fullmatch(said[where]):
+            faults.append(Fault(where, f"{said[where]!r} is a path of this disk too: say what others are to read"))
+        elif where in said:
             texts[one.text] = said[where]
             _put(tables, where, said[where])
         elif one.is_local() and one.free:
@@ -97,12 +99,12 @@ def check_foreign(recipe: Recipe, origin: str) -> None:
 
 
 def _texts(value: Any, where: Where, tp: Any = None, free: bool = False) -> Iterator[Text]:
-    """All texts in the settings."""
+    """All texts in the settings that may name something: not those marked as `FREE_TEXT`."""
     if isinstance(value, Selected):
         yield from _texts(value.config, where)
     elif attrs.has(type(value)):
         for a in attrs.fields(attrs.resolve_types(type(value))):
-            if a.init:
+            if a.init and not a.metadata.get("free_text"):
                 can_go = bool(a.metadata.get("free_on_resume")) and a.default is not attrs.NOTHING
                 yield from _texts(getattr(value, a.name), (*where, a.alias), a.type, can_go)
     elif isinstance(value, Mapping):

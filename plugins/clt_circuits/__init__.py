@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attrs import Attribute, field, frozen, validators
 
-from clt_plugins import FREE_ON_RESUME, Selected, Spec, default_choice, hookimpl
+from clt_plugins import FREE_ON_RESUME, FREE_TEXT, Selected, Spec, default_choice, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -25,7 +25,7 @@ class CircuitsConfig:
     """Attribution graphs of prompts and their replacement and completeness scores, made by circuit-tracer (Ameisen et
     al. 2025) where it is installed: of its git repository, not the package of that name on PyPI."""
 
-    prompts: list[str] = field(validator=_texts, metadata={"example": ["def test_copy(self):"]})
+    prompts: list[str] = field(validator=_texts, metadata={"example": ["def test_copy(self):"], **FREE_TEXT})
     """The texts to trace: what follows each is attributed to its tokens and features."""
     python: str | None = field(default=None, metadata=FREE_ON_RESUME)
     """The Python interpreter that has circuit-tracer, which needs older libraries than this project:
@@ -51,10 +51,10 @@ class CircuitsConfig:
     """The JSON keeps the nodes that have this share of all influence. Scores are of the whole graph."""
     edge_threshold: float = field(default=0.98, validator=_share)
     """The JSON keeps the edges that have this share of the influence between these nodes."""
-    scan: str | None = None
+    scan: str | None = field(default=None, metadata=FREE_TEXT)
     """The name of this set of features in the JSON: for Neuronpedia the model's id there. circuit-tracer's page reads
     local features if it begins with "/"; "/MODEL" if not given."""
-    feature_details: dict[str, str] = field(factory=dict)
+    feature_details: dict[str, str] = field(factory=dict, metadata=FREE_TEXT)
     """Where Neuronpedia finds features: `neuronpedia_source_set`, or `feature_json_base_url`."""
     folder: str = "circuits"
     """The folder of the result; a second such stage in one recipe needs another."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import Attribute, field, frozen, validators
 
-from clt_plugins import Spec, hookimpl
+from clt_plugins import FREE_TEXT, Spec, hookimpl
 
 if TYPE_CHECKING:
     from clt_plugins import Context
@@ -55,13 +55,13 @@ class NeuronpediaConfig:
     """How many layers the language model has; only needed for a transcoder of some of them."""
     release: str | None = None
     """The name of the release that the source set belongs to; that of the source set if not given."""
-    description: str = ""
+    description: str = field(default="", metadata=FREE_TEXT)
     """A line for the release's page; made from the run if empty."""
-    creator: str = ""
+    creator: str = field(default="", metadata=FREE_TEXT)
     """Who made it: a name for people."""
     creator_id: str = "unknown"
     """The id of a user of that Neuronpedia, who will own it."""
-    url: str = ""
+    url: str = field(default="", metadata=FREE_TEXT)
     """Where to read more of it."""
     weights: str = ""
     """The repository on the model hub that has the weights."""

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from clt_hub.card import MARK, card
 from clt_hub.facts import OWN, Facts
-from clt_hub.public import Neutral, refuse_paths, refuse_paths_in_text
+from clt_hub.public import Neutral, graph_texts, refuse_paths, refuse_paths_in_text, texts
 from clt_plugins import Refused, check_regular, has_file, load_json, read_small, toml_text, write_json
 
 MANIFEST = "manifest.json"
@@ -52,12 +52,11 @@ def write_contents(facts: Facts, folder: Path, *, link: bool) -> list[str]:
         Refused: a file names a path of this disk, has numbers that are not finite, or cannot be read.
         OSError: it cannot be written.
     """
-    if facts.recipe is not None:
-        refuse_paths(facts.recipe, "recipe.toml")
+    if facts.recipe is not None:  # paths are out of it, and what is left in it is no path anywhere else
         (folder / "recipe.toml").write_text(toml_text(facts.recipe), encoding="utf-8")
     for name, data in (("versions.json", facts.versions), ("evaluation/evaluation.json", facts.evaluation)):
-        _write_table(folder / name, data, facts.neutral)
-    _write_table(folder / "circuits/circuits.json", facts.circuits, facts.neutral)
+        _write_table(folder / name, data, facts)
+    _write_table(folder / "circuits/circuits.json", facts.circuits, facts)
     if facts.kept_as:
         names = [path.name for path in facts.folder.iterdir() if any(fnmatch(path.name, own) for own in OWN)]
         _put_folder(facts.folder, folder / facts.kept_as, names, facts.neutral, link)
@@ -166,10 +165,10 @@ def _check_tensors(path: Path) -> None:
     refuse_paths(metadata, path)
 
 
-def _write_table(path: Path, data: dict[str, Any] | None, neutral: Neutral) -> None:
+def _write_table(path: Path, data: dict[str, Any] | None, facts: Facts) -> None:
     if data is None:
         return
     path.parent.mkdir(exist_ok=True)
-    new = neutral(data)
-    refuse_paths(new, path.name)
+    new = facts.neutral(data)
+    refuse_paths(new, path.name, but={*texts(facts.recipe), *graph_texts(new)})
     write_json(path, new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,17 @@ class Neutral:
         return value
 
 
-def refuse_paths(value: Any, where: str | Path) -> None:
+def refuse_paths(value: Any, where: str | Path, but: Collection[str] = ()) -> None:
     """Refuse plain data that still names a path of a disk.
+
+    Args:
+        but: texts that are none, though they may begin like one.
 
     Raises:
         Refused: it does; names the file.
     """
-    for text in _texts(value):
-        if ABSOLUTE.match(text):
+    for text in texts(value):
+        if ABSOLUTE.match(text) and text not in but:
             raise Refused(
                 where,
                 f"names {text[:200]!r}, a path of this disk: say what others are to read, by `instead` (--instead "
@@ -76,13 +79,20 @@ def refuse_paths_in_text(text: str, where: str | Path) -> None:
             raise Refused(where, f"names {match[0]!r}, a path of this disk: write it otherwise")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
+    """All texts in plain data, keys too."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield str(key)
-            yield from _texts(one)
+            yield from texts(one)
     elif isinstance(value, list):
         for one in value:
-            yield from _texts(one)
+            yield from texts(one)
     elif isinstance(value, str):
         yield value
+
+
+def graph_texts(data: Mapping[str, Any]) -> Iterator[str]:
+    """The prompts and the tokens predicted after them, of a `circuits.json`; a token may be "/>"."""
+    for graph in data.get("graphs") or []:
+        yield from texts([graph.get("prompt"), graph.get("logits")])

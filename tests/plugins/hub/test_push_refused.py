@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from clt_plugins import CrossLayerTranscoder, run
+from clt_plugins import CrossLayerTranscoder, run, toml_text
+from clt_plugins.cli.main import main_group
 from clt_plugins.files.folders import check_folder
 from tests.support.helpers import tables
 from tests.support.hub.pushing import JUMPRELU, push, pushed
@@ -83,6 +85,41 @@ def test_a_path_that_is_left_is_refused_by_the_files_name(hub, trained, tmp_path
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs files in memory")
+def test_prompts_and_tokens_are_no_paths(hub, trained, tmp_path):
+    """Of circuits: "/* sum */" and "/>" were taken for paths, with a remedy that could not work; and an address in a
+    prompt was refused when others evaluated what was pushed."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    prompts = ["/* sum of a and b */ int f(", "~5 dollars is", "See https://example.org for", "C:\\ is"]
+    circuits = {
+        "name": "circuits",
+        "format": {"name": "circuit-tracer", "model_name": "user/model", "input_hook": "mlp.hook_in"},
+        "prompts": prompts,
+        "scan": "/gpt2",
+        "feature_details": {"feature_json_base_url": "https://example.org/features"},
+    }
+    recipe = tomllib.loads((folder / "recipe.toml").read_text())
+    recipe["stages"].append(circuits)
+    (folder / "recipe.toml").write_text(toml_text(recipe))
+    graphs = [{"prompt": prompt, "logits": [["/>", 0.5], ["/home", 0.25]]} for prompt in prompts]
+    made_from = json.loads((folder / "evaluation/evaluation.json").read_text())["made_from"]
+    made_from["settings"] = {"prompts": prompts, "scan": "/gpt2"}
+    scores = {"replacement": 0.5, "completeness": 0.5, "graphs": graphs, "versions": {}}
+    (folder / "circuits").mkdir()
+    (folder / "circuits/circuits.json").write_text(json.dumps({**scores, "made_from": made_from}))
+    files = pushed(hub, folder).files()
+    assert json.loads(files["circuits/circuits.json"])["graphs"][0]["prompt"] == prompts[0]
+    assert tomllib.loads(files["recipe.toml"].decode())["stages"][-1]["prompts"] == prompts
+    done = CliRunner().invoke(main_group, ["evaluate", "hf://user/clt", "--json"])
+    assert done.exit_code == 0, done.output
+
+
+def test_what_is_said_instead_is_no_path_either(hub, local):
+    done = push(local, "user/clt", "--instead", "model.path=/home/me/model")
+    assert done.exit_code == 2 and not hub.repositories
+    assert "model.path: '/home/me/model' is a path of this disk too" in done.stderr
+
+
 def test_a_file_in_memory_is_one_of_this_disk_and_a_device_is_not(hub, trained, tmp_path):
     own = tmp_path / "own.md"
     own.write_text("See /dev/shm/me/notes.txt\n")
