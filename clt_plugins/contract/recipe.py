@@ -96,7 +96,8 @@ class TrainConfig:
     """Gradients are scaled down to this 2-norm; not clipped if not given."""
     precision: Literal["fp32", "tf32", "bf16", "fp8"] = "fp32"
     """The type of the encoder's matrix product; values and gradients are float32 in any case. `tf32` and `fp8` are for
-    GPUs that have it. With weights in bfloat16 (`transcoder.dtype`) the product is never wider than they are."""
+    GPUs that have it. With weights in bfloat16 (`transcoder.dtype`) the product is never wider than they are. While the
+    transcoder runs dense, and with a loss that reads all pre-activations, it has the weights' type."""
     log_every: int = field(default=50, validator=positive, metadata=FREE_ON_RESUME)
     """Steps between lines of the log."""
     eval_every: int = field(default=500, validator=positive, metadata=FREE_ON_RESUME)

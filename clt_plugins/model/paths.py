@@ -74,7 +74,9 @@ def dense(form: Form, activation: Activation, select: Select, extras: Extras) ->
     if activation.fixed_size:
         # Which features TopK keeps is not a function of each pre-activation alone: the selection says.
         chosen = _selected(select(), pre)
-        values = values * Features(torch.ones_like(chosen.values), chosen.pairs).dense().detach()
+        # Empty places (-inf) are all at one pair, which others may have chosen; NaN is kept, and stops the run.
+        kept = (chosen.values.detach() != -torch.inf).to(values.dtype)
+        values = values * Features(kept, chosen.pairs).dense()
     features = Features(values)
     return Encoded(features, others, pre, _active(activation, features, pre))
 

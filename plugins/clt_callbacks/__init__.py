@@ -39,7 +39,8 @@ class DecoderNormConfig:
     how: Literal["at_most", "exactly"] = "at_most"
     """Whether smaller norms stay as they are."""
     compensate: bool = False
-    """Divide the encoder's row and bias by what the decoder is multiplied by."""
+    """Divide the encoder's row and bias, and thresholds, by what the decoder is multiplied by: the reconstruction stays
+    the same. With `topk` and `batchtopk` it does so if `ranking = "norm"`."""
     every: int = field(default=1, validator=positive)
     """Steps between projections."""
 
@@ -105,7 +106,8 @@ class ExemplarStartConfig:
 @frozen(kw_only=True)
 class FitDecoderConfig:
     """At the end of training, the decoder of least squares for the features as they are (Engan, Aase & Husøy 1999).
-    The encoder does not change. The run is evaluated once more after it."""
+    The encoder does not change. The run is evaluated once more after it. Where features are ranked by their decoder's
+    norm, the fit changes which are active, and less is gained than is logged."""
 
     tokens: int = field(default=2**18, validator=positive)
     """Training tokens that it is fitted to: the next ones of the source, which may be those of a new epoch. A feature
@@ -185,8 +187,13 @@ FIRST_VALUES = {"tied_start", "active_subspace", "exemplar_start"}
 
 @hookimpl
 def clt_check(recipe: Recipe) -> list[str]:
-    """First values would overwrite the weights that a run begins with; sums of a fit need float32."""
+    """First values would overwrite the weights that a run begins with; sums of a fit need float32, and averages would
+    overwrite what was fitted."""
     faults = []
+    names = [callback.name for callback in recipe.callbacks]
+    if "fit_decoder" in names and "ema" in names[names.index("fit_decoder") :]:
+        text = "'fit_decoder' stands before 'ema', whose averages overwrite the fitted decoder: put it last"
+        faults.append(f"callbacks[{names.index('fit_decoder')}]: {text}")
     for index, callback in enumerate(recipe.callbacks):
         if callback.name in FIRST_VALUES and recipe.transcoder.from_ is not None:
             text = f"{callback.name!r} overwrites the weights of transcoder.from: leave one of them out"

@@ -55,12 +55,16 @@ class FitDecoder:
         """Ask for decoder rows: what cannot be fitted is refused before training.
 
         Raises:
-            Refused: the tying has no rows of single features, or they are frozen.
+            Refused: the tying has no rows of single features, or they are frozen, or the encoder is made of them.
         """
         run.decoder(0)
-        name, _ = run.transcoder.tying.feature_rows(0)  # type: ignore[attr-defined]
+        transcoder = run.transcoder
+        name, _ = transcoder.tying.feature_rows(0)  # type: ignore[attr-defined]
         if f"tying.{name}" not in run.weights():
             raise Refused("callbacks", "fit_decoder: transcoder.freeze holds the decoder: leave one of them out")
+        if _reads(transcoder.encoder.rows, transcoder.tying, transcoder.get_parameter(f"tying.{name}")):
+            text = f"fit_decoder: the rows of the encoder {transcoder.choices['encoder'].name!r} are the decoder's, and"
+            raise Refused("callbacks", f"{text} would change with it: choose another encoder, or leave it out")
 
     def finish(self, run: Training) -> None:
         """Fit the decoder."""
@@ -72,6 +76,13 @@ class FitDecoder:
     def state_bytes(self, transcoder: Any) -> int:
         """Bytes of four vectors, which the end of a run needs."""
         return 4 * sum(p.numel() * p.element_size() for p in transcoder.tying.parameters())
+
+
+@torch.enable_grad()
+def _reads(rows: Callable[[Any], Tensor], tying: Any, weight: Tensor) -> bool:
+    """Whether an encoder's rows depend on a parameter of the tying."""
+    made = rows(tying)
+    return made.requires_grad and torch.autograd.grad(made[0, 0].sum(), weight, allow_unused=True)[0] is not None
 
 
 @attrs.frozen(eq=False)

@@ -59,7 +59,7 @@ class AuxKConfig:
     k: int | None = field(default=None, validator=validators.optional(validators.gt(0)))
     """Dead features used per token, over all layers; half of d_model if not given."""
     pull: float = field(default=0.1, validator=validators.ge(0))
-    """Multiplies a term that pulls the mean pre-activation of these features up."""
+    """Multiplies a term that pulls the pre-activations of these features up: their sum over tokens * k."""
     weight_schedule: Annotated[Selected, "schedule"] | None = None
     """Both weights over the run; constant if not given."""
 

@@ -91,8 +91,9 @@ class _SquaredError(torch.autograd.Function):
 class TanhSparsity(Term):
     """λ · mean over tokens of Σ tanh(c · ‖decoder‖ · activation); no gradient reaches the decoder norms.
 
-    What a feature costs jumps from 0 to tanh(c · ‖decoder‖ · θ) at a threshold θ. A threshold's gradient is that of the
-    jump, by the straight-through estimate of how many are active.
+    What a feature costs jumps from 0 to tanh(c · ‖decoder‖ · θ) at a threshold θ. A threshold's gradient is a
+    straight-through estimate of the jump's: nearly all of it while tanh is linear there, and half of it where tanh is
+    saturated, as below θ the activation is 0. The steered weight makes up for that where L0 has a target.
     """
 
     steered = ("tanh_sparsity",)

@@ -104,7 +104,8 @@ class MuonConfig(RatesConfig):
 class AdafactorConfig(RatesConfig):
     """torch's Adafactor (Shazeer & Stern 2018, arXiv 1804.04235): second moments as products of a row and a column, no
     first moment. The step of a parameter is the rate times its root mean square: `train.lr` is some ten times Adam's.
-    On a GPU it reads numbers back in every step. Not with features split over ranks."""
+    A rate above 1 / sqrt(step) is cut to that by torch; `optim/lr` is logged without the cut. On a GPU it reads numbers
+    back in every step. Not with features split over ranks."""
 
     beta2_decay: float = field(default=-0.8, validator=validators.le(0), metadata=FREE_ON_RESUME)
     """The second moment's decay in step t is 1 - t to this power."""

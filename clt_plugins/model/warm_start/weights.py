@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from clt_plugins.errors import Refused
 from clt_plugins.model.warm_start.exact import ways
 from clt_plugins.model.warm_start.fit import fit
 from clt_plugins.model.warm_start.units import Units
+from clt_plugins.toml import inline
 
 if TYPE_CHECKING:
     from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -54,12 +56,16 @@ class WarmStart:
         """Make the new transcoder compute what the earlier one does, and release the latter.
 
         Raises:
-            Refused: features of an added layer would write into layers that there were; or a plugin's tensors do not
-                say which of their numbers belong to which layer.
+            Refused: other settings of an encoder or a tying make other rows of the same tensors; or features of an
+                added layer would write into layers that there were; or a plugin's tensors do not say which of their
+                numbers belong to which layer.
         """
         if self.ways.keeps_statistics:
             self._statistics()
         self._weights()
+        for part in ("encoder", "tying"):
+            if self.ways.copied[part] and self.new.choices[part].config != self.old.choices[part].config:
+                self._check_same(part)
         if self.fit.adds_layers:
             self._check_added()
         for text in self._changes():
@@ -130,6 +136,28 @@ class WarmStart:
         out[:, targets] = rows.to(mine)
         self._put(mine, out, 0)
 
+    def _check_same(self, part: str) -> None:
+        """The same tensors with other settings must make the same rows: a factor may have been added, or left out."""
+        first, last = self.new.own.start, min(self.new.own.stop, self.fit.old_features)
+        mine, theirs = slice(0, max(0, last - first)), slice(first, max(first, last))
+        for old_layer, layer in enumerate(self.fit.layers):
+            now: tuple[Tensor, ...]
+            before: tuple[Tensor, ...]
+            if part == "encoder":
+                now = self.new.encoder.expand(layer, self.new.tying)
+                before = self.old.encoder.expand(old_layer, self.old.tying)
+            else:
+                targets = [target - layer for target in self.fit.layers[old_layer:]]
+                now = (self.new.tying.expand(layer)[:, targets],)
+                before = (self.old.tying.expand(old_layer),)
+            for one, other in zip(now, before, strict=True):
+                kept, wanted = one[mine].double().cpu(), other[theirs].double()
+                # What is the same differs by rounding to the type of the weights.
+                if float((kept - wanted).norm()) > 2 * torch.finfo(self.new.context.dtype).eps * float(wanted.norm()):
+                    settings = _differing(self.new.choices[part].config, self.old.choices[part].config)
+                    text = f"with these settings it does not compute what transcoder.from does: write {settings}"
+                    raise Refused(part, text)
+
     def _check_added(self) -> None:
         """Features of added layers must not write where the earlier transcoder did."""
         for layer in set(range(self.fit.n_layers)) - set(self.fit.layers):
@@ -148,3 +176,9 @@ class WarmStart:
         if (self.fit.widens or self.fit.adds_layers) and self.new.activation.fixed_size:
             out.append(f"{now.name}: added features compete with the others for k, unless it ranks by decoder norm")
         return out
+
+
+def _differing(now: Any, before: Any) -> str:
+    """The settings of an earlier choice that a new one has otherwise, as a recipe has them."""
+    old, new = attrs.asdict(before), attrs.asdict(now)
+    return ", ".join(f"{name} = {inline(value)}" for name, value in old.items() if new.get(name) != value)

@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from clt_plugins.contract.model.activation import Settable, Thresholded
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.errors import Refused
 from clt_plugins.training.between.rows import Rows
@@ -196,7 +197,8 @@ class Training:
 
         Args:
             factor: [L, F of this rank], above 0.
-            inverse: divide the encoder's rows and bias by it, so that pre-activations times decoder stay the same.
+            inverse: divide the encoder's rows and bias by it, and thresholds, so that the reconstruction stays the
+                same; but for activations that rank pre-activations without the decoder's norm.
 
         Raises:
             Refused: the encoder or the tying has no rows of single features.
@@ -206,6 +208,9 @@ class Training:
             if inverse:
                 self._rows.scale(*self._rows.encoder(layer), 1 / by_feature)
                 self._rows.scale(*self._rows.bias(layer), 1 / by_feature)
+        activation = self.transcoder.activation
+        if inverse and isinstance(activation, Thresholded) and isinstance(activation, Settable):
+            activation.set_threshold(activation.threshold() / factor)
 
     @torch.no_grad()
     def set_weights(self, weights: Weights) -> None:

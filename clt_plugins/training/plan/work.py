@@ -67,7 +67,7 @@ class Work:
     row_bytes: int
     """Of a token as the source gives it."""
     product: str
-    """The type of the encoder's product; where it is dense, of all products."""
+    """The type of the encoder's product; where it runs dense, of all products."""
     exact: bool
     """Whether pre-activations of the product are those of the features; otherwise they are computed again."""
     clips: bool
@@ -122,7 +122,9 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
     dtype = parts.context.dtype
     product = transcoder.product or "fp32"
     narrow = NARROW.get(product, str(dtype).removeprefix("torch."))
-    sparse = not transcoder.runs_dense
+    sparse, keeps_pre = not transcoder.runs_dense, any(loss.needs_pre for loss in parts.losses)
+    if keeps_pre or not sparse:  # `train.precision` only chooses features, and here none are chosen by it
+        narrow = str(dtype if parts.context.device.type != "cpu" else compute_type).removeprefix("torch.")
     matrices = [p for p in transcoder.parameters() if is_matrix(p, d_model)]
     encoder_flops, encoder_bytes, row_dtype = _encoder(transcoder, tokens)
     return Work(
@@ -138,7 +140,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         targets=_targets(transcoder),
         selections=(1 if transcoder.activation.fixed_size or sparse else 0) + sum(count > 0 for count in extra),
         dense=transcoder.runs_dense,
-        keeps_pre=any(loss.needs_pre for loss in parts.losses),
+        keeps_pre=keeps_pre,
         parameters=sum(p.numel() for p in transcoder.parameters()),
         rows=sum(p.numel() for p in matrices) // d_model,
         weight_bytes=dtype.itemsize,
@@ -146,7 +148,7 @@ def work(parts: Parts, recipe: Recipe, *, progress: float = 0.0, row_bytes: int 
         state_bytes=sum(map(build_optimizer(transcoder, recipe).state_bytes, weights_of(transcoder))),
         compute_bytes=compute,
         row_bytes=row_bytes or 2 * n_layers * d_model * compute,
-        product=narrow if sparse or parts.context.device.type != "cpu" else str(compute_type).removeprefix("torch."),
+        product=narrow,
         exact=transcoder.product in (None, "fp32") and row_dtype == compute_type,
         clips=train.clip_norm is not None,
         tensor_ranks=parallel.tensor_ranks,

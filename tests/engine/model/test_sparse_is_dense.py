@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 
+from clt_kernels.reference import TorchKernels
 from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.training.objective import objective
 from tests.support.helpers import ACTIVATIONS, ALL_LOSSES, TYINGS, parts, random_batch, stir
@@ -119,6 +121,27 @@ class _Call(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         return self.function(self.module)
+
+
+@pytest.mark.parametrize("path", ["dense", "sparse"])
+def test_empty_places_of_a_selection_of_fixed_sizes_count_nothing(path):
+    """They all lie at the last token's last feature, whose value the dense path multiplied by their number."""
+    found = []
+    for fixed in (False, True):
+        built = parts(
+            activation={"name": "batchtopk", "k": 20},
+            transcoder={"features": 40, "path": path, "dtype": "float64", "device": "cpu"},
+            kernels={"name": "torch"},
+        )
+        transcoder = built.transcoder
+        stir(transcoder)
+        transcoder.encoder.b_enc.data[-1, -1] += 5  # that feature is active
+        for part in (transcoder, transcoder.activation):
+            part.context = attrs.evolve(part.context, kernels=TorchKernels(fixed=fixed))
+        transcoder.activation.schedule(0.55)  # k falls, and there are places for a larger one
+        found.append(transcoder.encode_normalised(random_batch(16, 3, 6, torch.float64).inputs).features)
+    assert path == "dense" or int(found[1].pairs.count) < len(found[1].pairs.token), "there are empty places"
+    assert torch.equal(found[0].dense(), found[1].dense()) and found[0].dense()[-1, -1, -1] > 0
 
 
 @pytest.mark.parametrize("activation", ["topk", "topk-layer-norm", "topk-share"])

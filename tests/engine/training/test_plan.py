@@ -14,6 +14,7 @@ from clt_plugins.training.plan.build import estimate, plan
 from clt_plugins.training.plan.memory import LASTING, PHASES
 from clt_plugins.training.plan.records import Plan
 from clt_plugins.training.plan.table import as_table
+from clt_plugins.training.plan.work import work
 from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, recipe
 
 B, L, D, F = 16, 3, 6, 10
@@ -114,3 +115,15 @@ def test_other_encoders_are_counted(encoder: str, flops: int, made: int):
     assert needs.parameters == sum(p.numel() for p in built.transcoder.parameters())
     assert needs.flops.encoder == flops
     assert needs.bytes.batch - base.bytes.batch == made
+
+
+def test_the_precision_of_the_encoder_is_of_no_use_where_it_chooses_nothing():
+    """`plan` promised seven times the speed for `train.precision`, where the run has it in no product."""
+    for chooses, changes in (
+        (False, {"activation": {"name": "relu"}}),  # dense at first
+        (False, {"losses": ["mse", "preactivation"]}),  # reads all pre-activations
+        (True, {}),
+    ):
+        for precision, narrow in (("fp32", "float32"), ("bf16", "bfloat16")):
+            built = parts(**changes, train={"precision": precision})
+            assert work(built, built.context.recipe).product == (narrow if chooses else "float32")

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from clt_plugins import FREE_ON_RESUME, read_recipe, recipe_data, run
 from clt_plugins.errors import Faults, Refused, Stopped
 from clt_plugins.files.folders import read_tensors
+from clt_plugins.model import paths
 from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml
 from clt_plugins.registry.plugins import load_plugins
@@ -89,6 +90,18 @@ def test_where_and_how_fast_is_free(tmp_path):
     whole, other = end(tmp_path / "whole"), end(tmp_path / "run")
     for name, value in whole.items():
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "path", "dense"), [("auto", "sparse", False), ("sparse", "dense", True)])
+def test_another_path_is_taken_on_resume(before, path, dense, tmp_path, monkeypatch):
+    """It was accepted, and the run went on as it had begun: jumprelu dense to the end."""
+    jumprelu = {"name": "jumprelu", "threshold": 0.2}
+    stopped(tmp_path / "run", activation=jumprelu, transcoder={"path": before})
+    ran = []
+    real = paths.dense
+    monkeypatch.setattr(paths, "dense", lambda *args: ran.append(args[0][0].requires_grad) or real(*args))
+    resumed(tmp_path / "run", activation=jumprelu, transcoder={"path": path})
+    assert bool(ran) == dense
 
 
 STREAM = {"name": "stream", "text": "python-stdlib", "context": 32, "buffer_tokens": 64}

@@ -119,6 +119,9 @@ def test_layers_are_added_between_those_that_there_were(tmp_path, stream_tables)
         ({"activation": ACTIVATIONS["jumprelu"]}, {"activation": ACTIVATIONS["topk"]}, "activation: .*log_threshold"),
         ({"encoder": TIED}, {"encoder": TIED, "transcoder": {"features": 12}}, "encoder: .*added"),
         ({}, {"encoder": {"name": "tied"}}, "encoder: 'tied' cannot hold exactly what 'plain'"),
+        ({"tying": {"name": "per_source"}}, {"tying": SCALED}, "tying: with these .* write feature_scale = false"),
+        ({"encoder": {**TIED, "normalise": True}}, {"encoder": TIED}, "encoder: with these .* write normalise = true"),
+        ({"encoder": TIED}, {"encoder": {**TIED, "normalise": True}}, "encoder: with these .* write normalise = false"),
         ({}, {"source": {"d_model": 8}}, "transcoder.from: d_model is 6 there and 8 here"),
     ],
 )  # fmt: skip

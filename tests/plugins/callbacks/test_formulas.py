@@ -18,7 +18,7 @@ from clt_plugins.files.steps import step_folders
 from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.optimizers.make import make_optimizer
 from tests.support import recording
-from tests.support.helpers import parts, tables
+from tests.support.helpers import parts, stir, tables
 
 MODULE = "tests.support.recording"
 
@@ -74,6 +74,24 @@ def test_decoder_norms_are_projected_after_each_step(tmp_path, how):
     assert (norms(read_tensors(tmp_path / "free/transcoder/transcoder.safetensors")) > 0.5).any(), (
         "it had something to do"
     )
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [{"name": "relu"}, {"name": "jumprelu", "threshold": 0.2}, {"name": "topk", "k": 5, "ranking": "norm"}],
+    ids=str,
+)
+def test_a_compensated_projection_changes_no_reconstruction(activation):
+    opened = Opened({"name": "decoder_norm", "norm": 0.5, "compensate": True}, activation=activation)
+    stir(opened.transcoder)
+    opened.transcoder.eval()
+    x = torch.randn(32, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before, l0 = opened.transcoder(x).detach(), float((opened.transcoder.encode(x).dense() > 0).sum())
+    opened.callback.after(opened.run, None)
+    assert float(opened.transcoder.tying.norms().max()) < 0.5 + 1e-6 and l0 > 32
+    # norms() are float32, so factors are off by that; they divide out in the product.
+    torch.testing.assert_close(opened.transcoder(x).detach(), before, rtol=1e-6, atol=1e-6)
+    assert float((opened.transcoder.encode(x).dense() > 0).sum()) == l0
 
 
 # -- ema ---------------------------------------------------------------------------------------------------------------
