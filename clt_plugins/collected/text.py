@@ -16,8 +16,8 @@ Ints = np.ndarray[Any, np.dtype[Any]]
 class CollectedText:
     """The rows of a text, sorted by context and position.
 
-    Rows are neighbours where their context is one and the position goes on by 1. (The first token of a context has no
-    row: transcoders are not trained on it.)
+    Rows are neighbours where their context is one and the position goes on by 1. Where texts
+    share a context, a position is passed over between them.
 
     Args:
         ids, context, position: of each row, [T].

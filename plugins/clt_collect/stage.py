@@ -28,6 +28,7 @@ from clt_plugins import (
     CrossLayerTranscoder,
     Geometry,
     HasModel,
+    Identified,
     ReadsResidual,
     Refused,
     SpellsBytes,
@@ -176,10 +177,11 @@ def _settings(config: CollectConfig, seed: int) -> CollectionSettings:
 
 
 def _key(job: Job) -> Any:
-    """What a log is of: it is gone on with only for the same transcoder and settings."""
+    """What a log is of: it is gone on with only for the same transcoder, settings and data."""
     # The folder of another tool may have nothing to tell it by.
     unknown = uuid.uuid4().hex if job.made_from.transcoder.sha256 is None else ""
-    return [attrs.asdict(job.made_from), unknown]
+    data = dict(job.source.identity()) if isinstance(job.source, Identified) else {}
+    return [attrs.asdict(job.made_from), unknown, data]
 
 
 def _store_bytes(transcoder: CrossLayerTranscoder, config: CollectConfig) -> float:

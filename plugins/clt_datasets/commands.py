@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,11 +65,15 @@ def generate(
     from clt_datasets.make.generate import generate as run
     from clt_datasets.net.client import Client
     from clt_datasets.net.interrupts import closes
+    from clt_datasets.net.limits import LARGEST_BLOCK
 
     client = None
     if url is not None:
         client = Client(url, out.resolve().name, patience_s=600, options=("--to", "--out"))
     # The thread that uploads would otherwise wait for a server that is down, and the command for the thread.
+    uploads: dict[str, Any] = {}
+    if client is not None:
+        uploads = {"written": client.put, "largest_block": LARGEST_BLOCK}
     with closes(client):
         run(
             recipe,
@@ -81,7 +85,7 @@ def generate(
             chunk_bytes=int(chunk_mb * 2**20),
             block_rows=block_rows or 0,
             verify=verify,
-            **({} if client is None else {"written": client.put}),
+            **uploads,
         )
 
 

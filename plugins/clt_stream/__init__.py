@@ -49,7 +49,8 @@ class StreamConfig:
     are shuffled. Files of this machine are read in their own order, too."""
     held_out: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
     """The share of the documents that is kept for evaluation and never trained on. A hash of each document decides, so
-    the same documents are held out in every run, with any seed, and copies of a document are on the same side."""
+    the same documents are held out in every run, with any seed, and copies of a document are on the same side. Of
+    "python-stdlib" a hash of each file's name decides."""
     context: int = field(default=128, validator=validators.gt(1))
     """Tokens in one context window. A longer document continues in further windows."""
     pack: bool = True

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins import Refused, generator
+from clt_stream.identity import special_tokens
 from clt_stream.text.documents import Texts, not_the_same, part
 from clt_stream.text.tokens import Tokens
 
@@ -53,11 +54,17 @@ class Contexts:
     """The positions that go into batches, as indices into C * T, [R]: no padding, special tokens or first positions."""
     first: int
     """The number of the first context. The others have the next numbers."""
+    packed_whole: bool = False
+    """Whether contexts are packed of pieces of which no first position is left out."""
 
     def positions(self, rows: Tensor) -> Tensor:
-        """(context, position in it) of some rows, [R, 2]."""
+        """(context, position in it) of some rows, [R, 2]. Positions of two packed pieces never follow each other: where
+        none was left out between the pieces, one is passed over."""
         length = self.ids.shape[1]
-        return torch.stack([self.first + rows // length, rows % length], 1)
+        place = rows % length
+        if self.packed_whole:
+            place = place + ((self.position_ids == 0).cumsum(1) - 1).flatten().to(rows.device)[rows]
+        return torch.stack([self.first + rows // length, place], 1)
 
 
 @attrs.frozen
@@ -94,7 +101,7 @@ class Packer:
         self.texts, self.tokenizer, self.config, self.seed, self.packed = texts, tokenizer, config, seed, packed
         self.tokens = Tokens(tokenizer, config.text)
         self.vocabulary, self.held_out = vocabulary, held_out
-        self.special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
+        self.special = torch.tensor(special_tokens(tokenizer), dtype=torch.int64)
         self.start = array("i", _start(tokenizer, config.bos))
         self.chunk: list[Pieces] = []
         """The contexts of the present chunk, each as its pieces."""
@@ -230,7 +237,8 @@ class Packer:
         filled = torch.arange(length) < torch.tensor(used)[:, None]
         kept = self._kept(ids, positions) & filled
         mask = None if self.packed else filled.long()
-        return Contexts(ids, positions, mask, kept.flatten().nonzero().squeeze(1), first)
+        whole = self.packed and self.config.skip_first == 0
+        return Contexts(ids, positions, mask, kept.flatten().nonzero().squeeze(1), first, whole)
 
 
 def _joined(pieces: list[array[int]]) -> Tensor:

@@ -33,6 +33,8 @@ def check_rows(rows: Batch, layers: list[int]) -> None:
 def finite_later(rows: Batch, layers: list[int]) -> Callable[[], None]:
     """The same, begun now; calling the result waits for the answer, and only for that."""
     values = rows.inputs, rows.targets
+    if not rows.tokens:  # a forward pass may have none, of which no least and largest exist
+        return lambda: None
     # The largest and least of each layer: one pass over the memory each, and nothing is allocated.
     finite = torch.stack([torch.isfinite(torch.stack([x.amax((0, 2)), x.amin((0, 2))])).all(0) for x in values])
     done = None

@@ -44,6 +44,13 @@ def model_identity(model: PreTrainedModel) -> str:
     return f"{count} weights, sha256 {digest.hexdigest()[:32]}"
 
 
+def special_tokens(tokenizer: Any) -> list[int]:
+    """Ids of all special tokens: those that the tokenizer names (BOS, padding), and others that are marked as special,
+    such as Llama 3's around a role of a chat."""
+    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted({*tokenizer.all_special_ids, *marked})
+
+
 def tokenizer_identity(tokenizer: Any) -> str:
     """A digest of what turns text into tokens: vocabulary, merges, normalisation, special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -53,7 +60,7 @@ def tokenizer_identity(tokenizer: Any) -> str:
         table = json.loads(backend.to_str())
         # Set by whoever used the tokenizer last.
         table = {key: value for key, value in table.items() if key not in ("truncation", "padding")}
-    special = {"ids": sorted(tokenizer.all_special_ids), "bos": tokenizer.bos_token_id}
+    special = {"ids": special_tokens(tokenizer), "bos": tokenizer.bos_token_id}
     text = json.dumps([table, special, tokenizer("a")["input_ids"]], sort_keys=True)
     return f"{len(tokenizer)} tokens, sha256 {hashlib.sha256(text.encode()).hexdigest()[:32]}"
 

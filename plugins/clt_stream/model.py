@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clt_plugins import Refused
+from clt_stream.identity import special_tokens
 from clt_stream.library_errors import is_about_revision, one_line, reason
 from clt_stream.weights import check_weights
 
@@ -114,12 +115,19 @@ def _is_of_tokenizer(file: Path) -> bool:
     return re.search(r"token|vocab|merges|spiece|sentencepiece|\.spm$|\.model$|tekken|bpe", file.name) is not None
 
 
+TRIED = 100
+"""About how many words of a tokenizer are tried."""
+
+
 def _is_empty(tokenizer: Any) -> bool:
     """Whether it is the stand-in that transformers makes where there are no files: it knows no words."""
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        return True
-    one, two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("model", "river"))
-    return one == two
+    others = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special_tokens(tokenizer)]
+    # By its own words: a vocabulary may be digits only. The first ones may all be bytes or unknown.
+    known = {
+        tuple(tokenizer(tokenizer.decode([number]), add_special_tokens=False)["input_ids"])
+        for number in others[:: max(1, len(others) // TRIED)]
+    }
+    return len({ids for ids in known if set(ids) - {tokenizer.unk_token_id}}) < 2
 
 
 def _need_gguf(setting: str) -> None:

@@ -20,7 +20,14 @@ BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 def spelling(tokenizer: Any) -> Callable[[Sequence[int]], list[bytes]]:
     """A function that gives the bytes of each token of a tokenizer."""
-    whole: dict[int, str] = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    # An added token is spelled as it is. But a token of the vocabulary may be listed there too: Gemma's runs of spaces.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.get_vocab(with_added_tokens=False) if backend is not None else {}
+    whole: dict[int, str] = {
+        number: str(token)
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or str(token) not in vocabulary
+    }
 
     def speller(spell: Callable[[int, str], bytes]) -> Callable[[Sequence[int]], list[bytes]]:
         def of(ids: Sequence[int]) -> list[bytes]:

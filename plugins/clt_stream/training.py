@@ -71,7 +71,8 @@ def joined(contexts: list[Contexts]) -> Contexts:
         width = each.ids.shape[1]
         rows.append((begin + each.rows // width) * length + each.rows % width)
         begin += len(each.ids)
-    return Contexts(ids, positions, torch.cat(masks) if masks else None, torch.cat(rows), contexts[0].first)
+    first, mask = contexts[0], torch.cat(masks) if masks else None
+    return Contexts(ids, positions, mask, torch.cat(rows), first.first, first.packed_whole)
 
 
 def _counted(contexts: Contexts, count: int) -> Tensor:

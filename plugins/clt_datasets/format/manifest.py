@@ -91,8 +91,7 @@ class Manifest:
 
     def __attrs_post_init__(self) -> None:
         # Before anything is allocated for rows: their sizes must fit to those of the files, which are checked later.
-        largest = max(chunk.rows for chunk in self.chunks)
-        if min(self.block_rows, largest) * self.row_bytes > LARGEST_BLOCK:
+        if self.largest_block > LARGEST_BLOCK:
             raise ValueError(f"a block of {self.block_rows} rows has more than {LARGEST_BLOCK:,} bytes")
         for chunk in self.chunks if self.compression == "none" else ():
             if chunk.bytes < chunk.rows * self.row_bytes:
@@ -143,6 +142,11 @@ class Manifest:
         """Bytes of a row, uncompressed."""
         # Python's own product: NumPy's wraps around where the sizes are absurd.
         return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.row_shapes)
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest block."""
+        return min(self.block_rows, max(chunk.rows for chunk in self.chunks)) * self.row_bytes
 
     def part(self, name: str) -> list[Chunk]:
         """The chunks of "train" or "held_out"."""

@@ -21,7 +21,7 @@ import torch
 
 from clt_datasets.format.chunk import read_summary
 from clt_datasets.format.folder import LocalData
-from clt_datasets.format.manifest import MANIFEST, STATISTICS, Part, read_manifest, write_manifest
+from clt_datasets.format.manifest import LARGEST_BLOCK, MANIFEST, STATISTICS, Part, read_manifest, write_manifest
 from clt_datasets.make.begun import begin, check_folder, decides, one_process
 from clt_datasets.make.ledger import Ledger
 from clt_datasets.make.plan import Plan, make_plan, this_process
@@ -44,6 +44,7 @@ def generate(
     block_rows: int = 0,
     verify: bool = False,
     written: Written = lambda path, digest: None,
+    largest_block: int = LARGEST_BLOCK,
 ) -> None:
     """Write a data set, or what is missing of it.
 
@@ -53,6 +54,7 @@ def generate(
         block_rows: rows of a block; 0 makes blocks of about 4 MiB.
         verify: read all chunks that are there, also those that have not changed since they were written.
         written: called with each complete file of this process, also with those that were there; the manifest is last.
+        largest_block: bytes that a block may have.
 
     Raises:
         Refused: the folder holds something else, was begun with other settings or data, or another process writes into
@@ -87,7 +89,7 @@ def generate(
         try:
             begin(out, plan, recipe, content)
             ledger = Ledger(out / f".written_{process.rank}.jsonl", verify=verify)
-            writer = Writer(out, plan, process.rank, source, written, ledger)
+            writer = Writer(out, plan, process.rank, source, written, ledger, largest_block)
             try:
                 if process.rank == 0:
                     writer.held_out()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clt_datasets.format.chunk import DTYPES, Style, write_chunk
 from clt_datasets.format.files import write_file
-from clt_datasets.format.manifest import LARGEST_BLOCK, default_block_rows
+from clt_datasets.format.manifest import default_block_rows
 from clt_datasets.make.ledger import Ledger
 from clt_datasets.make.plan import Plan
 from clt_plugins import Batch, DamagedError, Refused, Source, load_json
@@ -47,11 +47,14 @@ class Writer:
     Args:
         written: called with each file when it is complete, also with those that are there already.
         ledger: knows which of them need not be read again.
+        largest: bytes that a block may have.
     """
 
-    def __init__(self, out: Path, plan: Plan, rank: int, source: Source, written: Written, ledger: Ledger):
+    def __init__(
+        self, out: Path, plan: Plan, rank: int, source: Source, written: Written, ledger: Ledger, largest: int
+    ):
         self.out, self.plan, self.rank, self.source, self.written = out, plan, rank, source, written
-        self.ledger = ledger
+        self.ledger, self.largest = ledger, largest
         self.made = 0
         """Chunks that were written."""
         self.looked_at: dict[Path, There | None] = {}
@@ -145,9 +148,9 @@ class Writer:
             dtype = _name(rows.inputs.dtype) if _name(rows.inputs.dtype) in DTYPES else "float32"
         row_bytes = _row_bytes(rows, dtype)
         style = Style(dtype, plan.compression, plan.block_rows or default_block_rows(row_bytes))
-        if min(style.block_rows, rows.tokens) * row_bytes > LARGEST_BLOCK:
-            most = max(1, LARGEST_BLOCK // row_bytes)
-            raise Refused("--block-rows", f"a block may have {LARGEST_BLOCK:,} bytes, which are {most} rows")
+        if min(style.block_rows, rows.tokens) * row_bytes > self.largest:
+            most = max(1, self.largest // row_bytes)
+            raise Refused("--block-rows", f"a block may have {self.largest:,} bytes, which are {most} rows")
 
         def work() -> None:
             digest = write_chunk(path, rows, style, state)

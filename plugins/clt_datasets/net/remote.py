@@ -88,8 +88,10 @@ class RemoteData:
 
     def _read_manifest(self) -> Manifest:
         manifest = Manifest.from_json(self.client.get("manifest", LARGEST_MANIFEST), self.client.base)
-        if min(manifest.block_rows, max(chunk.rows for chunk in manifest.chunks)) * manifest.row_bytes > LARGEST_BLOCK:
-            raise Refused(self.client.base, f"its blocks have more than {LARGEST_BLOCK:,} bytes: no server sends these")
+        if manifest.largest_block > LARGEST_BLOCK:
+            most = max(1, LARGEST_BLOCK // manifest.row_bytes)
+            text = f"its blocks have more than {LARGEST_BLOCK:,} bytes, and no server sends these"
+            raise Refused(self.client.base, f"{text}: generate it again with --block-rows {most} or fewer")
         return manifest
 
     @contextmanager

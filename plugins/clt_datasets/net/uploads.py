@@ -22,7 +22,7 @@ from clt_datasets.format.chunk import read_summary
 from clt_datasets.format.files import file_digest, sync
 from clt_datasets.format.manifest import CHUNK_NAME, MANIFEST, STATISTICS, Manifest
 from clt_datasets.net.answers import BadRequest
-from clt_datasets.net.limits import LARGEST_MANIFEST, LARGEST_STATISTICS, Limits
+from clt_datasets.net.limits import LARGEST_BLOCK, LARGEST_MANIFEST, LARGEST_STATISTICS, Limits
 from clt_datasets.net.served import NotServed, regular
 from clt_datasets.net.storage import Storage
 from clt_plugins import DamagedError
@@ -196,6 +196,10 @@ def _check_manifest(partial: Path, folder: Path) -> None:
         manifest = Manifest.from_json(partial.read_bytes(), MANIFEST)
     except ValueError as error:
         raise BadRequest(422, str(error)) from error
+    if manifest.largest_block > LARGEST_BLOCK:
+        most = max(1, LARGEST_BLOCK // manifest.row_bytes)
+        text = f"a block has {manifest.largest_block:,} bytes, more than the {LARGEST_BLOCK:,} that are served"
+        raise BadRequest(422, f"{text}: generate it again with --block-rows {most} or fewer")
     for name in [*(chunk.file for chunk in manifest.chunks), STATISTICS]:
         if _state(folder / name) is None:
             raise BadRequest(409, f"{name} is not there yet: another process still uploads it", again=True)

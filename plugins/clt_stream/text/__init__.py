@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clt_plugins import Refused
 from clt_stream.text.documents import StoredTexts, StreamedTexts, Texts
 from clt_stream.text.files import is_local, local_path
 from clt_stream.text.local import LocalDocuments
@@ -22,6 +23,11 @@ def open_texts(config: StreamConfig, seed: int) -> Texts:
         Refused: they do not exist, cannot be read or reached, or hold nothing.
     """
     name = config.text
+    if name == "python-stdlib" or is_local(name):
+        for setting, chosen in (("subset", config.subset != ""), ("split", config.split != "train")):
+            if chosen:
+                text = "is for data sets of the hub, and source.text is on this disk: name the files to be read"
+                raise Refused(f"source.{setting}", text)
     if name == "python-stdlib":
         return StoredTexts(StandardLibrary(), name, seed)
     if is_local(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,33 @@ def test_a_log_of_other_settings_is_not_gone_on_with(
         with pytest.raises(KeyboardInterrupt):
             collect(built(folder), tmp_path / "store", tokens=TOKENS, **SMALL)
     assert collect(built(folder), tmp_path / "store", tokens=60, **SMALL).info.tokens == 60
+
+
+@pytest.mark.parametrize("text", ["held_out", "training"])
+def test_a_log_of_other_text_is_not_gone_on_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """The file has the same name: the rows of both were in one store."""
+    shutil.copytree(folder, tmp_path / "data")
+    monkeypatch.setattr(log_module, "SHARD", 1)
+    original, shards = log_module.Log._append, 0
+
+    def killed(log: Any) -> Any:
+        nonlocal shards
+        commit = original(log)
+        if shards == 2:
+            raise KeyboardInterrupt
+        shards += 1
+        return commit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log_module.Log, "_append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(built(tmp_path / "data"), tmp_path / "store", tokens=TOKENS, text=text, **SMALL)
+    save_text(tmp_path / "data/text.jsonl", 40, seed=7)
+    resumed = collect(built(tmp_path / "data"), tmp_path / "store", tokens=TOKENS, text=text, **SMALL)
+    whole = collect(built(tmp_path / "data"), tmp_path / "whole", tokens=TOKENS, text=text, **SMALL)
+    assert same_bytes(whole, resumed)
 
 
 def test_geometry_is_in_the_store(folder: Path, tmp_path: Path) -> None:

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 import xxhash
+from click.testing import CliRunner
 
 from clt_datasets.format.files import file_digest
 from clt_datasets.net.client import Client
 from clt_plugins import DamagedError
+from clt_plugins.cli.main import main_group
+from clt_plugins.recipe.read import as_toml
+from tests.support.helpers import recipe
 from tests.support.serving import Fake
 from tests.support.stored_data import equal, generated, local, remote, write_numbered
 
@@ -44,6 +48,29 @@ class TestUpload:
         there = remote(server)
         assert equal(local(tmp_path / "data").next(), there.next())
         there.close()
+
+    def test_blocks_that_no_server_sends_are_refused_before_the_first_chunk_and_by_the_server(
+        self, serving: Any, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """The whole data set was uploaded and accepted, and then no client could read it."""
+        monkeypatch.setenv("CLT_TOKEN", "secret")
+        monkeypatch.setattr("clt_datasets.net.limits.LARGEST_BLOCK", 1000)
+        monkeypatch.setattr("clt_datasets.net.uploads.LARGEST_BLOCK", 1000)
+        server = serving(token="secret")
+        file = tmp_path / "recipe.toml"
+        file.write_text(as_toml(recipe()))
+        arguments = ["generate", str(file), "--out", str(tmp_path / "data"), "--block-rows", "16"]
+        done = CliRunner().invoke(main_group, [*arguments, "--to", server.url])
+        assert done.exit_code == 2 and "--block-rows: a block may have 1,000 bytes, which are " in done.stderr
+        assert not list((tmp_path / "root").rglob("*.h5"))
+        generated(tmp_path / "made", block_rows=16)  # elsewhere it may be larger
+        client = Client(server.url, "made", patience_s=20)
+        for path in sorted((tmp_path / "made").glob("[!.]*")):
+            if path.name != "manifest.json":
+                client.put(path)
+        with pytest.raises(DamagedError, match=r"more than the 1,000 that are served: .* --block-rows \d+ or fewer"):
+            client.put(tmp_path / "made/manifest.json")
+        client.close()
 
     def test_an_upload_goes_on_where_it_broke_off(self, serving: Any, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setenv("CLT_TOKEN", "secret")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +46,24 @@ def test_the_model_runs_as_far_as_batches_are_asked_for(folder: Path, monkeypatc
     first = len(passes)
     list(batches)
     assert 0 < first < len(passes)
+
+
+@pytest.mark.parametrize("kept", [2**40, 0], ids=["kept", "streamed"])
+def test_a_forward_pass_without_a_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """A document of special tokens alone, in a pass of its own."""
+    text = "a feature of layer writes"
+    documents = [text, "<eos><eos><eos>", f"{text} {text}", "<bos><eos>"] * 5
+    documents = [f"{one}<eos>" * (number + 1) for number, one in enumerate(documents)]  # no two are the same
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in documents))
+    monkeypatch.setattr(held_out, "KEPT", kept)
+    source = build(folder / "gpt2", tmp_path / "text.jsonl", pack=False, model_batch=1, held_out=0.5)
+    read = []
+    real = source.reader.read
+
+    def counted(contexts: Any, rows: Any, *args: Any) -> None:
+        read.append(len(rows))
+        real(contexts, rows, *args)
+
+    monkeypatch.setattr(source.reader, "read", counted)
+    rows = sum(batch.tokens for batch in source.held_out(10_000))
+    assert rows == sum(read) and 0 in read

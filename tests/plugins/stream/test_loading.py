@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from clt_plugins import Refused
@@ -129,6 +130,20 @@ def test_a_folder_without_a_tokenizer_names_the_setting(
         (folder / kept[0]).write_text("{}")
     with pytest.raises(Refused, match=r"^model\.path: '.*model' has no tokenizer: set model\.tokenizer$"):
         build(folder, text)
+
+
+@pytest.mark.parametrize("alphabet", ["0123456789+=", "ACGT", "абв"])
+def test_a_small_alphabet_is_a_tokenizer(gpt2: Path, tmp_path: Path, alphabet: str) -> None:
+    """It was taken for none: it knows no English word."""
+    words = ["<unk>", "<eos>", "<pad>", *alphabet]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    named = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(tmp_path / "own")
+    texts = [alphabet[number % len(alphabet) :] + alphabet * 4 for number in range(60)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = build(gpt2, tmp_path / "text.jsonl", {"tokenizer": str(tmp_path / "own")})
+    assert {token for _ in range(8) for token in source.next().token_ids.tolist()} == set(range(3, len(words)))
 
 
 def test_a_folder_that_is_named_as_tokenizer_and_has_none(gpt2: Path, text: Path, tmp_path: Path) -> None:

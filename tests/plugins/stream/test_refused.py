@@ -240,3 +240,13 @@ def test_an_output_that_is_computed_before_the_input_cannot_be_replaced(gpt2: Pa
     assert model.run(held_out).shape == (20, 320)
     with pytest.raises(Refused, match=r"^model\.outputs: 'transformer\.h\.0\.mlp\.input' is computed before the trans"):
         model.run(held_out, lambda layer, read, written: None)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("split", "test"), ("subset", "en")])
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_part_of_a_hub_data_set_is_refused_for_texts_of_this_disk(
+    gpt2: Path, text: Path, setting: str, value: str, stored: bool
+) -> None:
+    """It was ignored: all files of a folder were read."""
+    with pytest.raises(Refused, match=rf"^source\.{setting}: is for data sets of the hub"):
+        build(gpt2, text if stored else "python-stdlib", **{setting: value})

@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from clt_plugins import Refused
+from clt_stream.spelling import spelling
 from clt_stream.text import tokens as module
 from clt_stream.text.stdlib import python_stdlib
 from clt_stream.text.tokens import Tokens
@@ -141,3 +142,26 @@ def test_a_tokenizer_sees_no_more_than_a_batch_at_a_time(gpt2: Path, monkeypatch
     tokens.backend = Watched(tokens.backend)
     list(tokens.of([sentences(20_000), *[sentences(900)] * 9]))
     assert max(sizes) <= 2000
+
+
+def test_tokens_of_the_vocabulary_that_are_listed_as_added_are_spelled_as_the_vocabulary_is() -> None:
+    """As Gemma's runs of spaces: with them every part of a character was spelled as the sign for none."""
+    known = [
+        "<pad>",
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *sorted({*"\u2581abxDif1=:\n\t"}),
+        "\u2581\u2581",
+    ]
+    vocabulary = {word: number for number, word in enumerate(known)}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("\u2581", "\u2581")], byte_fallback=True, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens([AddedToken("\u2581\u2581", normalized=False, special=False), AddedToken("<turn>")])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
+    text = "x  \U0001f680<turn> a"
+    ids = wrapped(text, add_special_tokens=False)["input_ids"]
+    assert vocabulary["\u2581\u2581"] in ids and max(ids) == len(vocabulary)
+    assert b"".join(spelling(wrapped)(ids)) == text.encode()
