@@ -29,6 +29,13 @@ def line_of(text: str, where: Where) -> int | None:
     return found
 
 
+def stated_at(text: str, table: str) -> tuple[int, bool] | None:
+    """The line (from 1) where a file states a table of the recipe, and whether that is a head, `[table]`, or else
+    `table = ...`; None where it does not."""
+    number = line_of(text, (table,))
+    return None if number is None else (number, bool(_head(text.splitlines()[number - 1])))
+
+
 def _steps(where: Where) -> list[tuple[str, int]]:
     """The names of a path, each with the number of the one that is meant: `[("losses", 1), ("weight", 0)]`."""
     steps: list[tuple[str, int]] = []

@@ -1,6 +1,7 @@
 """Settings that stand elsewhere in a recipe than they did.
 
-A recipe with an old one is refused, with the line to write instead. What an older run has written is read all the same.
+A recipe with an old one is refused, with what to write instead, and where. What an older run has written is read all
+the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.errors import Fault
+from clt_plugins.recipe.lines import stated_at
 from clt_plugins.toml import inline, key
 
 Elsewhere = Callable[[Any], dict[str, Any]]
@@ -63,16 +65,23 @@ STAGES = ("convert", "evaluate")
 """Tables whose settings `--set` finds by the name of a stage now."""
 
 
-def moved_flag(keys: Sequence[str]) -> str:
-    """What to write instead of a `--set` flag's keys; "" where they stand."""
-    return ".".join(["stages", *keys]) if keys[0] in STAGES and len(keys) > 1 else ""
+def moved_key(keys: Sequence[str]) -> str:
+    """Where the setting stands now that a `--set` flag or a sweep names: `optimizer.eps`; "" where it has not moved, or
+    is more than one setting now."""
+    if keys[0] in STAGES and len(keys) > 1:
+        return ".".join(["stages", *keys])
+    elsewhere = MOVED.get(".".join(keys))
+    for table, value in (elsewhere(None) if elsewhere else {}).items():
+        if isinstance(value, Mapping):
+            return ".".join([table, *value])
+    return ""
 
 
-def move(table: dict[str, Any]) -> list[Fault]:
+def move(table: dict[str, Any], text: str = "") -> list[Fault]:
     """Put settings in a recipe's plain tables where they stand now; returns a fault for each that has moved.
 
-    Each fault has the complete line of the new table: with what the recipe says of it already, or its default choice,
-    and all that has moved there.
+    Args:
+        text: the recipe's file. It says whether a new table is in it already, since TOML has each table once.
     """
     found: dict[str, dict[str, Any]] = {}
     for old, elsewhere in MOVED.items():
@@ -86,7 +95,8 @@ def move(table: dict[str, Any]) -> list[Fault]:
             now[name] = _merged(now.get(name, table.get(name)), value)
     table.update(now)
     return [
-        Fault(tuple(old.split(".")), f"has moved: write instead {_lines(tables, now)}") for old, tables in found.items()
+        Fault(tuple(old.split(".")), "; ".join(_remedy(name, value, now[name], text) for name, value in tables.items()))
+        for old, tables in found.items()
     ]
 
 
@@ -98,20 +108,24 @@ def _merged(stated: Any, value: Any) -> Any:
     return {**(stated if isinstance(stated, Mapping) else {}), **value}
 
 
-def _lines(tables: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`optimizer = {name = "adam", eps = 1e-6}`: a line that stands before the first `[table]`; or, of one of the
-    engine's own tables, the setting: "`statistics_tokens = 64` in [train]".
+def _remedy(name: str, value: Any, whole: Any, text: str) -> str:
+    """What to write, and where: into the table, if the file has it as `[table]`; else the complete line of the table.
 
     Args:
-        now: the tables with all that they hold.
+        name: of the new table.
+        value: what has moved there.
+        whole: all that the table holds now.
     """
-    lines = []
-    for name, value in tables.items():
-        if name in BY_TABLE:
-            whole = now[name]
-            # A choice without settings may be its bare name.
-            bare = isinstance(whole, Mapping) and whole.keys() == {"name"}
-            lines.append(f"`{key(name)} = {inline(whole['name'] if bare else whole)}`")
-        else:
-            lines += [f"`{key(setting)} = {inline(item)}` in [{name}]" for setting, item in value.items()]
-    return ", ".join(lines)
+    bracket = BY_TABLE[name].bracket if name in BY_TABLE else f"[{name}]"
+    line, is_head = stated_at(text, name) or (None, False)
+    if is_head or name not in BY_TABLE:
+        tables = value if isinstance(value, list) else [value]
+        settings = [", ".join(f"`{key(setting)} = {inline(item)}`" for setting, item in one.items()) for one in tables]
+        if isinstance(value, list):
+            return "has moved: write at the end " + ", ".join(f"{bracket} with {one}" for one in settings)
+        return f"has moved: write {settings[0]} in {bracket}"
+    # A choice without settings may be its bare name.
+    bare = isinstance(whole, Mapping) and whole.keys() == {"name"}
+    complete = f"`{key(name)} = {inline(whole['name'] if bare else whole)}`"
+    where = f"in place of line {line}" if line else "above the first [table]"
+    return f"has moved to {bracket}: write {complete} {where}"

@@ -15,7 +15,7 @@ import attrs
 
 from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.errors import Fault, Where
-from clt_plugins.recipe.moved import moved_flag
+from clt_plugins.recipe.moved import moved_key
 
 
 class Overrides:
@@ -40,8 +40,8 @@ class Overrides:
             if not equals or not all(parts):
                 faults.append(Fault((), "expected KEY=VALUE, such as train.steps=100", f"--set {text}"))
                 continue
-            if instead := moved_flag(parts):
-                faults.append(Fault((), f"has moved: write --set {instead}={value}", f"--set {text}"))
+            if instead := moved_key(parts):
+                faults.append(Fault((), f"has moved: write --set {instead}={value.strip()}", f"--set {text}"))
                 continue
             try:
                 new: list[Where] = []

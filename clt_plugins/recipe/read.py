@@ -4,7 +4,7 @@ tomllib                    the file as plain tables (`_read_toml`)
 contract/slots             defaults of tables that the file does not name
 recipe/overrides           `--set train.steps=100`, put into the plain tables
 recipe/sweep               of a recipe for many transcoders: one recipe for each
-recipe/moved               settings that have moved: refused, with the new line
+recipe/moved               settings that have moved: refused, with what to write
 recipe/structure           plain tables -> attrs classes by cattrs, strictly; all faults at once
 registry/plugins           a table's `name` -> the choice of a plugin, whose config class types the rest
 clt_check                  complaints that no single field shows
@@ -86,7 +86,7 @@ def read_sweep(
     stated = table.pop(sweep.TABLE)
 
     def typed(changed: dict[str, Any]) -> Recipe:
-        found, wrong = _structured(changed, folder, plugins)
+        found, wrong = _structured(changed, file, folder, plugins)
         if found is None or wrong:
             raise Faults(wrong)
         return found
@@ -114,7 +114,7 @@ def _changed(table: dict[str, Any], flags: Overrides) -> list[Fault]:
 
 
 def _structured(
-    table: dict[str, Any], folder: Path | None, plugins: Plugins, *, check: bool = True
+    table: dict[str, Any], file: str, folder: Path | None, plugins: Plugins, *, check: bool = True
 ) -> tuple[Recipe | None, list[Fault]]:
     """The recipe in plain tables, which are changed; and all that is wrong with it.
 
@@ -122,7 +122,7 @@ def _structured(
         check: ask plugins too, if nothing else is wrong.
     """
     typed = None
-    faults = move(table)
+    faults = move(table, _text(file))
     try:
         typed = converter(plugins.pick, folder).structure(table, Recipe)
     except Faults as error:
@@ -145,7 +145,7 @@ def _typed(table: dict[str, Any], file: str, folder: Path | None, overrides: Seq
     if sweep.TABLE in table:
         text = "this recipe is one for many transcoders: `sweep RECIPE --out DIR` trains them"
         raise Faults([locate(flags.locate(Fault((sweep.TABLE,), text)), file)])
-    typed, in_tables = _structured(table, folder, plugins, check=not faults)
+    typed, in_tables = _structured(table, file, folder, plugins, check=not faults)
     faults += [locate(flags.locate(fault), file) for fault in in_tables]
     if typed is None or faults:
         raise Faults(faults)
@@ -218,9 +218,14 @@ def locate(fault: Fault, file: str) -> Fault:
     """
     if fault.origin:
         return fault
-    path = Path(file)
-    line = line_of(path.read_text(encoding="utf-8-sig"), fault.where) if fault.where and path.is_file() else None
+    line = line_of(_text(file), fault.where) if fault.where else None
     return attrs.evolve(fault, origin=f"{file}:{line}" if line else file)
+
+
+def _text(file: str) -> str:
+    """A recipe's file; "" for a recipe that is none."""
+    path = Path(file)
+    return path.read_text(encoding="utf-8-sig") if path.is_file() else ""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from clt_plugins.errors import Fault, Faults, Refused, Where, names
+from clt_plugins.recipe.moved import moved_key
 from clt_plugins.recipe.overrides import parts_of, put
 from clt_plugins.toml import inline
 
@@ -131,6 +132,8 @@ def _axes(stated: Any) -> tuple[list[Axis], list[list[int]]]:
     for key, values in {".".join(parts_of(key)): (key, values) for key, values in flat}.values():
         if not parts_of(key) or not all(parts_of(key)):
             faults.append(Fault((TABLE, key), "expected a setting's path, such as activation.k"))
+        elif instead := moved_key(parts_of(key)):
+            faults.append(Fault((TABLE, key), f"has moved: write {inline(instead)}"))
         elif parts_of(key)[0] in SAME:
             faults.append(Fault((TABLE, key), f"cannot be swept: {SAME[parts_of(key)[0]]}"))
         elif not isinstance(values, list) or not values:

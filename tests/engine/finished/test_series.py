@@ -207,7 +207,7 @@ def test_tables_of_old_recipes_are_refused_with_the_new_lines(tmp_path):
         '{name = "export", format = {name = "safetensors"}, folder = "safetensors.2"}',
     ]
     assert texts == [
-        f"{table}: has moved: write instead `stages = [{', '.join(stages)}]`"
+        f"{table}: has moved to [[stages]]: write `stages = [{', '.join(stages)}]` above the first [table]"
         for table in ("convert", "evaluate", "exports")
     ]
     new = {**tables(), "stages": "@"}

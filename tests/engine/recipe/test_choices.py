@@ -229,21 +229,22 @@ path = "p"
 
 def test_a_setting_that_has_moved_is_refused_with_the_line_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     now = {
-        "train.seed": lambda value: {"activation": {"k": value}},
+        "train.k": lambda value: {"activation": {"k": value}},
         "train.ranking": lambda value: {"activation": {"ranking": value}},
         "log": lambda value: {"loggers": [{"name": "tensorboard", **value}]},
     }
     monkeypatch.setattr(moved, "MOVED", now)
     chosen = tables(activation="topk", loggers=[])
-    chosen["train"] |= {"seed": 3, "ranking": "raw"}
+    chosen["train"] |= {"k": 5, "ranking": "raw"}
     chosen["log"] = {"flush_seconds": 2.0}
     with pytest.raises(Faults) as caught:
-        read_recipe(chosen, ["train.seed=5"])
+        read_recipe(chosen)
     complete = '`activation = {name = "topk", k = 5, ranking = "raw"}`'
     assert [str(fault) for fault in caught.value.faults] == [
-        f"--set train.seed=5: has moved: write instead {complete}",
-        f"recipe: train.ranking: has moved: write instead {complete}",
-        'recipe: log: has moved: write instead `loggers = [{name = "tensorboard", flush_seconds = 2.0}]`',
+        f"recipe: train.k: has moved to [activation]: write {complete} above the first [table]",
+        f"recipe: train.ranking: has moved to [activation]: write {complete} above the first [table]",
+        'recipe: log: has moved to [[loggers]]: write `loggers = [{name = "tensorboard", flush_seconds = 2.0}]` '
+        "above the first [table]",
     ]
 
 

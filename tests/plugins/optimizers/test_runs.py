@@ -127,7 +127,7 @@ def test_what_an_older_run_has_written_is_read_with_settings_where_they_stand_no
     with pytest.raises(Faults) as caught:
         read_recipe(file)
     line = '`optimizer = {name = "adamw", betas = [0.9, 0.99]}`'
-    assert f"train.betas: has moved: write instead {line}" in str(caught.value)
+    assert f"train.betas: has moved to [optimizer]: write {line} above the first [table]" in str(caught.value)
     read, _ = read_usable_recipe(file, [], plugins())
     assert (read.optimizer.name, read.optimizer.config.betas) == ("adamw", [0.9, 0.99])
     assert (read.schedule.name, read.schedule.config.warmup_steps) == ("wsd", 3)
