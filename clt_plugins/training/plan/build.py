@@ -12,15 +12,17 @@ from clt_plugins.errors import Refused
 from clt_plugins.files.records import as_data
 from clt_plugins.finished.stages import check_stages
 from clt_plugins.model.assemble import Parts, assemble_around, close, make_context, of_data
+from clt_plugins.model.in_model.passes import check_losses
 from clt_plugins.recipe.read import read_recipe, recipe_data
 from clt_plugins.registry.build import build
+from clt_plugins.training.between.steering import check_steering
 from clt_plugins.training.plan.advice import faster, smallest_gpus, to_fit
 from clt_plugins.training.plan.machines import Rates, gpu_rates
 from clt_plugins.training.plan.measure import measure
 from clt_plugins.training.plan.memory import disk, memory, peak
 from clt_plugins.training.plan.records import Flops, Plan
 from clt_plugins.training.plan.times import SHARES, speed
-from clt_plugins.training.plan.work import Sizes, work
+from clt_plugins.training.plan.work import Sizes, SizesInModel, work
 
 if TYPE_CHECKING:
     from clt_plugins.contract.context import Context
@@ -57,6 +59,9 @@ def plan(
     recipe = split(recipe, gpus, plugins)
     parts, outline = _parts(recipe, n_layers or 0, d_model or 0, built=built)
     try:
+        # What a run asks before its first step.
+        check_losses(recipe, parts.losses, parts.source, parts.context.parallel.data_ranks)
+        check_steering(parts)
         check_stages(parts, recipe, plugins, data=not isinstance(parts.source, Sizes))
     finally:
         close(parts)
@@ -124,7 +129,9 @@ def _parts(recipe: Recipe, n_layers: int, d_model: int, *, built: bool) -> tuple
             kept = source.buffer_bytes() if isinstance(source, Buffered) else {}
             outline = Outline(n_layers=source.n_layers, d_model=source.d_model, buffer_bytes=kept)
         return parts, outline
-    return assemble_around(Sizes(outline.n_layers, outline.d_model), context), outline
+    # Of sizes that were given, nothing says what the source can do.
+    kind = SizesInModel if outline.text_tokens or recipe.source.spec.outline is None else Sizes
+    return assemble_around(kind(outline.n_layers, outline.d_model), context), outline
 
 
 def _outline(recipe: Recipe, context: Context) -> Outline | None:

@@ -102,6 +102,16 @@ class Sizes:
         raise NotImplementedError(f"{name}: a plan has no data")
 
 
+class SizesInModel(Sizes):
+    """The same of a source that `TrainsInModel`, or of which it is not known whether it does."""
+
+    def trainable_model(self) -> Any:
+        raise NotImplementedError("a plan has no model")
+
+    def training_text(self, contexts: int, position: Any) -> Any:
+        raise NotImplementedError("a plan has no text")
+
+
 NARROW = {"bf16": "bfloat16", "fp8": "float8", "tf32": "tf32"}
 """`train.precision` -> the name of the product's rate."""
 

@@ -8,14 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from clt_plugins.cli.main import main_group
+from clt_plugins.errors import Faults
 from clt_plugins.files.records import as_data, from_data, json_text
-from clt_plugins.recipe.read import as_toml
+from clt_plugins.recipe.read import as_toml, read_recipe
+from clt_plugins.registry.plugins import load_plugins
 from clt_plugins.training.plan.build import estimate, plan
 from clt_plugins.training.plan.memory import LASTING, PHASES
 from clt_plugins.training.plan.records import Plan
 from clt_plugins.training.plan.table import as_table
 from clt_plugins.training.plan.work import work
-from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, recipe
+from tests.support.helpers import ENCODERS, TYINGS, parts, plugins, recipe, tables
 
 B, L, D, F = 16, 3, 6, 10
 
@@ -95,6 +97,52 @@ def test_the_command_prints_the_keys_that_users_read(tmp_path):
     lines = as_table(needs).splitlines()
     assert lines[:2] == ["layers 3, d_model 6, features 10 per layer", f"parameters {needs.parameters:,}"]
     assert lines[-1] == "times: --gpu NAME, or --measure here"
+
+
+RELU = {"name": "relu", "target_l0": 20}
+STREAM = {"source": {"name": "stream", "text": "python-stdlib", "context": 32}, "model": {"path": "some/model"}}
+OUTLINED = '''
+from attrs import frozen
+from clt_plugins import Outline, Spec, hookimpl
+
+@frozen(kw_only=True)
+class Config:
+    """A source whose model cannot be trained through."""
+
+@hookimpl
+def clt_sources():
+    outline = Outline(n_layers=3, d_model=6)
+    return [Spec("outlined", Config, lambda config, context: 1 / 0, outline=lambda config, context: outline)]
+'''
+IN_MODEL = r"losses\[1\]\.name: 'kl' runs the language model in training, which the source '{}' does not"
+REFUSED = {
+    "nothing leads to the target": ({"activation": RELU}, r"activation\.target_l0: no loss penalises active features"),
+    "no model": ({"source": "planted", "losses": ["mse", "kl"]}, IN_MODEL.format("planted")),
+    "no model, by the outline": ({"source": "outlined", "losses": ["mse", "kl"]}, IN_MODEL.format("outlined")),
+    "contexts": (
+        {**STREAM, "losses": ["mse", "kl"], "parallel": {"name": "tensor", "tensor": 1, "data": 8}},
+        r"losses\[1\]\.contexts: 4 cannot be divided among 8 data ranks",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_run_refuses_before_its_first_step_is_refused(case, distributions):
+    changes, text = REFUSED[case]
+    distributions.module("outlined", OUTLINED)
+    known = load_plugins(extra=["outlined"])
+    changed = read_recipe(tables(**changes), plugins=known)
+    sizes = {"n_layers": 3, "d_model": 6} if "model" in changes else {}
+    for built in {False, case in ("nothing leads to the target", "no model")}:
+        with pytest.raises(Faults, match=text):
+            plan(changed, known, built=built, **sizes)
+
+
+def test_losses_that_run_the_model_of_an_outline_are_planned():
+    needs = plan(recipe(**STREAM, losses=["mse", "kl"]), plugins(), n_layers=3, d_model=6)
+    assert needs.bytes.in_model > 0
+    given = plan(recipe(source="planted", losses=["mse", "kl"]), plugins(), n_layers=3, d_model=6)
+    assert given.parameters > 0, "of sizes that are given, nothing tells whether the source runs a model"
 
 
 @pytest.mark.parametrize(
