@@ -52,6 +52,8 @@ def describe(tp: Any) -> str:
         return "a path"
     if tp is HubOrPath:
         return "a hub id or a path"
+    if tp is bool:
+        return "true or false"
     return "a table" if attrs.has(tp) else getattr(tp, "__name__", str(tp))
 
 

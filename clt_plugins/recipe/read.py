@@ -5,6 +5,7 @@ contract/slots             defaults of tables that the file does not name
 recipe/overrides           `--set train.steps=100`, put into the plain tables
 recipe/sweep               of a recipe for many transcoders: one recipe for each
 recipe/moved               settings that have moved: refused, with what to write
+recipe/places              where a setting belongs that stands in the wrong table
 recipe/structure           plain tables -> attrs classes by cattrs, strictly; all faults at once
 registry/plugins           a table's `name` -> the choice of a plugin, whose config class types the rest
 clt_check                  complaints that no single field shows
@@ -16,6 +17,7 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,6 +31,7 @@ from clt_plugins.recipe import sweep
 from clt_plugins.recipe.lines import line_of
 from clt_plugins.recipe.moved import move
 from clt_plugins.recipe.overrides import Overrides
+from clt_plugins.recipe.places import place
 from clt_plugins.recipe.structure import converter, plain
 from clt_plugins.toml import toml_text
 
@@ -124,7 +127,8 @@ def _structured(
     typed = None
     faults = move(table, _text(file))
     try:
-        typed = converter(plugins.pick, folder).structure(table, Recipe)
+        known = partial(place, table, plugins.pick)
+        typed = converter(plugins.pick, folder, known).structure(table, Recipe)
     except Faults as error:
         faults += error.faults
     faults += _missing_distributions(table.get("requires"))
@@ -240,7 +244,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise Refused(path, f"not UTF-8 text: {error.reason} at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
-        raise Refused(path, str(error)) from error
+        text = str(error)
+        remedy = ": text stands in quotes, true and false in small letters" if text.startswith("Invalid value") else ""
+        raise Refused(path, text + remedy) from error
 
 
 def _missing_distributions(requires: Any) -> list[Fault]:

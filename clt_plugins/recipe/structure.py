@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import attrs
 
+from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.spec import Choice, Selected
 from clt_plugins.contract.types import HubOrPath, describe, is_choice, is_union, recipe_key
 from clt_plugins.errors import Fault, Faults, did_you_mean, fault
@@ -29,12 +30,15 @@ Pick = Callable[[str, str], Choice]
 """(slot, name) -> the choice; raises `Faults` with the reason."""
 
 
-def converter(pick: Pick, folder: Path | None = None) -> cattrs.Converter:
+def converter(
+    pick: Pick, folder: Path | None = None, place: Callable[[str, Any], str] = lambda key, cls: ""
+) -> cattrs.Converter:
     """A strict reader of plain data.
 
     Args:
         pick: finds the choice that a table names.
         folder: where relative paths are looked for first.
+        place: says of a key that a class does not have where it belongs; "" if that is not known.
     """
     import cattrs  # not needed for `--help`, which should be quick
 
@@ -48,7 +52,7 @@ def converter(pick: Pick, folder: Path | None = None) -> cattrs.Converter:
         (is_union, lambda value, t: _union(value, t, reader)),
         (lambda t: get_origin(t) is list, lambda value, t: _list(value, t, reader)),
         (lambda t: get_origin(t) is dict, lambda value, t: _dict(value, t, reader)),
-        (lambda t: attrs.has(t), lambda value, t: _record(value, t, reader)),
+        (lambda t: attrs.has(t), lambda value, t: _record(value, t, reader, place)),
         (is_choice, lambda value, t: _choice(value, get_args(t)[1], reader, pick)),
     ]
     for applies, hook in hooks:
@@ -88,7 +92,8 @@ def _scalar(value: Any, kind: Any) -> Any:
             return float(value)
         except OverflowError:
             raise fault(f"too large for a float: {value}") from None
-    raise fault(f"expected {describe(kind)}, got {inline(value)}")
+    small = ", in small letters" if kind is bool and str(value).lower() in ("true", "false") else ""
+    raise fault(f"expected {describe(kind)}{small}, got {inline(value)}")
 
 
 def _text(value: Any, what: str) -> str:
@@ -187,7 +192,7 @@ def _choice(value: Any, slot: str, reader: cattrs.Converter, pick: Pick) -> Sele
     return Selected(choice, reader.structure(settings, choice.spec.config))
 
 
-def _record(value: Any, cls: Any, reader: cattrs.Converter) -> Any:
+def _record(value: Any, cls: Any, reader: cattrs.Converter, place: Callable[[str, Any], str]) -> Any:
     """An attrs class from a table. None means "not given": TOML has no such value, a dictionary may."""
     if not isinstance(value, Mapping):
         raise fault(f"expected a table, got {inline(value)}")
@@ -202,7 +207,9 @@ def _record(value: Any, cls: Any, reader: cattrs.Converter) -> Any:
     for key, item in raw.items():
         with _under(faults, key):
             if key not in fields:
-                raise fault(f"unknown key{did_you_mean(key, fields) or _known(fields)}")
+                raise fault(f"unknown key{place(key, cls) or did_you_mean(key, fields) or _known(fields)}")
+            if cls is Recipe and (wrong := _brackets(key, item, fields[key].type)):
+                raise fault(wrong)
             typed[key] = reader.structure(item, fields[key].type)
     required = [key for key, a in fields.items() if a.default is attrs.NOTHING]
     faults += [Fault((key,), "required, but missing") for key in required if key not in raw]
@@ -214,6 +221,16 @@ def _record(value: Any, cls: Any, reader: cattrs.Converter) -> Any:
         except (ValueError, TypeError) as error:
             raise Faults(_invalid(cls, typed) or [Fault((), _plain_text(error, ""))]) from error
     raise Faults(faults + _invalid(cls, typed))
+
+
+def _brackets(key: str, value: Any, tp: Any) -> str:
+    """What is wrong with the brackets of a recipe's table; "" if nothing is. (The head of an inner table has more in it
+    than its key.)"""
+    if get_origin(tp) is list and is_choice(get_args(tp)[0]) and isinstance(value, Mapping):
+        return f"a recipe may have several: write [[{key}]], with two brackets"
+    if is_choice(tp) and isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return f"a recipe has one: write [{key}], with one bracket"
+    return ""
 
 
 def _known(fields: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,58 @@ def test_a_syntax_fault_has_its_line_and_column(
     Path("recipe.toml").write_text("[activation\n")
     line = "recipe.toml: Expected ']' at the end of a table declaration (at line 1, column 12)"
     assert faults("recipe.toml", plugins) == [line]
+
+
+@pytest.mark.parametrize("line", ["path = Dense", "flag = True"])
+def test_what_is_no_value_has_the_remedy(plugins: Plugins, tmp_path: Path, line: str) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(f"[transcoder]\n{line}\n")
+    (found,) = faults(file, plugins)
+    assert re.fullmatch(
+        rf"{file}: Invalid value \(at line 2, column 8\): text stands in quotes, true and false in small letters", found
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ({"steps": 600}, "steps: unknown key: it is a setting of [train]"),
+        ({"features": 64}, "features: unknown key: it is a setting of [transcoder] and [source]"),
+        ({"train": {"steps": 1, "seed": 3}}, "train.seed: unknown key: it belongs above the first [table]"),
+        (
+            {"train": {"steps": 1, "stages": ["evaluate"]}},
+            "train.stages: unknown key: it belongs above the first [table], or in a table of its own, [[stages]]",
+        ),
+        ({"optimizer": {"name": "adam", "lr": 1}}, "optimizer.lr: unknown key: it is a setting of [train]"),
+        (
+            {"transcoder": {"features": 8, "layers": 2}},
+            "transcoder.layers: unknown key: it is a setting of [model] and [source]",
+        ),
+        (
+            {"transcoder": {"features": 8, "activation": "topk"}},
+            "transcoder.activation: unknown key: it belongs above the first [table], or in a table of its own, "
+            "[activation]",
+        ),
+        (
+            {"transcoder": {"features": 8, "k": 2}},
+            "transcoder.k: unknown key: it is a setting of [activation] and [[losses]]",
+        ),
+        (
+            {"transcoder": {"features": 8, "train": {}}},
+            "transcoder.train: unknown key: it is a table of its own, [train]",
+        ),
+        ({"losses": {"name": "mse"}}, "losses: a recipe may have several: write [[losses]], with two brackets"),
+        ({"stages": {"name": "evaluate"}}, "stages: a recipe may have several: write [[stages]], with two brackets"),
+        ({"activation": [{"name": "some"}]}, "activation: a recipe has one: write [activation], with one bracket"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_told_its_own(stubbed: Plugins, table: dict[str, Any], line: str) -> None:
+    assert faults(merged(**table), stubbed) == [f"recipe: {line}"]
+
+
+def test_a_flag_in_the_wrong_place_is_told_its_own(stubbed: Plugins) -> None:
+    line = "--set optimizer.lr=1: unknown key: it is a setting of [train]"
+    assert faults(GOOD, stubbed, "optimizer.lr=1") == [line]
 
 
 def test_a_byte_order_mark_before_the_recipe_changes_nothing(tmp_path: Path, plugins: Plugins) -> None:
