@@ -55,7 +55,7 @@ class Overrides:
         """The fault with the flag that it comes from as its origin, if it comes from one."""
         for path, text in reversed(self.applied):
             if fault.where == path or (*fault.where, "name") == path:
-                return Fault((), fault.text, f"--set {text}")
+                return Fault((), fault.text + whole_list(path, parts_of(text.partition("=")[0])), f"--set {text}")
             if fault.where[: len(path)] == path:
                 return attrs.evolve(fault, origin=f"--set {text}")
         return fault
@@ -77,9 +77,15 @@ def parts_of(key: str) -> list[str]:
     return [part.strip() for part in re.sub(r"\[(\d+)\]", r".\1", key).split(".")]
 
 
+def whole_list(path: Where, parts: Sequence[str]) -> str:
+    """What to add to a fault of a table that was made on the way to a setting: an item's number makes no list."""
+    below = list(parts[len(path) :])
+    return f" (write the whole list: {'.'.join(parts[: len(path)])}=[...])" if below and below[0].isdecimal() else ""
+
+
 def put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where] | None = None) -> Where:
-    """Set one value, making tables on the way; returns the path, indices as numbers. Items that are added to a list go
-    into `new`.
+    """Set one value, making tables on the way; returns the path, indices as numbers. These tables, and items that are
+    added to a list, go into `new`.
 
     Raises:
         ValueError: the path goes through something that has no inside.
@@ -100,8 +106,9 @@ def put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where] | 
         if number + 1 == len(parts):
             node[key] = value
             break
-        if isinstance(node, dict):
-            node.setdefault(part, {})
+        if isinstance(node, dict) and part not in node:
+            node[part] = {}
+            new.append(tuple(where))
         # A choice may be written as its bare name; then it is a table from here on.
         if isinstance(node[key], str) and where[0] in BY_TABLE:
             node[key] = {"name": node[key]}

@@ -24,7 +24,7 @@ import attrs
 
 from clt_plugins.errors import Fault, Faults, Refused, Where, names
 from clt_plugins.recipe.moved import moved_key
-from clt_plugins.recipe.overrides import parts_of, put
+from clt_plugins.recipe.overrides import parts_of, put, whole_list
 from clt_plugins.toml import inline
 
 if TYPE_CHECKING:
@@ -96,24 +96,37 @@ def members(
     """
     axes, groups = _axes(stated)
     labels = _labels(axes, groups)
-    out, faults = [], list[Fault]()
+    out = []
+    found: dict[Fault, dict[str, None]] = {}
+    """Faults, each once, since members share most of a recipe; and the values of the key that it names."""
     for label, chosen in zip(labels, _combinations(axes, groups), strict=True):
         changed = copy.deepcopy(dict(table))
-        wrong, paths = [], dict[str, Where]()
-        for axis, index in zip(axes, chosen, strict=True):
+        paths, made = dict[str, Where](), dict[str, list[Where]]()
+        settings = {axis.key: axis.values[index] for axis, index in zip(axes, chosen, strict=True)}
+        wrong = []
+        for axis in axes:
             try:
-                paths[axis.key] = put(changed, axis.parts, copy.deepcopy(axis.values[index]))
+                paths[axis.key] = put(
+                    changed, axis.parts, copy.deepcopy(settings[axis.key]), made.setdefault(axis.key, [])
+                )
             except ValueError as error:
                 wrong.append(Fault((TABLE, axis.key), str(error)))
-        settings = {axis.key: axis.values[index] for axis, index in zip(axes, chosen, strict=True)}
         try:
             if wrong:
                 raise Faults(wrong)
             out.append(Member(label=label, settings=settings, recipe=typed(changed)))
         except Faults as error:
-            faults += [_of_member(one, settings, paths) for one in error.faults]
-    if faults:
-        raise Faults(dict.fromkeys(faults))  # each once: members share most of a recipe
+            for one in error.faults:
+                key, named = _of_member(one, paths, made)
+                found.setdefault(named, {}).update({inline(settings[key])[:80]: None} if key else {})
+    if found:
+        counts = {(TABLE, axis.key): len({inline(value)[:80] for value in axis.values}) for axis in axes}
+        raise Faults(
+            attrs.evolve(one, text=f"{value}{one.text}")
+            for one, values in found.items()
+            # A fault at all values is not one value's.
+            for value in ([f"{value}: " for value in values] if 0 < len(values) < counts[one.where] else [""])
+        )
     return [axis.key for axis in axes], out
 
 
@@ -259,10 +272,17 @@ def _clean(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip(".-") or "x"
 
 
-def _of_member(one: Fault, settings: Mapping[str, Any], paths: Mapping[str, Where]) -> Fault:
-    """A member's fault, by the key of `[sweep]` that it comes from, with the value."""
-    for key, path in paths.items():
+def _of_member(one: Fault, paths: Mapping[str, Where], made: Mapping[str, list[Where]]) -> tuple[str, Fault]:
+    """The key of `[sweep]` that a member's fault comes from, and the fault with its path; "" and the fault itself where
+    it comes from none.
+
+    Args:
+        paths: by key, where its value is.
+        made: by key, the tables that were made on the way there.
+    """
+    for key, path in [*paths.items(), *((key, path) for key, several in made.items() for path in several)]:
         if one.where[: len(path)] == path:
             below = Fault(one.where[len(path) :], "").path
-            return Fault((TABLE, key), f"{inline(settings[key])[:80]}: {f'{below}: ' if below else ''}{one.text}")
-    return one
+            whole = "" if below else whole_list(path, parts_of(key))
+            return key, Fault((TABLE, key), f"{f'{below}: ' if below else ''}{one.text}{whole}")
+    return "", one

@@ -44,6 +44,13 @@ def test_set_changes_settings_before_they_are_checked(stubbed: Plugins) -> None:
         ("activation.k", "--set activation.k: expected KEY=VALUE, such as train.steps=100"),
         ("=3", "--set =3: expected KEY=VALUE, such as train.steps=100"),
         ('activation={name="some",k="a"}', '--set activation={name="some",k="a"}: activation.k: expected int, got "a"'),
+        (
+            "optimizer.betas.1=0.99",
+            "--set optimizer.betas.1=0.99: expected list of float, got {1 = 0.99} "
+            "(write the whole list: optimizer.betas=[...])",
+        ),
+        ("train.lr.x=5", "--set train.lr.x=5: expected float, got {x = 5}"),
+        ("model.dtype=float16", "--set model.dtype=float16: model.path: required, but missing"),
         ("activation.k=65", "--set activation.k=65: must be <= transcoder.features (64)"),
     ],
 )
