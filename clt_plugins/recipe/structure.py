@@ -6,6 +6,7 @@ cattrs picks the hook for a type; the hooks are ours, since its own turn `"5"`, 
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +86,8 @@ def _under(faults: list[Fault], part: str | int) -> Iterator[None]:
 
 
 def _scalar(value: Any, kind: Any) -> Any:
+    if type(value) is float and not math.isfinite(value):
+        raise fault(f"must be finite: {inline(value)}")
     if type(value) is kind:
         return value
     if kind is float and type(value) is int:
@@ -136,7 +139,7 @@ def _union(value: Any, tp: Any, reader: cattrs.Converter) -> Any:
     if value is None and len(members) < len(get_args(tp)):
         return None
     if type(value) in members:  # an int stays one in `float | int`
-        return value
+        return reader.structure(value, type(value))
     for member in members:
         try:
             return reader.structure(value, member)

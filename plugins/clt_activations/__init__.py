@@ -17,8 +17,9 @@ class ReLUConfig:
     """Every positive pre-activation is a feature; sparsity comes from the losses."""
 
     target_l0: float | None = field(default=None, validator=validators.optional(validators.gt(0)))
-    """Active features per token, over all layers, that the run is to end with: the weights of sparsity penalties
-    (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, they are as the recipe says."""
+    """Active features per token, over all layers, that the run is to end with, at most all features: the weights of
+    sparsity penalties (`tanh_sparsity`, `l0`) are multiplied by a factor that leads there. If not given, they are as
+    the recipe says."""
     anneal_over: float = field(default=0.8, validator=[validators.gt(0), validators.le(1)])
     """The share of the training steps over which the target falls to `target_l0`. Without thresholds it begins with
     half of all features, which are active at first, and falls by the same factor in each step."""

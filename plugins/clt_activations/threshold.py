@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clt_plugins import Above, Context, parameter
+from clt_plugins import Above, Context, Refused, parameter
 
 if TYPE_CHECKING:
     from clt_activations import JumpReLUConfig, ReLUConfig
@@ -24,13 +24,29 @@ FAR = 2.0
 """The largest error that counts, as a logarithm."""
 
 
+def check_target(config: ReLUConfig, context: Context) -> None:
+    """Refuse an L0 that no transcoder of this size can have.
+
+    Raises:
+        Refused: it is more than all features.
+    """
+    features = context.n_layers * context.n_features
+    if config.target_l0 is not None and config.target_l0 > features:
+        raise Refused("activation.target_l0", f"{config.target_l0:g} is more than the {features} features: lower it")
+
+
 class ReLU(nn.Module):
-    """max(pre, 0)."""
+    """max(pre, 0).
+
+    Raises:
+        Refused: the target is more than all features.
+    """
 
     fixed_size = False
 
     def __init__(self, config: ReLUConfig, context: Context):
         super().__init__()
+        check_target(config, context)
         self.config = config
         self.shape = context.n_layers, len(context.parallel.shard(context.n_features))
         self.at_first = context.n_layers * context.n_features / 2
@@ -60,12 +76,16 @@ class JumpReLU(nn.Module):
 
     Its window is bandwidth · θ wide, so that it has a meaning of its own in whatever units pre-activations are: by
     log θ, the estimate of a count's gradient is -1 / bandwidth for each token in the window.
+
+    Raises:
+        Refused: the target is more than all features.
     """
 
     fixed_size = False
 
     def __init__(self, config: JumpReLUConfig, context: Context):
         super().__init__()
+        check_target(config, context)
         self.config = config
         shape = context.n_layers, len(context.parallel.shard(context.n_features))
         # Thresholds stay in float32 at least: steps in bfloat16 would be rounded away.

@@ -151,7 +151,7 @@ def test_an_unknown_table_and_a_bad_name_are_faults(stubbed: Plugins) -> None:
         ({"optimizer": {"name": "adam", "betas": [0.9]}}, "optimizer.betas: length must be >= 2: 1"),
         ({"optimizer": {"name": "adam", "betas": [0.9, 1.0]}}, "optimizer.betas: must be < 1: 1.0"),
         ({"schedule": {"name": "wsd", "warmup_steps": 10}}, "schedule.warmup_steps: must be < steps (10): 10"),
-        ({"train": {"steps": 10, "lr": math.nan}}, "train.lr: must be > 0: nan"),
+        ({"train": {"steps": 10, "lr": math.inf}}, "train.lr: must be finite: inf"),
         (
             {"model": {"path": "m", "inputs": "h.0.mlp"}},
             "model.inputs: must hold one {} where the layer's number goes: 'h.0.mlp'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,6 +84,9 @@ def faults(data: Any, cls: type = Everything) -> list[str]:
         ({"word": 3}, "word: expected str, got 3"),
         ({"share": False}, "share: expected float, got false"),
         ({"share": 10**400}, f"share: too large for a float: {10**400}"),
+        ({"share": math.inf}, "share: must be finite: inf"),
+        ({"k": -math.inf}, "k: must be finite: -inf"),
+        ({"limit": math.nan}, "limit: must be finite: nan"),
         ({"mode": "fats"}, 'mode: expected one of "fast", "slow", got "fats", did you mean "fast"?'),
         ({"mode": 1}, 'mode: expected one of "fast", "slow", got 1'),
         ({"k": True}, "k: expected int or float, got true"),

@@ -123,6 +123,13 @@ def test_a_k_of_each_layer_that_does_not_fit_is_refused(k: Any, text: str) -> No
         built(name="topk", k=k)
 
 
+@pytest.mark.parametrize("name", ["relu", "jumprelu"])
+def test_an_l0_of_more_than_all_features_is_refused(name: str) -> None:
+    assert built(name=name, target_l0=L * F).target_l0(1.0) == L * F
+    with pytest.raises(Faults, match=r"activation\.target_l0: 30\.5 is more than the 30 features: lower it"):
+        built(name=name, target_l0=L * F + 0.5)
+
+
 def test_zscore_of_batches_of_one_token_is_refused_before_training() -> None:
     with pytest.raises(Faults, match=r'activation\.ranking: "zscore" needs train\.batch_tokens of at least 2'):
         recipe(activation={"name": "topk", "k": 4, "ranking": "zscore"}, train={"batch_tokens": 1})
