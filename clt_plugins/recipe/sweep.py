@@ -120,7 +120,9 @@ def members(
                 key, named = _of_member(one, paths, made)
                 found.setdefault(named, {}).update({inline(settings[key])[:80]: None} if key else {})
     if found:
-        counts = {(TABLE, axis.key): len({inline(value)[:80] for value in axis.values}) for axis in axes}
+        counts: dict[Where, int] = {
+            (TABLE, axis.key): len({inline(value)[:80] for value in axis.values}) for axis in axes
+        }
         raise Faults(
             attrs.evolve(one, text=f"{value}{one.text}")
             for one, values in found.items()

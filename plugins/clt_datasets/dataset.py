@@ -103,7 +103,12 @@ def _memory(tensor: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
 
 def build_local(config: LocalConfig, context: Context) -> StoredSource:
     """The source `local`."""
-    store = DatasetStore(LocalData(config.path, page_cache=config.page_cache), str(config.path))
+    setting = "source.path"
+    data = LocalData(config.path, page_cache=config.page_cache, setting=setting)
     return StoredSource(
-        store, context, buffer_tokens=config.buffer_tokens, on_corrupt=config.on_corrupt, setting="source.path"
+        DatasetStore(data, str(config.path)),
+        context,
+        buffer_tokens=config.buffer_tokens,
+        on_corrupt=config.on_corrupt,
+        setting=setting,
     )

@@ -98,13 +98,14 @@ class LocalData:
 
     Args:
         page_cache: whether uncompressed rows are read through the page cache.
+        setting: of a recipe, which names the folder.
 
     Raises:
         Refused: the folder is no data set.
     """
 
-    def __init__(self, path: Path, *, page_cache: bool = True):
-        self.path, self.manifest, self.page_cache = path, read_manifest(path), page_cache
+    def __init__(self, path: Path, *, page_cache: bool = True, setting: str = ""):
+        self.path, self.manifest, self.page_cache = path, read_manifest(path, setting), page_cache
         self._readers: dict[int, ChunkReader] = {}
         self._lock = threading.Lock()
 

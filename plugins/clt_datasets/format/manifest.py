@@ -217,18 +217,31 @@ def _make_converter() -> cattrs.Converter:
 _converter = _make_converter()
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, setting: str = "") -> Manifest:
     """The manifest of a data set.
+
+    Args:
+        setting: of a recipe, which names the folder; a relative path was looked for beside the recipe as well.
 
     Raises:
         Refused: there is none, or it is damaged.
     """
     path = folder / MANIFEST
     if not path.exists():
-        unfinished = any(folder.glob("*_*.h5")) if folder.is_dir() else False
-        hint = "it is not finished: run `generate` again" if unfinished else "make one with `generate`"
-        raise Refused(folder, f"not a data set: no {MANIFEST} in it ({hint})")
+        text = _why_none(folder, beside_recipe=bool(setting) and not folder.is_absolute())
+        raise Refused(setting, f"{folder.resolve()}: {text}") if setting else Refused(folder, text)
     return Manifest.from_json(read_small(path), str(path))
+
+
+def _why_none(folder: Path, *, beside_recipe: bool) -> str:
+    """Why a folder has no manifest, and what to do."""
+    if not folder.exists():
+        return f"no such folder{', nor beside the recipe' if beside_recipe else ''}: make one with `generate`"
+    if not folder.is_dir():
+        return "not a data set: it is no folder"
+    unfinished = any(folder.glob("*_*.h5"))
+    hint = "it is not finished: run `generate` again" if unfinished else "make one with `generate`"
+    return f"not a data set: no {MANIFEST} in it ({hint})"
 
 
 def write_manifest(

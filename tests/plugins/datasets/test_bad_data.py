@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from clt_plugins import DamagedError
+from clt_plugins.errors import ExitCode
+from clt_plugins.toml import toml_text
+from tests.support.helpers import tables
+from tests.support.results import invoke
 from tests.support.stored_data import equal, join, local, make_context, write_numbered
 
 
@@ -87,9 +91,37 @@ class TestDamage:
 
 
 class TestBadInput:
-    def test_no_data_set(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"nowhere: not a data set: no manifest\.json in it \(make one with"):
-            local(tmp_path / "nowhere")
+    @pytest.mark.parametrize(
+        ("made", "path", "text"),
+        [
+            ("", "../none", "{here}/none: no such folder, nor beside the recipe: make one with `generate`"),
+            ("", "{here}/none", "{here}/none: no such folder: make one with `generate`"),
+            ("data/", "data", "{here}/recipes/data: not a data set: no manifest.json in it (make one with `generate`)"),
+            (
+                "data/train_0.h5",
+                "data",
+                "{here}/recipes/data: not a data set: no manifest.json in it (it is not finish",
+            ),
+            ("data", "data", "{here}/recipes/data: not a data set: it is no folder"),
+        ],
+    )
+    def test_no_data_set(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str, path: str, text: str
+    ) -> None:
+        recipes, here = tmp_path / "recipes", tmp_path / "here"
+        for folder in (recipes, here):
+            folder.mkdir()
+        if made:
+            (recipes / made).parent.mkdir(exist_ok=True)
+            (recipes / made).mkdir() if made.endswith("/") else (recipes / made).touch()
+        file = recipes / "r.toml"
+        source = {"name": "local", "path": path.format(here=tmp_path)}
+        file.write_text(toml_text(tables(source=source)))
+        monkeypatch.chdir(here)
+        done = invoke("run", file, "--out", tmp_path / "run")
+        line = file.read_text().splitlines().index(f'path = "{source["path"]}"') + 1
+        assert done.exit_code == ExitCode.USAGE
+        assert done.stderr.startswith(f"{file}:{line}: source.path: {text.format(here=tmp_path)}"), done.stderr
 
     @pytest.mark.parametrize(
         "change",
