@@ -27,7 +27,7 @@ from clt_plugins.contract.training.schedule import Schedule
 class Slot:
     """A kind of choice. All that the engine knows of a kind is here: the hook, the recipe's table, the protocol.
 
-    A new kind is one record in `SLOTS`, a protocol in `interfaces`, a template for `clt_plugins new` and a file of
+    A new kind is one record in `SLOTS`, a protocol in `contract/`, a template for `clt_plugins new` and a file of
     checks in the kit.
     """
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Single:
-    """An `interfaces.Parallel` that holds all features.
+    """A `Parallel` that holds all features.
 
     Args:
         data_rank: which of `data_ranks` shares of the tokens a source is to read.

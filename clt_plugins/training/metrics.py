@@ -31,7 +31,7 @@ def step_of(
 
     Args:
         counts: at how many tokens of all data ranks each feature was active, [L, F].
-        norm: of the gradients; known at every log, and where they are clipped.
+        norm: of the gradients; known at every log, evaluation and checkpoint, and where they are clipped.
         lr: the learning rate.
     """
     return Step(

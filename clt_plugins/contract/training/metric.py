@@ -51,7 +51,7 @@ class Step:
     """Tokens since each feature was last active, [L, F] int64; 0 for those of this step."""
     gradient_norm: Tensor
     """2-norm of all gradients before clipping, of all ranks together; a scalar. For callbacks, NaN in steps without
-    a log, unless gradients are clipped."""
+    a log, an evaluation or a checkpoint, unless gradients are clipped."""
     rate: float
     """The learning rate."""
     weights: Sequence[Weight]
