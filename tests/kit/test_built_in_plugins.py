@@ -141,7 +141,7 @@ def test_schedules(case: Case) -> None:
     case.run()
 
 
-@parametrize("parallel")
+@parametrize("parallel", settings={"tensor": [{}, {"tensor": 1, "data": 2}]})
 def test_parallel(case: Case) -> None:
     case.run()
 
