@@ -38,7 +38,7 @@ def empty_pairs(bench: Bench) -> None:
         few[0, 0] = 1000
         cases.append((", where one feature is dead", few))
     for what, idle in cases:
-        dense, padded = _parts(bench, path="dense"), _parts(bench, path="sparse", fixed=True)
+        dense, padded = with_places(bench, path="dense"), with_places(bench, path="sparse", fixed=True)
         batch = bench.batch(torch.float64)
         expected, outcome = (bench.step(parts, batch, idle=idle) for parts in (dense, padded))
         look = LOOK[bench.slot]
@@ -60,10 +60,12 @@ def _gradients(parts: Parts) -> dict[str, Tensor]:
     return {name: p.grad for name, p in learned.parameters(parts).items() if p.grad is not None}
 
 
-def _parts(bench: Bench, *, path: str, fixed: bool = False) -> Parts:
-    """For losses, with an activation that leaves places empty where the loss can be trained with it."""
+def with_places(bench: Bench, *, path: str, fixed: bool = False) -> Parts:
+    """A run in float64; for what does not itself select, with an activation that leaves places empty where `fixed`, if
+    it can be built with that."""
     changes: dict[str, Any] = {"transcoder": {"dtype": "float64", "path": path}}
-    if bench.slot == "losses" and "activation" not in bench.tables and "relu" in bench.plugins.choices("activation"):
+    selects = bench.slot == "activation" or "activation" in bench.tables
+    if not selects and "relu" in bench.plugins.choices("activation"):
         try:
             return bench.parts(fixed=fixed, **changes, activation={"name": "relu"})
         except Faults:
