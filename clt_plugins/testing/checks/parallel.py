@@ -8,7 +8,7 @@ from unittest import SkipTest
 import torch
 import torch.distributed as dist
 
-from clt_plugins.contract.model.parallel import Sends, SplitsTokens, SumsLater
+from clt_plugins.contract.model.parallel import Over, Sends, SplitsTokens, SumsLater
 from clt_plugins.errors import Faults
 from clt_plugins.model.devices import bare_context
 from clt_plugins.testing.bench import FEATURES, Bench
@@ -16,7 +16,7 @@ from clt_plugins.testing.processes.pool import RANKS, on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect
 
-OVER = ("features", "tokens", "all")
+OVER: tuple[Over, ...] = ("features", "tokens", "all")
 """The ranks that `total` sums over."""
 
 

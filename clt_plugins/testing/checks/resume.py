@@ -38,18 +38,25 @@ def resume(bench: Bench) -> None:
         whole, whole_data = _end(bench, changes)
         logged = _logged(bench)
         again, again_data = _end(bench, changes, resume=f"step_{HALF:06}")
-    resumed = _logged(bench)
-    for name, value in logged.items():
-        what = f"{name}, resumed after step {HALF}, as if never stopped: {value}"
-        expect(resumed.get(name) == value, what, resumed.get(name, "none"), LOOK)
-    more = sorted(resumed.keys() - logged.keys())
-    expect(not more, f"the numbers of a run that never stopped: {', '.join(logged)}", f"also {', '.join(more)}", LOOK)
+    _compare(logged, _logged(bench))
     for name, value in whole.items():
         expect(name in again, f"{name}, resumed after step {HALF}", "there is none", LOOK)
         same(again[name], value, f"{name} after step {STEPS}, resumed after step {HALF}, as if never stopped", LOOK)
     expect(whole.keys() == again.keys(), f"the tensors {sorted(whole)}", str(sorted(again)), LOOK)
     what = f"the same `state` after step {STEPS}, resumed after step {HALF}: {whole_data}"
     expect(again_data == whole_data, what, str(again_data), "`state` and `load_state`")
+
+
+def _compare(logged: dict[str, str], resumed: dict[str, str]) -> None:
+    """
+    Raises:
+        Nonconformance: a metric reported something else in a run that was resumed.
+    """
+    for name, value in logged.items():
+        what = f"{name}, resumed after step {HALF}, as if never stopped: {value}"
+        expect(resumed.get(name) == value, what, resumed.get(name, "none"), LOOK)
+    more = sorted(resumed.keys() - logged.keys())
+    expect(not more, f"the numbers of a run that never stopped: {', '.join(logged)}", f"also {', '.join(more)}", LOOK)
 
 
 def _end(bench: Bench, changes: dict[str, Any], resume: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
