@@ -73,8 +73,9 @@ def _end(bench: Bench, changes: dict[str, Any], resume: str | None = None) -> tu
 
 def _logged(bench: Bench) -> dict[str, str]:
     """What a metric reported, each number as it was written; nothing of other kinds of plugins."""
-    file = bench.folder / "run" / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
+    if bench.slot != "metrics":
+        return {}
+    lines = (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()
     return {
         f"{name!r} of step {line['step']}": json.dumps(value)
         for line in map(json.loads, lines)
