@@ -20,11 +20,12 @@ from clt_plugins.contract.slots import BY_TABLE
 from clt_plugins.contract.spec import Selected, Spec
 from clt_plugins.contract.training.loss import Forward, Loss, ModelPass, RunsModel
 from clt_plugins.data.batch import Batch
-from clt_plugins.model.assemble import Parts, assemble
+from clt_plugins.model.assemble import Parts, assemble, assemble_around, make_context, of_data
 from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
+from clt_plugins.testing.fixed_sizes import FixedKernels
 from clt_plugins.training.objective import Outcome, objective
 
 LAYERS, D_MODEL, FEATURES, TOKENS = 3, 6, 41, 16
@@ -117,13 +118,29 @@ class Bench:
     def recipe(self, **changes: Any) -> Recipe:
         return read_recipe(self.recipe_data(**changes), plugins=self.plugins)
 
-    def parts(self, *, device: str = "cpu", folder: Path | None = None, stirred: bool = True, **changes: Any) -> Parts:
+    def parts(
+        self,
+        *,
+        device: str = "cpu",
+        folder: Path | None = None,
+        stirred: bool = True,
+        fixed: bool = False,
+        **changes: Any,
+    ) -> Parts:
         """Everything that a run builds before training.
 
         Args:
             stirred: give every parameter some noise, so that none is at a special value.
+            fixed: with kernels whose selections have fixed sizes, as on a GPU; the source's batches as they are.
         """
-        parts = assemble(self.recipe(**changes), folder or self.folder, torch.device(device))
+        recipe = self.recipe(**changes)
+        where = recipe, folder or self.folder, torch.device(device)
+        if fixed:
+            context = make_context(*where)
+            context = attrs.evolve(context, kernels=FixedKernels(context.kernels))
+            parts = assemble_around(build(recipe.source, of_data(context)), context)
+        else:
+            parts = assemble(*where)
         if stirred and device != "meta":
             stir(parts.transcoder)
         return parts
@@ -147,15 +164,15 @@ class Bench:
         draws = [torch.randn(TOKENS, LAYERS, D_MODEL, generator=numbers, dtype=torch.float64) for _ in range(2)]
         return Batch(*(x.to(device, dtype) for x in draws))
 
-    def step(self, parts: Parts, batch: Batch, *, dead: bool = True) -> Outcome:
+    def step(self, parts: Parts, batch: Batch, *, idle: Tensor | None = None) -> Outcome:
         """Forward and backward of one batch; gradients are in `.grad`.
 
         Args:
-            dead: whether a third of all features count as dead.
+            idle: tokens since each feature was last active; a third of all features are dead if not given.
         """
         losses: Sequence[Loss] = parts.losses if self.slot == "losses" else [Probe()]
-        idle = idle_tokens(str(parts.context.device), parts.context.parallel.shard(FEATURES))
-        idle = idle if dead else idle * 0
+        if idle is None:
+            idle = idle_tokens(str(parts.context.device), parts.context.parallel.shard(FEATURES))
         outcome = objective(parts.transcoder, losses, batch, idle, 0.5, passes(parts, losses))
         if outcome.total.requires_grad:  # a loss that stops every gradient is found by its own check
             outcome.total.backward()

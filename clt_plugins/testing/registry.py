@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[[Bench], None]")
 
-SHARED = ("every", "training_step", "resume", "tensor_parallel", "data_parallel", "positions")
+SHARED = ("every", "training_step", "empty_pairs", "causal", "resume", "tensor_parallel", "data_parallel", "positions")
 """The modules of checks that are not called after a kind."""
 PLUGIN = "plugin"
 """Stands for a table: the checks of a plugin as a whole, and of hooks that offer no choice."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from clt_plugins.registry.plugins import load_plugins
-from tests.support.faulty import HEADER
+from tests.support.faulty import HEADER, assert_only
 
 ACTIVATION = """
 import torch
@@ -98,3 +98,51 @@ def test_an_activation_with_a_state_that_no_checkpoint_holds(failures: Any) -> N
     assert found.keys() == {"mine/resume"}
     assert "resumed after step 3, as if never stopped" in found["mine/resume"]
     assert "no checkpoint holds it" in found["mine/resume"]
+
+
+ABOVE = """
+import torch
+
+class Activation(torch.nn.Module):
+    fixed_size = False
+
+    def __init__(self, context):
+        super().__init__()
+        self.shape = context.n_layers, len(context.parallel.shard(context.n_features))
+        self.scale = parameter(torch.ones(self.shape, dtype=context.dtype, device=context.device), feature_axis=1)
+        self.register_buffer("bound", torch.zeros(self.shape, DEVICE))
+
+    def selection(self, tokens, norms):
+        return Above(self.bound, tokens, *self.shape)
+
+    def forward(self, pre, feature):
+        scale = self.scale.exp() if feature is None else self.scale.flatten()[feature].exp()
+        READ
+        return VALUES
+
+@hookimpl
+def clt_activations():
+    return [Spec("mine", Config, lambda config, context: Activation(context))]
+"""
+RIGHT = {"DEVICE": "device=context.device", "READ": "pass", "VALUES": "torch.where(pre > 0, scale * pre.relu(), 0)"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "text"),
+    [
+        ({}, "", ""),
+        ({"VALUES": "torch.where(pre > 0, scale * pre, 0)"}, "empty_pairs", "NaN or infinity in it"),
+        ({"VALUES": "scale * (pre * pre.sigmoid()).clamp(min=0)"}, "empty_pairs", "got: nan"),
+        ({"READ": "assert not pre.numel() or float(pre.detach().max()) < 1e30"}, "no_sync", "in forward: `.item()`"),
+        ({"DEVICE": ""}, "no_sync", "a tensor made without `device=`"),
+    ],
+    ids=["right", "a gradient of 0 times inf", "a value of 0 times inf", "a number read back", "on the host"],
+)
+def test_an_activation_that_would_fail_on_a_gpu(check: Any, changed: dict[str, str], name: str, text: str) -> None:
+    found = check(
+        HEADER + ABOVE, ("selection", "sparse_is_dense", "gradient", "no_sync", "empty_pairs"), **RIGHT | changed
+    )
+    if name:
+        assert_only(found, name, text)
+    else:
+        assert set(found.values()) == {"pass"}

@@ -130,6 +130,7 @@ def test_the_loss_that_trains_thresholds(case: Case) -> None:
         "rowwise_adam": {"weight_decay": 0.1},
         "muon": [{}, {"adjust_lr": "original", "nesterov": False}],
     },
+    expected_failures={"adafactor/no_sync": "torch's own reads numbers back, as its settings say"},
 )
 def test_optimizers(case: Case) -> None:
     case.run()
@@ -140,7 +141,7 @@ def test_schedules(case: Case) -> None:
     case.run()
 
 
-@parametrize("parallel")
+@parametrize("parallel", settings={"tensor": [{}, {"tensor": 1, "data": 2}]})
 def test_parallel(case: Case) -> None:
     case.run()
 

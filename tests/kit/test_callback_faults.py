@@ -96,6 +96,24 @@ def test_a_fault_is_found_by_one_check(failures: Any, fault: dict[str, str], che
     assert text in found[check]
 
 
+@pytest.mark.parametrize("fault, found", [({}, set()), ({"OF_TOKENS": "inputs"}, {"ranks"})])
+def test_a_callback_that_refuses_to_share_features_is_tried_on_ranks_that_share_tokens(
+    failures: Any, fault: dict[str, str], found: set[str]
+) -> None:
+    if "tensor" not in load_plugins().choices("parallel"):
+        pytest.skip("no choice 'tensor' for [parallel] is installed")
+    refusing = """def build(config, context):
+    from clt_plugins import Refused
+    if context.parallel.tensor_ranks > 1:
+        raise Refused("callbacks", "mine needs all features on one rank: set parallel.tensor = 1")
+    return Mine()
+
+@hookimpl
+"""
+    source = CALLBACK.replace("@hookimpl\n", refusing).replace("lambda config, context: Mine()", "build")
+    assert failures(source, **{**RIGHT, **fault}).keys() == found
+
+
 NUDGE = """
         for layer in range(run.transcoder.n_layers):
             dead = torch.nonzero(run.idle_tokens[layer] > 8)[:, 0]

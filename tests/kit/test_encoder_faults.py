@@ -112,6 +112,40 @@ def test_a_fault_is_found_by_its_check(failures: Any, right: str, wrong: str, ch
     assert text in found[check]
 
 
+SKIPPING = """
+from attrs import frozen
+from clt_plugins import Spec, hookimpl
+from clt_plugins.templates.tying import ExampleConfig
+
+def build(config, context):
+    from clt_plugins.templates.tying.module import Example
+
+    class Skips(Example):
+        def affine(self, inputs):
+            return 0.5 * SKIP + super().affine(inputs)
+
+    return Skips(config.scale, context)
+
+@hookimpl
+def clt_tyings():
+    return [Spec("mine", ExampleConfig, build)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("skip", "text"),
+    [
+        ("inputs", ""),
+        ("inputs.cumsum(1)", ""),
+        ("inputs.flip(1)", "`affine` of layers up to 0 as before"),
+        ("(inputs - inputs.mean(0))", "`affine` of each token as if it were alone"),
+    ],
+)
+def test_a_skip_path_that_reads_what_is_not_there_yet(failures: Any, skip: str, text: str) -> None:
+    found = failures(SKIPPING.replace("SKIP +", f"{skip} +"), "causal")
+    assert text in found["causal"] if text else not found
+
+
 def test_views_that_lack_a_parameter_are_one_failure(failures: Any) -> None:
     lacks = "for name, p in self.named_parameters() if name != 'gain'}"
     found = failures(ENCODER.replace("for name, p in self.named_parameters()}", lacks), None)

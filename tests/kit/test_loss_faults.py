@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.faulty import HEADER, LOSS
+from tests.support.faulty import HEADER, LOSS, assert_only
 
 
 def test_a_loss_that_detaches_its_gradient(failures: Any) -> None:
@@ -145,6 +145,28 @@ class Loss(Loss):"""
     found = failures(HEADER + LOSS_WITH_STATE, only="selection", **{**BUFFER, "SELECTION": selection})
     assert found.keys() == {"mine/selection"}
     assert "other selections read it too" in found["mine/selection"]
+
+
+def test_a_loss_that_adds_up_empty_pairs(check: Any) -> None:
+    """Where fewer features are dead than it selects, a GPU fills up with pairs of -inf; a CPU has none."""
+    selection = """self.dead(tokens, idle_tokens)
+
+    def dead(self, tokens, idle_tokens):
+        shift = torch.where(idle_tokens >= self.context.dead_after_tokens, 0.0, -torch.inf)
+        return Top(
+            3, tokens, *idle_tokens.shape, per="token", affine=lambda layer, pre: (None, shift[layer]),
+            kernels=self.context.kernels,
+        )"""
+    pull = "mean = EXTRA.sum() / forward.features.shape[0] if forward.extra is not None else 0"
+    right = {**BUFFER, "SELECTION": selection, "STATE": "pass", "CHANGE": pull, "RUNNING": "0 * mean"}
+    right |= {
+        "0 * mean": "0 - 0.1 * mean",
+        "EXTRA": "forward.extra.values.masked_fill(forward.extra.values < -1e30, 0)",
+    }
+    checks = ("terms", "sparse_is_dense", "empty_pairs")
+    assert set(check(HEADER + LOSS_WITH_STATE, checks, **right).values()) == {"pass"}
+    found = check(HEADER + LOSS_WITH_STATE, checks, **{**right, "EXTRA": "forward.extra.values"})
+    assert_only(found, "empty_pairs", "the term 'mine' as without empty pairs, where one feature is dead")
 
 
 @pytest.mark.parametrize(

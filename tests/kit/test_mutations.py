@@ -102,6 +102,23 @@ def test_a_logger_may_begin_a_file_with_each_start(check: Any) -> None:
     assert check(source, ("resume",), **LOGGER_PARTS) == {"resume": "pass"}
 
 
+@pytest.mark.parametrize(("seconds", "text"), [("0.5", "pass"), ("60", "or by a thread within 4 s")])
+def test_a_logger_whose_thread_writes_what_has_gathered(check: Any, seconds: str, text: str) -> None:
+    thread = """        self.end = __import__("threading").Event()
+        self.thread = __import__("threading").Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def work(self):
+        while not self.end.wait(SECONDS):
+            self.file.flush()
+
+    def log("""
+    source = (HEADER + DRAWING).replace("\n    def log(", thread, 1)
+    closed = {"self.file.close()": "self.end.set(); self.thread.join(); self.file.close()", "FLUSH": "pass"}
+    found = check(source, ("resume",), **{**LOGGER_PARTS, **closed, "SECONDS": seconds})
+    assert text in found["resume"]
+
+
 def test_a_logger_that_writes_no_file_is_not_asked_for_its_history(check: Any) -> None:
     source = (HEADER + LOGGER).replace('(self.folder / "log.txt").open("a")', "__import__('io').StringIO()")
     found = check(source, ("resume",), SLOW="", CLOSE="pass")

@@ -108,6 +108,12 @@ FAULTS: list[tuple[str, dict[str, str], str]] = [
         {"SCALE": "(std + statistics['targets.std']).clamp_min(1e-3)"},
         "normalised inputs of layer 0 of the size",
     ),
+    ("causal", {"INPUTS": "super().inputs(raw) - super().inputs(raw).mean(0)"}, "as if it were alone"),
+    (
+        "causal",
+        {"INPUTS": "super().inputs(raw) / super().inputs(raw).square().mean((1, 2), keepdim=True).sqrt()"},
+        "`inputs` of layers up to 0 as before, when only later layers of x change",
+    ),
     ("data_parallel", {"MEANS": "means = self.sums / self.count"}, "shift on data rank 0 of 2 as in one process"),
     (
         "data_parallel",

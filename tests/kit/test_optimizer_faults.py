@@ -47,10 +47,12 @@ def build(config, context):
 
     class Maker:
         def make(self, weights):
-            return Momentum([{"params": [w.parameter for w in weights]}], {"lr": 1.0})
+            factors = {w.lr_factor for w in weights}
+            groups = [{"params": [w.parameter for w in weights if w.lr_factor == f], "lr_factor": f} for f in factors]
+            return Momentum(groups, {"lr": 1.0})
 
         def state_bytes(self, weight):
-            return 4 * weight.parameter.numel()
+            return weight.parameter.element_size() * weight.parameter.numel()
 
     return Maker()
 
@@ -87,9 +89,11 @@ FAULTS = [
     ("its own rate", OPTIMIZER, 'group["lr"] *', "0.01 *", "moves"),
     ("a NaN", OPTIMIZER, GRAD, "grad = p.grad / 0 * 0", "moves"),
     ("None as 0", OPTIMIZER, "continue", "p.grad = torch.ones_like(p)", "moves"),
-    ("a weight left out", OPTIMIZER, "for w in weights]", "for w in weights[1:]]", "moves"),
-    ("no optimizer", OPTIMIZER, 'return Momentum([{"params": [w.parameter for w in weights]}], {"lr": 1.0})',
-     "return None", "moves"),
+    ("a weight left out", OPTIMIZER, "for w in weights if", "for w in weights[1:] if", "moves"),
+    ("no optimizer", OPTIMIZER, 'return Momentum(groups, {"lr": 1.0})', "return None", "moves"),
+    ("no factor of the rate", OPTIMIZER, '"lr_factor": f}', '"lr_factor": 1.0}', "moves"),
+    ("a factor for all", OPTIMIZER, '"lr_factor": f}', '"lr_factor": max(factors)}', "moves"),
+    ("a number read back", OPTIMIZER, GRAD, GRAD + "; assert float(grad.abs().max()) < 1e30", "no_sync"),
     ("uphill", OPTIMIZER, 'p.sub_(group["lr"]', 'p.add_(group["lr"]', "moves"),
     ("biases uphill", OPTIMIZER, 'p.sub_(group["lr"]', 'p.sub_((1 if p.dim() > 2 else -1) * group["lr"]', "moves"),
     ("a count of its own", OPTIMIZER, '0.9 ** state["step"]', "0.9 ** self.steps", "resume"),
@@ -97,8 +101,9 @@ FAULTS = [
      'self.kept = getattr(self, "kept", {}); m = self.kept.setdefault(p, torch.zeros_like(p)); m.lerp_(grad, 0.1);'
      ' state["momentum"].copy_(grad); p.sub_(group["lr"] * m)', "resume"),
     ("state that cannot be saved", OPTIMIZER, 'state["step"] = 0', 'state["step"] = 0; state["past"] = [1]', "resume"),
-    ("two moments said", OPTIMIZER, "return 4 *", "return 8 *", "state_bytes"),
-    ("bytes of a scalar", OPTIMIZER, "return 4 * weight.parameter.numel()", "return 4", "state_bytes"),
+    ("two moments said", OPTIMIZER, "return weight", "return 2 * weight", "state_bytes"),
+    ("bytes of a scalar", OPTIMIZER, "element_size() * weight.parameter.numel()", "element_size()", "state_bytes"),
+    ("bytes of bfloat16", OPTIMIZER, "zeros_like(p)", "zeros(p.shape, device=p.device)", "state_bytes"),
     ("no scale", OPTIMIZER, GRAD, "grad = p.grad", "clipped"),
     ("a scale that multiplies", OPTIMIZER, GRAD, "grad = p.grad * (1 if self.grad_scale is None else self.grad_scale)",
      "clipped"),

@@ -47,7 +47,8 @@ class Normalisation(Protocol):
     def inputs(self, raw: Tensor) -> Tensor:
         """Raw MLP inputs [B, L, D] of any floating type -> normalised, in the type of the statistics; differentiable.
 
-        `raw` must not be changed; it may be returned as it is where nothing is to be done.
+        `raw` must not be changed; it may be returned as it is where nothing is to be done. Layer l of a token may
+        depend on layers up to l of that token only: in a language model later ones are not there yet.
         """
 
     def targets(self, raw: Tensor) -> Tensor:

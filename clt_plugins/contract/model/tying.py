@@ -28,7 +28,10 @@ class Tying(Protocol):
         """
 
     def affine(self, inputs: Tensor) -> Tensor:
-        """What does not depend on features: bias and skip; broadcasts to [B, L, D]. `inputs` are normalised."""
+        """What does not depend on features: bias and skip; broadcasts to [B, L, D]. `inputs` are normalised.
+
+        Layer l of a token may depend on layers up to l of that token only.
+        """
 
     def norms(self) -> Tensor:
         """‖decoder‖ of each feature over all the layers it writes to, [L, F], detached."""

@@ -41,12 +41,15 @@ class Example:
         self.config = config
 
     def make(self, weights: Sequence[Weight]) -> torch.optim.Optimizer:
-        """Two groups: matrices, which decay, and all else. The engine sets `lr` of both in every step."""
-        matrices = [weight.parameter for weight in weights if weight.rows]
-        others = [weight.parameter for weight in weights if not weight.rows]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "weight_decay": self.config.weight_decay},
-            {"params": others},
+        """A group for each pair of rates: matrices decay, and a plugin may have its weights learn faster (`lr_factor`).
+        The engine sets `lr` of every group in every step, times its `lr_factor`."""
+        by_rates: dict[tuple[float, float], list[Any]] = {}
+        for weight in weights:
+            rates = weight.lr_factor, self.config.weight_decay if weight.rows else 0.0
+            by_rates.setdefault(rates, []).append(weight.parameter)
+        groups = [
+            {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+            for (factor, decay), parameters in by_rates.items()
         ]
         return SignMomentum(groups, self.config)
 

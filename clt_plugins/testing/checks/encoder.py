@@ -55,26 +55,6 @@ def form(bench: Bench) -> None:
         same(p, before[name], f"{name} as it was before", "an operation in place in `inputs`, `rows` or `bias`")
 
 
-@check("encoder")
-def causal(bench: Bench) -> None:
-    """A layer of `inputs` depends neither on later layers of x, which a language model has not computed yet, nor on
-    other tokens of the batch."""
-    transcoder, x = _parts(bench).transcoder, bench.batch(torch.float64).inputs
-    with torch.no_grad():
-        h = transcoder.encoder.inputs(x)
-        alone = torch.cat([transcoder.encoder.inputs(token[None]) for token in x])
-        same(alone, h, "`inputs` of each token as if it were alone", "`inputs`: statistics of the batch", ROUNDING)
-        for layer in range(LAYERS - 1):
-            changed = x.clone()
-            changed[:, layer + 1 :] += 1
-            same(
-                transcoder.encoder.inputs(changed)[:, : layer + 1],
-                h[:, : layer + 1],
-                f"`inputs` of layers up to {layer} as before, when only later layers of x change",
-                "`inputs`: a mean or a product over layers, or layers in another order",
-            )
-
-
 @check("encoder", needs=("sparse_is_dense", "fresh"))
 def product(bench: Bench) -> None:
     """Pre-activations are h · rows + bias on every path, and so are gradients: against autograd of the dense form.

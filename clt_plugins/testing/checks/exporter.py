@@ -134,10 +134,11 @@ def export(bench: Bench) -> None:
 @check("exports")
 def every_choice(bench: Bench) -> None:
     """Every transcoder is exported, or `Refused` before anything is written: each activation and normalisation of
-    `TRANSCODERS`, each of `OTHERS`, an encoder without `W_enc`."""
+    `TRANSCODERS`, each of `OTHERS`, an encoder without `W_enc`, and each type of weights."""
     subjects = [{"tying": {"name": "untied"}, **tables} for tables in TRANSCODERS]
     subjects += [{**tables, **others} for others in OTHERS for tables in TRANSCODERS[:3]]
     subjects.append({**TRANSCODERS[0], "encoder": {"name": "low_rank"}})  # no tensor is called `W_enc`
+    subjects += [{**tables, "transcoder": {"dtype": "bfloat16"}} for tables in TRANSCODERS[:3]]
     for number, tables in enumerate(subjects):
         chosen = {table: tables[table] for table in ("activation", "tying", "encoder") if table in tables}
         if not all(one["name"] in bench.plugins.choices(table) for table, one in chosen.items()):
@@ -148,7 +149,7 @@ def every_choice(bench: Bench) -> None:
             continue  # the plugin's `clt_check` refuses the recipe itself
         folder = bench.folder / f"every{number}"
         folder.mkdir()
-        what = ", ".join(f"{table} {one}" for table, one in chosen.items())
+        what = ", ".join(f"{table} {one}" for table, one in tables.items() if table != "normalisation")
         try:
             bench.build(parts.context).export(parts.transcoder, folder)
         except Faults:
@@ -157,6 +158,8 @@ def every_choice(bench: Bench) -> None:
             expect(not written, f"nothing written where it refuses ({what})", ", ".join(written), look)
         except Exception as error:
             look = f"{location(error, bench.file)}: ask by `isinstance(..., Thresholded)` for what not every choice has"
+            if "transcoder" in tables:
+                look = f"{location(error, bench.file)}: numpy has no bfloat16, so widen tensors first: `x.float()`"
             complain(f"an export, or `Refused` with the remedy, for {what}", one_line(error), look)
 
 

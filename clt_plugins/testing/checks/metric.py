@@ -15,7 +15,9 @@ from torch import Tensor
 from clt_plugins.model.assemble import Parts, close
 from clt_plugins.model.scores import score
 from clt_plugins.testing.bench import FEATURES, LAYERS, TOKENS, Bench, idle_tokens
-from clt_plugins.testing.checks.tensor_parallel import CHOICE, cut, packed, weights_by_name
+from clt_plugins.testing.checks.empty_pairs import with_places
+from clt_plugins.testing.checks.resume import OWN
+from clt_plugins.testing.checks.tensor_parallel import CHOICE, built_on_rank, cut, packed, refusal, weights_by_name
 from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
@@ -28,8 +30,6 @@ from clt_plugins.training.run import run
 ROUNDING = 1e-5
 """Metrics may be float32."""
 LAYOUTS = {"2 tensor ranks": {"tensor": 2}, "2 data ranks": {"tensor": 1, "data": 2}}
-OWN = ("time/", "parallel/", "transforms/")
-"""Groups that the engine reports itself."""
 
 
 def measured(parts: Parts, bench: Bench, *, tokens: int = TOKENS) -> dict[str, Any]:
@@ -86,6 +86,23 @@ def numbers(bench: Bench) -> None:
             json.dumps(value.tolist() if isinstance(value, Tensor) else value)
 
 
+@check("metrics", needs=("numbers",))
+def forms(bench: Bench) -> None:
+    """It reports the same of features in each form: dense, sparse, and sparse with empty pairs, as on a GPU."""
+    dense = measured(with_places(bench, path="dense"), bench)
+    look = (
+        "`features.values` is [B, L, F], or [N] of the pairs alone, some of which may be empty: neither its mean nor "
+        "its length means anything; add it up, and count by `features.counts()`, `l0()` and `active()`"
+    )
+    for what, fixed in (("sparse features", False), ("sparse features with empty pairs", True)):
+        found = measured(with_places(bench, path="sparse", fixed=fixed), bench)
+        names = f"the names of dense features, of {what} too: {sorted(dense)}"
+        expect(found.keys() == dense.keys(), names, str(sorted(found)), look)
+        for name, value in dense.items():
+            number, got = (torch.as_tensor(x, dtype=torch.float64) for x in (value, found[name]))
+            same(got, number, f"{name!r} of {what} as of dense ones", look, ROUNDING)
+
+
 @check("metrics")
 def no_change(bench: Bench) -> None:
     """A run ends with the same bits with the metric and without."""
@@ -107,17 +124,23 @@ def no_change(bench: Bench) -> None:
 def ranks(bench: Bench) -> None:
     """On two tensor ranks and on two data ranks it reports what one process reports, on both ranks.
 
-    Skipped where no choice `tensor` is installed for `[parallel]`.
+    It may refuse one of the two when it is built. Skipped where it refuses both, or no choice `tensor` is installed for
+    `[parallel]`.
     """
     if CHOICE not in bench.plugins.choices("parallel"):
         raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
+    refusals: list[str] = []
     changes: dict[str, Any] = {"transcoder": {"dtype": "float64", "path": "sparse"}}
     parts = bench.parts(**changes)
     weights = packed(weights_by_name(parts))
     expected = measured(parts, bench)
     for layout, split in LAYOUTS.items():
         changes["parallel"] = {"name": CHOICE, **split}
-        for rank, found in enumerate(on_ranks(bench, 2, measured_on_rank, changes, weights)):
+        results = on_ranks(bench, 2, measured_on_rank, changes, weights)
+        if reason := refusal(results):
+            refusals.append(reason)
+            continue
+        for rank, found in enumerate(results):
             look = (
                 '`step` and `result`: sums over tokens need `parallel.total(x, over="tokens")`, sums over features '
                 "`parallel.total(x)`; data ranks have seen other held-out batches, perhaps fewer"
@@ -128,11 +151,15 @@ def ranks(bench: Bench) -> None:
                 number = torch.as_tensor(value, dtype=torch.float64)
                 got = torch.as_tensor(found[name], dtype=torch.float64)
                 same(got, number, f"{name!r} on rank {rank} of {layout} as in one process", look, ROUNDING)
+    if len(refusals) == len(LAYOUTS):
+        raise SkipTest(f"it refuses several ranks: {refusals[0]}")
 
 
-def measured_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Mapping[str, Any]:
-    """What the metric reports on one rank, with the parent's weights."""
-    parts = bench.parts(stirred=False, **changes)
+def measured_on_rank(bench: Bench, changes: dict[str, Any], weights: bytes) -> Mapping[str, Any] | str:
+    """What the metric reports on one rank, with the parent's weights; why it refuses to be built."""
+    parts = built_on_rank(bench, changes, stirred=False)
+    if isinstance(parts, str):
+        return parts
     axes, local = parts.transcoder.feature_axes(), weights_by_name(parts)
     for name, value in load(weights).items():
         local[name].copy_(cut(value, axes[name], parts.context.parallel.shard(FEATURES)))

@@ -1,8 +1,4 @@
-"""Checks for `[normalisation]`: see `clt_plugins.contract.model.normalisation.Normalisation`.
-
-The statistics are of skewed activations: means that are not 0, dimensions of different size that go together, one
-dimension that never varies, and a layer whose targets never do.
-"""
+"""Checks for `[normalisation]`: see `clt_plugins.contract.model.normalisation.Normalisation`."""
 
 from __future__ import annotations
 
@@ -11,13 +7,12 @@ from unittest import SkipTest
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
 
 from clt_plugins.contract.model.normalisation import Observes
 from clt_plugins.data.affine import Affine, Folding
 from clt_plugins.data.batch import Batch
 from clt_plugins.errors import Faults
-from clt_plugins.model.assemble import Parts, close
+from clt_plugins.model.assemble import close
 from clt_plugins.model.normalisation.fit import fit_to_batches, fit_to_statistics
 from clt_plugins.model.normalisation.statistics import estimate
 from clt_plugins.model.transcoder import CrossLayerTranscoder
@@ -26,11 +21,10 @@ from clt_plugins.testing.checks.tensor_parallel import CHOICE
 from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
+from clt_plugins.testing.skewed import BATCHES, fitted, skewed_batch
 
 KINDS = ("mean", "std", "rms", "norm")
 """The statistics that a normalisation may need."""
-BATCHES = 6
-"""How many the statistics are of."""
 DATA_RANKS = 2
 LARGE, OF_ONE_SIZE = 1e6, 100
 """How many times one side's activations are multiplied, and how much the other's normalised ones may grow by that: a
@@ -43,10 +37,10 @@ ROUNDING = 1e-6
 def there_and_back(bench: Bench) -> None:
     """`inputs` and `targets` give new, finite numbers of the same shape, for one token too; `restore` undoes `targets`;
     gradients pass through all three, and nothing is changed in place."""
-    parts = _fitted(bench)
+    parts = fitted(bench)
     normaliser = parts.transcoder.normaliser
     for tokens in (TOKENS, 1):
-        batch = _batch(bench, 0).rows(slice(0, tokens))
+        batch = skewed_batch(bench, 0).rows(slice(0, tokens))
         for side in ("inputs", "targets"):
             raw = getattr(batch, side)
             given = raw.clone()
@@ -74,8 +68,8 @@ def there_and_back(bench: Bench) -> None:
 @check("normalisation", trial=True)
 def units(bench: Bench) -> None:
     """`units()` is what `restore` does, and each token is restored by itself; it is the same in train and eval mode."""
-    parts = _fitted(bench)
-    normaliser, batch = parts.transcoder.normaliser, _batch(bench, 1)
+    parts = fitted(bench)
+    normaliser, batch = parts.transcoder.normaliser, skewed_batch(bench, 1)
     given = normaliser.units()
     expect(isinstance(given, Affine), "units() to give an Affine", type(given).__name__, "`units`")
     x = normaliser.targets(batch.targets)
@@ -95,8 +89,8 @@ def units(bench: Bench) -> None:
 def fold(bench: Bench) -> None:
     """`fold()` is what `inputs`, `targets` and `restore` do, on random activations; or it is `Refused`, before training
     as well. Skipped where it refuses."""
-    parts, planned = _fitted(bench), bench.parts(device="meta").transcoder.normaliser
-    normaliser, batch = parts.transcoder.normaliser, _batch(bench, 2)
+    parts, planned = fitted(bench), bench.parts(device="meta").transcoder.normaliser
+    normaliser, batch = parts.transcoder.normaliser, skewed_batch(bench, 2)
     refused = [_refused(module) for module in (normaliser, planned)]
     look = "`fold`: exporters ask before training, on the device meta, where no number can be read"
     expect(
@@ -134,7 +128,7 @@ def needed(bench: Bench) -> None:
     )
     fits = []
     for _ in range(2):
-        batches = [_batch(bench, number) for number in range(BATCHES)]
+        batches = [skewed_batch(bench, number) for number in range(BATCHES)]
         copies = [(batch.inputs.clone(), batch.targets.clone()) for batch in batches]
         observe = normaliser.observe if isinstance(normaliser, Observes) else None
         statistics = estimate(batches, LAYERS, D_MODEL, parts.context.parallel, observe)
@@ -161,11 +155,11 @@ def sides(bench: Bench) -> None:
     Of their size, not the same: a sample of tokens may be drawn by the numbers of both sides. A normalisation whose
     sides share a statistic on purpose fails here: list it in `expected_failures` and say so.
     """
-    batch = _batch(bench, 5)
-    before = _sizes(_fitted(bench).transcoder.normaliser, batch)
+    batch = skewed_batch(bench, 5)
+    before = _sizes(fitted(bench).transcoder.normaliser, batch)
     for changed, side in (("targets", "inputs"), ("inputs", "targets")):
         for factor in (LARGE, 1 / LARGE):
-            parts = _fitted(bench, targets=factor) if changed == "targets" else _fitted(bench, inputs=factor)
+            parts = fitted(bench, targets=factor) if changed == "targets" else fitted(bench, inputs=factor)
             after = _sizes(parts.transcoder.normaliser, batch)[side]
             for layer, (new, old) in enumerate(zip(after, before[side], strict=True)):
                 expect(
@@ -195,7 +189,7 @@ def data_parallel(bench: Bench) -> None:
     """
     if CHOICE not in bench.plugins.choices("parallel"):
         raise SkipTest(f"no choice {CHOICE!r} for [parallel] is installed")
-    expected = {name: x.clone() for name, x in _fitted(bench).transcoder.statistics().items()}
+    expected = {name: x.clone() for name, x in fitted(bench).transcoder.statistics().items()}
     look = (
         "`fit`: join what the ranks observed by `context.parallel.total(x, over='tokens')`, counts too; a mean of "
         "means is right only where all have as many tokens"
@@ -211,7 +205,7 @@ def fit_on_rank(bench: Bench) -> bytes:
     parts = bench.parts(transcoder={"dtype": "float64"}, parallel={"name": CHOICE, "tensor": 1, "data": DATA_RANKS})
     # Parts of different sizes: tokens count, not ranks.
     part = slice(0, TOKENS // 4) if parts.context.parallel.data_rank == 0 else slice(TOKENS // 4, TOKENS)
-    fit_to_batches(parts.transcoder, [_batch(bench, number).rows(part) for number in range(BATCHES)])
+    fit_to_batches(parts.transcoder, [skewed_batch(bench, number).rows(part) for number in range(BATCHES)])
     packed = save({name: x.clone() for name, x in parts.transcoder.statistics().items()})
     close(parts)
     return packed
@@ -220,8 +214,8 @@ def fit_on_rank(bench: Bench) -> bytes:
 @check("normalisation")
 def save_load(bench: Bench) -> None:
     """A saved and loaded transcoder has the same statistics, bit for bit, and gives the same outputs."""
-    parts = _fitted(bench, dtype="float32")
-    transcoder, batch = parts.transcoder.eval(), _batch(bench, 3, torch.float32)
+    parts = fitted(bench, dtype="float32")
+    transcoder, batch = parts.transcoder.eval(), skewed_batch(bench, 3, torch.float32)
     transcoder.save(bench.folder / "saved")
     loaded = CrossLayerTranscoder.load(bench.folder / "saved", plugins=bench.plugins, kernels="torch")
     before, after = transcoder.statistics(), loaded.statistics()
@@ -239,14 +233,14 @@ def save_load(bench: Bench) -> None:
 @check("normalisation")
 def precision(bench: Bench) -> None:
     """With bfloat16 weights, statistics and normalised activations are in at least float32, whatever a batch is in."""
-    parts = _fitted(bench, dtype="bfloat16")
+    parts = fitted(bench, dtype="bfloat16")
     look = (
         '`__init__`: `torch.promote_types(context.dtype, torch.float32)`; and `raw.to(...)` in "inputs" and "targets"'
     )
     for name, value in parts.transcoder.statistics().items():
         wide = not value.is_floating_point() or value.dtype in (torch.float32, torch.float64)
         expect(wide, f"{name} in float32 or float64", str(value.dtype), look)
-    batch = _batch(bench, 4, torch.bfloat16)
+    batch = skewed_batch(bench, 4, torch.bfloat16)
     for side in ("inputs", "targets"):
         x = getattr(parts.transcoder.normaliser, side)(getattr(batch, side))
         expect(x.dtype == torch.float32, f"normalised {side} in float32", str(x.dtype), look)
@@ -273,29 +267,6 @@ def meta(bench: Bench) -> None:
             repr(size),
             "`observed_bytes`",
         )
-
-
-def _fitted(bench: Bench, *, dtype: str = "float64", inputs: float = 1.0, targets: float = 1.0) -> Parts:
-    """A run whose normalisation is fitted, to activations that are so many times as large."""
-    parts = bench.parts(transcoder={"dtype": dtype})
-    batches = [_batch(bench, number) for number in range(BATCHES)]
-    fit_to_batches(parts.transcoder, [Batch(each.inputs * inputs, each.targets * targets) for each in batches])
-    return parts
-
-
-def _batch(bench: Bench, number: int, dtype: torch.dtype = torch.float64) -> Batch:
-    """Skewed activations [16, 3, 6], rounded to float32 so that each type has the same."""
-    drawn = bench.batch(torch.float64, seed=100 + number)
-    sizes = torch.tensor([0.1, 1.0, 3.0, 0.5, 2.0, 1.0], dtype=torch.float64)
-    sides: list[Tensor] = []
-    for x, mean in ((drawn.inputs, 0.7), (drawn.targets, -1.3)):
-        x = x.clone()
-        x[..., 1] += 0.8 * x[..., 2]
-        x = x * sizes + mean
-        x[:, 0, 4] = 0.25  # never varies
-        sides.append(x)
-    sides[1][:, 2] = 1.5
-    return Batch(*(x.float().to(dtype) for x in sides))
 
 
 def _refused(normaliser: Any) -> str:

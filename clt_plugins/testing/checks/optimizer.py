@@ -15,7 +15,7 @@ from clt_plugins.testing.bench import FEATURES, Bench
 from clt_plugins.testing.checks.tensor_parallel import CHOICE, Result, cut, packed, weights_by_name
 from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
-from clt_plugins.testing.report import complain, expect, same
+from clt_plugins.testing.report import complain, expect, location, same
 from clt_plugins.training import learned
 from clt_plugins.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from clt_plugins.training.kept.moments import moments
@@ -26,6 +26,8 @@ RATE = 1e-2
 SMALL = 1e-4
 """A rate at which every optimizer goes downhill."""
 STEPS = 3
+FACTOR = 3.0
+"""Of the learning rate of a weight, as its plugin says."""
 ROUNDING = 1e-5
 """Of float32, as a share of the largest weight: sums of other lengths, over a few steps."""
 
@@ -64,8 +66,8 @@ def _take(parts: Parts, optimizer: torch.optim.Optimizer, steps: range, without:
 
 @check("optimizer", trial=True)
 def moves(bench: Bench) -> None:
-    """A step moves every weight that has a gradient, to finite numbers, at the rate of its group: at 0 nothing moves.
-    Some steps at a small rate lower a quadratic function of each weight.
+    """A step moves every weight that has a gradient, to finite numbers, at the rate of its group: at 0 nothing moves. A
+    group has the `lr_factor` of its weights. Some steps at a small rate lower a quadratic function of each weight.
 
     A weight whose gradient is None stays.
     """
@@ -90,7 +92,27 @@ def moves(bench: Bench) -> None:
                 expect(not moved, f"{name}, whose gradient is None, as it was", "it moved", look)
             else:
                 expect(moved, f"{name} to move by its gradient", "it stayed", look)
+    _has_factors(bench)
     _descends(bench)
+
+
+def _has_factors(bench: Bench) -> None:
+    """What a plugin multiplies the rate of a weight by is in the factor of its group, times the optimizer's own."""
+    parts = bench.parts()
+    named = dict(parts.transcoder.named_parameters())
+    before, marked = _factors(_made(bench, parts)), list(named)[-1]
+    named[marked].lr_factor = FACTOR  # type: ignore[attr-defined]
+    after = _factors(_made(bench, parts))
+    for name, p in named.items():
+        factor = FACTOR if name == marked else 1.0
+        expected = f"{name}, whose plugin says lr_factor={factor:g}, in a group of lr_factor {factor * before[p]:g}"
+        got, right = f"{after[p]:g}", abs(after[p] - factor * before[p]) <= ROUNDING * factor * before[p]
+        expect(right, expected, got, '`make`: `"lr_factor": weight.lr_factor` in a group for each factor')
+
+
+def _factors(optimizer: torch.optim.Optimizer) -> dict[Any, float]:
+    """What the engine multiplies the rate of each parameter by."""
+    return {p: group.get("lr_factor", 1.0) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _descends(bench: Bench) -> None:
@@ -141,21 +163,48 @@ def resume(bench: Bench) -> None:
 
 
 @check("optimizer")
+def no_sync(bench: Bench) -> None:
+    """A step reads nothing back from the device.
+
+    Run on the device "meta", which has shapes but no numbers, and stands for a GPU here. Skipped where torch's own
+    fused step is used, which the device "meta" does not have.
+    """
+    parts = bench.parts(device="meta", stirred=False)
+    try:
+        _take(parts, _made(bench, parts), range(2))
+    except (RuntimeError, NotImplementedError) as error:
+        if "fused=True" in str(error):
+            raise SkipTest("a fused step of torch's own, which does not wait") from None
+        complain(
+            "a step that never waits for a GPU",
+            " ".join(str(error).split())[:300],
+            f"{location(error, bench.file)}: `.item()`, `float(...)`, `bool(...)`, `nonzero`? Use `torch.where`",
+        )
+
+
+@check("optimizer")
 def state_bytes(bench: Bench) -> None:
-    """`state_bytes` is what the optimizer keeps beside each weight, also told of a weight without memory."""
-    parts = bench.parts()
-    optimizer = _made(bench, parts)
-    _take(parts, optimizer, range(1))
-    recipe = parts.context.recipe
-    assert recipe is not None
-    planned = bench.parts(device="meta", stirred=False)
-    for source in (parts, planned):
-        chosen = build_optimizer(source.transcoder, recipe)
-        for weight, real in zip(weights_of(source.transcoder), weights_of(parts.transcoder), strict=True):
-            state = optimizer.state.get(real.parameter, {}).values()
-            kept = sum(x.numel() * x.element_size() for x in state if isinstance(x, Tensor) and x.dim())
-            said = chosen.state_bytes(weight)
-            expect(said == kept, f"the {kept} bytes that it keeps of {weight.name}", f"{said}", "`state_bytes`")
+    """`state_bytes` is what the optimizer keeps beside each weight, also told of a weight without memory; of float32
+    weights, and of bfloat16 ones where it takes them."""
+    for dtype in ("float32", "bfloat16"):
+        try:
+            parts = bench.parts(transcoder={"dtype": dtype})
+            optimizer = _made(bench, parts)
+        except Faults:
+            if dtype == "bfloat16":
+                continue
+            raise
+        _take(parts, optimizer, range(1))
+        recipe = parts.context.recipe
+        assert recipe is not None
+        planned = bench.parts(device="meta", stirred=False, transcoder={"dtype": dtype})
+        for source in (parts, planned):
+            chosen = build_optimizer(source.transcoder, recipe)
+            for weight, real in zip(weights_of(source.transcoder), weights_of(parts.transcoder), strict=True):
+                state = optimizer.state.get(real.parameter, {}).values()
+                kept = sum(x.numel() * x.element_size() for x in state if isinstance(x, Tensor) and x.dim())
+                said, what = chosen.state_bytes(weight), f"the {kept} bytes that it keeps of {weight.name} in {dtype}"
+                expect(said == kept, what, f"{said}", "`state_bytes`: of the types that `step` makes its state in")
 
 
 @check("optimizer")

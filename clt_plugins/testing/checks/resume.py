@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -17,29 +18,45 @@ from clt_plugins.training.checkpoint import TrainingState
 from clt_plugins.training.run import run
 
 STEPS, HALF = 6, 3
+OWN = ("time/", "parallel/", "transforms/")
+"""Groups of numbers that the engine logs itself."""
 LOOK = (
     "what changes during a run and is neither a parameter nor a buffer of a torch.nn.Module, nor given by `state`: no "
     "checkpoint holds it"
 )
 
 
-@check("encoder", "activation", "tying", "losses", "normalisation", "callbacks")
+@check("encoder", "activation", "tying", "losses", "normalisation", "metrics", "callbacks")
 def resume(bench: Bench) -> None:
-    """6 steps end as 3, a checkpoint, all plugins built anew, and 3 more: weights, the optimizer's numbers and what
-    plugins keep are the same bit for bit."""
+    """6 steps end as 3, a checkpoint, all plugins built anew, and 3 more: weights, the optimizer's numbers, what
+    plugins keep and what metrics report are the same bit for bit."""
     changes = small_run(bench)
     if bench.slot == "losses" and bench.choice != "mse":
         # A loss may be 0, without a gradient, in a step (AuxK without dead features).
         changes["losses"] = [*bench.recipe_data()["losses"], {"name": "mse"}]
     with torch.random.fork_rng():
         whole, whole_data = _end(bench, changes)
+        logged = _logged(bench)
         again, again_data = _end(bench, changes, resume=f"step_{HALF:06}")
+    _compare(logged, _logged(bench))
     for name, value in whole.items():
         expect(name in again, f"{name}, resumed after step {HALF}", "there is none", LOOK)
         same(again[name], value, f"{name} after step {STEPS}, resumed after step {HALF}, as if never stopped", LOOK)
     expect(whole.keys() == again.keys(), f"the tensors {sorted(whole)}", str(sorted(again)), LOOK)
     what = f"the same `state` after step {STEPS}, resumed after step {HALF}: {whole_data}"
     expect(again_data == whole_data, what, str(again_data), "`state` and `load_state`")
+
+
+def _compare(logged: dict[str, str], resumed: dict[str, str]) -> None:
+    """
+    Raises:
+        Nonconformance: a metric reported something else in a run that was resumed.
+    """
+    for name, value in logged.items():
+        what = f"{name}, resumed after step {HALF}, as if never stopped: {value}"
+        expect(resumed.get(name) == value, what, resumed.get(name, "none"), LOOK)
+    more = sorted(resumed.keys() - logged.keys())
+    expect(not more, f"the numbers of a run that never stopped: {', '.join(logged)}", f"also {', '.join(more)}", LOOK)
 
 
 def _end(bench: Bench, changes: dict[str, Any], resume: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,6 +71,19 @@ def _end(bench: Bench, changes: dict[str, Any], resume: str | None = None) -> tu
     return tensors, read_json(last / "training.json", TrainingState).plugins
 
 
+def _logged(bench: Bench) -> dict[str, str]:
+    """What a metric reported, each number as it was written; nothing of other kinds of plugins."""
+    if bench.slot != "metrics":
+        return {}
+    lines = (bench.folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return {
+        f"{name!r} of step {line['step']}": json.dumps(value)
+        for line in map(json.loads, lines)
+        for name, value in line.items()
+        if not name.startswith(OWN)
+    }
+
+
 def small_run(bench: Bench, **changes: Any) -> dict[str, Any]:
     """Changes of the bench's recipe for a run of a few steps, in which callbacks act.
 
@@ -63,6 +93,8 @@ def small_run(bench: Bench, **changes: Any) -> dict[str, Any]:
     train: dict[str, Any] = {"steps": STEPS, "checkpoint_every": HALF, "keep_checkpoints": 9, "log_every": STEPS}
     train |= {"eval_every": 2, "eval_tokens": 2 * TOKENS, "lr": 0.01, "dead_after_tokens": TOKENS}
     train["statistics_tokens"] = 2 * TOKENS
+    if bench.slot == "metrics":
+        train["log_every"], changes["loggers"] = 1, [{"name": "jsonl"}]
     if bench.slot == "callbacks":
         small = {name: value for name, value in {"every": 2, "tokens": 4 * TOKENS}.items() if name in bench.settable()}
         changes["callbacks"] = [{"name": bench.choice, **small, **bench.settings}]

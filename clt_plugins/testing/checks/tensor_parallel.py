@@ -103,10 +103,16 @@ def tensor_parallel(bench: Bench) -> None:
 
 def skip_if_refused(results: Sequence[Any]) -> None:
     """A choice may refuse to be built on several ranks: then all of them have a text in place of a result."""
+    if reason := refusal(results):
+        raise SkipTest(f"it refuses several ranks: {reason}")
+
+
+def refusal(results: Sequence[Any]) -> str:
+    """Why all ranks refuse; "" where they have results."""
     refusals = [one for one in results if isinstance(one, str)]
     if refusals:
         expect(len(refusals) == len(results), "all ranks to refuse", "some train", "`build`")
-        raise SkipTest(f"it refuses several ranks: {refusals[0]}")
+    return refusals[0] if refusals else ""
 
 
 def built_on_rank(bench: Bench, changes: dict[str, Any], *, stirred: bool) -> Parts | str:

@@ -9,8 +9,9 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
+from clt_plugins.model.select.above import Above
 from clt_plugins.model.transcoder import CrossLayerTranscoder
-from clt_plugins.testing.bench import Bench, as_now, gradients, stir
+from clt_plugins.testing.bench import TOKENS, Bench, as_now, gradients, stir
 from clt_plugins.testing.checks.tensor_parallel import ROUNDING, scale
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
@@ -214,17 +215,20 @@ def no_sync(bench: Bench) -> None:
     """A step reads nothing back from the device and has no shape that depends on numbers.
 
     Run on the device "meta", which has shapes but no numbers, and stands for a GPU here. Activations without a fixed
-    size do not promise it: skipped.
+    size are tried on the dense path; also on the sparse one, in places of a fixed number, where they select by `Above`.
     """
-    parts = bench.parts(device="meta", transcoder={"path": "sparse"})
-    if not parts.transcoder.activation.fixed_size:
-        raise SkipTest("fixed_size is False: how many pairs pass depends on the numbers")
+    parts = bench.parts(device="meta", fixed=True, transcoder={"path": "sparse"})
+    dense = bench.parts(device="meta", transcoder={"path": "dense"})
+    activation, tying = parts.transcoder.activation, parts.transcoder.tying
     try:
-        bench.step(parts, bench.batch(device="meta"))
+        if activation.fixed_size or isinstance(activation.selection(TOKENS, tying.norms), Above):
+            bench.step(parts, bench.batch(device="meta"))
+        if not activation.fixed_size:
+            bench.step(dense, bench.batch(device="meta"))
     except (RuntimeError, NotImplementedError) as error:
         complain(
             "a step that never waits for a GPU",
             " ".join(str(error).split())[:300],
-            f"{location(error)}: `.item()`, `bool(...)`, `nonzero`, a boolean index? Where it costs nothing on a CPU, "
-            "ask for `x.device.type` first; use `torch.where` otherwise",
+            f"{location(error)}: `.item()`, `bool(...)`, `nonzero`, a boolean index, a tensor made without `device=`? "
+            "Where it costs nothing on a CPU, ask for `x.device.type` first; use `torch.where` otherwise",
         )

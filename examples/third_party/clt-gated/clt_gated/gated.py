@@ -36,5 +36,6 @@ class Gated(nn.Module):
         scale, offset = self.log_scale.exp(), self.offset
         if feature is not None:
             scale, offset = scale.flatten()[feature], offset.flatten()[feature]
-        magnitude = (scale * pre + offset).relu()
+        # An empty pair has a pre-activation of -inf: the gradient of `scale` would be 0 · inf, which `where` lets pass.
+        magnitude = (scale * pre.relu() + offset).relu()
         return torch.where(pre > 0, magnitude, 0).to(pre.dtype)

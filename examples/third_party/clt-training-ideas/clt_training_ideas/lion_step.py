@@ -33,9 +33,16 @@ class LionMaker:
         self.config = config
 
     def make(self, weights: Sequence[Weight]) -> Lion:
-        one = {"lr": 0.0, "beta1": self.config.beta1, "beta2": self.config.beta2}
-        decays = (self.config.weight_decay if weight.rows else 0.0 for weight in weights)
-        return Lion([{"params": [w.parameter], "weight_decay": d} for w, d in zip(weights, decays, strict=True)], one)
+        """A group for each pair of rates."""
+        by_rates: dict[tuple[float, float], list[Any]] = {}
+        for weight in weights:
+            rates = weight.lr_factor, self.config.weight_decay if weight.rows else 0.0
+            by_rates.setdefault(rates, []).append(weight.parameter)
+        groups = [
+            {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+            for (factor, decay), parameters in by_rates.items()
+        ]
+        return Lion(groups, {"lr": 0.0, "beta1": self.config.beta1, "beta2": self.config.beta2})
 
     def state_bytes(self, weight: Weight) -> int:
         """The momentum."""
