@@ -41,7 +41,6 @@ from clt_plugins.model.in_model.passes import InModel
 from clt_plugins.model.scores import score
 from clt_plugins.training import learned
 from clt_plugins.training.between.steering import Steering, aims
-from clt_plugins.training.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.host.threads import Threads
 from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.kept.state import Watch
@@ -49,6 +48,7 @@ from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import objective
 from clt_plugins.training.optimizers.clip import clip_gradients, forget_squares, gradient_norm
 from clt_plugins.training.optimizers.rate import set_rate
+from clt_plugins.training.saved.checkpoint import Progress, save_checkpoint
 from clt_plugins.training.step.guard import guard
 from clt_plugins.training.step.stopwatch import Stopwatch
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from clt_plugins.contract.training.metric import HeldOut, Metric
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
-    from clt_plugins.training.checkpoint import Progress
     from clt_plugins.training.objective import Outcome
+    from clt_plugins.training.saved.checkpoint import Progress
 
 
 def step_of(

@@ -35,12 +35,12 @@ from clt_plugins.recipe.read import as_toml, recipe_data
 from clt_plugins.registry.build import build
 from clt_plugins.training import learned
 from clt_plugins.training.between.calls import Calls
-from clt_plugins.training.checkpoint import Progress, load_checkpoint, load_plugins_state, set_aside
-from clt_plugins.training.folder import Start, record_start
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import make_optimizer
 from clt_plugins.training.optimizers.rate import with_rate
-from clt_plugins.training.resume import check_data_ranks, check_identity, identity_of
+from clt_plugins.training.saved.checkpoint import Progress, load_checkpoint, load_plugins_state, set_aside
+from clt_plugins.training.saved.history import Start, record_start
+from clt_plugins.training.saved.resume import check_data_ranks, check_identity, identity_of
 from clt_plugins.training.warm_start import warm_start
 
 if TYPE_CHECKING:

@@ -22,10 +22,11 @@ from clt_plugins.recipe.read import read_recipe, recipe_data
 from clt_plugins.registry.build import naming_plugins
 from clt_plugins.registry.plugins import Plugins, load_plugins
 from clt_plugins.training.between.steering import check_steering
-from clt_plugins.training.folder import run_folder, versions
 from clt_plugins.training.host.memory import kept_memory
 from clt_plugins.training.host.threads import restored_threads
 from clt_plugins.training.prepared import Prepared
+from clt_plugins.training.saved.folder import run_folder
+from clt_plugins.training.saved.history import versions
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
@@ -47,7 +48,7 @@ def run(
         out: the run's folder; `runs/<name>/<time>` if not given.
         resume: go on from a checkpoint in `out`: "latest", or one's name ("step_000100").
         accept: settings that may differ from those of the checkpoint ("train.steps", "source.text"); see
-            `training/resume`.
+            `training/saved/resume`.
 
     Returns:
         The trained transcoder, also saved in `out/transcoder`; or what the stages made of it (`out/converted`).

@@ -17,6 +17,7 @@ import pytest
 from clt_plugins.cli.main import main_group
 from clt_plugins.contract.recipe import Recipe
 from clt_plugins.contract.slots import BY_TABLE
+from clt_plugins.contract.types import recipe_key
 from tests.support.helpers import plugins
 from tests.support.tables import ROOT, documents
 
@@ -104,10 +105,10 @@ def keys() -> dict[str, set[str]]:
     for a in attrs.fields(attrs.resolve_types(Recipe)):
         if a.name in BY_TABLE:
             configs = [choice.spec.config for choice in plugins().choices(a.name).values()]
-            known[a.name] = {"name", *(each.name for config in configs for each in attrs.fields(config))}
+            known[a.name] = {"name", *(recipe_key(each) for config in configs for each in attrs.fields(config))}
         else:
             configs = [tp for tp in (a.type, *get_args(a.type)) if attrs.has(tp)]
-            known[a.name] = {each.name for config in configs for each in attrs.fields(config)}
+            known[a.name] = {recipe_key(each) for config in configs for each in attrs.fields(config)}
     return known
 
 

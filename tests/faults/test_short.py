@@ -33,7 +33,11 @@ DRAWN = [
     ("limits", "few open files", "run"),
     ("limits", "clock is wrong", "run --resume"),
 ]
-"""Family, fault and command of tries whose details the seed draws."""
+"""Family, fault and command of tries whose details the seed draws. Every second one is tried in each run of the tests;
+all are in the slow ones."""
+TRIED = [
+    pytest.param(*one, marks=[pytest.mark.slow] if n % 2 else [], id=" / ".join(one)) for n, one in enumerate(DRAWN)
+]
 
 KNOWN = [
     ("killed before a call", "run --resume", "recipe.toml"),
@@ -62,7 +66,7 @@ def needs_injection(bench: Bench) -> None:
         pytest.skip("needs Linux and a C compiler (cc)")
 
 
-@pytest.mark.parametrize("family, fault, command", DRAWN, ids=map(" / ".join, DRAWN))
+@pytest.mark.parametrize("family, fault, command", TRIED)
 def test_nothing_is_lost(bench: Bench, family: str, fault: str, command: str) -> None:
     needs_injection(bench)
     draw = random.Random(f"short {family} {fault} {command}")

@@ -27,10 +27,10 @@ from clt_plugins.model.sparse import reuse_gradients
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.build import build
 from clt_plugins.registry.plugins import Plugins
-from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.loop import train
 from clt_plugins.training.optimizers.make import is_matrix, make_optimizer
 from clt_plugins.training.optimizers.rate import with_rate
+from clt_plugins.training.saved.checkpoint import Progress
 from tests.gpu.absent import CUDA, Ops
 
 NEVER = 10**9

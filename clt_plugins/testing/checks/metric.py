@@ -22,10 +22,10 @@ from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
 from clt_plugins.training import learned
-from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import objective
 from clt_plugins.training.run import run
+from clt_plugins.training.saved.checkpoint import Progress
 
 ROUNDING = 1e-5
 """Metrics may be float32."""

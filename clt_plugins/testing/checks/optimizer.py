@@ -17,10 +17,10 @@ from clt_plugins.testing.processes.pool import on_ranks
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import complain, expect, location, same
 from clt_plugins.training import learned
-from clt_plugins.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from clt_plugins.training.kept.moments import moments
 from clt_plugins.training.optimizers.make import build_optimizer, make_optimizer, weights_of
 from clt_plugins.training.optimizers.rate import set_rate
+from clt_plugins.training.saved.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 RATE = 1e-2
 SMALL = 1e-4

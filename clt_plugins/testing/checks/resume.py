@@ -14,8 +14,8 @@ from clt_plugins.files.steps import step_folders
 from clt_plugins.testing.bench import TOKENS, Bench
 from clt_plugins.testing.registry import check
 from clt_plugins.testing.report import expect, same
-from clt_plugins.training.checkpoint import TrainingState
 from clt_plugins.training.run import run
+from clt_plugins.training.saved.checkpoint import TrainingState
 
 STEPS, HALF = 6, 3
 OWN = ("time/", "parallel/", "transforms/")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clt_plugins.contract.training.callback import Callback
     from clt_plugins.contract.training.metric import Step
     from clt_plugins.model.assemble import Parts
-    from clt_plugins.training.checkpoint import Progress
+    from clt_plugins.training.saved.checkpoint import Progress
 
 MEMBERS = ("start", "before", "after", "evaluated", "finish")
 

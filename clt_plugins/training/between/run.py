@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
     from clt_plugins.model.transcoder import CrossLayerTranscoder
-    from clt_plugins.training.checkpoint import Progress
+    from clt_plugins.training.saved.checkpoint import Progress
 
 Weights = Mapping[str, Tensor]
 """Tensors by the names of the transcoder's parameters, of this rank's features."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clt_plugins.errors import Refused
 from clt_plugins.files.locks import Lock
-from clt_plugins.training.folder import foreign
+from clt_plugins.training.saved.folder import foreign
 
 RECORD = "sweep.json"
 LOCK = "sweep.lock"

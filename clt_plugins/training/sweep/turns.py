@@ -27,8 +27,8 @@ from clt_plugins.recipe.read import recipe_data
 from clt_plugins.registry.build import naming_plugins
 from clt_plugins.toml import inline
 from clt_plugins.training.between.steering import check_steering
-from clt_plugins.training.folder import run_folder
 from clt_plugins.training.prepared import Prepared
+from clt_plugins.training.saved.folder import run_folder
 from clt_plugins.training.sweep.draws import Draws, Own
 from clt_plugins.training.sweep.stream import Stream
 from clt_plugins.training.sweep.turn import Turn, scorer

@@ -16,7 +16,7 @@ from clt_plugins import Refused, Single
 from clt_plugins.distributed.reading import Reading
 from clt_plugins.distributed.transformed import alone
 from clt_plugins.errors import Stopped
-from clt_plugins.training.resume import Before, check_data_ranks
+from clt_plugins.training.saved.resume import Before, check_data_ranks
 from tests.support.transformed import BATCH, Keep, Renumber, ids, opened
 
 

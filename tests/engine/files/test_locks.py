@@ -93,8 +93,10 @@ def test_where_the_file_system_has_no_locks_one_line_says_so(tmp_path, monkeypat
 def test_a_writer_that_stops_waiting_leaves_what_the_other_one_writes(tmp_path):
     """Ctrl-C removed the folder under the process that was writing it."""
     script = f"""
+import signal
 from pathlib import Path
 from clt_plugins.files.folders import atomic_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
 with atomic_folder(Path({str(tmp_path / "f")!r})):
     raise SystemExit("it did not wait")
 """

@@ -15,8 +15,8 @@ from clt_plugins import CrossLayerTranscoder, Training, build, generator, load_p
 from clt_plugins.errors import Faults
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.files.steps import step_folders
-from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.optimizers.make import make_optimizer
+from clt_plugins.training.saved.checkpoint import Progress
 from tests.support import recording
 from tests.support.helpers import parts, stir, tables
 

@@ -11,9 +11,9 @@ import torch
 
 from clt_plugins import Refused, run
 from clt_plugins.model.scores import score
-from clt_plugins.training.checkpoint import Progress
 from clt_plugins.training.metrics import of_pass, of_step, passes, step_of
 from clt_plugins.training.objective import objective
+from clt_plugins.training.saved.checkpoint import Progress
 from tests.support.helpers import parts, random_batch, stir, tables
 
 L, D, F, B = 3, 6, 10, 16

@@ -14,8 +14,8 @@ from clt_plugins.errors import Faults
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml, read_usable_recipe
-from clt_plugins.training.checkpoint import TrainingState
-from clt_plugins.training.resume import Before
+from clt_plugins.training.saved.checkpoint import TrainingState
+from clt_plugins.training.saved.resume import Before
 from tests.support.commands import on_ranks
 from tests.support.helpers import plugins, recipe, tables
 

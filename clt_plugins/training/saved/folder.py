@@ -24,61 +24,33 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
 import re
-import socket
-import sys
 import time
 import tomllib
-import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import attrs
-
-from clt_plugins.contract.spec import __version__
 from clt_plugins.distributed.agree import all_or_none
-from clt_plugins.errors import LONGEST, ExitCode, Refused, Stopped
-from clt_plugins.files.atomic import remove, write_file
+from clt_plugins.errors import Refused
+from clt_plugins.files.atomic import remove
 from clt_plugins.files.folders import sweep
 from clt_plugins.files.locks import Lock
-from clt_plugins.files.records import as_data, json_text
 from clt_plugins.files.steps import step_folders
 from clt_plugins.files.untrusted import has_file, read_small
-from clt_plugins.recipe.changes import Change
-from clt_plugins.training.checkpoint import find_checkpoint, state_in, verify_checkpoint
-from clt_plugins.training.resume import Before, check_settings, keep
+from clt_plugins.training.saved.checkpoint import state_in
+from clt_plugins.training.saved.found import find_checkpoint, verify_checkpoint
+from clt_plugins.training.saved.history import RECORDS, Start, record_end
+from clt_plugins.training.saved.resume import Before, check_settings, keep
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.contract.recipe import Recipe
-    from clt_plugins.registry.plugins import Plugins
 
 logger = logging.getLogger(__name__)
 
 LOCK = "run.lock"
-RECORDS = ("recipe.toml", "versions.json", "history.jsonl")
-"""Files that the engine writes at every start."""
-
-
-@attrs.frozen(kw_only=True)
-class Start:
-    """Where a run begins; the same on all ranks, but for `before`."""
-
-    folder: Path
-    """The run's."""
-    checkpoint: Path | None
-    """The checkpoint to go on from; None for a run that begins at its first step."""
-    recipe: Recipe
-    """The recipe, with derived settings as the checkpoint has them."""
-    before: Before | None
-    """On rank 0: what the checkpoint says of itself."""
-    id: str = attrs.field(factory=lambda: uuid.uuid4().hex)
-    """Of this start, in its line of the history. Numbers of processes are no names: in containers all are the same."""
 
 
 @contextmanager
@@ -127,7 +99,7 @@ def run_folder(
     finally:
         if lock is not None:
             if start is not None:
-                _record_end(start, error)
+                record_end(start, error)
             lock.release()
         # Where the start failed, nothing is in them.
         for path in reversed(made):
@@ -241,72 +213,3 @@ def _before(folder: Path, checkpoint: Path) -> Before:
         logger.warning("%s: cannot be read, and is written anew: %s", saved, " ".join(str(error).split()))
         text = state.recipe
     return Before.of(folder, state, state.recipe or text)
-
-
-def record_start(
-    start: Start, recipe_toml: str, plugins: Plugins, changed: Sequence[Change], accepted: Collection[str], step: int
-) -> None:
-    """Put a start on record: a line of `history.jsonl`, then `recipe.toml` and `versions.json`.
-
-    Raises:
-        OSError: a file cannot be written; names it.
-    """
-    folder, ran = start.folder, versions(plugins)
-    entry = {
-        "id": start.id,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "step": step,
-        "checkpoint": start.checkpoint.name if start.checkpoint is not None else None,
-        "changed": {change.setting: [change.before, change.now] for change in changed},
-        "accepted": sorted(accepted),
-        **ran,
-    }
-    history = folder / "history.jsonl"
-    earlier = read_small(history).decode(errors="replace") if history.is_file() else ""
-    # Written as a whole: a line is never torn, whenever the process is killed.
-    write_file(history, earlier + json.dumps(as_data(entry)) + "\n")
-    write_file(folder / "recipe.toml", recipe_toml)
-    write_file(folder / "versions.json", json_text(ran) + "\n")
-
-
-def _record_end(start: Start, error: BaseException | None) -> None:
-    """Put on record how a run ended, in the line of its start. Whatever ended it comes first: a disk that is full is
-    only warned of."""
-    history = start.folder / "history.jsonl"
-    try:
-        lines = read_small(history).decode().splitlines()
-        entry = json.loads(lines[-1])
-        if entry.get("id") != start.id or "end" in entry:
-            return  # it ended before it had started: the line is of an earlier start
-        stopped = isinstance(error, KeyboardInterrupt) or (
-            isinstance(error, Stopped) and error.code == ExitCode.INTERRUPTED
-        )
-        status = "finished" if error is None else "interrupted" if stopped else "failed"
-        text = " ".join(str(error).split())[:LONGEST] if error is not None else ""
-        entry["end"] = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "status": status, "error": text}
-        write_file(history, "\n".join([*lines[:-1], json.dumps(entry)]) + "\n")
-    except (OSError, ValueError, IndexError, AttributeError) as failure:
-        if history.exists():
-            level = logging.WARNING if error is None else logging.DEBUG  # an error is one line
-            logger.log(level, "%s: how the run ended could not be put on record: %s", history, failure)
-
-
-def versions(plugins: Plugins) -> dict[str, Any]:
-    """What ran: the interpreter, libraries, and every plugin with its distribution."""
-    libraries = ("torch", "transformers", "nnsight", "datasets", "numba", "numpy", "safetensors")
-    return {
-        "clt_plugins": __version__,
-        "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in libraries},
-        "plugins": {info.name: info.distribution for info in plugins.infos},
-        "command": sys.argv,
-    }
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"

@@ -22,12 +22,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from clt_plugins.distributed.agree import all_or_none
 from clt_plugins.distributed.generators import CPU, DEVICE, generator_states
 from clt_plugins.distributed.transformed import load_position
-from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.atomic import flush, remove
-from clt_plugins.files.folders import atomic_folder, check_folder
+from clt_plugins.files.folders import atomic_folder
 from clt_plugins.files.records import read_json, write_json
 from clt_plugins.files.sliced import SlicedTensors, put_tensors
 from clt_plugins.files.steps import step_folders, step_name, step_of
@@ -40,7 +38,6 @@ from clt_plugins.training.kept.finite import check_finite
 from clt_plugins.training.kept.moments import moments, set_moments
 
 if TYPE_CHECKING:
-    from clt_plugins.contract.model.parallel import Parallel
     from clt_plugins.model.assemble import Parts
 
 
@@ -201,56 +198,9 @@ def set_aside(folder: Path, step: int, what: str = "checkpoints") -> list[Path]:
     return moved
 
 
-def find_checkpoint(folder: Path, wanted: str) -> Path:
-    """The checkpoint to resume from: "latest", or a name such as "step_000100" or "100".
-
-    Raises:
-        Refused: there is none.
-    """
-    known = step_folders(folder)
-    if not known:
-        raise Refused(folder, "no checkpoint to resume from")
-    if wanted == "latest":
-        return known[-1]
-    number = wanted.removeprefix("step_")
-    matching = [one for one in known if number.isdecimal() and step_of(one) == int(number)]
-    if not matching:
-        names = ", ".join(one.name for one in known)
-        raise Refused(folder, f"no checkpoint {wanted!r} (there are: {names})")
-    return matching[0]
-
-
-def verify_checkpoint(path: Path, parallel: Parallel) -> None:
-    """Read a checkpoint, and compare it with its checksums. Large ones take long, so all ranks share the files.
-
-    Raises:
-        Refused: it is damaged; names the newest complete one before it.
-        OSError: it cannot be read, which is no damage.
-        Stopped: on ranks above 0, in either case.
-    """
-    try:
-        with all_or_none(parallel):
-            check_folder(path, NEEDS, parallel)
-            state_in(path)
-    except Faults as error:
-        earlier = [one for one in step_folders(path.parent) if step_of(one) < step_of(path)]
-        raise Refused("", f"{error.faults[0]}; {_offer(earlier)}") from error
-
-
 def state_in(path: Path) -> TrainingState:
     """What a checkpoint says of itself."""
     return read_json(path / "training.json", TrainingState)
-
-
-def _offer(earlier: list[Path]) -> str:
-    for path in reversed(earlier):
-        try:
-            check_folder(path, NEEDS)
-            state_in(path)
-        except (Faults, OSError):
-            continue  # damaged too: look further back
-        return f"the one before it is complete: --resume {path.name}"
-    return "no earlier checkpoint is complete"
 
 
 def load_checkpoint(

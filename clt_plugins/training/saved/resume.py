@@ -34,7 +34,7 @@ from clt_plugins.toml import inline
 if TYPE_CHECKING:
     from clt_plugins.contract.reading.source import Source
     from clt_plugins.contract.recipe import Recipe
-    from clt_plugins.training.checkpoint import TrainingState
+    from clt_plugins.training.saved.checkpoint import TrainingState
 
 logger = logging.getLogger(__name__)
 
