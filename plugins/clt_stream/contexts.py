@@ -54,15 +54,15 @@ class Contexts:
     """The positions that go into batches, as indices into C * T, [R]: no padding, special tokens or first positions."""
     first: int
     """The number of the first context. The others have the next numbers."""
-    packed_whole: bool = False
-    """Whether contexts are packed of pieces of which no first position is left out."""
+    gapless: bool = False
+    """Whether packed pieces follow each other with no position left out between them."""
 
     def positions(self, rows: Tensor) -> Tensor:
         """(context, position in it) of some rows, [R, 2]. Positions of two packed pieces never follow each other: where
         none was left out between the pieces, one is passed over."""
         length = self.ids.shape[1]
         place = rows % length
-        if self.packed_whole:
+        if self.gapless:
             place = place + ((self.position_ids == 0).cumsum(1) - 1).flatten().to(rows.device)[rows]
         return torch.stack([self.first + rows // length, place], 1)
 

@@ -121,7 +121,7 @@ TRIED = 100
 
 def _is_empty(tokenizer: Any) -> bool:
     """Whether it is the stand-in that transformers makes where there are no files: it knows no words."""
-    others = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special_tokens(tokenizer)]
+    others = sorted({*tokenizer.get_vocab().values()} - {*special_tokens(tokenizer)})
     # By its own words: a vocabulary may be digits only. The first ones may all be bytes or unknown.
     known = {
         tuple(tokenizer(tokenizer.decode([number]), add_special_tokens=False)["input_ids"])

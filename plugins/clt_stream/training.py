@@ -72,7 +72,7 @@ def joined(contexts: list[Contexts]) -> Contexts:
         rows.append((begin + each.rows // width) * length + each.rows % width)
         begin += len(each.ids)
     first, mask = contexts[0], torch.cat(masks) if masks else None
-    return Contexts(ids, positions, mask, torch.cat(rows), first.first, first.packed_whole)
+    return Contexts(ids, positions, mask, torch.cat(rows), first.first, first.gapless)
 
 
 def _counted(contexts: Contexts, count: int) -> Tensor:

@@ -40,9 +40,9 @@ from clt_plugins.files.locks import Lock
 from clt_plugins.files.steps import step_folders
 from clt_plugins.files.untrusted import has_file, read_small
 from clt_plugins.training.saved.checkpoint import state_in
-from clt_plugins.training.saved.found import find_checkpoint, verify_checkpoint
 from clt_plugins.training.saved.history import RECORDS, Start, record_end
 from clt_plugins.training.saved.resume import Before, check_settings, keep
+from clt_plugins.training.saved.verify import find_checkpoint, verify_checkpoint
 
 if TYPE_CHECKING:
     from clt_plugins.contract.model.parallel import Parallel

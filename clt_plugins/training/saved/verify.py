@@ -1,4 +1,4 @@
-"""The checkpoint that a run is resumed from: chosen by name, and read once against its checksums."""
+"""The checkpoint that a run is resumed from: chosen by name, and verified by its checksums."""
 
 from __future__ import annotations
 
