@@ -33,10 +33,10 @@ DRAWN = [
     ("limits", "few open files", "run"),
     ("limits", "clock is wrong", "run --resume"),
 ]
-"""Family, fault and command of tries whose details the seed draws. Every second one is tried in each run of the tests;
+"""Family, fault and command of tries whose details the seed draws. Every third one is tried in each run of the tests;
 all are in the slow ones."""
 TRIED = [
-    pytest.param(*one, marks=[pytest.mark.slow] if n % 2 else [], id=" / ".join(one)) for n, one in enumerate(DRAWN)
+    pytest.param(*one, marks=[pytest.mark.slow] if n % 3 else [], id=" / ".join(one)) for n, one in enumerate(DRAWN)
 ]
 
 KNOWN = [

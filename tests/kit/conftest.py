@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
@@ -13,6 +14,17 @@ from tests.support.kit_says import failures_of, installed
 
 if TYPE_CHECKING:
     from tests.conftest import Distributions
+
+
+IN_PROCESSES = re.compile(r"#[2-9]/(tensor_parallel|data_parallel|tensor_ranks|ranks|other_ranks|other_process)\]$")
+"""Checks that start processes, of a choice's second settings and further ones."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each choice is tried in processes with its first settings; with the others in the slow tests."""
+    for item in items:
+        if IN_PROCESSES.search(item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

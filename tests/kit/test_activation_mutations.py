@@ -69,6 +69,7 @@ FBT_RIGHT = {
 FBT_CHECKS = ("selection", "schedule", "gradient", "own_gradient", "sparse_is_dense", "resume", "determinism")
 
 
+@pytest.mark.slow
 def test_an_activation_with_state_passes_all_checks(check: Any) -> None:
     """Also `gradient`: its state is taken back before each evaluation."""
     needs_ranks()

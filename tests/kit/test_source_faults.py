@@ -94,7 +94,7 @@ def test_a_source_whose_order_is_the_hash_of_python(failures: Any) -> None:
     assert "`hash` of text" in found["mine/other_process"]
 
 
-@pytest.mark.parametrize("value", ["str(id(self))", "str(hash('text'))"])
+@pytest.mark.parametrize("value", [pytest.param("str(id(self))", marks=pytest.mark.slow), "str(hash('text'))"])
 def test_a_source_whose_identity_is_that_of_a_process(failures: Any, value: str) -> None:
     identity = f"    def identity(self):\n        return {{'source.text': {value}}}\n\n    def next(self):"
     found = failures(HEADER + SOURCE, only="other", OFFSET="0", **{"    def next(self):": identity})

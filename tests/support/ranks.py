@@ -22,7 +22,7 @@ from tests.support.rank_runs import RUNS, runs, steered_run, stored_runs
 
 GRIDS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "4": (1, 4), "2x2": (2, 2), "3 split": (1, 3), "2x2 split": (2, 2)}
 """Data × tensor ranks; "split": tensor ranks split the tokens when they compute the error, as they do with nccl."""
-EVERY = {"1": 2, "4": 4, "3 split": 2, "2x2 split": 4}
+EVERY = {"1": 2, "3": 2, "4": 4, "3 split": 3, "2x2 split": 4}
 PASSES = [(name, case) for name in GRIDS for case in CASES[:: EVERY.get(name, 1)]]
 """Each case on each grid; some of them where all are on a grid that is much the same."""
 TRAINED = [

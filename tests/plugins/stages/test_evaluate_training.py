@@ -102,7 +102,9 @@ def numbers(report: Evaluation) -> dict[str, Any]:
 EVERY = {"log_every": 40, "eval_every": 40, "checkpoint_every": 40}
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if n else []) for n, name in enumerate(TRAINED)]
+)
 def test_training_moves_every_number_in_the_direction_it_should(name, tmp_path):
     activation, losses, directions = TRAINED[name]
     chosen = tables(
