@@ -109,14 +109,18 @@ def killed(work: object, after_s: float) -> bool:
 
 
 def test_a_client_that_is_killed_goes_on_where_it_was(hub, folder):
-    """At 20 random moments of an upload, and of a download, each."""
+    """At ten random moments of an upload, and of a download, at least. How long they take depends on the machine: it is
+    tried until so many were killed before their end.
+    """
     began = time.monotonic()
     upload(folder, HubPlace("user/timed"), message="timed")
     seconds = time.monotonic() - began
-    draw, kills = random.Random(1), 0
-    for moment in MOMENTS:
+    draw, uploads, downloads = random.Random(1), 0, 0
+    for moment in range(200):
+        if uploads >= 10 and downloads >= 10:
+            break
         place = HubPlace(f"user/killed-{moment}", "transcoder")
-        kills += killed(lambda place=place: upload(folder, place, message="killed"), draw.uniform(0, seconds))
+        uploads += killed(lambda place=place: upload(folder, place, message="killed"), draw.uniform(0, seconds))
         repository = hub.repositories.get(place.repository)
         if repository is not None:
             there = repository.files()
@@ -127,11 +131,11 @@ def test_a_client_that_is_killed_goes_on_where_it_was(hub, folder):
         assert files == {f"transcoder/{name}": content for name, content in contents(folder).items()}
         puts = [request for request in hub.requests[before:] if request.startswith("PUT")]
         assert not puts or moment == 0, "the hub has what was sent before, also by another repository"
-        kills += killed(lambda place=place: fetch_place(place), draw.uniform(0, seconds))
+        downloads += killed(lambda place=place: fetch_place(place), draw.uniform(0, seconds))
         snapshot = fetch_place(place)
         assert all(content == contents(folder)[name] for name, content in contents(snapshot).items())
     CrossLayerTranscoder.load(str(place))
-    assert kills >= 20
+    assert uploads >= 10 and downloads >= 10
 
 
 @pytest.mark.slow
