@@ -24,6 +24,8 @@ def place(table: Mapping[str, Any], pick: Pick, key: str, cls: Any) -> str:
         key: what a class does not know.
         cls: that class.
     """
+    if key == "name":
+        return ""  # a run has one, and so has every choice: it is no sign of another table
     top = {recipe_key(a): _record(a.type) for a in attrs.fields(attrs.resolve_types(Recipe))}
     if cls is not Recipe and key in top:
         if key in BY_TABLE:

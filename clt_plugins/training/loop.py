@@ -14,7 +14,7 @@ One step, from left to right through the code, with the file of each part:
     backward               gradients of values and rows, sparse           model/sparse -> Kernels
     reduce                 average over ranks that share tokens           a plugin's Parallel
     check                  stop if a rank could not read                  distributed/reading
-    guard                  stop before a NaN reaches a weight             training/step/guard
+    guard                  stop before a NaN reaches a weight or a file   training/step/guard
     clip                   scale gradients to a norm                      training/optimizers/clip
     step                   at the scheduled rate                          plugins' Schedule and Optimizer
 
@@ -204,6 +204,7 @@ def train(
             if any(due.values()) and not (guarded and norm is not None):
                 norm = gradient_norm(parameters, parallel) if norm is None else norm
                 guard(parts, outcome, norm, batch, progress.step - 1, saved_step)
+                guarded = True
 
         if due["log"] or due["eval"]:
             reading.compare()
@@ -234,11 +235,14 @@ def train(
             log(metrics)
         if calls is not None and calls.waiting:
             log({})
-        # Others may have their turn now: what this step has made is released before.
+        # Others may have their turn now: what this step has made is released before, but for the loss and gradients.
+        unseen = None if guarded and norm is not None else outcome.totals()
         del batch, outcome, counts, of_model
         yield
         # A signal reaches ranks at different steps: all stop after the same one.
         stopping = reading.stops(wants_stop()) and progress.step < config.steps
+        if stopping and unseen is not None:
+            guard(parts, unseen, gradient_norm(parameters, parallel), None, progress.step - 1, saved_step)
         if due["checkpoint"] or stopping:
             checkpoint()
         if stopping:

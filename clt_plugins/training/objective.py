@@ -35,13 +35,19 @@ def _terms(loss: Loss, forward: Forward) -> Mapping[str, Tensor]:
 
 
 @attrs.frozen(eq=False)
-class Outcome:
-    """A batch's loss and what it came from."""
+class Totals:
+    """A batch's loss."""
 
     total: Tensor
     """The sum of the terms, a scalar to call `backward` on."""
     terms: dict[str, Tensor]
     """Each term, detached."""
+
+
+@attrs.frozen(eq=False)
+class Outcome(Totals):
+    """A batch's loss and what it came from."""
+
     features: Features
     _reconstruction: Tensor | Callable[[], Tensor]
     _targets: Tensor | Callable[[], Tensor]
@@ -55,6 +61,10 @@ class Outcome:
     def targets(self) -> Tensor:
         """[B, L, D], normalised."""
         return made(self._targets)
+
+    def totals(self) -> Totals:
+        """The loss alone, which keeps nothing of the pass in memory."""
+        return Totals(self.total.detach(), self.terms)
 
 
 def objective(

@@ -7,7 +7,6 @@ visible by one commit.
 from __future__ import annotations
 
 import glob
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,9 @@ from clt_plugins.files.hub.download import matches
 from clt_plugins.files.hub.library import api, asking, offline, persistently, token
 from clt_plugins.files.hub.listing import Listing, list_commit
 from clt_plugins.files.hub.names import HubPlace
-from clt_plugins.files.untrusted import SMALL
+from clt_plugins.files.untrusted import SMALL, parse_json
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-"""Lists the files of a folder that this program wrote."""
 
 
 def check_upload(place: HubPlace) -> None:
@@ -112,13 +108,16 @@ def _check_marks(place: HubPlace, before: Listing, marked: Mapping[str, str]) ->
 
 def _listed(place: HubPlace, before: Listing) -> list[str]:
     """Patterns of the manifest on the hub and of the files that it lists; none if it is not one of ours."""
+    from clt_plugins.files.folders import MANIFEST, Manifest  # imports torch
+    from clt_plugins.files.records import from_data
+
     path = place.path(MANIFEST)
     content = _content(place, before, path) if path in before.files else None
     try:
-        files = json.loads(content or b"{}").get("files", {})
-        return [glob.escape(name) for name in (MANIFEST, *files)] if files else []
-    except (ValueError, AttributeError, TypeError):
+        listed = from_data(Manifest, parse_json(content or b"")).files
+    except ValueError:  # other tools have files of this name too
         return []
+    return [glob.escape(name) for name in (MANIFEST, *listed)]
 
 
 def _content(place: HubPlace, before: Listing, path: str) -> bytes | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clt_plugins.distributed.agree import all_or_none
-from clt_plugins.errors import Faults, Refused
+from clt_plugins.errors import ExitCode, Faults, Refused, Stopped
 from clt_plugins.files.folders import check_folder
 from clt_plugins.files.steps import step_folders, step_of
 from clt_plugins.training.saved.checkpoint import NEEDS, state_in
@@ -43,20 +43,28 @@ def verify_checkpoint(path: Path, parallel: Parallel) -> None:
         Stopped: on ranks above 0, in either case.
     """
     try:
-        with all_or_none(parallel):
-            check_folder(path, NEEDS, parallel)
-            state_in(path)
-    except Faults as error:
-        earlier = [one for one in step_folders(path.parent) if step_of(one) < step_of(path)]
-        raise Refused("", f"{error.faults[0]}; {_offer(earlier)}") from error
+        _check(path, parallel)
+    except (Faults, Stopped) as error:
+        if isinstance(error, Stopped) and error.code != ExitCode.USAGE:
+            raise  # rank 0 could not read it
+        offer = _offer([one for one in step_folders(path.parent) if step_of(one) < step_of(path)], parallel)
+        if not isinstance(error, Faults):
+            raise
+        raise Refused("", f"{error.faults[0]}; {offer}") from error
 
 
-def _offer(earlier: list[Path]) -> str:
+def _check(path: Path, parallel: Parallel) -> None:
+    with all_or_none(parallel):
+        check_folder(path, NEEDS, parallel)
+        state_in(path)
+
+
+def _offer(earlier: list[Path], parallel: Parallel) -> str:
+    """By all ranks: a rank that ended before would end the others, and the message would be lost."""
     for path in reversed(earlier):
         try:
-            check_folder(path, NEEDS)
-            state_in(path)
-        except (Faults, OSError):
+            _check(path, parallel)
+        except (Faults, OSError, Stopped):
             continue  # damaged too: look further back
         return f"the one before it is complete: --resume {path.name}"
     return "no earlier checkpoint is complete"

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from clt_plugins.errors import ExitCode, Stopped
+from clt_plugins.training.objective import Outcome
 
 if TYPE_CHECKING:
     from clt_plugins.data.batch import Batch
     from clt_plugins.model.assemble import Parts
-    from clt_plugins.training.objective import Outcome
+    from clt_plugins.training.objective import Totals
 
 
-def guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, step: int, saved_step: int) -> None:
+def guard(parts: Parts, outcome: Totals, norm: Tensor | None, batch: Batch | None, step: int, saved_step: int) -> None:
     """Stop before a loss that is not finite reaches the weights (on a GPU: a file), and such a gradient a file.
 
     Args:
+        outcome: of the pass. Where only its totals and no batch are given, the message names gradients and weights.
         norm: of all gradients; None in steps that clip none and write nothing.
 
     Raises:
@@ -33,12 +35,13 @@ def guard(parts: Parts, outcome: Outcome, norm: Tensor | None, batch: Batch, ste
     transcoder = parts.transcoder
     with torch.no_grad():
         rows = transcoder.encoder.rows(transcoder.tying)
-    suspects: list[tuple[str, Tensor]] = [
-        ("the source's inputs", batch.inputs.transpose(0, 1)),
-        ("the source's targets", batch.targets.transpose(0, 1)),
-        ("the encoder's weights", rows),
-        ("the reconstruction", outcome.reconstruction.transpose(0, 1)),
-    ]
+    suspects: list[tuple[str, Tensor]] = [("the encoder's weights", rows)]
+    if batch is not None:
+        suspects[:0] = [
+            (f"the source's {name}", getattr(batch, name).transpose(0, 1)) for name in ("inputs", "targets")
+        ]
+    if isinstance(outcome, Outcome):
+        suspects.append(("the reconstruction", outcome.reconstruction.transpose(0, 1)))
     of_encoder = transcoder.encoder.parameters()  # type: ignore[attr-defined]
     grads = (p.grad for p in of_encoder if p.dim() > 1 and len(p) == transcoder.n_layers)
     suspects += [("the encoder's gradient", grad) for grad in grads if grad is not None]

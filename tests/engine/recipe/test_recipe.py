@@ -84,6 +84,10 @@ def test_what_is_no_value_has_the_remedy(plugins: Plugins, tmp_path: Path, line:
     [
         ({"steps": 600}, "steps: unknown key: it is a setting of [train]"),
         ({"features": 64}, "features: unknown key: it is a setting of [transcoder] and [source]"),
+        (
+            {"transcoder": {"features": 8, "name": "mine"}},
+            "transcoder.name: unknown key (known: device, dtype, features, freeze, from, path, statistics)",
+        ),
         ({"train": {"steps": 1, "seed": 3}}, "train.seed: unknown key: it belongs above the first [table]"),
         (
             {"train": {"steps": 1, "stages": ["evaluate"]}},

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from clt_plugins import run
-from clt_plugins.errors import Faults
+from clt_plugins.errors import ExitCode, Faults, Stopped
 from clt_plugins.files.folders import MANIFEST, read_tensors
+from clt_plugins.training.saved import verify
 from tests.support.helpers import tables
 
 # -- damage ------------------------------------------------------------------------------------------------------------
@@ -38,6 +42,43 @@ def test_a_damaged_manifest_is_a_damaged_checkpoint_and_the_one_before_is_offere
     with pytest.raises(Faults, match=r"step_000012[\s\S]*--resume step_000008") as error:
         run(tables(), out=folder, resume="latest")
     assert len(str(error.value).splitlines()) == 1
+
+
+class OneOfTwo:
+    """A rank of two, each in a thread."""
+
+    world = 2
+
+    def __init__(self, rank: int, barrier: threading.Barrier, sent: dict[int, str]):
+        self.rank, self.barrier, self.sent = rank, barrier, sent
+
+    def gather(self, text: str) -> list[str]:
+        self.barrier.wait(60)
+        self.sent[self.rank] = text
+        self.barrier.wait(60)
+        return [self.sent[rank] for rank in range(2)]
+
+
+def test_a_rank_ends_after_all_have_looked_for_an_earlier_checkpoint(tmp_path, finished, monkeypatch):
+    """A rank that ended while rank 0 still looked had rank 0 killed by `torchrun`, and nobody read what was damaged."""
+    shutil.copytree(finished, tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/step_000012"
+    (newest / "transcoder.safetensors").write_bytes(b"damaged")
+    looked: list[tuple[int, str]] = []
+    check = verify.check_folder
+
+    def recorded(folder: Path, needs: Sequence[str], parallel: OneOfTwo) -> None:
+        looked.append((parallel.rank, folder.name))
+        check(folder, needs, parallel)
+
+    monkeypatch.setattr(verify, "check_folder", recorded)
+    barrier, sent = threading.Barrier(2), {}
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [pool.submit(verify.verify_checkpoint, newest, OneOfTwo(rank, barrier, sent)) for rank in range(2)]
+    told, silent = (rank.exception() for rank in ranks)
+    assert isinstance(told, Faults) and "truncated" in str(told) and str(told).endswith("--resume step_000008")
+    assert isinstance(silent, Stopped) and str(silent) == "" and silent.code == ExitCode.USAGE
+    assert sorted(looked) == [(rank, f"step_{step:06}") for rank in range(2) for step in (8, 12)]
 
 
 @pytest.fixture(scope="module")

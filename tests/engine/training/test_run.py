@@ -122,6 +122,9 @@ def test_a_loss_that_is_not_finite_stops_with_exit_3_naming_step_and_layer(tmp_p
 
 
 NAN_GRADIENT = '''
+import os
+import signal
+
 from attrs import frozen
 from clt_plugins import Spec, hookimpl
 
@@ -149,11 +152,19 @@ class Saves:
     def after(self, run, step):
         run.checkpoint()
 
+class Interrupts:
+    every = 4
+
+    def after(self, run, step):
+        os.kill(os.getpid(), signal.SIGINT)
+
 @hookimpl
 def clt_callbacks():
-    return [Spec("saves", Config, lambda config, context: Saves())]
+    made = {"saves": Saves, "interrupts": Interrupts}
+    return [Spec(name, Config, lambda config, context, cls=cls: cls()) for name, cls in made.items()]
 '''
-"""A loss that is the root of 0 in the fourth step: finite, with a gradient that is NaN. A callback that saves then."""
+"""A loss that is the root of 0 in the fourth step: finite, with a gradient that is NaN. Callbacks that save then, and
+that send what Ctrl-C sends, for which a checkpoint is written too."""
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tmp_path):
@@ -161,7 +172,11 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tmp_path):
     (tmp_path / "root_of_zero.py").write_text(NAN_GRADIENT)
     known = load_plugins(extra=[str(tmp_path / "root_of_zero.py")])
     losses = [{"name": "mse"}, {"name": "root"}]
-    for asked_by, every, callbacks in (("the recipe", 4, []), ("a callback", 100, [{"name": "saves"}])):
+    for asked_by, every, callbacks in (
+        ("the recipe", 4, []),
+        ("a callback", 100, [{"name": "saves"}]),
+        ("Ctrl-C", 100, [{"name": "interrupts"}]),
+    ):
         train = {"checkpoint_every": every, "log_every": 6, "eval_every": 12}
         chosen = tables(losses=losses, callbacks=callbacks, train=train)
         with pytest.raises(Stopped, match=r"step 4: loss or gradient not finite .* there is no checkpoint yet"):

@@ -192,6 +192,26 @@ def test_another_tools_folder_replaces_what_an_earlier_push_put_at_the_top(hub, 
     assert names == {"README.md", "recipe.toml", "versions.json", "transcoder", "notes.json"}
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"files": {"main.js": "/static/main.js"}}',
+        '{"files": ["main.js"]}',
+        '{"files": "main.js"}',
+        "[" * 200_000,
+        "no",
+    ],
+    ids=["of a site", "of a data set", "a text", "deep", "no JSON"],
+)
+def test_what_a_manifest_of_another_program_lists_stays(hub, trained, manifest):
+    hub.repositories["user/site"] = repository = Repository()
+    others = {"manifest.json": manifest.encode(), "main.js": b"alert()"}
+    add(repository, others)
+    pushed(hub, trained / "transcoder", to="user/site")
+    assert others.items() <= repository.files().items()
+    assert any(name.startswith("transcoder/") for name in repository.files())
+
+
 def test_an_export_goes_straight_to_a_folder_on_the_hub(hub, trained):
     def export(*arguments: object) -> Result:
         fixed = ["export", trained, "--format", "circuit-tracer", "--set", "input_hook=mlp.hook_in"]
