@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("place", type=click.Path(path_type=Path))
 @click.option("--recipe", type=click.Path(path_type=Path), help="Whose model and data to use; else the run's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the stage: tokens=1000.")
-@click.option("--out", type=click.Path(path_type=Path), help="A new folder; else the stage's folder in the run.")
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder; else the stage's in the run.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 @with_plugins
 def stage(
@@ -55,9 +55,10 @@ def stage(
     with naming_plugins(plugins.infos, known):
         info = build_stage(selected, transcoder.context).info
         reads = info.needs != "transcoder"
-        if out is None and trained.run is None:
+        root = trained.root()
+        if out is None and root is None:
             raise Refused("--out", f"{place} is in no run: name a folder for the result")
-        folder = out or trained.run / info.folder  # type: ignore[operator]
+        folder = out or root / info.folder  # type: ignore[operator]
         if out is None:
             check_writable(folder)
         opened: AbstractContextManager[tuple[Context, Source | None]] = (
@@ -66,8 +67,8 @@ def stage(
         with opened as (context, source), new_folder(out) if out is not None else nullcontext(folder) as place:
             chosen = build_stage(selected, context)
             made_of = settings_of(selected, chosen.info, known)
-            if trained.run is not None:
-                made_of |= results_read(trained.run, chosen.info)
+            if root is not None:
+                made_of |= results_read(root, chosen.info)
             job = Job(
                 transcoder=transcoder,
                 source=source,  # type: ignore[arg-type]
@@ -75,7 +76,7 @@ def stage(
                 context=context,
                 plugins=plugins,
                 folder=place,
-                root=trained.run,
+                root=root,
                 made_from=Provenance(transcoder=trained.origin(), settings=made_of),
                 show=lambda text, record: show(text, record, as_json),
                 log=lambda metrics: None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,8 +147,13 @@ def parse_json(data: bytes) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text of anybody without what would move a terminal's cursor or change its colours: those letters are escaped."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    """Text of anybody for one line of a terminal: letters that would end the line, move the cursor, change colours or
+    the direction of writing are escaped (`\\x1b`)."""
+    return _MOVING.sub(lambda letter: letter[0].encode("unicode_escape").decode(), text)
+
+
+_MOVING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, ends of lines and paragraphs, marks of direction (Unicode, UAX 9), and halves of pairs."""
 
 
 def _no_constant(name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clt_plugins.finished.job import Job
-from clt_plugins.finished.provenance import Provenance, settings_of
+from clt_plugins.finished.provenance import Provenance, results_read, settings_of
 from clt_plugins.finished.results import kept
 from clt_plugins.finished.stages import build_stage, run_stage
 from clt_plugins.recipe.structure import structure_choice
@@ -39,7 +39,10 @@ def run_alone(
     recipe, selected = trained.recipe(), _stage(trained, name)
     with naming_plugins(trained.plugins.infos, recipe), trained.opened() as (context, source):
         chosen = build_stage(selected, context)
-        made_from = Provenance(transcoder=trained.origin(), settings=settings_of(selected, chosen.info, recipe))
+        root, settings = trained.root(), settings_of(selected, chosen.info, recipe)
+        if root is not None:
+            settings |= results_read(root, chosen.info)
+        made_from = Provenance(transcoder=trained.origin(), settings=settings)
         if keep and folder is not None and kept(folder, chosen.info.record, made_from):
             return None
         job = Job(
@@ -49,7 +52,7 @@ def run_alone(
             context=context,
             plugins=trained.plugins,
             folder=folder or Path(),
-            root=trained.run,
+            root=root,
             made_from=made_from,
             show=show,
             log=lambda metrics: None,

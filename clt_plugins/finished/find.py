@@ -92,15 +92,20 @@ class Trained:
             return None
         return self.run / "evaluation" if self._is_final() else self.run / "evaluations" / self.folder.name
 
-    def collected_folder(self) -> Path | None:
-        """Where what its features do is collected in its run; None if it is in no run.
+    def root(self) -> Path | None:
+        """The folder of its run that results of stages go below; None if it is in no run.
 
-        That of the run's final transcoder is in `collected/`, that of any other one, such as a checkpoint, in
-        `stages/NAME/collected/`, like that of a stage during training.
+        That of the run's final transcoder is the run's, that of any other one, such as a checkpoint, is
+        `stages/NAME/`, like that of a stage during training.
         """
         if self.run is None:
             return None
-        return (self.run if self._is_final() else self.run / "stages" / self.folder.name) / "collected"
+        return self.run if self._is_final() else self.run / "stages" / self.folder.name
+
+    def collected_folder(self) -> Path | None:
+        """Where what its features do is collected in its run; None if it is in no run."""
+        root = self.root()
+        return None if root is None else root / "collected"
 
     def _is_final(self) -> bool:
         """Whether it is the final transcoder of its run."""

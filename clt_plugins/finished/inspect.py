@@ -16,7 +16,7 @@ from clt_plugins.files.folders import check_folder
 from clt_plugins.files.records import as_data, defined, read_json
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.files.tensors import read_tensor, tensor_bytes, tensor_shapes
-from clt_plugins.files.untrusted import has_file
+from clt_plugins.files.untrusted import has_file, printable
 from clt_plugins.finished.find import find_trained
 from clt_plugins.model.saved.description import FILES, Description
 from clt_plugins.model.saved.other_tools import find_reader
@@ -214,7 +214,7 @@ def as_text(report: TranscoderFolder) -> str:
     lines += [f"! {fault}" for fault in report.faults]
     count = len(report.faults)
     lines.append(f"checked: {report.verified}; {count or 'no'} {'faults' if count > 1 else 'fault'}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 SIDES = (("input", "read"), ("output", "add to the residual stream"))

@@ -6,6 +6,7 @@ the same.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,11 +94,13 @@ def move(table: dict[str, Any], text: str = "") -> list[Fault]:
     for tables in found.values():
         for name, value in tables.items():
             now[name] = _merged(now.get(name, table.get(name)), value)
+    stated = {name: table.get(name) for name in now}
     table.update(now)
-    return [
-        Fault(tuple(old.split(".")), "; ".join(_remedy(name, value, now[name], text) for name, value in tables.items()))
-        for old, tables in found.items()
-    ]
+
+    def remedies(tables: Mapping[str, Any]) -> str:
+        return "; ".join(_remedy(name, value, now[name], stated[name], text) for name, value in tables.items())
+
+    return [Fault(tuple(old.split(".")), remedies(tables)) for old, tables in found.items()]
 
 
 def _merged(stated: Any, value: Any) -> Any:
@@ -108,13 +111,14 @@ def _merged(stated: Any, value: Any) -> Any:
     return {**(stated if isinstance(stated, Mapping) else {}), **value}
 
 
-def _remedy(name: str, value: Any, whole: Any, text: str) -> str:
+def _remedy(name: str, value: Any, whole: Any, stated: Any, text: str) -> str:
     """What to write, and where: into the table, if the file has it as `[table]`; else the complete line of the table.
 
     Args:
         name: of the new table.
         value: what has moved there.
         whole: all that the table holds now.
+        stated: what the recipe says of the table already.
     """
     bracket = BY_TABLE[name].bracket if name in BY_TABLE else f"[{name}]"
     line, is_head = stated_at(text, name) or (None, False)
@@ -123,9 +127,21 @@ def _remedy(name: str, value: Any, whole: Any, text: str) -> str:
         settings = [", ".join(f"`{key(setting)} = {inline(item)}`" for setting, item in one.items()) for one in tables]
         if isinstance(value, list):
             return "has moved: write at the end " + ", ".join(f"{bracket} with {one}" for one in settings)
-        return f"has moved: write {settings[0]} in {bracket}"
+        again = [f"`{key(setting)}`" for setting in value if isinstance(stated, Mapping) and setting in stated]
+        instead = f" in place of its own {' and '.join(again)}" if again else ""
+        return f"has moved: write {settings[0]} in {bracket}{instead}"
     # A choice without settings may be its bare name.
     bare = isinstance(whole, Mapping) and whole.keys() == {"name"}
     complete = f"`{key(name)} = {inline(whole['name'] if bare else whole)}`"
     where = f"in place of line {line}" if line else "above the first [table]"
+    if line and not _alone(text.splitlines()[line - 1], name, stated):
+        where += f" and of what else the file says of `{key(name)}`"
     return f"has moved to {bracket}: write {complete} {where}"
+
+
+def _alone(line: str, name: str, stated: Any) -> bool:
+    """Whether a line says all that a file states of a table: neither dotted keys nor a list of several lines do."""
+    try:
+        return bool(tomllib.loads(line) == {name: stated})
+    except tomllib.TOMLDecodeError:
+        return False

@@ -55,7 +55,7 @@ class Overrides:
         """The fault with the flag that it comes from as its origin, if it comes from one."""
         for path, text in reversed(self.applied):
             if fault.where == path or (*fault.where, "name") == path:
-                return Fault((), fault.text + whole_list(path, parts_of(text.partition("=")[0])), f"--set {text}")
+                return Fault((), whole_list(fault, path, parts_of(text.partition("=")[0])), f"--set {text}")
             if fault.where[: len(path)] == path:
                 return attrs.evolve(fault, origin=f"--set {text}")
         return fault
@@ -77,10 +77,12 @@ def parts_of(key: str) -> list[str]:
     return [part.strip() for part in re.sub(r"\[(\d+)\]", r".\1", key).split(".")]
 
 
-def whole_list(path: Where, parts: Sequence[str]) -> str:
-    """What to add to a fault of a table that was made on the way to a setting: an item's number makes no list."""
+def whole_list(fault: Fault, path: Where, parts: Sequence[str]) -> str:
+    """The text of a fault of a table that was made on the way to a setting: an item's number makes no list."""
     below = list(parts[len(path) :])
-    return f" (write the whole list: {'.'.join(parts[: len(path)])}=[...])" if below and below[0].isdecimal() else ""
+    if not below or not below[0].isdecimal() or "expected list" not in fault.text:
+        return fault.text
+    return f"{fault.text} (write the whole list: {'.'.join(parts[: len(path)])}=[...])"
 
 
 def put(table: dict[str, Any], parts: list[str], value: Any, new: list[Where] | None = None) -> Where:

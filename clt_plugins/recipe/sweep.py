@@ -285,6 +285,5 @@ def _of_member(one: Fault, paths: Mapping[str, Where], made: Mapping[str, list[W
     for key, path in [*paths.items(), *((key, path) for key, several in made.items() for path in several)]:
         if one.where[: len(path)] == path:
             below = Fault(one.where[len(path) :], "").path
-            whole = "" if below else whole_list(path, parts_of(key))
-            return key, Fault((TABLE, key), f"{f'{below}: ' if below else ''}{one.text}{whole}")
+            return key, Fault((TABLE, key), f"{below}: {one.text}" if below else whole_list(one, path, parts_of(key)))
     return "", one

@@ -99,7 +99,8 @@ class Prepared:
     def begin(self) -> None:
         """Take the weights that `transcoder.from` names, once the statistics are fitted."""
         if self.warm is not None:
-            self.warm.begin()
+            with all_or_none(self.parts.context.parallel):
+                self.warm.begin()
 
     def load(self) -> None:
         """Go on from the checkpoint; it holds the statistics, and fitting again would change the units in the middle of

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from clt_plugins.contract.spec import __version__
 from clt_plugins.errors import Refused
 from clt_plugins.files.hub.names import HubPlace
+from clt_plugins.files.untrusted import printable
 
 ATTEMPTS = 5
 """Times that a call is made before an error of the network or the hub is the user's."""
@@ -133,7 +134,7 @@ def _status(error: BaseException) -> int | None:
 def _line(error: BaseException) -> str:
     """The error's own message, in one line of the terminal."""
     text = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))[:300]
+    return printable(" ".join(text.split()))[:300]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

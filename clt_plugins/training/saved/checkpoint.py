@@ -232,9 +232,11 @@ def load_checkpoint(
     of_optimizer = [name for name in stored.shapes if name not in others and not state_of.OF_PLUGIN.match(name)]
     set_moments(parts, optimizer, stored, of_optimizer, accepted)
     check_finite(path / "training.safetensors", transcoder, optimizer)
-    if transcoder.path == "auto":  # else the recipe says, perhaps otherwise than before
+    # Where the recipe, perhaps another than before, or the activation does not say it.
+    if transcoder.path == "auto" and not transcoder.activation.fixed_size:
         transcoder.runs_dense = state.runs_dense
-    transcoder.capacity.load_state(state.capacity)
+    if not transcoder.runs_dense:
+        transcoder.capacity.load_state(state.capacity)
     transcoder.step, transcoder.tokens = state.step, state.tokens
     if not source_anew:
         load_position(parts.source, state.source)

@@ -101,6 +101,7 @@ def run_folder(
             if start is not None:
                 record_end(start, error)
             lock.release()
+        error = None  # it holds this frame
         # Where the start failed, nothing is in them.
         for path in reversed(made):
             with suppress(OSError):

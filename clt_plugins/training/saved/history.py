@@ -37,7 +37,7 @@ RECORDS = ("recipe.toml", "versions.json", "history.jsonl")
 
 @attrs.frozen(kw_only=True)
 class Start:
-    """Where a run begins; the same on all ranks, but for `before`."""
+    """Where a run begins; the same on all ranks, but for `before` and `id`."""
 
     folder: Path
     """The run's."""
@@ -48,7 +48,8 @@ class Start:
     before: Before | None
     """On rank 0: what the checkpoint says of itself."""
     id: str = attrs.field(factory=lambda: uuid.uuid4().hex)
-    """Of this start, in its line of the history. Numbers of processes are no names: in containers all are the same."""
+    """Of this start, in its line of the history, which rank 0 writes. Numbers of processes are no names: in containers
+    all are the same."""
 
 
 def record_start(

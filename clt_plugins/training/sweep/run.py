@@ -220,7 +220,7 @@ def _group(
                 label=turn.member.label,
                 settings=turn.member.settings,
                 status="failed",
-                error=" ".join(str(turn.error).split()),
+                error=turn.error,
             )
 
 

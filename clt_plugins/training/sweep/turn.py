@@ -54,7 +54,7 @@ class Turn:
     steps: Iterator[None] = attrs.field(factory=lambda: iter(()))
     scorer: Chosen | None = None
     """The stage that scores it for the frontier, where its recipe has none."""
-    error: Exception | None = None
+    error: str = ""
     """Why it failed."""
     interrupted: bool = False
 
@@ -100,9 +100,10 @@ class Turn:
 
     def fail(self, error: Exception) -> None:
         """It is over for this member; what it holds is released."""
-        logger.error("%s: %s; other members go on", self.member.label, " ".join(str(error).split()))
+        # The text alone: an exception holds the frames that it went through, and so the transcoder.
+        self.error, self.steps = " ".join(str(error).split()), iter(())
+        logger.error("%s: %s; other members go on", self.member.label, self.error)
         logger.debug("%s", self.member.label, exc_info=error)
-        self.error, self.steps = error, iter(())
         if self.one is not None:
             release_gradients(learned.parameters(self.one.parts).values())
             self.one.optimizer.state.clear()

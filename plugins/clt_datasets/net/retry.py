@@ -10,7 +10,7 @@ import ssl
 import time
 from typing import Any
 
-from clt_plugins import DamagedError, Refused
+from clt_plugins import DamagedError, Refused, printable
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Patience:
                 f"the server's certificate is not trusted: {error.verify_message or error}: if you made it yourself, "
                 "name it in source.ca_file, or for uploads in the environment variable SSL_CERT_FILE",
             ) from error
-        text = printable(str(error)) or type(error).__name__
+        text = _line(str(error)) or type(error).__name__
         left = self.limit_s - (time.monotonic() - self.since)
         if left < 0:
             raise OSError(f"{self.base}: no success in {self.limit_s:g} s: {text}") from error
@@ -115,7 +115,7 @@ def failure(base: str, status: int, reason: str, body: bytes, retry_after: str |
         answer = None
     if not isinstance(answer, dict):
         answer = {}
-    text = printable(str(answer.get("error", reason)))
+    text = _line(str(answer.get("error", reason)))
     if 300 <= status < 400:
         return Refused(base, f"{status} {text}: the server sends to another address; that is not followed, name it")
     if status == 507:
@@ -130,7 +130,6 @@ def failure(base: str, status: int, reason: str, body: bytes, retry_after: str |
     return Refused(base, f"{status} {text}")
 
 
-def printable(text: str) -> str:
-    """A server's text in one line of a terminal, without control characters."""
-    line = "".join(each if each.isprintable() else " " for each in text[:1000])
-    return " ".join(line.split())[:300]
+def _line(text: str) -> str:
+    """The beginning of a server's text, in one line of a terminal."""
+    return printable(" ".join(text[:1000].split()))[:300]

@@ -36,7 +36,7 @@ def test_our_own_folder_is_described_without_its_decoder(tmp_path: Path, monkeyp
     assert (said["format"], said["layers"], said["d_model"], said["features"]) == ("clt-plugins", 3, 6, 10)
     assert said["tying"] == {"name": "per_source", "feature_offset": False, "feature_scale": True, "skip": False}
     assert said["normalisation"] == {"name": "rms"} and (said["step"], said["tokens"]) == (7, 1234)
-    threshold = transcoder.activation.threshold()
+    threshold = transcoder.activation.threshold().detach()
     expected = {"least": threshold.min(), "median": threshold.median(), "largest": threshold.max()}
     assert said["thresholds"] == pytest.approx({name: float(value) for name, value in expected.items()})
     numbers = sum(value.numel() for value in transcoder.tensors().values())
@@ -45,6 +45,14 @@ def test_our_own_folder_is_described_without_its_decoder(tmp_path: Path, monkeyp
     text = inspect(tmp_path / "mine").stdout
     assert "3 layers x 10 features" in text and "trained for 7 steps, 1,234 tokens" in text
     assert text.rstrip().endswith("checked: shapes; no fault")
+
+
+def test_text_of_strangers_moves_no_cursor(tmp_path: Path) -> None:
+    transcoder = make()
+    transcoder.described_model = {"path": "\x1b]0;title\x07 \u202edas\nlast line"}
+    transcoder.save(tmp_path / "theirs")
+    text = inspect(tmp_path / "theirs").stdout
+    assert r"model \x1b]0;title\x07 \u202edas\nlast line: reads" in text
 
 
 def test_damage_is_told_and_ends_with_1(tmp_path: Path) -> None:

@@ -33,6 +33,15 @@ def test_it_writes_into_the_run(trained, tmp_path):
     assert json.loads((whole / "evaluation/evaluation.json").read_text())["tokens"] == 128
 
 
+def test_the_result_of_a_checkpoint_is_beside_those_of_training(trained, tmp_path):
+    whole = shutil.copytree(trained, tmp_path / "run")
+    before = (whole / "evaluation/evaluation.json").read_bytes()
+    assert stage("evaluate", whole / "checkpoints/step_000008", "--set", "tokens=128").exit_code == 0
+    assert json.loads((whole / "stages/step_000008/evaluation/evaluation.json").read_text())["tokens"] == 128
+    assert (whole / "evaluation/evaluation.json").read_bytes() == before
+    assert len(list(whole.glob("evaluation*"))) == 1
+
+
 def test_settings_are_those_of_the_recipe(trained, tmp_path):
     assert json.loads(stage("evaluate", trained, "--out", tmp_path / "new", "--json").stdout)["tokens"] == 256
     done = stage("export", trained, "--set", "format=safetensors", "--out", tmp_path / "export")

@@ -26,13 +26,20 @@ steps = 100
 """
 
 
+IN_PLACE = r"has moved to \S+: write `(.*)` in place of line (\d+)( and of what else the file says of `(\w+)`)?"
+
+
 def follow(text: str, found: list[Fault]) -> str:
     """The file, with all that is said to have moved taken out, and what is to be written in its place."""
     lines = text.splitlines()
     remedies = dict.fromkeys(fault.text for fault in found)
     for remedy in remedies:  # numbers of lines are those of the file as it is
-        if line := re.fullmatch(r"has moved to \S+: write `(.*)` in place of line (\d+)", remedy):
-            lines[int(line[2]) - 1] = line[1]
+        if line := re.fullmatch(IN_PLACE, remedy):
+            first = int(line[2]) - 1
+            if name := line[4]:  # lines of dotted keys, or a list of several lines
+                last = max(n for n, one in enumerate(lines) if one.startswith((f"{name}.", "]")) or n == first)
+                lines[first : last + 1] = ["#"] * (last + 1 - first)
+            lines[first] = line[1]
     for fault in found:
         first = int(fault.origin.rpartition(":")[2]) - 1
         stop = first + 1
@@ -42,8 +49,11 @@ def follow(text: str, found: list[Fault]) -> str:
     for remedy in remedies:
         if line := re.fullmatch(r"has moved to \S+: write `(.*)` above the first \[table\]", remedy):
             lines.insert(0, line[1])
-        elif line := re.fullmatch(r"has moved: write `(.*)` in (\[\w+\])", remedy):
-            lines.insert(lines.index(line[2]) + 1, line[1])
+        elif line := re.fullmatch(r"has moved: write `(.*)` in (\[\w+\])(?: in place of its own `(\w+)`)?", remedy):
+            head = lines.index(line[2])
+            if line[3]:
+                del lines[next(n for n in range(head, len(lines)) if lines[n].startswith(f"{line[3]} = "))]
+            lines.insert(head + 1, line[1])
         elif line := re.fullmatch(r"has moved: write at the end (\[\[\w+\]\]) with (.*)", remedy):
             lines += [line[1], *re.findall(r"`(.*?)`", line[2])]
         else:
@@ -63,6 +73,11 @@ def follow(text: str, found: list[Fault]) -> str:
         ("", '[convert]\nl0 = 3\n[evaluate]\ntokens = 5\n[[exports]]\nname = "safetensors"', "stages.1.tokens", 5),
         ("stages = ['convert']", '[[exports]]\nname = "safetensors"', "stages.1.format.name", "safetensors"),
         ("", '[convert]\nl0 = 3\n[[stages]]\nname = "evaluate"', "stages.1.l0", 3.0),
+        ('optimizer.name = "adamw"\noptimizer.weight_decay = 0.1', "eps = 1e-6", "optimizer.eps", 1e-6),
+        ('optimizer.name = "adamw"\noptimizer.weight_decay = 0.1', "eps = 1e-6", "optimizer.weight_decay", 0.1),
+        ("stages = [\n'evaluate',\n]", "[convert]\nl0 = 3", "stages.1.l0", 3.0),
+        ("", 'optimizer = "adam"\n[optimizer]\nname = "adamw"', "optimizer.name", "adam"),
+        ("", 'eps = 1e-6\n[optimizer]\nname = "adamw"\neps = 1e-7', "optimizer.eps", 1e-6),
     ],
 )
 def test_what_the_message_says_can_be_done_as_it_stands(

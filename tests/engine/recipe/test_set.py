@@ -49,6 +49,10 @@ def test_set_changes_settings_before_they_are_checked(stubbed: Plugins) -> None:
             "--set optimizer.betas.1=0.99: expected list of float, got {1 = 0.99} "
             "(write the whole list: optimizer.betas=[...])",
         ),
+        (
+            "activation.foo.0=1",
+            "--set activation.foo.0=1: unknown key (known: dtype, k, warmup)",
+        ),
         ("train.lr.x=5", "--set train.lr.x=5: expected float, got {x = 5}"),
         ("model.dtype=float16", "--set model.dtype=float16: model.path: required, but missing"),
         ("activation.k=65", "--set activation.k=65: must be <= transcoder.features (64)"),

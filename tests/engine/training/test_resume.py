@@ -92,15 +92,20 @@ def test_where_and_how_fast_is_free(tmp_path):
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("before", "path", "dense"), [("auto", "sparse", False), ("sparse", "dense", True)])
-def test_another_path_is_taken_on_resume(before, path, dense, tmp_path, monkeypatch):
+JUMPRELU, TOPK = {"name": "jumprelu", "threshold": 0.2}, {"name": "topk", "k": 4}
+
+
+@pytest.mark.parametrize(
+    ("activation", "before", "path", "dense"),
+    [(JUMPRELU, "auto", "sparse", False), (JUMPRELU, "sparse", "dense", True), (TOPK, "dense", "auto", False)],
+)
+def test_another_path_is_taken_on_resume(activation, before, path, dense, tmp_path, monkeypatch):
     """It was accepted, and the run went on as it had begun: jumprelu dense to the end."""
-    jumprelu = {"name": "jumprelu", "threshold": 0.2}
-    stopped(tmp_path / "run", activation=jumprelu, transcoder={"path": before})
+    stopped(tmp_path / "run", activation=activation, transcoder={"path": before})
     ran = []
     real = paths.dense
     monkeypatch.setattr(paths, "dense", lambda *args: ran.append(args[0][0].requires_grad) or real(*args))
-    resumed(tmp_path / "run", activation=jumprelu, transcoder={"path": path})
+    resumed(tmp_path / "run", activation=activation, transcoder={"path": path})
     assert bool(ran) == dense
 
 

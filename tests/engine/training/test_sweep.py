@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from clt_plugins import load_plugins, run, sweep
 from clt_plugins.errors import ExitCode, Stopped
 from clt_plugins.recipe.read import read_sweep
+from clt_plugins.training import loop
 from clt_plugins.training.sweep.stream import Stream
 from clt_plugins.training.sweep.streams import grouped
 from tests.support.helpers import plugins
@@ -159,6 +162,25 @@ def test_a_member_that_fails_does_not_end_the_others(tmp_path, caplog):
     told = {label: json.loads((tmp_path / "sweep" / label / "history.jsonl").read_text())["end"] for label in labels}
     assert {label: end["status"] for label, end in told.items()} == dict(zip(labels, ends, strict=True))
     assert "not finite" in told["lr=1e+30"]["error"]
+
+
+def test_a_member_that_failed_frees_its_memory(tmp_path, monkeypatch):
+    """Its exception was kept, and with it the frames of its step and the transcoder."""
+    failed, alive, real = [], [], loop.objective
+
+    def failing(transcoder, *rest):
+        if failed and failed[0]() is not transcoder:
+            gc.collect()
+            alive.append(failed[0]() is not None)
+        elif not failed and transcoder.step == 3:
+            failed.append(weakref.ref(transcoder))
+            raise RuntimeError("no memory left")
+        return real(transcoder, *rest)
+
+    monkeypatch.setattr(loop, "objective", failing)
+    with pytest.raises(Stopped, match="1 of 2 members failed"):
+        sweep(many({"activation.k": [2, 3]}), out=tmp_path / "sweep", plugins=plugins())
+    assert len(alive) > 5 and not any(alive)
 
 
 def test_a_member_that_ends_early_leaves(tmp_path):
