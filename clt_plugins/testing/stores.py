@@ -107,7 +107,7 @@ def make_store(
         activation="jumprelu" if thresholds else "topk",
         thresholds=thresholds,
         spelled=True,
-        model={"path": "made-up", "layers": list(range(size.layers))},
+        model={"path": "made-up"},
         geometry=GeometryInfo(similar=size.similar, virtual=size.virtual, logits=size.logits) if geometry else None,
     )
     with atomic_folder(folder) as partial:

@@ -40,7 +40,7 @@ class DecoderNormConfig:
     """Whether smaller norms stay as they are."""
     compensate: bool = False
     """Divide the encoder's row and bias, and thresholds, by what the decoder is multiplied by: the reconstruction stays
-    the same. With `topk` and `batchtopk` it does so if `ranking = "norm"`."""
+    the same. With `topk` and `batchtopk` it does so if `ranking = "norm"`, with `groupmax` it does not."""
     every: int = field(default=1, validator=positive)
     """Steps between projections."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from clt_plugins import Provenance
+from clt_plugins import Provenance, printable
 
 
 @attrs.frozen(kw_only=True)
@@ -61,4 +61,4 @@ def as_table(record: Circuits) -> str:
         scores = f"{graph.replacement:11.4f} {graph.completeness:12.4f}"
         lines.append(f"{scores} {graph.features:8,} {graph.edges:10,} {graph.tokens:6}  {shown}")
     lines.append(f"{record.replacement:11.4f} {record.completeness:12.4f}{'':>28}mean")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -148,8 +148,13 @@ def build(config: SourceConfig, context: Context) -> StoredSource:
     """The source.
 
     Raises:
-        Refused: see `CrosslayerStore`.
+        Refused: the folder is not there; or see `CrosslayerStore`.
     """
+    if not (config.path / "metadata.json").exists():
+        why = "no metadata.json in it, so it is no data set of crosslayer-coding"
+        if not config.path.exists():
+            why = f"no such folder{'' if config.path.is_absolute() else ', nor beside the recipe'}"
+        raise Refused("source.path", f"{config.path.resolve()}: {why}: name the folder that the library wrote")
     store = CrosslayerStore(config.path, config.held_out_tokens)
     return StoredSource(store, context, buffer_tokens=config.buffer_tokens, setting="source.path")
 

@@ -52,7 +52,7 @@ class NeuronpediaConfig:
     )
     """The language model's id there; the last part of the model's name if not given."""
     model_layers: int | None = field(default=None, validator=validators.optional(_positive))
-    """How many layers the language model has; only needed for a transcoder of some of them."""
+    """How many layers the language model has; only needed where `model.layers` names those of the transcoder."""
     release: str | None = None
     """The name of the release that the source set belongs to; that of the source set if not given."""
     description: str = field(default="", metadata=FREE_TEXT)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,8 +41,16 @@ class Neuronpedia:
     def __init__(self, config: NeuronpediaConfig):
         self.config = config
 
+    def check(self, transcoder: Any) -> list[str]:
+        """See `Checks.check`."""
+        return self._complaints(transcoder.model_described())
+
     def write(self, collected: Collected, facts: Facts, folder: Path) -> None:
-        model, numbers = self._model(collected), layers(collected)
+        described = collected.info.model or {}
+        complaints = self._complaints(described)
+        if complaints:
+            raise Refused("reports.neuronpedia", "; ".join(complaints))
+        model, numbers = self.config.model_id or Path(str(described["path"])).name, layers(collected)
         shown = Shown(collected, self.config, model)
         for layer, number in enumerate(numbers):
             source = f"{number}-{self.config.source_set}"  # Neuronpedia numbers layers as the language model does
@@ -51,25 +59,31 @@ class Neuronpedia:
                 (inside / name).mkdir(parents=True)
             for name, row in shown.belongs(source, facts).items():
                 (inside / f"{name}.jsonl").write_bytes(_lines([row]))
-            for number, first in enumerate(range(0, collected.info.n_features, self.config.batch)):
+            for file, first in enumerate(range(0, collected.info.n_features, self.config.batch)):
                 batch = range(first, min(first + self.config.batch, collected.info.n_features))
                 rows = [shown.feature(layer, feature, source) for feature in batch]
                 texts = [one for feature in batch for one in shown.activations(layer, feature, source)]
                 for name, lines in (("features", rows), ("activations", texts)):
                     data = gzip.compress(_lines(lines), LEVEL, mtime=0)
-                    (inside / name / f"batch-{number}.jsonl.gz").write_bytes(data)
+                    (inside / name / f"batch-{file}.jsonl.gz").write_bytes(data)
 
-    def _model(self, collected: Collected) -> str:
-        """The language model's id.
-
-        Raises:
-            Refused: it is not known.
-        """
-        path = (collected.info.model or {}).get("path")
-        name = self.config.model_id or (Path(str(path)).name if path else None)
-        if not name:
-            raise Refused("reports.neuronpedia.model_id", "not known from the store: set it to the language model's id")
-        return name
+    def _complaints(self, model: Mapping[str, Any]) -> list[str]:
+        """What is not known of the language model, of which a transcoder says this."""
+        config, named = self.config, model.get("layers")
+        texts = []
+        if not config.model_id and not model.get("path"):
+            texts.append("model_id: the transcoder does not name its language model: set it to the model's id there")
+        if named and config.model_layers is None:
+            texts.append(
+                f"model_layers: the transcoder is of layers {list(named)} of its language model: set it to how many "
+                "layers that has"
+            )
+        elif named and config.model_layers is not None and config.model_layers <= max(named):
+            texts.append(
+                f"model_layers: {config.model_layers}, but the transcoder is of layers {list(named)} of its language "
+                "model, counted from 0: set it to how many layers that has"
+            )
+        return texts
 
 
 def layers(collected: Collected) -> list[int]:
@@ -91,9 +105,6 @@ class Shown:
     def belongs(self, source: str, facts: Facts) -> dict[str, Row]:
         """The lines that each stand in a file of their own, by the file's name."""
         config, info = self.config, self.collected.info
-        if config.model_layers is None and layers(self.collected) != list(range(info.n_layers)):
-            text = f"the transcoder is of layers {layers(self.collected)} of {self.model!r}: set it to how many it has"
-            raise Refused("reports.neuronpedia.model_layers", text)
         about = config.description or f"Cross-layer transcoder {facts.name}".strip()
         release = config.release or config.source_set
         return {

@@ -179,11 +179,6 @@ def _loading(facts: Facts) -> Iterator[str]:
     folder, revision = facts.circuit_tracer(), facts.described["model"].get("revision")
     if folder is None or not facts.base_model:
         return
-    if revision:
-        yield f"circuit-tracer loads the newest `{facts.base_model}` by that name, and this transcoder is of revision"
-        yield f"`{revision}`: download that revision, and give circuit-tracer the folder."
-        yield ""
-        return
     name = "/".join(part for part in (place.repository, folder) if part)
     name += f"@{place.revision}" if place.revision else ""
     yield f"With [circuit-tracer]({CIRCUIT_TRACER}), installed from its git repository:"
@@ -192,7 +187,15 @@ def _loading(facts: Facts) -> Iterator[str]:
     yield "import torch"
     yield "from circuit_tracer import ReplacementModel, attribute"
     yield ""
-    yield f'model = ReplacementModel.from_pretrained("{facts.base_model}", "{name}", dtype=torch.float32)'
+    if revision:  # by its name circuit-tracer loads the newest one
+        yield "from transformers import AutoModelForCausalLM"
+        yield ""
+        yield f'language_model = AutoModelForCausalLM.from_pretrained("{facts.base_model}", revision="{revision}")'
+        yield "model = ReplacementModel.from_pretrained("
+        yield f'    "{facts.base_model}", "{name}", hf_model=language_model, dtype=torch.float32'
+        yield ")"
+    else:
+        yield f'model = ReplacementModel.from_pretrained("{facts.base_model}", "{name}", dtype=torch.float32)'
     yield 'graph = attribute("The capital of France is", model)'
     yield "```"
     yield ""

@@ -66,7 +66,9 @@ def write_contents(facts: Facts, folder: Path, *, link: bool) -> list[str]:
     for export in facts.exports:
         _put_folder(export, folder / "exports" / export.name, _other_files(export), named, link)
     text = card(facts)
-    refuse_paths_in_text(text, "README.md")
+    # The recipe in it has no paths any more, but may have prompts that look like one.
+    shown = "" if facts.recipe is None else toml_text(facts.recipe).rstrip()
+    refuse_paths_in_text(text.replace(shown, "") if shown else text, "README.md")
     (folder / "README.md").write_text(text, encoding="utf-8")
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 

@@ -186,8 +186,8 @@ class _Results:
         """The result of that file's name; of several, the one that read most."""
         if self.run is None:
             return None
-        reports = [data for path in sorted(self.run.glob(f"*/{name}")) if (data := self._of_it(path)) is not None]
-        reports += [data for path in sorted(self.run.glob(f"*/*/{name}")) if (data := self._of_it(path)) is not None]
+        files = [path for inside in ("*", "*/*", "stages/*/*") for path in sorted(self.run.glob(f"{inside}/{name}"))]
+        reports = [data for path in files if (data := self._of_it(path)) is not None]
         return max(reports, key=_read, default=None)
 
     def exports(self, names: Iterable[str] | None) -> list[Path]:

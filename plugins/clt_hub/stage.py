@@ -21,6 +21,7 @@ from clt_plugins import (
     has_file,
     identify,
     read_small,
+    run_of,
     upload,
     write_json,
 )
@@ -93,12 +94,13 @@ class Push:
     def run(self, job: Job) -> None:
         contents = job.folder / "contents"
         contents.mkdir()
-        saved = _saved(job, job.root) if job.root is not None else None
+        run = run_of(job.root / "results") if job.root is not None else None  # a checkpoint's results are deeper in it
+        saved = _saved(job, run) if run is not None else None
         if saved is None:
             saved = job.folder / "transcoder"
             job.transcoder.save(saved)
         exact = job.made_from.transcoder.sha256
-        facts = gather(self.config, saved, job.root, job.recipe, exact=exact)
+        facts = gather(self.config, saved, run, job.recipe, exact=exact)
         receipt = send(facts, contents, job.made_from)
         job.show(as_text(receipt), receipt)
         if self.config.upload:

@@ -35,7 +35,9 @@ class ReportStage:
     def run(self, job: Job) -> None:
         if job.root is None:
             raise Refused(
-                "stages.report", "the transcoder is in no run: `collect` writes what a report is made of there"
+                "stages.report",
+                "the transcoder is in no run: write what its features do with `collect PLACE --out STORE`, then use "
+                "`report STORE --out FOLDER`",
             )
         collected = job.root / self.config.collected
         facts = read_facts(run_of(collected), job.made_from.transcoder, job.root / "evaluation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,8 +48,14 @@ def model_identity(model: PreTrainedModel) -> str:
 def special_tokens(tokenizer: Any) -> list[int]:
     """Ids of all special tokens: those that the tokenizer names (BOS, padding), and others that are marked as special,
     such as Llama 3's around a role of a chat."""
-    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marked = {number for number, token in added_tokens(tokenizer).items() if token.special}
     return sorted({*tokenizer.all_special_ids, *marked})
+
+
+def added_tokens(tokenizer: Any) -> Mapping[int, Any]:
+    """The tokens that are beside the vocabulary, by id; none of a tokenizer without such a table (mistral-common's)."""
+    table = tokenizer.added_tokens_decoder
+    return table if isinstance(table, Mapping) else {}
 
 
 def tokenizer_identity(tokenizer: Any) -> str:

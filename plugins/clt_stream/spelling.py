@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from clt_stream.identity import added_tokens
+
 TRIAL = "a b  c\n\tDéjà 数 👩‍🚀 if x == 1:"
 """Words, spaces, and characters of up to four bytes."""
 
@@ -25,7 +27,7 @@ def spelling(tokenizer: Any) -> Callable[[Sequence[int]], list[bytes]]:
     vocabulary = backend.get_vocab(with_added_tokens=False) if backend is not None else {}
     whole: dict[int, str] = {
         number: str(token)
-        for number, token in tokenizer.added_tokens_decoder.items()
+        for number, token in added_tokens(tokenizer).items()
         if token.special or str(token) not in vocabulary
     }
 

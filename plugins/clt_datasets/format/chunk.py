@@ -143,12 +143,23 @@ class Summary:
         """See `row_shapes`."""
         return row_shapes(self.style.dtype, *self.moments.shape[2:], has_tokens=self.has_tokens)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, uncompressed."""
+        return row_bytes(self.row_shapes)
+
 
 def row_shapes(dtype: str, n_layers: int, d_model: int, *, has_tokens: bool) -> RowShapes:
     """Type and shape of each array of a row, in the order in which blocks are written, sent and checked."""
     side = np.dtype(DTYPES[dtype]), (n_layers, d_model)
     tokens: RowShapes = [(np.dtype("<i4"), ()), (np.dtype("<i8"), (2,))]
     return [side, side, *(tokens if has_tokens else [])]
+
+
+def row_bytes(shapes: RowShapes) -> int:
+    """Bytes of a row, uncompressed."""
+    # Python's own product: NumPy's wraps around where the sizes are absurd.
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in shapes)
 
 
 def read_summary(path: Path) -> Summary:

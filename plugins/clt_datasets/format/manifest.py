@@ -25,7 +25,7 @@ from attrs import field, validators
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from clt_datasets.format.chunk import RowShapes, read_summary, row_shapes
+from clt_datasets.format.chunk import RowShapes, read_summary, row_bytes, row_shapes
 from clt_datasets.format.files import write_file
 from clt_datasets.format.statistics import SIDES, Totals
 from clt_plugins import DamagedError, Refused, parse_json, read_small
@@ -140,8 +140,7 @@ class Manifest:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row, uncompressed."""
-        # Python's own product: NumPy's wraps around where the sizes are absurd.
-        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.row_shapes)
+        return row_bytes(self.row_shapes)
 
     @property
     def largest_block(self) -> int:

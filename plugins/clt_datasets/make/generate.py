@@ -25,7 +25,7 @@ from clt_datasets.format.manifest import LARGEST_BLOCK, MANIFEST, STATISTICS, Pa
 from clt_datasets.make.begun import begin, check_folder, decides, one_process
 from clt_datasets.make.ledger import Ledger
 from clt_datasets.make.plan import Plan, make_plan, this_process
-from clt_datasets.make.writer import Writer, Written, read_held_out
+from clt_datasets.make.writer import Writer, Written, check_blocks, read_held_out
 from clt_plugins import Closable, DamagedError, Identified, build_source
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def generate(
                 partial.unlink()
         was_complete = (out / MANIFEST).exists()
         if was_complete:
-            read_manifest(out)  # refuses a damaged one before anything is loaded
+            manifest = read_manifest(out)  # refuses a damaged one before anything is loaded
+            check_blocks(manifest.largest_block, manifest.row_bytes, largest_block)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         source = build_source(recipe, process)

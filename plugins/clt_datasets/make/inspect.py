@@ -15,7 +15,7 @@ from clt_datasets.dataset import DatasetStore
 from clt_datasets.format.folder import LocalData
 from clt_datasets.format.manifest import Manifest
 from clt_datasets.format.statistics import SIDES
-from clt_plugins import Batch, DamagedError
+from clt_plugins import Batch, DamagedError, printable
 
 PREVIEW = 4
 """Rows that are shown."""
@@ -172,7 +172,7 @@ def as_text(report: Report) -> str:
     lines += [f"! {fault}" for fault in report.faults]
     checked = f"checked: {report.verified}"
     lines.append(f"{checked}; {len(report.faults)} faults" if report.faults else f"{checked}; no fault")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _table(value: Any) -> dict[str, Any]:

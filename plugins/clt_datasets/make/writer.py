@@ -192,9 +192,19 @@ class Writer:
                 except DamagedError as error:
                     log.warning("written again: %s", error)
                 else:
+                    block_bytes = min(summary.style.block_rows, summary.rows) * summary.row_bytes
+                    check_blocks(block_bytes, summary.row_bytes, self.largest)
                     self.written(path, digest)
                     self.looked_at[path] = There(summary.rows, summary.state)
         return self.looked_at[path]
+
+
+def check_blocks(block_bytes: int, row_bytes: int, largest: int) -> None:
+    """Refuse blocks, of files that are there, that have more bytes than they may."""
+    if block_bytes > largest:
+        text = f"a block may have {largest:,} bytes, and those of this folder have {block_bytes:,}"
+        most = max(1, largest // row_bytes)
+        raise Refused("--block-rows", f"{text}: generate with --block-rows {most} or fewer, into another folder")
 
 
 def read_held_out(out: Path) -> int | None:

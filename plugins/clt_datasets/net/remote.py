@@ -91,7 +91,9 @@ class RemoteData:
         if manifest.largest_block > LARGEST_BLOCK:
             most = max(1, LARGEST_BLOCK // manifest.row_bytes)
             text = f"its blocks have more than {LARGEST_BLOCK:,} bytes, and no server sends these"
-            raise Refused(self.client.base, f"{text}: generate it again with --block-rows {most} or fewer")
+            raise Refused(
+                self.client.base, f"{text}: generate it again with --block-rows {most} or fewer, into another folder"
+            )
         return manifest
 
     @contextmanager

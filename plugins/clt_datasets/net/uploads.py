@@ -199,7 +199,7 @@ def _check_manifest(partial: Path, folder: Path) -> None:
     if manifest.largest_block > LARGEST_BLOCK:
         most = max(1, LARGEST_BLOCK // manifest.row_bytes)
         text = f"a block has {manifest.largest_block:,} bytes, more than the {LARGEST_BLOCK:,} that are served"
-        raise BadRequest(422, f"{text}: generate it again with --block-rows {most} or fewer")
+        raise BadRequest(422, f"{text}: generate it again with --block-rows {most} or fewer, into another folder")
     for name in [*(chunk.file for chunk in manifest.chunks), STATISTICS]:
         if _state(folder / name) is None:
             raise BadRequest(409, f"{name} is not there yet: another process still uploads it", again=True)

@@ -28,7 +28,7 @@ def _bits(x):
 @triton.jit
 def _rounded(x, random):
     """float32 as bfloat16, by the low 16 random bits."""
-    bits = tl.where(x == x, _bits(x) + (random & 0xFFFF), 0x7FC00000)
+    bits = _bits(x) + (random & 0xFFFF)
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 

@@ -26,7 +26,9 @@ def open_texts(config: StreamConfig, seed: int) -> Texts:
     if name == "python-stdlib" or is_local(name):
         for setting, chosen in (("subset", config.subset != ""), ("split", config.split != "train")):
             if chosen:
-                text = "is for data sets of the hub, and source.text is on this disk: name the files to be read"
+                text = "is for data sets of the hub, and source.text is on this disk: leave it out"
+                if name != "python-stdlib":
+                    text += ", and name the file or folder to be read in source.text"
                 raise Refused(f"source.{setting}", text)
     if name == "python-stdlib":
         return StoredTexts(StandardLibrary(), name, seed)

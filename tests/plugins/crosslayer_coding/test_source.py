@@ -100,6 +100,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"chunk_1\.hdf5: cannot be read: "):
             build(tmp_path / "data")
 
+    def test_a_folder_that_is_not_there_or_holds_other_things(self, tmp_path: Path) -> None:
+        for path, why in ((tmp_path / "none", "no such folder"), (tmp_path, r"no metadata\.json in it")):
+            with pytest.raises(ValueError, match=rf"^source\.path: {path}: {why}.*: name the folder that the library"):
+                build(path)
+
     def test_nothing_left_to_train_on(self, tmp_path: Path) -> None:
         write(tmp_path / "data")
         with pytest.raises(ValueError, match=r"^source\.held_out_tokens: 125 of 125 tokens leave none to train on$"):

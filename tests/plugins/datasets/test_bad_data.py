@@ -38,6 +38,13 @@ class TestDamage:
         raw[place] ^= 4
         path.write_bytes(raw)
 
+    def test_text_of_its_manifest_moves_no_cursor(self, data: Path) -> None:
+        manifest = json.loads((data / "manifest.json").read_text())
+        manifest["about"]["model"] = {"path": "x\x1b[31m\x1b]0;t\x07"}
+        (data / "manifest.json").write_text(json.dumps(manifest))
+        shown = invoke("inspect", data).stdout
+        assert r"model x\x1b[31m\x1b]0;t\x07, text" in shown and "\x1b" not in shown
+
     def test_a_flipped_bit_is_named_and_stops(self, data: Path) -> None:
         self.flip(data / "train_00001.h5", 21)
         source = local(data)

@@ -64,6 +64,14 @@ class TestUpload:
         assert done.exit_code == 2 and "--block-rows: a block may have 1,000 bytes, which are " in done.stderr
         assert not list((tmp_path / "root").rglob("*.h5"))
         generated(tmp_path / "made", block_rows=16)  # elsewhere it may be larger
+        for unfinished in (False, True):
+            if unfinished:
+                (tmp_path / "made/manifest.json").rename(tmp_path / "manifest.json")
+            made = ["--out", str(tmp_path / "made"), "--block-rows", "16"]
+            done = CliRunner().invoke(main_group, [*arguments[:2], *made, "--to", server.url])
+            assert done.exit_code == 2 and "into another folder" in done.stderr, done.stderr
+            assert not list((tmp_path / "root").rglob("*.h5"))
+        (tmp_path / "manifest.json").rename(tmp_path / "made/manifest.json")
         client = Client(server.url, "made", patience_s=20)
         for path in sorted((tmp_path / "made").glob("[!.]*")):
             if path.name != "manifest.json":

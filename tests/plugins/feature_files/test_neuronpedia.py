@@ -11,9 +11,10 @@ import attrs
 import numpy as np
 import pytest
 
-from clt_plugins import Collected, Refused
+from clt_plugins import Collected, Faults, Refused, run
 from clt_plugins.testing.stores import make_store
 from tests.plugins.feature_files.test_circuit_tracer import written
+from tests.support.helpers import tables
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_its_database_holds_no_nul(folder):
 
 def test_the_model_must_be_known(store, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "info", attrs.evolve(store.info, model=None))
-    with pytest.raises(Refused, match=r"model_id.*set it to the language model's id"):
+    with pytest.raises(Refused, match=r"model_id: .*: set it to the model's id there"):
         written(store, tmp_path / "report", "neuronpedia")
     assert (written(store, tmp_path / "named", "neuronpedia", model_id="gpt2") / "gpt2" / "0-clt").is_dir()
 
@@ -116,11 +117,27 @@ def test_layers_have_the_numbers_that_they_have_in_the_language_model(store, tmp
     """Features of layer 6 were imported as those of layer 0."""
     some = Collected.open(store.folder)
     some.info = attrs.evolve(store.info, model={"path": "made-up", "layers": [6, 9]})
-    with pytest.raises(Refused, match=r"model_layers: the transcoder is of layers \[6, 9\] of 'made-up': set it to"):
+    with pytest.raises(Refused, match=r"model_layers: the transcoder is of layers \[6, 9\] of its .*: set it to"):
         written(some, tmp_path / "refused", "neuronpedia")
+    with pytest.raises(Refused, match=r"model_layers: 9, but the transcoder is of layers \[6, 9\] .*: set it to"):
+        written(some, tmp_path / "too few", "neuronpedia", model_layers=9)
     folder = written(some, tmp_path / "some", "neuronpedia", model_layers=12) / "made-up"
     assert {path.name for path in folder.iterdir()} == {"6-clt", "9-clt"}
     assert rows(folder / "9-clt/model.jsonl")[0]["layers"] == 12
     assert rows(folder / "9-clt/features/batch-0.jsonl.gz")[0]["layer"] == "9-clt"
     of_second = store.layer(1)["maximum"][0]
     assert np.float32(rows(folder / "9-clt/features/batch-0.jsonl.gz")[0]["maxActApprox"]) == of_second
+
+
+def test_the_first_layers_are_not_taken_for_all(store, tmp_path):
+    first = Collected.open(store.folder)
+    first.info = attrs.evolve(store.info, model={"path": "made-up", "layers": [0, 1]})
+    with pytest.raises(Refused, match=r"model_layers: the transcoder is of layers \[0, 1\] of its language model"):
+        written(first, tmp_path / "refused", "neuronpedia")
+
+
+def test_what_is_not_known_of_the_model_is_refused_before_training(tmp_path):
+    report = {"name": "report", "format": "neuronpedia"}
+    with pytest.raises(Faults, match=r"stages\[1\]\.format: model_id: .*: set it to the model's id there"):
+        run(tables(stages=[{"name": "collect"}, report]), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

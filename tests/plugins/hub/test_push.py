@@ -252,4 +252,8 @@ def test_circuit_tracer_is_shown_only_with_a_model_that_it_loads(trained):
     assert "from_pretrained" not in written(attrs.evolve(facts, base_model=None))
     of_revision = {**facts.described, "model": {**facts.described["model"], "revision": "step3"}}
     text = written(attrs.evolve(facts, described=of_revision))
-    assert "from_pretrained" not in text and "of revision\n`step3`: download that revision" in text
+    assert 'AutoModelForCausalLM.from_pretrained("user/model", revision="step3")' in text
+    assert (
+        '    "user/model", "user/clt/exports/circuit-tracer", hf_model=language_model, dtype=torch.float32\n)' in text
+    )
+    compile(text.split("```python")[2].split("```")[0], "README.md", "exec")

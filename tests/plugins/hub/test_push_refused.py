@@ -90,7 +90,14 @@ def test_prompts_and_tokens_are_no_paths(hub, trained, tmp_path):
     prompt was refused when others evaluated what was pushed."""
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    prompts = ["/* sum of a and b */ int f(", "~5 dollars is", "See https://example.org for", "C:\\ is"]
+    prompts = [
+        "root:x:0:0 is in /etc/passwd and",
+        "/home/alice/notes.txt:",
+        "/* sum of a and b */ int f(",
+        "~5 dollars is",
+        "See https://example.org for",
+        "C:\\ is",
+    ]
     circuits = {
         "name": "circuits",
         "format": {"name": "circuit-tracer", "model_name": "user/model", "input_hook": "mlp.hook_in"},

@@ -80,3 +80,17 @@ def test_the_stage_done_into_another_folder_pushes_the_same(hub, tmp_path):
         contents.append({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()})
     assert contents[0] == contents[1]
     assert {"converted", "evaluation", "versions.json"} <= {name.parts[0] for name in contents[0]}
+
+
+def test_the_stage_pushes_a_checkpoint_with_what_is_known_of_it(hub, tmp_path):
+    """As the command `push` does: results of a checkpoint lie deeper in the run's folder."""
+    run(tables(activation=JUMPRELU, stages=[]), out=tmp_path / "run")
+    checkpoint = str(tmp_path / "run/checkpoints/step_000008")
+    done = CliRunner().invoke(main_group, ["stage", "evaluate", checkpoint, "--set", "tokens=64"])
+    assert done.exit_code == 0, done.output
+    settings = [one for text in ("repository=user/clt", "license=mit") for one in ("--set", text)]
+    done = CliRunner().invoke(main_group, ["stage", "push", checkpoint, *settings])
+    assert done.exit_code == 0, done.output
+    files = hub.repositories["user/clt"].files()
+    assert json.loads(files["evaluation/evaluation.json"])["made_from"]["transcoder"]["step"] == 8
+    assert "versions.json" in files

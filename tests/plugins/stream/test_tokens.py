@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from clt_plugins import Refused
+from clt_stream.identity import special_tokens, tokenizer_identity
 from clt_stream.spelling import spelling
 from clt_stream.text import tokens as module
 from clt_stream.text.stdlib import python_stdlib
@@ -165,3 +166,17 @@ def test_tokens_of_the_vocabulary_that_are_listed_as_added_are_spelled_as_the_vo
     ids = wrapped(text, add_special_tokens=False)["input_ids"]
     assert vocabulary["\u2581\u2581"] in ids and max(ids) == len(vocabulary)
     assert b"".join(spelling(wrapped)(ids)) == text.encode()
+
+
+def test_a_tokenizer_without_a_table_of_added_tokens(monkeypatch):
+    """Those of mistral-common have a method of that name, which raises."""
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=byte_level(), bos_token="<unk>")
+    expected = spelling(wrapped)([5, 6, 7])
+
+    def added_tokens_decoder(self):
+        raise NotImplementedError
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "added_tokens_decoder", added_tokens_decoder)
+    assert special_tokens(wrapped) == wrapped.all_special_ids
+    assert spelling(wrapped)([5, 6, 7]) == expected
+    assert tokenizer_identity(wrapped)

@@ -42,7 +42,7 @@ class BiasNudge:
         name = next((name for name, weight in run.transcoder.named_parameters() if weight is bias), None)
         if name is None:
             raise Refused("encoder.name", "its bias is computed from other weights: bias_nudge cannot raise it")
-        # Not `reinitialise`: it would count the features as active again.
+        # Not `reinitialise`: it would make the optimizer forget these features.
         run.set_weights({name: bias.detach() + (self.config.rise * share).to(bias.dtype)})
         long, raised = run.parallel.total((norms > self.config.norm).sum()), run.parallel.total((share > 0).sum())
         run.log({"callbacks/clipped": int(long), "callbacks/nudged": int(raised)})
