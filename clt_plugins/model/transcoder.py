@@ -1,6 +1,6 @@
 """The cross-layer transcoder: normalisation, encoder, activation and tying put together.
 
-It works on raw activations: [B, L, D] in, [B, L, D] out. (Lindsey et al. 2025, "Circuit Tracing".)
+It works on raw activations: [B, L, D] in, [B, L, D] out. (Ameisen et al. 2025, "Circuit Tracing".)
 
 Shapes: B tokens, L layers, D d_model, F features per layer.
 """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clt_plugins import Schedule
 
 EPSILON = 1e-6
-"""What the reference library adds to a standard deviation before it divides by it."""
+"""What crosslayer-coding adds to a standard deviation before it divides by it."""
 
 
 class TopK(nn.Module):
@@ -97,7 +97,7 @@ class TopK(nn.Module):
         return count
 
     def _standardise(self, layer: int, pre: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and shift of (pre - mean) / std of each feature over the tokens of the batch, as the reference library
+        """Scale and shift of (pre - mean) / std of each feature over the tokens of the batch, as crosslayer-coding
         ranks.
 
         The deviation of a single token is 0 / 0. Its pre-activations are compared as they are.

@@ -1,4 +1,4 @@
-"""The encoder of the cross-layer transcoder (Lindsey et al. 2025, "Circuit Tracing").
+"""The encoder of the cross-layer transcoder (Ameisen et al. 2025, "Circuit Tracing").
 
 Shapes: B tokens, L layers, D d_model, F features per layer.
 """

@@ -84,7 +84,7 @@ def _body(facts: Facts) -> Iterator[str]:
     )
     yield (
         f"A {kind} transcoder of {model}: sparse features that read what the MLP of a layer reads, and {writes} "
-        f"([Lindsey et al. 2025]({PAPER})). It stands in for the MLPs, so that a prompt's computation can be followed "
+        f"([Ameisen et al. 2025]({PAPER})). It stands in for the MLPs, so that a prompt's computation can be followed "
         "from feature to feature."
     )
     yield ""

@@ -26,7 +26,7 @@ class MSEConfig:
 
 @frozen(kw_only=True)
 class TanhSparsityConfig:
-    """λ · mean over tokens of Σ tanh(c · decoder norm · activation) (Lindsey et al. 2025, "Circuit Tracing")."""
+    """λ · mean over tokens of Σ tanh(c · decoder norm · activation) (Ameisen et al. 2025, "Circuit Tracing")."""
 
     weight: float | None = field(default=None, validator=validators.optional(validators.ge(0)))
     """λ at its highest; 1e-3 if not given. With `activation.target_l0` it is where the search for λ begins: L / (10 ·

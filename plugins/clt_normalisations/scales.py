@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clt_plugins import Affine, Context
 
 EPSILON = 1e-6
-"""Added to standard deviations, as the reference library does, so that a constant dimension stays finite."""
+"""Added to standard deviations, as crosslayer-coding does, so that a constant dimension stays finite."""
 
 
 class Nothing(AffineNormalisation):

@@ -31,7 +31,7 @@ class LinearConfig(ConstantConfig):
     """Falls linearly from the peak, after the warm-up."""
 
     end: float = field(default=0.1, validator=[validators.ge(0), validators.le(1)])
-    """Where it ends, as a share of the peak; a tenth, as in the reference library, if not given."""
+    """Where it ends, as a share of the peak; a tenth, as in crosslayer-coding, if not given."""
 
 
 @frozen(kw_only=True)

@@ -39,7 +39,7 @@ class ConvertConfig:
     thresholds: Literal["feature", "cut", "layer"] = "feature"
     """The thresholds before calibration: of each feature, the mean over batches of its smallest selected
     pre-activation; one per layer, the mean of the smallest of all its features; or one per layer in standardised units
-    (the reference library's, for transcoders that rank so)."""
+    (crosslayer-coding's, for transcoders that rank so)."""
     tokens: int = field(default=65536, validator=_positive)
     """Training tokens that the thresholds are estimated from."""
     unseen: float | None = field(default=None, validator=validators.optional(_positive))

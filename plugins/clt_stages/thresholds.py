@@ -121,7 +121,7 @@ class CutOfLayer:
 class StandardisedOfLayer:
     """ "layer": one threshold per layer in standardised units, (pre - mean) / std over the batch's tokens.
 
-    It is the reference library's, which selects by standardised pre-activations. It needs all pre-activations of
+    It is crosslayer-coding's, which selects by standardised pre-activations. It needs all pre-activations of
     every batch; the other estimates need only the selected ones.
     """
 

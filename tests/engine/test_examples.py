@@ -83,11 +83,11 @@ def test_a_plan_predicts_the_largest_parts_exactly():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "pythia-70m-tied"])
 def test_sizes_in_the_header_of_a_recipe_hold(name):
-    """`# For a GPU with 48 GB: by `plan` it needs 31`."""
+    """`# For a GPU with 48 GB: by `plan` it needs 30`."""
     header = (EXAMPLES / f"{name}.toml").read_text().split("name =")[0]
     (size, needed), *others = re.findall(r"GPUs? with (\d+) GB: by `plan` it needs (\d+)", header)
     assert not others
     layers, d_model = SIZES[name]
     recipe = read_recipe(EXAMPLES / f"{name}.toml", plugins=plugins())
     needs = plan(recipe, plugins(), n_layers=layers, d_model=d_model, gpu="h100")
-    assert needs.total_bytes / 1e9 == pytest.approx(int(needed), abs=1.5) and needs.total_bytes < int(size) * 0.97e9
+    assert needs.total_bytes / 1e9 == pytest.approx(int(needed), abs=0.6) and needs.total_bytes < int(size) * 0.97e9

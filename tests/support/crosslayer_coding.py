@@ -1,4 +1,4 @@
-"""Data sets of the reference library, written as its generator writes them, byte for byte in layout."""
+"""Data sets of crosslayer-coding, written as its generator writes them, byte for byte in layout."""
 
 from __future__ import annotations
 

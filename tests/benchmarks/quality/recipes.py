@@ -122,7 +122,7 @@ RECIPES: dict[str, Recipe] = {
         "the same k in every layer",
         lambda setup: {"activation": {"name": "batchtopk", "k": _per_layer(setup), "scope": "layer"}},
     ),
-    "batchtopk, ranked by decoder norm": Recipe("scores as Lindsey et al. 2025", _k("batchtopk", ranking="norm")),
+    "batchtopk, ranked by decoder norm": Recipe("scores as Ameisen et al. 2025", _k("batchtopk", ranking="norm")),
     "groupmax": Recipe(
         "EleutherAI's sparsify",
         lambda setup: {"activation": {"name": "groupmax", "k": _per_layer(setup) * setup.n_layers}},
@@ -130,7 +130,7 @@ RECIPES: dict[str, Recipe] = {
     "jumprelu, quadratic l0, frequency": Recipe("Gemma Scope 2", _quadratic),
     "jumprelu, l0 steered": Recipe("arXiv 2407.14435, with target_l0", _steered("jumprelu", "l0")),
     "jumprelu, tanh steered": Recipe(
-        "Lindsey et al. 2025, with target_l0", _steered("jumprelu", {"name": "tanh_sparsity", "c": 4.0})
+        "Ameisen et al. 2025, with target_l0", _steered("jumprelu", {"name": "tanh_sparsity", "c": 4.0})
     ),
     "relu, tanh steered": Recipe("the same without thresholds", _steered("relu", "tanh_sparsity")),
     "batchtopk, more for later layers": Recipe("k from half to 1.5 times the mean", _ramp),
@@ -215,5 +215,6 @@ COMMAND = "python -m tests.benchmarks.quality ablation --folder FOLDER --model S
 WHAT = (
     "Recipes at equal tokens, each a change of the defaults with BatchTopK (the first row). Mean and half the range "
     "over seeds, on held-out documents by which nothing was chosen; a ratio is of runs with the same seed. Dead: "
-    "never active on these documents. CE recovered and KL: all MLPs of the layers replaced at once."
+    "never active on these documents (16,384 tokens). CE recovered and KL: all MLPs of the layers replaced at once, on "
+    "4,077 tokens of them for the shipped model and 2,040 for SmolLM2."
 )

@@ -1,4 +1,4 @@
-"""Checkpoints of the reference library: what is written comes back the same; limits and faults are named."""
+"""Checkpoints of crosslayer-coding: what is written comes back the same; limits and faults are named."""
 
 from __future__ import annotations
 

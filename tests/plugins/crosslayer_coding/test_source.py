@@ -1,4 +1,4 @@
-"""Data sets of the reference library as a source."""
+"""Data sets of crosslayer-coding as a source."""
 
 from __future__ import annotations
 
