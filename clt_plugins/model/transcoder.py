@@ -99,7 +99,7 @@ class CrossLayerTranscoder(InFiles):
         self.tokens: int | None = None
         """Tokens trained on; None if it is not known."""
         self.product: Product | None = None
-        """The type of the encoder's matrix product; that of its weights if None."""
+        """The type of the encoder's matrix product in training; that of its weights if None."""
         self.capacity = Capacity(1.0 if path == "sparse" else DENSE_ABOVE)
         """Places for pairs in a training step, where their number cannot be read."""
         self.runs_dense = path == "dense" or (path == "auto" and not self.activation.fixed_size)
@@ -166,7 +166,9 @@ class CrossLayerTranscoder(InFiles):
             return paths.dense(form, activation, select, extras)
         if keep_pre:
             return paths.keeping_pre(form, activation, select, extras)
-        return paths.sparse(form, activation, select, extras, self.context.kernels, self.product)
+        # Evaluation is of what is saved, which knows of no other product: thresholds would lose pairs just above them.
+        product = self.product if self.training else None
+        return paths.sparse(form, activation, select, extras, self.context.kernels, product)
 
     def affine_form(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What pre-activations are products of, from normalised inputs [B, L, D]: h [B, L, H], rows [L, F, H], and the

@@ -110,6 +110,7 @@ def objective(
     norms = cache(transcoder.tying.norms)
     terms: dict[str, Tensor] = {}
     steps = transcoder.context.schedule_steps
+    step = round(progress * steps)
     for loss, extra, model in zip(losses, encoded.extras, passes or [None] * len(losses), strict=True):
         forward = Forward(
             batch=batch,
@@ -126,8 +127,9 @@ def objective(
             extra=extra,
             pre=encoded.pre,
             progress=progress,
-            step=round(progress * steps),
+            step=step,
             steps=steps,
+            steps_done=step if transcoder.step is None else transcoder.step,
             active=encoded.active,
             model=model,
             share=share,

@@ -91,7 +91,8 @@ class TopK(nn.Module):
 
     def _count(self, k: float) -> int:
         """A count, or the count that a share is."""
-        count = math.ceil(k * self.available) if k < 1 else int(k)
+        # Rounded first: 0.07 of 100 is 7.000000000000001 in floating-point numbers.
+        count = math.ceil(round(k * self.available, 9)) if k < 1 else int(k)
         if count > self.available:
             raise Refused("activation.k", f"{count} is more than the {self.available} features in scope: lower it")
         return count

@@ -28,11 +28,15 @@ class EMA(nn.Module):
             self.names[name] = name.replace(".", "_")
             wide = torch.promote_types(weight.dtype, torch.float32)
             self.register_buffer(self.names[name], buffer(weight.to(wide, copy=True), like=name))
-        run.evaluate_with(self.averages)
+        run.evaluate_with(lambda: self.averages() if self._has_begun(run) else {})
 
     def averages(self) -> dict[str, Tensor]:
         """By the names of the parameters."""
         return {name: self.get_buffer(own) for name, own in self.names.items()}
+
+    def _has_begun(self, run: Training) -> bool:
+        """Whether there was an update: before the first one the averages are the initial weights."""
+        return run.step >= self.every
 
     def after(self, run: Training, step: Step) -> None:
         """Move the averages towards the weights: average += (1 - decay) · (weight - average)."""
@@ -44,7 +48,8 @@ class EMA(nn.Module):
 
     def finish(self, run: Training) -> None:
         """The transcoder that is saved has the averages."""
-        run.set_weights(self.averages())
+        if self._has_begun(run):
+            run.set_weights(self.averages())
 
     def state_bytes(self, transcoder: Any) -> int:
         """Bytes of the averages."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clt_callbacks.targets import targets
 from clt_plugins import Training, generator
 
 if TYPE_CHECKING:
@@ -57,15 +58,16 @@ class ExemplarStart:
         batches = run.sample((count + 1) * size)
         # The first batches are kept until they are enough to tell which kinds of tokens are frequent.
         kept = [_Rows(run, batch) for batch in islice(batches, min(count, math.ceil(REFERENCE / size)))]
-        examples = _Examples(run, count, torch.cat([rows.inputs for rows in kept]))
+        written_to = targets(run)
+        examples = _Examples(run, count, torch.cat([rows.inputs for rows in kept]), written_to)
         while kept:
             examples.add(kept.pop(0))
         for batch in islice(batches, count - examples.batches):
             examples.add(_Rows(run, batch))
         for batch in batches:
-            self._scale(run, batch)
+            self._scale(run, batch, written_to)
 
-    def _scale(self, run: Training, batch: Batch) -> None:
+    def _scale(self, run: Training, batch: Batch, written_to: list[int]) -> None:
         """Multiply all decoder rows by c_t; by one number for all targets where a row serves several."""
         if "decoder" not in run.settable:
             return
@@ -76,9 +78,8 @@ class ExemplarStart:
         feature = torch.arange(own.start, own.stop, device=run.context.device)
         for layer in range(n_layers):
             rows = run.decoder(layer)
-            targets = _targets(run, layer)
-            product, square = sums[:, layer : layer + targets]
-            if rows.shape[1] < targets:
+            product, square = sums[:, layer : layer + written_to[layer]]
+            if rows.shape[1] < written_to[layer]:
                 product, square = product.sum(0, keepdim=True), square.sum(0, keepdim=True)
             factor = (product / square.clamp_min(1e-300)).clamp_min(0)
             run.reinitialise(layer, feature, decoder=rows * factor.to(rows)[:, None])
@@ -87,8 +88,8 @@ class ExemplarStart:
 class _Examples:
     """Gives features their examples, a part of them from each batch."""
 
-    def __init__(self, run: Training, total: int, reference: Tensor):
-        self.run, self.total = run, total
+    def __init__(self, run: Training, total: int, reference: Tensor, written_to: list[int]):
+        self.run, self.total, self.written_to = run, total, written_to
         self.batches = self.features = 0
         """How many were used, and how many have their rows."""
         self.reference = torch.nn.functional.normalize(reference, dim=-1)
@@ -128,7 +129,7 @@ class _Examples:
         some = encoder.any(1)
         run.reinitialise(layer, feature[some], encoder=encoder[some])
         if "decoder" in run.settable:
-            run.reinitialise(layer, feature, decoder=targets[:, layer : layer + _targets(run, layer)])
+            run.reinitialise(layer, feature, decoder=targets[:, layer : layer + self.written_to[layer]])
 
 
 class _Rows:
@@ -155,11 +156,3 @@ class _Rows:
         rows[mine] = x[local[mine]]
         # Every other rank adds zeros: the sum is exact.
         return self.parallel.total(rows, over="tokens")
-
-
-def _targets(run: Training, layer: int) -> int:
-    """How many layers the features of a layer write to: all from their own on, or only their own."""
-    all_later = run.context.n_layers - layer
-    if run.decoder(layer).shape[1] == all_later:
-        return all_later
-    return int((run.transcoder.tying.expand(layer) != 0).any(0).any(-1).sum())

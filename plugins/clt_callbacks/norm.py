@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clt_plugins import Step, Training
+from clt_plugins import Refused, Shifted, Step, Training
 
 if TYPE_CHECKING:
     from clt_callbacks import DecoderNormConfig
@@ -22,6 +22,11 @@ class DecoderNorm:
     def start(self, run: Training) -> None:
         """Ask for decoder rows, so that a tying without them is refused before training; and keep the first norms."""
         run.decoder(0)
+        if self.config.compensate and _has_offset(run):
+            text = (
+                "compensate: an offset of features (tying.feature_offset) cannot be divided back: leave one of them out"
+            )
+            raise Refused("callbacks", text)
         if run.step == 0:
             self._project(run)
 
@@ -36,3 +41,12 @@ class DecoderNorm:
             factor = factor.clamp_max(1.0)
         # A decoder of zeros has no direction: it stays.
         run.scale_decoder(torch.where(norms > 0, factor, 1.0), inverse=self.config.compensate)
+
+
+def _has_offset(run: Training) -> bool:
+    """Whether something is added to active features before the decoder's rows."""
+    tying = run.transcoder.tying
+    try:
+        return isinstance(tying, Shifted) and tying.shift(0) is not None
+    except Refused:  # it differs between targets
+        return True

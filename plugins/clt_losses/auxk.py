@@ -14,6 +14,9 @@ from clt_losses.late import LATE, Late
 from clt_losses.terms import of_weight, over_run
 from clt_plugins import Context, Features, Forward, Top
 
+LEAST = 1e-8
+"""A residual of less than this share of the targets' mean square is none."""
+
 if TYPE_CHECKING:
     from clt_losses import AuxKConfig
 
@@ -87,8 +90,12 @@ class AuxK:
         share = forward.share()
         residual = (share.targets - share.reconstruction).detach()
         written = share.decode(Features(extra.values.relu(), extra.pairs))
-        error, power = share.mean(torch.stack([x.square().mean((0, 2)) for x in (written - residual, residual)]))
-        power = self._mean(power.detach()).clamp_min(torch.finfo(residual.dtype).tiny)
+        squares = [x.square().mean((0, 2)) for x in (written - residual, residual, share.targets)]
+        error, power, of_targets = share.mean(torch.stack(squares))
+        power, of_targets = self._mean(torch.stack([power, of_targets]).detach())
+        # Where next to nothing is missing, dead features have nothing to learn: a gradient over next to 0 would be
+        # without bound.
+        missing = power > LEAST * of_targets
         # Where fewer than k features are dead, a GPU has empty pairs of value -inf. Without any dead feature all pairs
         # are empty: both terms are 0 then, as on a CPU.
         empty = extra.values == -torch.inf
@@ -96,7 +103,7 @@ class AuxK:
             torch.stack([extra.values.masked_fill(empty, 0).sum(), (~empty).sum().to(extra.values.dtype)])
         )
         pull = pre / (forward.features.shape[0] * self.k)
-        unexplained = (error / power).mean() * (count > 0)
+        unexplained = torch.where(missing, error / torch.where(missing, power, 1), 0).mean() * (count > 0)
         weight, of_pull = (over_run(self.schedule, forward, x) for x in (self.config.weight, self.config.pull))
         return {"auxk": weight * unexplained, "auxk_pull": -of_pull * pull}
 

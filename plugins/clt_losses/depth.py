@@ -51,7 +51,7 @@ class Depth(Term):
         """The sum over tokens of what a drawn feature of each costs, times how many are active there; a scalar."""
         features = forward.features
         tokens, n_layers, n_features = features.shape
-        key, entry, count = self._best(features, forward.step, draw)
+        key, entry, count = self._best(features, forward.steps_done, draw)
         highest, count = self._of_ranks(key, count)
         # The drawn feature is on one of the ranks that share the features; the others decode a value of 0.
         here = (key == highest) & (key >= 0)

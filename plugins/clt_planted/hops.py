@@ -102,6 +102,10 @@ class HopSums:
         never active."""
         return self.sums[:, :-1] / self.sums[:, -1:].clamp(min=1e-300)
 
+    def seen(self) -> Tensor:
+        """Whether C was ever active, [chains] bool."""
+        return self.sums[:, -1] > 0
+
 
 def shares(by_chain: Tensor) -> dict[str, float | None]:
     """The four shares of all that the features write of these chains' C, and `written`; None where there is nothing."""

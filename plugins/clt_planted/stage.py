@@ -139,7 +139,7 @@ def measure(transcoder: CrossLayerTranscoder, source: KnowsTruth, tokens: int) -
         score(transcoder, source.held_out(tokens), [pairs])
         absorption = pairs.mean()
     by_chain = hop_sums.by_chain()
-    of_chains = shares(by_chain)
+    of_chains = shares(by_chain[hop_sums.seen()])
     return Report(
         tokens=scores.tokens,
         nmse=defined(torch.tensor([scores.nmse], dtype=torch.float64))[0],

@@ -98,6 +98,8 @@ def build_wsd(config: WSDConfig, context: Context) -> Schedule:
         if step < (warmup := config.warmup(steps)):
             return peak * (step + 1) / warmup
         left = min(1.0, (1 - min(1.0, step / steps)) / config.decay)
+        if warmup > (1 - config.decay) * steps:  # no plateau is left: it falls from the end of the warm-up on
+            left = 1 - after_warmup(config, step, steps)
         return peak * (config.end + (1 - config.end) * left)
 
     return wsd

@@ -66,8 +66,8 @@ class Conversion:
     """The scores of the selection by score."""
     after: LayerScores
     """The scores of the thresholds."""
-    l0_change: list[float]
-    """By how much each layer's L0 changed, as a share of the L0 before, [L]."""
+    l0_change: list[float | None]
+    """By how much each layer's L0 changed, as a share of the L0 before, [L]; None where that was 0 and is not now."""
     made_from: Provenance | None = None
     """The transcoder that was converted, and the settings; None in files of earlier versions."""
 
@@ -109,7 +109,7 @@ def convert(
         report_tokens=after.tokens,
         before=LayerScores.of(before),
         after=LayerScores.of(after),
-        l0_change=[new / old - 1 if old else 0.0 for old, new in l0],
+        l0_change=[new / old - 1 if old else None if new else 0.0 for old, new in l0],
     )
     return converted, report
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from clt_plugins import encode_dense
+from clt_plugins import Refused, encode_dense
 
 if TYPE_CHECKING:
     from clt_plugins import Batch, CrossLayerTranscoder
@@ -131,6 +131,10 @@ class StandardisedOfLayer:
         self.batches = 0
 
     def add(self, x: Tensor, smallest: Tensor) -> None:
+        if len(x) < 2:
+            raise Refused(
+                "stages.convert.thresholds", '"layer" needs batches of at least 2 tokens: use "feature" or "cut"'
+            )
         self.batches += 1
         for layer, of_layer in enumerate(smallest):
             pre = pre_activations_of(self.transcoder, x, layer).double()

@@ -28,7 +28,8 @@ class DropOutliers:
         if not batch.tokens:
             return batch
         norms = batch.inputs.float().norm(dim=-1)  # [B, L]
-        outlier = (norms >= self.factor * norms.mean(0)).any(1)
+        # Of a layer whose inputs are all 0 none is larger than the others.
+        outlier = ((norms >= self.factor * norms.mean(0)) & (norms > 0)).any(1)
         # How many there are decides the batch's shape: the host has to wait for it.
         return batch.rows(~outlier) if bool(outlier.any()) else batch
 

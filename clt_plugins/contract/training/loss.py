@@ -89,6 +89,8 @@ class Forward:
     """Steps done, from 0 up to `steps`; for a `Schedule`: `schedule(forward.step, forward.steps, weight)`."""
     steps: int
     """The steps that schedules go over (`train.schedule_steps`, else all of the run)."""
+    steps_done: int
+    """Steps done; goes on beyond `steps` where the run does. For what is drawn anew in each step."""
     _active: Callable[[], Tensor] | None = None
     """What the activation says that `CountsActive`."""
     model: ModelPass | None = None

@@ -91,8 +91,12 @@ def fit_to_statistics(transcoder: CrossLayerTranscoder, statistics: Mapping[str,
     check_statistics(statistics, transcoder.n_layers, transcoder.d_model)
     normaliser, parallel = transcoder.normaliser, transcoder.context.parallel
     normaliser.fit(statistics)
-    variance = statistics[ALWAYS].square().mean(1).clamp_min(SMALLEST)
-    transcoder.target_variance.copy_(variance)
+    variance = statistics[ALWAYS].square().mean(1)
+    if (mean := statistics.get("targets.mean")) is not None:
+        # Targets that never vary have no variance: errors are measured by what the normalisation leaves of them.
+        left = mean - normaliser.units().shift.to(mean)
+        variance = torch.where(variance > 0, variance, left.square().mean(1))
+    transcoder.target_variance.copy_(variance.clamp_min(SMALLEST))
     if parallel.world > 1:
         # Ranks may have other hardware, and eigenvectors differ between libraries: one rank's numbers are everybody's.
         for value in transcoder.statistics().values():

@@ -110,7 +110,8 @@ class Rows:
         axis: int = parameter.feature_axis  # type: ignore[attr-defined]
         for value in self.optimizer.state.get(parameter, {}).values():
             fits = isinstance(value, Tensor) and value.dim() == parameter.dim()
-            if fits and value.shape[axis] == parameter.shape[axis]:
+            # Layers come before features: a factor of Adafactor that is one row for all layers is no feature's.
+            if fits and value.shape[: axis + 1] == parameter.shape[: axis + 1]:
                 yield value
 
 

@@ -103,3 +103,14 @@ def test_a_product_that_is_not_there_is_refused(product, sizes, word):
 def test_a_recipe_that_asks_for_tf32_on_a_cpu_is_refused():
     with pytest.raises(Refused, match=r"train\.precision"):
         parts(train={"precision": "tf32"})
+
+
+def test_evaluation_multiplies_in_the_weights_type_whatever_training_does():
+    """Pairs just above their threshold were lost, which the saved transcoder does not lose."""
+    chosen = {"features": 64, "path": "sparse"}
+    transcoder = parts(activation={"name": "jumprelu", "threshold": 0.2}, transcoder=chosen).transcoder
+    x = torch.randn(512, 3, 6, generator=torch.Generator().manual_seed(0))
+    transcoder.eval()
+    exact = transcoder.encode(x).dense() > 0
+    transcoder.product = "bf16"
+    assert torch.equal(transcoder.encode(x).dense() > 0, exact)

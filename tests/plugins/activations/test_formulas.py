@@ -96,6 +96,12 @@ def test_a_share_is_rounded_up_to_a_count_of_the_features_in_scope() -> None:
     assert len(values_of(built(name="topk", k=0.11), pre)) == B * 4  # 3.3 of 30
     assert len(values_of(built(name="topk", k=0.11, scope="layer"), pre)) == B * L * 2  # 1.1 of 10
     assert len(values_of(built(name="topk", k=[0.11, 4, 0.3]), pre)) == B * (2 + 4 + 3)
+    # In floating-point numbers 0.7 of 30 is 21, 0.07 of 100 is 7.000000000000001, and so on.
+    counted = [
+        parts(activation={"name": "topk", "k": k}, transcoder={"features": 100}).transcoder.activation.k
+        for k in (0.07, 0.14)
+    ]
+    assert counted == [[21], [42]]
 
 
 def test_a_k_of_each_layer_falls_as_one_k_does() -> None:

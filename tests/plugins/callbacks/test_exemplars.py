@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clt_callbacks.exemplar import _Examples
+from clt_callbacks.targets import targets as written_to
+from clt_plugins import Batch
 from clt_plugins.errors import Faults
 from tests.plugins.callbacks.test_formulas import Opened
 from tests.support.helpers import recipe
@@ -120,7 +122,7 @@ def test_rare_tokens_are_drawn_more_often_than_frequent_ones():
     frequent[..., 0] = 1 + torch.rand(90, 3, generator=torch.Generator().manual_seed(0))
     rare = torch.zeros(10, 3, 6)
     rare[torch.arange(10), :, 1 + torch.arange(10) % 5] = torch.where(torch.arange(10) < 5, 1.0, -1.0)[:, None]
-    examples = _Examples(opened.run, 1, torch.cat([frequent, rare]))
+    examples = _Examples(opened.run, 1, torch.cat([frequent, rare]), written_to(opened.run))
     # Densities are 90 and 1, so that all of the ten are among the first twenty but for one chance in hundreds.
     assert set(range(90, 100)) <= set(examples._order(torch.cat([frequent, rare])[:, 0], 0)[:20].tolist())
 
@@ -129,3 +131,19 @@ def test_rare_tokens_are_drawn_more_often_than_frequent_ones():
 def test_first_values_are_refused_where_a_run_begins_with_other_weights(name):
     with pytest.raises(Faults, match=rf"callbacks\[0\]: '{name}' overwrites the weights of transcoder\.from"):
         recipe(callbacks=[{"name": name}], transcoder={"from": "other/transcoder"})
+
+
+def test_a_layer_that_never_varies_gives_no_nan():
+    """With `per_layer` its rows became 0, and then nothing said any more that they are written to one layer."""
+    opened = Opened({"name": "exemplar_start"}, tying={"name": "per_layer"}, source={"active": 15.0})
+    real = opened.parts.source.next
+
+    def constant() -> Batch:
+        batch = real()
+        batch.targets[:, 1] = 0
+        return batch
+
+    opened.parts.source.next = constant
+    opened.callback.start(opened.run)
+    rows = opened.transcoder.tensors()["W_dec"].detach()
+    assert not rows[1].any() and rows[0].any() and rows.isfinite().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clt_plugins import CrossLayerTranscoder, Training, build, generator, load_plugins, run
-from clt_plugins.errors import Faults
+from clt_plugins.errors import Faults, Refused
 from clt_plugins.files.folders import read_tensors
 from clt_plugins.files.steps import step_folders
 from clt_plugins.training.optimizers.make import make_optimizer
@@ -76,6 +77,16 @@ def test_decoder_norms_are_projected_after_each_step(tmp_path, how):
     )
 
 
+def test_an_offset_of_features_cannot_be_compensated():
+    """It is multiplied with the row, and nothing divides it: the reconstruction changed by a tenth."""
+    tying = {"name": "per_source", "feature_offset": True}
+    opened = Opened({"name": "decoder_norm", "compensate": True}, tying=tying)
+    with pytest.raises(Refused, match=r"compensate: an offset of features \(tying\.feature_offset\) cannot be divided"):
+        opened.callback.start(opened.run)
+    without = Opened({"name": "decoder_norm", "compensate": True}, tying={"name": "per_source"})
+    without.callback.start(without.run)
+
+
 @pytest.mark.parametrize(
     "activation",
     [{"name": "relu"}, {"name": "jumprelu", "threshold": 0.2}, {"name": "topk", "k": 5, "ranking": "norm"}],
@@ -119,6 +130,23 @@ def test_the_saved_transcoder_has_the_average_and_checkpoints_the_weights(tmp_pa
     error = (torch.cat([scored(batch.inputs).detach() for batch in batches]) - targets).square().mean((0, 2))
     total = targets.var(0, correction=0).mean(1)
     assert evaluated == pytest.approx(float((error / total).mean()), rel=1e-4), "evaluated with the averages"
+
+
+def test_without_an_update_the_weights_are_saved(tmp_path):
+    """The averages were still the initial weights."""
+    ended = go(tmp_path / "ema", {"name": "ema", "every": 13})
+    alone = go(tmp_path / "alone")
+    for (name, one), other in zip(ended.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    evaluated = [
+        [
+            value
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+            for value in [json.loads(line).get("eval/nmse")]
+        ]
+        for folder in (tmp_path / "ema", tmp_path / "alone")
+    ]
+    assert evaluated[0] == evaluated[1] and any(evaluated[0])
 
 
 # -- early_stopping ----------------------------------------------------------------------------------------------------
@@ -235,6 +263,44 @@ def test_dead_features_begin_anew_at_inputs_of_high_loss():
             torch.testing.assert_close(rows, of_decoder.to(r) * r / r.norm(), rtol=1e-6, atol=1e-9)
             assert after["b_enc"][layer, feature] == 0
     assert not opened.progress.idle_tokens[0].any()
+
+
+@pytest.mark.parametrize("tying", [{"name": "per_layer"}, {"name": "per_source", "feature_scale": True}])
+def test_features_with_one_row_begin_at_what_is_missing_where_they_write(tying):
+    """`per_layer` took the mean of what is missing in layers that it cannot write to; rows were too short."""
+    opened = Opened({"name": "resample", "tokens": 48, "every": 1, "until": 1.0}, tying=tying)
+    name = tying["name"]
+    transcoder, run_ = opened.transcoder, opened.run
+    with torch.no_grad():
+        for factors in (value for own, value in transcoder.tying.named_parameters() if own == "scale"):
+            factors.uniform_(0.5, 1.5)
+    opened.progress.idle_tokens[0, [1, 4]] = 64
+    batches = list(opened.batches(3))
+    targets = torch.cat([batch.targets for batch in batches]).double()
+    transcoder.eval()
+    missing = targets - torch.cat([transcoder(batch.inputs) for batch in batches]).detach()
+    transcoder.train()
+    norms = transcoder.tying.norms().detach()[0]
+    opened.progress.step = 3
+    opened.callback.after(run_, None)
+    to = missing[:, :1] if name == "per_layer" else missing
+    share = to.square().sum((1, 2)).square()
+    share = torch.cat([torch.zeros(1, dtype=torch.float64), (share / share.sum()).cumsum(0)])
+    drawn = torch.rand(10, dtype=torch.float64, generator=generator(0, "resample", 3, 0))
+    alive = [f for f in range(10) if f not in (1, 4)]
+    for feature in (1, 4):
+        (token,) = [b for b in range(48) if share[b] <= drawn[feature] < share[b + 1]]
+        row = transcoder.tying.expand(0)[feature, 0]
+        torch.testing.assert_close(row / row.norm(), to[token].mean(0) / to[token].mean(0).norm())
+        torch.testing.assert_close(transcoder.tying.norms()[0, feature], norms[alive].mean())
+
+
+def test_with_adafactor_it_forgets_what_is_of_single_features_alone(tmp_path):
+    """A factor of all layers was taken for one of features."""
+    resample = {"name": "resample", "every": 2, "tokens": 16, "until": 1.0}
+    go(tmp_path / "run", resample, optimizer={"name": "adafactor"}, train={"dead_after_tokens": 1})
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line).get("callbacks/resampled", 0) for line in lines) > 0
 
 
 def test_it_rests_after_its_share_of_the_steps():

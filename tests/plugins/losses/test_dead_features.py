@@ -119,3 +119,25 @@ def test_k_is_exact_while_sizes_are_rounded(name: str) -> None:
         by_capacity.setdefault(capacity, set()).add(k)
     assert sorted(by_capacity) == [rows * places for places in (16, 18, 20, 22, 24)]
     assert max(len(ks) for ks in by_capacity.values()) == 2
+
+
+def test_a_layer_without_an_error_gives_auxk_nothing_to_do() -> None:
+    """Its error was divided by next to 0: one such batch made Adam's second moments infinite, and the layer stayed."""
+    made = parts(
+        activation={"name": "topk", "k": 2},
+        losses=[{"name": "auxk", "k": 3}],
+        tying={"name": "per_layer"},
+        train={"dead_after_tokens": TOKENS},
+    )
+    transcoder = made.transcoder.train()
+    with torch.no_grad():
+        transcoder.b_enc[0, :5] = 50.0  # they are the best of all layers: nothing is active in layer 1
+        transcoder.b_enc[:, 5:] = 1.0
+    batch = random_batch(TOKENS, 3, 6)
+    batch.targets[:, 1] = 0
+    idle = torch.zeros(3, 10, dtype=torch.int64)
+    idle[:, 5:] = TOKENS
+    outcome = objective(transcoder, made.losses, batch, idle, 0.5)
+    outcome.total.backward()
+    assert 0 < float(outcome.terms["auxk"]) < 100
+    assert float(transcoder.W_enc.grad.abs().max()) < 100 and bool(transcoder.W_enc.grad[0].any())

@@ -184,3 +184,20 @@ def test_training_with_depth_takes_writes_to_later_layers_away() -> None:
 def test_depth_is_refused_where_nothing_is_written_to_later_layers() -> None:
     with pytest.raises(Faults, match=r"losses\[0\]: depth penalises writes to later layers, and 'per_layer' has none"):
         recipe(losses=[{"name": "depth"}], tying={"name": "per_layer"})
+
+
+def test_draws_go_on_after_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `schedule_steps` were done, every further step drew the same: some features were hardly penalised."""
+    made = parts(losses=["depth"], train={"steps": 12, "schedule_steps": 4})
+    seeds = []
+    real = type(made.losses[0])._best
+    monkeypatch.setattr(
+        type(made.losses[0]),
+        "_best",
+        lambda self, features, step, draw: seeds.append(step) or real(self, features, step, draw),
+    )
+    idle = torch.zeros(made.transcoder.shape, dtype=torch.int64)
+    for step in range(8):
+        made.transcoder.step = step
+        objective(made.transcoder.train(), made.losses, random_batch(8, L, D), idle, min(1.0, step / 4))
+    assert seeds == list(range(8))

@@ -52,6 +52,7 @@ def make_forward(**changes: Any) -> Forward:
         progress=0.4,
         step=40,
         steps=100,
+        steps_done=40,
     )
     return attrs.evolve(forward, **changes)
 

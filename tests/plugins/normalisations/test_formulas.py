@@ -10,6 +10,7 @@ import torch
 
 from clt_plugins import Batch, CrossLayerTranscoder, run
 from clt_plugins.model.normalisation.fit import fit_to_batches
+from clt_plugins.training.objective import objective
 from tests.support.helpers import parts, tables
 
 METHODS = ("none", "mean_std", "rms", "sqrt_d_model")
@@ -98,3 +99,16 @@ def test_a_run_with_sqrt_d_model_has_a_mean_norm_of_sqrt_d_model(side, tmp_path)
         norms = [math.sqrt(sum(float(v) ** 2 for v in row)) for row in x[:, layer].double()]
         scale = sum(norms) / len(norms) / math.sqrt(6)
         assert trained.statistics()[f"{side}_scale"][layer].tolist() == pytest.approx([scale] * 6, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["none", "rms", "mean_std"])
+def test_targets_that_never_vary_do_not_outweigh_the_others(name):
+    """With a mean that stays (`none`, `rms`) their error was divided by 1e-12."""
+    drawn = batches()
+    for batch in drawn:
+        batch.targets[:, 1] = 5.0
+    transcoder = fitted(name, drawn)
+    loss = parts(source={"layers": 2, "d_model": 4}, losses=["mse"]).losses
+    idle = torch.zeros(transcoder.shape, dtype=torch.int64)
+    terms = objective(transcoder, loss, drawn[0], idle, 0.5).terms
+    assert 0.1 < float(terms["mse"]) < 20

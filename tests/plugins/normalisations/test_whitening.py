@@ -241,6 +241,7 @@ def test_the_squared_error_is_that_of_raw_activations_with_its_gradient(scale):
         progress=0.0,
         step=0,
         steps=1,
+        steps_done=0,
     )
     (term,) = parts(losses=[{"name": "mse", "scale": scale}]).losses[0](forward).values()
     by_layer = (transcoder.normaliser.restore(reconstruction) - batch.targets).square().mean((0, 2))

@@ -29,11 +29,11 @@ def rate(name: str, step: int, warmup: int, steps: int, highest: float) -> float
     if name == "cosine":
         return highest * (1 + math.cos(math.pi * share)) / 2
     if name == "linear_final20" and step > 0.8 * steps:
-        return highest * (steps - step) / (0.2 * steps)
+        return highest * (steps - step) / (steps - max(warmup, 0.8 * steps))
     return highest
 
 
-@pytest.mark.parametrize("warmup", [0, 1, 7, STEPS - 1])
+@pytest.mark.parametrize("warmup", [0, 1, 7, 36, STEPS - 1])
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "linear_final20"])
 def test_the_rate_of_every_step(name: str, warmup: int) -> None:
     one = schedule(name, warmup_steps=warmup) if warmup < 12 else _unchecked(name, warmup)

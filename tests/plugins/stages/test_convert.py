@@ -108,6 +108,10 @@ def test_a_layer_of_which_nothing_is_selected_stays_silent():
         config = convert_config(tokens=2 * BATCH, calibration_tokens=2 * BATCH, calibrate=calibrated)
         converted, report = convert(built.transcoder, built.source, config)
         assert report.before.l0[0] == report.after.l0[0] == 0 and min(report.after.l0[1:]) > 0
+        assert report.l0_change[0] == 0
+    low = convert_config(tokens=2 * BATCH, calibration_tokens=2 * BATCH, calibrate=False, unseen=1e-9)
+    report = convert(built.transcoder, built.source, low)[1]
+    assert report.after.l0[0] > 0 and report.l0_change[0] is None, "no share of 0"
 
 
 def count(transcoder: CrossLayerTranscoder, batch: Any) -> torch.Tensor:
@@ -188,6 +192,8 @@ def test_what_cannot_be_converted_says_why():
         convert(small(), parts().source, convert_config(activation="relu", tokens=64))
     with pytest.raises(ValueError, match=r"stages\.convert\.l0: 2 numbers for 3 layers"):
         convert(small(), parts().source, convert_config(l0=[1.0, 2.0], tokens=64))
+    with pytest.raises(ValueError, match=r'stages\.convert\.thresholds: "layer" needs batches of at least 2 tokens'):
+        convert(small(), parts(train={"batch_tokens": 1}).source, convert_config(thresholds="layer", tokens=64))
 
 
 def small() -> CrossLayerTranscoder:

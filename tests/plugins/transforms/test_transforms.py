@@ -38,6 +38,13 @@ def test_an_outlier_has_twenty_times_the_mean_norm_in_some_layer() -> None:
     assert torch.equal(kept.inputs, batch.inputs[rows]) and torch.equal(kept.targets, batch.targets[rows])
 
 
+def test_a_layer_whose_inputs_are_all_0_has_no_outliers() -> None:
+    """Each of its tokens was one: the batch was dropped."""
+    batch = random_batch(100, L, D)
+    batch.inputs[:, 1] = 0
+    assert transform("drop_outliers")(batch, 0).tokens == 100
+
+
 def test_an_outlier_has_no_part_in_the_loss_and_its_gradients() -> None:
     """Of `mse`, by a loop over the tokens that are left: only the decoder's bias has a gradient where nothing is
     active."""
