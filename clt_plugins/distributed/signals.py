@@ -8,10 +8,12 @@ first one stops at once, as `KeyboardInterrupt`: it is no `Exception`, so that n
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +23,9 @@ from clt_plugins.errors import ExitCode, Stopped
 
 logger = logging.getLogger(__name__)
 
+SAME_S = 2.0
+"""A SIGTERM so soon after another signal is the same request: SLURM may send one to all processes of a step, and
+torchrun another one to its ranks."""
 AGAIN_S = 0.05
 """After which an interrupt comes again that could not be raised."""
 
@@ -36,8 +41,13 @@ class Signals:
         self.raised = False
         """Whether a signal has stopped the command at once."""
         self._loop = False
+        self._asked_s = -math.inf
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._loop and self.asked and number == signal.SIGTERM and now - self._asked_s < SAME_S:
+            return
+        self._asked_s = now
         if not self._loop or self.asked:
             self.raised = True
             raise KeyboardInterrupt

@@ -140,10 +140,9 @@ def train(
 
         done = min(1.0, progress.step / schedule_steps)
         wanted = in_model.wanted(progress.step + 1, done)
-        first_text = any(wanted) and in_model.text is None
         batch = reading.next(lambda wanted=wanted: read_text(wanted))  # type: ignore[misc]
-        if first_text:
-            reading.check()  # a rank that could not read goes on with the last text, and has none yet
+        if any(wanted):
+            reading.check()  # a rank that could not read has another text than the others, or none
         tokens = batch.tokens * parallel.data_ranks
         watch.lap("data_s")
         threads.begin()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from clt_parallel.grid import Grid
 from clt_plugins import Refused
@@ -24,6 +23,8 @@ T = TypeVar("T")
 PATIENCE = 3
 """How many times `timeout_s` connecting may take. Torch gives each step that time, but waits for ever for the answer of
 a store whose process hangs (torch 2.13, `TCPStore`); and it waits where no signal is heard."""
+WAITING = timedelta(days=30)
+"""How long ranks wait for what one of them does alone, such as an export: as long as it takes."""
 START = "torchrun --nproc-per-node {} -m clt_plugins run ..."
 
 
@@ -66,19 +67,30 @@ def connect(config: TensorConfig, device: torch.device) -> Grid:
 
 
 def _groups(config: TensorConfig, device: torch.device, backends: str, world: int, tensor: int) -> dict[str, Any]:
-    """The process groups over "features", "tokens" and "all" ranks; "rows": those of all groups of tensor ranks."""
+    """The process groups over "features", "tokens" and "all" ranks; "rows": those of all groups of tensor ranks;
+    "waiting": of all ranks, for what one of them does alone."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # that of a thread is its own
-    dist.init_process_group(backends, timeout=timedelta(seconds=config.timeout_s))
-    mesh = init_device_mesh(device.type, (config.data, tensor), mesh_dim_names=("data", "tensor"))
+    timeout = timedelta(seconds=config.timeout_s)
+    dist.init_process_group(backends, timeout=timeout)
+    rank = dist.get_rank()
+
+    def split(several: list[range]) -> list[Any]:
+        """A group of each of these ranks; every rank makes all groups. Torch's own default of a timeout is another."""
+        whole = len(several) == 1
+        return [dist.group.WORLD if whole else dist.new_group(list(one), timeout=timeout) for one in several]
+
+    rows = [range(first, first + tensor) for first in range(0, world, tensor)]
     groups: dict[str, Any] = {
-        "features": mesh.get_group("tensor"),
-        "tokens": mesh.get_group("data"),
+        "features": split(rows)[rank // tensor],
+        "tokens": split([range(first, world, tensor) for first in range(tensor)])[rank % tensor],
         "all": dist.group.WORLD,
+        # A rank that dies closes its connection, so this ends at once also where the time is not up.
+        "waiting": dist.new_group(backend="gloo", timeout=WAITING),
     }
     if tensor > 1:
         # Rows of a source travel beside a step: in the group of its sums they would wait for each other.
-        groups["rows"] = [dist.new_group(range(first, first + tensor)) for first in range(0, world, tensor)]
+        groups["rows"] = [dist.new_group(list(one), timeout=timeout) for one in rows]
     return groups
 
 

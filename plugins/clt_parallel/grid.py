@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class Grid:
         self.splits_tokens = splits_tokens
         self.sizes = {"features": tensor, "tokens": data, "all": tensor * data}
         self.bytes: dict[str, int] = {}
+        self.lost = False
+        """Whether a rank was lost."""
 
     def shard(self, n_features: int) -> range:
         """This rank's features of F; shards differ by at most one feature.
@@ -178,12 +180,21 @@ class Grid:
         return dict(self.bytes)
 
     def barrier(self) -> None:
-        self.total(torch.zeros(1), "all", "agreement")
+        if not self._alone("all"):
+            with self._lost_ranks():
+                dist.all_reduce(torch.zeros(1), group=self.groups.get("waiting", self.groups["all"]))
 
     def close(self) -> None:
         connected, self.groups = self.connected, {}
-        if connected and dist.is_initialized():
-            dist.destroy_process_group()
+        if not connected or not dist.is_initialized():
+            return
+        if self.lost and dist.get_backend_config().find("nccl") >= 0:
+            # Kernels are queued that wait for a rank that is gone; leaving the group would wait for them.
+            abort = getattr(dist.distributed_c10d, "_abort_process_group", lambda: None)  # no public name
+            with suppress(Exception):
+                abort()
+            return
+        dist.destroy_process_group()
 
     # -- collectives --------------------------------------------------------------------------------------------
 
@@ -222,6 +233,7 @@ class Grid:
         from_gloo = type(error) is RuntimeError and GLOO.search(str(error)) is not None
         if not (from_gloo or isinstance(error, dist.DistError)):
             return
+        self.lost = True
         reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". ")[0]
         raise ConnectionError(
             f"rank {self.rank}: another of the {self.world} ranks died or hangs ({reason}); checkpoints already "

@@ -172,16 +172,23 @@ class Filling:
                 self.finite = finite_later(self.into.view(slice(0, self.block.group.count)), self.reader.layers)
 
     def finish(self) -> None:
-        """Run what is left; the rows are there for what the current stream does next.
+        """Run what is left; the rows are there for what the current stream does next. `check` them then.
 
         Raises:
-            Refused: a number is not finite; or what else a pass raised.
+            Exception: what a pass of this rank raised. Other ranks have its rows as they are, and do not know.
         """
         self.advance(self.rounds())
         if self.stream is not None:
             torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
         if self.error is not None:
             raise self.error
+
+    def check(self) -> None:
+        """Look whether all rows are numbers.
+
+        Raises:
+            Refused: one is not finite; the same on all ranks.
+        """
         assert self.finite is not None
         self.finite()
 

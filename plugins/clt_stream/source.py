@@ -227,7 +227,9 @@ class Stream:
         if filling is None:
             filling = self._begin(group)
         self.block = None
-        filling.finish()
+        with self.turns.all_or_none():
+            filling.finish()
+        filling.check()
         self.rows, self.spare = filling.into, self.rows if self.ahead else None
         self.block = block = filling.block
         self.start, self.following = block.start, block.following

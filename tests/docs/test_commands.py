@@ -25,7 +25,16 @@ SHOWN = [*documents(), *sorted((ROOT / "examples").glob("*.toml")), ROOT / "exam
 """Documents, recipes with commands in their comments, and the job script."""
 
 START = re.compile(r"(?:python -m|torchrun\b.*?-m|-m) (?=(?:clt_plugins|tests\.\w)[\w.]*(?:\s|$))")
-OTHERS = {"--nproc-per-node", "--nnodes", "--port", "--against", "--against-python", "--peer-python"}
+OTHERS = {
+    "--nproc-per-node",
+    "--nnodes",
+    "--node-rank",
+    "--master-addr",
+    "--port",
+    "--against",
+    "--against-python",
+    "--peer-python",
+}
 """Options of torchrun and of the benchmarks that the text names by themselves."""
 
 

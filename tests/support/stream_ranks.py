@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 import torch
@@ -56,12 +57,15 @@ def main(model: str, text: str, folder: Path) -> None:
     def lost() -> None:
         raise OSError("the text is gone")
 
-    for name, there, attribute, instead in (
-        ("model", source.reader, "read", broken),
-        ("text", source.packer, "next", lost),
+    with mock.patch("clt_stream.source.reads_ahead", return_value=True):  # as on a GPU
+        ahead = stream(model, text, grid)
+    for name, tried, there, attribute, instead in (
+        ("model", source, source.reader, "read", broken),
+        ("text", source, source.packer, "next", lost),
+        ("model, ahead", ahead, ahead.reader, "read", broken),
     ):
-        source.load_state(state)
-        reading = Reading(source, grid, cpu)
+        tried.load_state(state)
+        reading = Reading(tried, grid, cpu)
         reading.next()  # all is well, in the block that is in memory
         reading.check()
         right = getattr(there, attribute)

@@ -30,7 +30,8 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     if mallopt is None:
         yield
         return
-    mallopt(MMAP_THRESHOLD, KEPT)
+    if not mallopt(MMAP_THRESHOLD, KEPT):
+        mallopt(MMAP_THRESHOLD, USUAL)  # older versions take no more
     mallopt(TRIM_THRESHOLD, KEPT)
     try:
         yield

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from clt_plugins.distributed.signals import heard
+from clt_plugins.distributed import signals
+from clt_plugins.distributed.signals import Signals, heard
 from clt_plugins.errors import ExitCode, Stopped
 
 
@@ -78,3 +79,18 @@ def test_no_interrupt_comes_after_the_end():
     with heard():
         callback()
     time.sleep(0.2)  # four times the pause after which it would come
+
+
+def test_a_sigterm_that_is_repeated_at_once_is_the_same_request(monkeypatch):
+    """SLURM may send it to the ranks of a step, and torchrun passes its own on to them."""
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    for again, after in ((signal.SIGTERM, 2.5), (signal.SIGINT, 0.1)):
+        asked = Signals()
+        with asked.in_loop():
+            asked(signal.SIGTERM, None)
+            asked(signal.SIGTERM, None)
+            assert asked.asked and not asked.raised
+            now[0] += after
+            with pytest.raises(KeyboardInterrupt):
+                asked(again, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import socket
 import time
 from typing import Any
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from clt_parallel import TensorConfig
 from clt_parallel.connect import connect
 from clt_parallel.grid import Grid
+from tests.support.commands import on_ranks
 
 LOST = [
     RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"),
@@ -86,3 +88,28 @@ def test_a_first_rank_that_hangs_while_others_connect_is_given_up(monkeypatch):
         with pytest.raises(ConnectionError, match=r"rank 1 of 2 cannot connect .*: one of them hangs"):
             connect(TensorConfig(timeout_s=1.0), torch.device("cpu"))
         assert 2.9 < time.monotonic() - begin < 30
+
+
+GROUPS = """
+import torch
+from clt_parallel import TensorConfig
+from clt_parallel.connect import connect
+
+cpu = torch.device("cpu")
+grid = connect(TensorConfig(tensor=2, data=2, timeout_s=77.0), cpu)
+grid.barrier()
+print({name: group._get_backend(cpu).options._timeout.total_seconds() for name, group in grid.groups.items()})
+print([float(grid.total(torch.tensor(float(grid.rank)), over)) for over in ("features", "tokens", "all")])
+grid.close()
+"""
+
+
+def test_all_groups_have_the_time_that_the_recipe_gives_and_waiting_has_no_end():
+    """With ranks of both kinds, those of a step had torch's own 30 minutes."""
+    sums = [[1.0, 2.0, 6.0], [1.0, 4.0, 6.0], [5.0, 2.0, 6.0], [5.0, 4.0, 6.0]]
+    for done, expected in zip(on_ranks(4, "-c", GROUPS), sums, strict=True):
+        assert done.returncode == 0, done.stderr[-2000:]
+        times, totals = map(ast.literal_eval, done.stdout.splitlines())
+        assert times.pop("waiting") > 24 * 3600
+        assert times == dict.fromkeys(("features", "tokens", "all", "rows"), 77.0)
+        assert totals == expected

@@ -49,7 +49,8 @@ def test_ranks_resume_together_and_one_goes_on_alone_when_they_have_parted(by_ra
 
 
 def test_a_rank_whose_model_or_text_fails_in_the_middle_of_a_block_stops_all(by_rank):
-    for what, text in (("model", "RuntimeError: rank 1: "), ("text", "OSError: rank 1: the text is gone")):
+    broken = "RuntimeError: rank 1: "
+    for what, text in (("model", broken), ("model, ahead", broken), ("text", "OSError: rank 1: the text is gone")):
         assert by_rank[0][what].startswith(text), by_rank[0][what]
         assert all(results[what] == "Stopped: " for results in by_rank[1:])
 
