@@ -70,13 +70,27 @@ def _changes(needs: Plan, recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
             yield f"losses.{index}.k={max(64, k // 4)}", "while features are dead; fewer of them learn at a token", True
 
 
-def smallest_gpus(needs: Plan, recipe: Recipe, changed: Changed) -> int | None:
+def named_ranks(recipe: Recipe) -> tuple[int | None, int]:
+    """Tensor and data ranks that a recipe names; None and 1 where it does not."""
+    config = recipe.parallel.config
+    return getattr(config, "tensor", None), getattr(config, "data", 1)
+
+
+def take(gpus: int | None, recipe: Recipe) -> str:
+    """What to give to `plan` so that features are split over so many GPUs, and tokens are not."""
+    if gpus is None:
+        return ""
+    named = named_ranks(recipe) != (None, 1)
+    return f"--gpus {gpus}" + (f" --set parallel.tensor={gpus} --set parallel.data=1" if named else "")
+
+
+def smallest_gpus(needs: Plan, changed: Changed) -> int | None:
     """How many GPUs hold a recipe if its features are split over them."""
     assert needs.speed is not None
     if needs.speed.fits is None:
         return None
     for count in COUNTS:
-        other = _try(changed, "parallel.name=tensor", f"parallel.tensor={count}")
+        other = _try(changed, "parallel.name=tensor", f"parallel.tensor={count}", "parallel.data=1")
         if other is not None and other.speed is not None and other.speed.fits:
             return count
     return None

@@ -16,7 +16,7 @@ from clt_plugins.model.in_model.passes import check_losses
 from clt_plugins.recipe.read import read_recipe, recipe_data
 from clt_plugins.registry.build import build
 from clt_plugins.training.between.steering import check_steering
-from clt_plugins.training.plan.advice import faster, smallest_gpus, to_fit
+from clt_plugins.training.plan.advice import faster, named_ranks, smallest_gpus, take, to_fit
 from clt_plugins.training.plan.machines import Rates, gpu_rates
 from clt_plugins.training.plan.measure import measure
 from clt_plugins.training.plan.memory import disk, memory, peak
@@ -73,9 +73,11 @@ def plan(
     def changed(*settings: str) -> Plan:
         return of_sizes(read_recipe(recipe_data(recipe), settings, plugins), outline, rates)
 
+    smallest = smallest_gpus(needs, changed)
     advised = attrs.evolve(
         needs.speed,
-        smallest_gpus=smallest_gpus(needs, recipe, changed),
+        smallest_gpus=smallest,
+        take=take(smallest, recipe),
         to_fit=to_fit(needs, recipe, changed),
         advice=faster(needs, recipe, changed),
     )
@@ -105,16 +107,18 @@ def split(recipe: Recipe, gpus: int | None, plugins: Plugins) -> Recipe:
         Refused: they are no multiple of the ranks that the recipe names.
     """
     table = recipe_data(recipe)
-    named = table["parallel"]
-    tensor = named.get("tensor") if isinstance(named, dict) and named["name"] == "tensor" else None
-    if gpus is None or (gpus == 1 and tensor is None):
+    tensor, data = named_ranks(recipe)
+    if gpus is None or (gpus == 1 and tensor is None and data == 1):
         return recipe
-    data = named.get("data", 1) if tensor else 1
-    if tensor and gpus != tensor * data:
+    if tensor is None:
+        if gpus % data:
+            raise Refused("--gpus", f"{gpus} is no multiple of parallel.data, which is {data}")
+        tensor = gpus // data
+    elif gpus != tensor * data:
         if gpus % tensor:
             raise Refused("--gpus", f"{gpus} is no multiple of parallel.tensor, which is {tensor}")
         data = gpus // tensor
-    settings = ["parallel.name=tensor", f"parallel.tensor={tensor or gpus}", f"parallel.data={data}"]
+    settings = ["parallel.name=tensor", f"parallel.tensor={tensor}", f"parallel.data={data}"]
     return read_recipe(table, settings, plugins)
 
 

@@ -141,6 +141,8 @@ class Speed:
     smallest_gpus: int | None = None
     """How many of these GPUs hold the recipe if its features are split over them (`parallel.tensor`); None if not even
     1,024 do, or the device's memory is not known."""
+    take: str = ""
+    """What to give to `plan` for that number."""
     to_fit: list[str] = attrs.field(factory=list)
     """Settings that together make it fit into one of them, if it does not; empty if there are none."""
     advice: list[Advice] = attrs.field(factory=list)

@@ -50,7 +50,7 @@ def _times(needs: Plan, speed: Speed) -> Iterator[str]:
     if speed.fits is False:
         yield f"  does not fit: {refusal(needs, speed)}"
     elif speed.smallest_gpus is not None and device.gpus > speed.smallest_gpus:
-        yield f"  the smallest number that holds it is {speed.smallest_gpus}"
+        yield f"  the smallest number that holds it is {speed.smallest_gpus}: {speed.take}"
 
 
 def refusal(needs: Plan, speed: Speed) -> str:
@@ -59,7 +59,7 @@ def refusal(needs: Plan, speed: Speed) -> str:
     remedies = []
     if speed.to_fit:
         remedies.append("set " + " and ".join(speed.to_fit))
-    if speed.smallest_gpus is not None:
-        remedies.append(f"take --gpus {speed.smallest_gpus}")
+    if speed.take:
+        remedies.append(f"take {speed.take}")
     text = f"needs {needs.total_bytes / 1e9:.0f} GB of {speed.device.memory / 1e9:.0f}"
     return f"{text}: {', or '.join(remedies) or 'take fewer features, or another tying'}"

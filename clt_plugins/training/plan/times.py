@@ -73,7 +73,7 @@ def step(work: Work, rates: Rates, outline: Outline, *, copied: bool = False, de
         *([_selection(work, rates)] if work.selections and not work.dense else []),
         *_decoder(work, rates),
         _optimizer(work, rates),
-        *([_network(work, rates)] if work.tensor_ranks * work.data_ranks > 1 else []),
+        *([_network(work, rates, outline)] if work.tensor_ranks * work.data_ranks > 1 else []),
         _rest(work, rates),
         *_source(work, rates, outline, copied=copied),
     ]
@@ -173,14 +173,17 @@ def _optimizer(work: Work, rates: Rates) -> Piece:
     return _piece("optimizer", {MEMORY: moved / rates.memory})
 
 
-def _network(work: Work, rates: Rates) -> Piece:
-    """Sums over ranks: of the reconstruction where features are split, of gradients where tokens are."""
+def _network(work: Work, rates: Rates, outline: Outline) -> Piece:
+    """Sums over ranks: of the reconstruction where features are split, of gradients where tokens are. And rows, where
+    ranks that share the features divide the language model's passes."""
     activations = work.tokens * work.n_layers * work.d_model * work.compute_bytes
     gradients = work.parameters * work.weight_bytes
     sent = sum(
         2 * (ranks - 1) / ranks * size
         for ranks, size in ((work.tensor_ranks, activations), (work.data_ranks, gradients))
     )
+    if outline.model_parameters:
+        sent += (work.tensor_ranks - 1) / work.tensor_ranks * work.tokens * work.row_bytes
     return _piece("network", {NETWORK: sent / rates.link})
 
 
@@ -194,12 +197,12 @@ def _rest(work: Work, rates: Rates) -> Piece:
 
 
 def _source(work: Work, rates: Rates, outline: Outline, *, copied: bool) -> list[Piece]:
-    """The language model's forward pass of the batch's tokens, each on every rank that shares its features; and copies
-    of rows: into the block, out of it, and to the device where the block is not there."""
+    """The language model's forward pass of the batch's tokens, divided among the ranks that share the features; and
+    copies of rows: into the block, out of it, and to the device where the block is not there."""
     row = work.tokens * work.row_bytes
     pieces = []
     if outline.model_parameters:
-        flops = 2 * outline.model_parameters * work.tokens
+        flops = 2 * outline.model_parameters * work.tokens / work.tensor_ranks
         seconds = flops / product_rate(rates, outline.model_dtype)
         pieces.append(_piece("language model", {PRODUCT: seconds}))
     copies = {MEMORY: 4 * row / rates.memory}

@@ -7,7 +7,6 @@ for the one that has its turn.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -147,29 +146,6 @@ def most_at_once(sweep: Sweep, plans: SweepPlan, available: int) -> int | None:
         if all(_bytes(group, by_label) <= available for group in grouped(sweep.members, count)):
             return count
     return None
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Memory of a device that is free now; None if that is not known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    free = []
-    memory = _text(Path("/proc/meminfo"))
-    free += [int(line.split()[1]) * 1024 for line in memory.splitlines() if line.startswith("MemAvailable:")]
-    # A container may have less than the machine.
-    limit, used = (_text(Path(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current"))
-    if limit.isdecimal() and used.isdecimal():
-        free.append(max(0, int(limit) - int(used)))
-    return min(free, default=None)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def as_table(needs: SweepPlan) -> str:

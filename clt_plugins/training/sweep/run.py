@@ -30,9 +30,10 @@ from clt_plugins.model.scores import score
 from clt_plugins.recipe.read import read_sweep
 from clt_plugins.recipe.sweep import Sweep
 from clt_plugins.registry.plugins import Plugins, load_plugins
+from clt_plugins.training.host.free import available_bytes
 from clt_plugins.training.host.memory import kept_memory
 from clt_plugins.training.sweep.folder import RECORD, sweep_folder
-from clt_plugins.training.sweep.memory import available_bytes, most_at_once, plan_sweep
+from clt_plugins.training.sweep.memory import most_at_once, plan_sweep
 from clt_plugins.training.sweep.result import frontier as result
 from clt_plugins.training.sweep.result.frontier import Frontier, Point
 from clt_plugins.training.sweep.result.page import page
@@ -142,7 +143,7 @@ def _check_memory(read: Sweep, plugins: Plugins, at_once: int | None) -> None:
         return
     most = most_at_once(read, needs, available)
     if most is None:
-        raise Refused("sweep", f"{told}, and not one of its members fits: see `plan`")
+        raise Refused("sweep", f"{told}, and not one of its members fits: see `plan`, or try with --at-once 1")
     passes = len(grouped(read.members, most))
     raise Refused("sweep", f"{told}: train {most} at a time, --at-once {most} (activations are made {passes} times)")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ class Together:
         """
         for turn in self.turns:
             assert turn.one is not None
-            turn.steps = steps = turn.one.steps(lambda: signals.asked, silent=True)
+            turn.steps = steps = turn.one.steps(partial(self._stops, turn, signals), silent=True)
             stack.callback(steps.close)
             with turn.taken():
                 next(steps)
@@ -172,6 +173,10 @@ class Together:
             at = " to ".join(map(str, dict.fromkeys((at_steps[0], at_steps[-1]))))
             text = f"interrupted at step {at}, {len(interrupted)} checkpoints written: go on with --resume"
             raise Stopped(ExitCode.INTERRUPTED, text)
+
+    def _stops(self, turn: Turn, signals: Signals) -> bool:
+        """Whether a member is to stop now: one that had no turn yet with a batch that others have read takes it."""
+        return signals.asked and all(other.one is None or other.at != turn.at + 1 for other in self.turns)
 
     def finish(self) -> Iterator[Turn]:
         """The stages of each member that is trained, and its scores; yields those that succeeded, one by one."""

@@ -81,8 +81,10 @@ def test_each_part_by_hand():
     assert seconds({"copied": 1e6}, copied=True) == pytest.approx({"data": 100 * 160 / 1e6})
     assert seconds({"memory": 1e9})["optimizer"] == pytest.approx(50_000 * (3 * 4 + 2 * 8) / 1e9)
     several = attrs.evolve(WORK, tensor_ranks=4, data_ranks=2)
-    sent = 2 * 3 / 4 * 100 * 2 * 10 * 4 + 2 * 1 / 2 * 50_000 * 4
+    sent = 2 * 3 / 4 * 100 * 2 * 10 * 4 + 2 * 1 / 2 * 50_000 * 4 + 3 / 4 * 100 * WORK.row_bytes
     assert seconds({"link": 1e6}, several) == pytest.approx({"network": sent / 1e6})
+    products = {"encoder": 2 * numbers * 10 / 1e6, "language model": 2 * 7000 * 100 / 4 / 1e6}  # divided by ranks
+    assert seconds({"products": {"float32": 1e6}}, several) == pytest.approx(products)
 
 
 def test_what_losses_select_costs_time_only_while_features_are_dead():
@@ -178,6 +180,27 @@ def test_several_gpus_share_the_features():
     # a quarter of the tokens either way.
     targets = 4096 // 4 * 12 * 768 * 4
     assert named.bytes.batch - targets == pytest.approx((four.bytes.batch - targets) / 2)
+
+
+def test_gpus_are_split_as_ranks_of_a_run_are():
+    """With `data` alone a run gives each group its share of the ranks; the plan gave all of them to one."""
+    by_data = on_gpu(gpus=8, **LARGE, parallel={"name": "tensor", "data": 2})
+    four = on_gpu(gpus=4, **LARGE)
+    assert by_data.ranks == 8 and by_data.bytes.parameters == four.bytes.parameters
+    with pytest.raises(Refused, match=r"--gpus: 3 is no multiple of parallel\.data, which is 2"):
+        on_gpu(gpus=3, **LARGE, parallel={"name": "tensor", "data": 2})
+
+
+def test_the_number_of_gpus_that_is_told_can_be_taken():
+    """With ranks that the recipe names, `--gpus N` alone was refused, or held less."""
+    huge = LARGE | {"transcoder": {"features": 49_152}}
+    named = on_gpu("4090", 2, **huge, parallel={"name": "tensor", "tensor": 2})
+    assert named.speed is not None and named.speed.fits is False and named.speed.smallest_gpus is not None
+    count = named.speed.smallest_gpus
+    assert named.speed.take == f"--gpus {count} --set parallel.tensor={count} --set parallel.data=1"
+    assert named.speed.take in as_table(named)
+    taken = on_gpu("4090", count, **huge, parallel={"name": "tensor", "tensor": count, "data": 1}).speed
+    assert taken is not None and taken.fits
 
 
 def test_what_does_not_fit_is_refused_with_the_remedy():

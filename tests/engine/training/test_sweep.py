@@ -110,9 +110,11 @@ def test_what_changes_the_stream_makes_another_one(key, values):
 # -- what happens to members -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
-def test_interrupted_all_are_saved_at_the_same_step_and_go_on_as_if_never_stopped(tmp_path, kind):
-    loggers = [[{"name": "jsonl"}], [{"name": "jsonl"}, {"name": "interrupt", "at": 5, "kind": kind}]]
+@pytest.mark.parametrize(("kind", "by"), [("SIGINT", 0), ("SIGINT", 1), ("SIGTERM", 1)])
+def test_interrupted_all_are_saved_at_the_same_step_and_go_on_as_if_never_stopped(tmp_path, kind, by):
+    """Whichever member has its turn then: `by` is its number."""
+    loggers = [[{"name": "jsonl"}], [{"name": "jsonl"}]]
+    loggers[by].append({"name": "interrupt", "at": 5, "kind": kind})
     changes = {"train": {"log_every": 1}, "losses": EVERYTHING["losses"], "callbacks": EVERYTHING["callbacks"]}
     broken = many({"activation.k": [2, 4], "loggers": loggers, "zip": [["activation.k", "loggers"]]}, **changes)
     known = load_plugins(extra=[INTERRUPTING])
