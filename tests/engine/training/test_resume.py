@@ -104,9 +104,9 @@ def test_another_path_is_taken_on_resume(activation, before, path, dense, tmp_pa
     stopped(tmp_path / "run", activation=activation, transcoder={"path": before})
     ran = []
     real = paths.dense
-    monkeypatch.setattr(paths, "dense", lambda *args: ran.append(args[0][0].requires_grad) or real(*args))
+    monkeypatch.setattr(paths, "dense", lambda *args: ran.append(torch.is_grad_enabled()) or real(*args))
     resumed(tmp_path / "run", activation=activation, transcoder={"path": path})
-    assert bool(ran) == dense
+    assert any(ran) == dense, "in training; evaluations may be either"
 
 
 STREAM = {"name": "stream", "text": "python-stdlib", "context": 32, "buffer_tokens": 64}

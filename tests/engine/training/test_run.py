@@ -65,7 +65,7 @@ def test_training_lowers_the_held_out_error(tmp_path):
     run(tables(train={"steps": 200, "lr": 3e-2, "eval_every": 100}), out=tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     nmse = [line["eval/nmse"] for line in lines if "eval/nmse" in line]
-    assert nmse[-1] < 0.7 < nmse[0] + 0.3, "the zero predictor has 1"
+    assert nmse[-1] < nmse[0] < 0.7, "the zero predictor has 1"
 
 
 @pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
@@ -112,12 +112,14 @@ def test_ctrl_c_from_the_command_line_exits_130_in_one_line(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_exit_3_naming_step_and_layer(tmp_path):
-    (tmp_path / "r.toml").write_text(as_toml(recipe(train={"lr": 1e30, "steps": 40})))
+    (tmp_path / "r.toml").write_text(as_toml(recipe(train={"lr": 1e30, "steps": 40, "checkpoint_every": 1})))
     done = cli("run", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run"))
     assert done.returncode == 3, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "not finite" in last and "step" in last and "layer" in last
-    for place in (tmp_path / "run/checkpoints").glob("step_*"):
+    places = list((tmp_path / "run/checkpoints").glob("step_*"))
+    assert places
+    for place in places:
         assert all(torch.isfinite(x).all() for x in everything(place).values() if x.is_floating_point())
 
 

@@ -117,7 +117,7 @@ def test_few_iterations_already_gain_most():
     for iterations in (1, 4, 200):
         _, _, before, after = fitted({"name": "untied"}, ridge=0.1, iterations=iterations)
         gains.append(float(1 - after.square().sum() / before.square().sum()))
-    assert 0 < gains[0] < gains[1] < gains[2]
+    assert 0 < gains[0] < gains[1] < gains[2] < gains[1] / 0.9
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,13 @@ def test_rows_of_a_source_without_tokens(tmp_path: Path) -> None:
     assert local(tmp_path / "data").next().token_ids is None
 
 
-def test_stream_is_unchanged_by_generating(tmp_path: Path) -> None:
-    """Held-out rows are read between the others."""
+def test_held_out_rows_that_are_read_between_others_change_none(tmp_path: Path) -> None:
+    """As `generate` reads them."""
     recipe = stream_recipe(tmp_path)
     (spec,) = stream_sources()
     settings = {k: v for k, v in recipe["source"].items() if k != "name"}
-    source = spec.build(StreamConfig(**settings), model_context(tmp_path / "model"))
+    source, fresh = (spec.build(StreamConfig(**settings), model_context(tmp_path / "model")) for _ in range(2))
     assert source.sites[0] == ("transformer.h.0.mlp.input", "transformer.h.0.mlp.output")
+    first = source.next()
+    assert sum(batch.tokens for batch in source.held_out(100)) == 100
+    assert equal(join([first, *(source.next() for _ in range(12))]), join([fresh.next() for _ in range(13)]))

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from clt_exporters.limits import WITHOUT_THRESHOLDS
-from clt_plugins import Faults, Thresholded
+from clt_plugins import CrossLayerTranscoder, Faults, Thresholded
+from clt_plugins.files.folders import read_tensors
 from clt_plugins.model.assemble import assemble
 from clt_plugins.recipe.read import read_recipe
 from clt_plugins.registry.plugins import load_plugins
@@ -43,6 +44,17 @@ def test_an_offset_shared_by_all_targets_is_folded_and_others_are_refused(name, 
     folder = export(transcoder, name, tmp_path / "out")
     if name == "circuit-tracer":
         close(circuit_tracer_forward(folder, inputs()), transcoder(inputs()).detach(), 1e-5)
+    if name == "safetensors":
+        close(CrossLayerTranscoder.load(folder)(inputs()).detach(), transcoder(inputs()).detach(), 1e-5)
+    if name == "saelens":  # a folder for each layer, of what its features write to their own layer
+        acts, offset = transcoder.encode(inputs()).dense().detach(), transcoder.tying.offset.detach()[0]
+        for layer in range(L):
+            (file,) = (folder / f"layer_{layer:02}").glob("*.safetensors")
+            tensors = read_tensors(file)
+            pre = inputs()[:, layer] @ tensors["W_enc"] + tensors["b_enc"]
+            rows = transcoder.tying.expand(layer)[:, 0] * transcoder.normaliser.units().scale[layer]
+            written = (acts[:, layer] + offset[layer] * (acts[:, layer] > 0)) @ rows
+            close((pre * (pre > tensors["threshold"])) @ tensors["W_dec"], written, 1e-5)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -83,7 +83,7 @@ def test_a_revision_is_pinned_and_on_record(hub, pushed, trained, tmp_path):
 
 def test_branches_and_missing_revisions(pushed, trained):
     add(pushed, {"transcoder/manifest.json": b"{}"}, "broken")
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=r"manifest\.json: written in format None"):
         CrossLayerTranscoder.load("user/clt/transcoder@broken")
     with pytest.raises(Refused, match=r"hf://user/clt@v9: the repository has no revision 'v9'"):
         CrossLayerTranscoder.load("user/clt@v9")

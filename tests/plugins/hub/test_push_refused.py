@@ -194,8 +194,10 @@ def test_without_a_token_or_a_network_it_says_so_at_once(hub, trained, monkeypat
     monkeypatch.delenv("HF_TOKEN")
     done = push(trained, "user/clt")
     assert done.exit_code == 2 and "no token to upload with" in done.stderr and "hf auth login" in done.stderr
+    assert not hub.requests
     done = push(trained, "user/clt", "--out", tmp_path / "out")
     assert done.exit_code == 0 and (tmp_path / "out/README.md").is_file(), "nothing is uploaded"
+    assert not hub.requests
     check_folder(tmp_path / "out/converted")
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_stranger")
     done = push(trained, "user/clt")
@@ -203,7 +205,7 @@ def test_without_a_token_or_a_network_it_says_so_at_once(hub, trained, monkeypat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     done = push(trained, "user/clt")
     assert done.exit_code == 2 and "the network is off (HF_HUB_OFFLINE)" in done.stderr
-    assert not hub.requests or not hub.repositories
+    assert not hub.repositories and not any(request.startswith(("PUT", "POST /api/models")) for request in hub.requests)
 
 
 def test_a_folder_that_could_not_be_written_is_not_there_and_can_be_made_again(trained, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from clt_plugins import read_recipe, recipe_data, run, toml_text
-from clt_plugins.errors import Faults
+from clt_plugins.errors import Faults, PluginError
 from clt_plugins.files.sliced import SlicedTensors
 from clt_plugins.recipe.changes import changes
 from clt_plugins.recipe.read import as_toml, read_usable_recipe
@@ -112,7 +112,7 @@ PARAMETERS = "[w.parameter for w in weights]"
 )
 def test_what_would_be_lost_is_refused_in_the_first_step(distributions: Any, tmp_path: Path, made: str, text: str):
     distributions.install("clt-mine", "1.0", {"mine": FORGETFUL.replace("MADE", made)})
-    with pytest.raises((Faults, Exception), match=text):
+    with pytest.raises((Faults, PluginError), match=text):
         run(settings("mine"), out=tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 

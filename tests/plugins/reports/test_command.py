@@ -145,7 +145,7 @@ def test_a_site_is_replaced_but_nothing_else_is(made: Path, tmp_path: Path) -> N
     assert [file.name for file in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 
 
-def test_a_store_alone_and_an_unspelled_one(tmp_path: Path) -> None:
+def test_a_store_alone(tmp_path: Path) -> None:
     make_store(tmp_path / "store")
     assert invoke("report", tmp_path / "store", "--out", tmp_path / "site").exit_code == 0
     site = SiteData(tmp_path / "site").site

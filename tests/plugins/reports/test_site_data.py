@@ -314,4 +314,9 @@ def test_the_labels_of_a_transcoder_are_kept_by_its_digest(built: tuple[Collecte
     """Two sites of one transcoder share their labels; without a digest the data name it."""
     collected, _ = built
     bare = attrs.evolve(FACTS, transcoder=None)
-    assert write(collected, tmp_path / "a", bare).site["id"] == write(collected, tmp_path / "b", bare).site["id"]
+    by_data = write(collected, tmp_path / "a", bare).site["id"]
+    assert write(collected, tmp_path / "b", bare).site["id"] == by_data
+    make_store(tmp_path / "store", features=7)
+    assert write(Collected.open(tmp_path / "store"), tmp_path / "c", bare).site["id"] != by_data
+    named = write(collected, tmp_path / "d", FACTS).site["id"]
+    assert named != by_data and named == write(Collected.open(tmp_path / "store"), tmp_path / "e", FACTS).site["id"]
