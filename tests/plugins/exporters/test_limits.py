@@ -53,7 +53,7 @@ def test_an_offset_shared_by_all_targets_is_folded_and_others_are_refused(name, 
             tensors = read_tensors(file)
             pre = inputs()[:, layer] @ tensors["W_enc"] + tensors["b_enc"]
             rows = transcoder.tying.expand(layer)[:, 0] * transcoder.normaliser.units().scale[layer]
-            written = (acts[:, layer] + offset[layer] * (acts[:, layer] > 0)) @ rows
+            written = (acts[:, layer] + offset * (acts[:, layer] > 0)) @ rows
             close((pre * (pre > tensors["threshold"])) @ tensors["W_dec"], written, 1e-5)
 
 
