@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from safetensors.torch import load, save
 from clt_datasets.format.chunk import read_summary
 from clt_datasets.make.inspect import inspect
 from clt_plugins import DamagedError, Refused
+from tests.support.peak import peak
 from tests.support.stored_data import local, write_numbered
 
 
@@ -32,10 +31,9 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def little_memory() -> Iterator[None]:
     """None of what is claimed here may be allocated: the smallest is 1 GiB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 400_000 or sys.platform == "darwin"  # KiB on Linux
+    with peak() as grown:
+        yield
+        assert grown() < 400e6
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
