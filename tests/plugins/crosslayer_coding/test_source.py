@@ -75,10 +75,6 @@ def test_a_state_continues_with_the_very_next_row(tmp_path: Path) -> None:
 
 
 class TestBadInput:
-    def test_a_folder_without_data(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"metadata\.json: missing"):
-            build(tmp_path)
-
     def test_an_index_of_other_data(self, tmp_path: Path) -> None:
         write(tmp_path / "data")
         (tmp_path / "data" / "index.bin").write_bytes(b"\0" * 32)

@@ -237,7 +237,8 @@ def test_bytes_sent_are_those_of_one_reduction_and_little_more(folder, name, tok
     # In a ring each number is sent 2 (W - 1) / W times. AuxK needs one more reduction if features are dead.
     reductions = 2 if last["loss/auxk"] > 0 else 1
     reduced = 2 * (tokens * layers * d_model * 8) * (ranks - 1) / ranks * reductions
-    # Sums over features: one number of tanh_sparsity, two of AuxK. Means over shares: one of mse, of AuxK two for each
+    # Sums over features: one number of tanh_sparsity, two of AuxK. Means over shares: one of mse, of AuxK three for
+    # each
     # layer. 8 bytes each.
-    numbers = 1 + 2 + (1 + 2 * layers if name == "2x2" else 0)
+    numbers = 1 + 2 + (1 + 3 * layers if name == "2x2" else 0)
     assert last["parallel/features_bytes"] == reduced + 8 * numbers
