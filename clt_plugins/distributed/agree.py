@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def all_or_none(parallel: Parallel | None) -> Iterator[None]:
+def all_or_none(parallel: Parallel | None, *, patiently: bool = False) -> Iterator[None]:
     """A block that all ranks finish, or none. It must not communicate.
+
+    Args:
+        patiently: ranks wait for each other as long as it takes (`Parallel.barrier`), for what one of them does alone.
 
     Raises:
         Faults, OSError, PluginError, Stopped, RuntimeError: on rank 0, what the first rank that failed raised.
@@ -34,6 +37,8 @@ def all_or_none(parallel: Parallel | None) -> Iterator[None]:
         yield
     except Exception as wrong:
         error = wrong
+    if patiently:
+        parallel.barrier()
     tell(parallel, error)
 
 

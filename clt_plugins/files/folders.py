@@ -77,17 +77,17 @@ def atomic_folder(folder: Path, parallel: Parallel | None = None) -> Iterator[Pa
     partial, lock = _beside(target, "partial"), Lock(_beside(target, "lock"))
     lead = parallel is None or parallel.rank == 0
     try:
-        with all_or_none(parallel):
+        with all_or_none(parallel, patiently=True):
             if lead:
                 _begin(folder, target, partial, lock)
         listing: dict[str, ManifestFile] = {}
-        with all_or_none(parallel):
+        with all_or_none(parallel, patiently=True):
             try:
                 yield partial
             except SafetensorError as error:
                 raise OSError(str(error)) from error
         # Once all ranks have written: before, the files that safetensors renames at the end have other names.
-        with all_or_none(parallel):
+        with all_or_none(parallel, patiently=True):
             for path in files_of_rank(partial, parallel):
                 name = path.relative_to(partial).as_posix()
                 listing[name] = ManifestFile(bytes=path.stat().st_size, sha256=_digest(path))

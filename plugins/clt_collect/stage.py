@@ -121,17 +121,15 @@ class Collect:
             if threshold is not None:
                 arrays["threshold"] = threshold[layer]
             writer.features(layer, arrays)
-        try:
-            if parallel.rank == 0:
-                writer.text(text.ids, text.context, text.position)
-                if geometry is not None:
-                    with tqdm(total=100, desc="geometry", unit="%", disable=quiet) as bar:
-                        for layer, computed in geometry.layers(lambda share: bar.update(int(100 * share) - bar.n)):
-                            writer.geometry(layer, computed)
-                writer.finish(_spell(model))
-                job.show(_summary(info, layers.active), info)
-        finally:
-            parallel.barrier()  # the others wait here as long as it takes, and not in a step's exchange
+        if parallel.rank > 0:
+            return
+        writer.text(text.ids, text.context, text.position)
+        if geometry is not None:
+            with tqdm(total=100, desc="geometry", unit="%", disable=quiet) as bar:
+                for layer, computed in geometry.layers(lambda share: bar.update(int(100 * share) - bar.n)):
+                    writer.geometry(layer, computed)
+        writer.finish(_spell(model))
+        job.show(_summary(info, layers.active), info)
 
     def _geometry(self, job: Job, model: LanguageModel | None) -> Geometry | None:
         """What computes the geometry; of several ranks, on rank 0 alone.
